@@ -1,0 +1,1 @@
+"""diffeo: normalizing flows."""
