@@ -1,0 +1,103 @@
+"""Files that are either the old one or the new one, never half of one."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from diffeo.errors import UserError
+
+__all__ = ["SUFFIX", "atomic_write", "check_writable", "remove_leftovers", "unwritable"]
+
+SUFFIX = ".tmp"
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full; free some space and try again (files written earlier are intact)",
+    errno.EDQUOT: "the disk quota is used up; free some space and try again (files written earlier are intact)",
+    errno.EFBIG: "the file is larger than the system allows; files written earlier are intact",
+    errno.EACCES: "permission denied; choose a folder that you may write to",
+    errno.EPERM: "permission denied; choose a folder that you may write to",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOENT: "its folder does not exist; create it first",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another path",
+    errno.EISDIR: "it is a folder; give the name of a file",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}
+
+
+def unwritable(path: str | os.PathLike[str], error: OSError) -> UserError:
+    """Return the one-line error, with a remedy, for an ``OSError`` met while writing ``path``."""
+    reason = _REMEDIES.get(error.errno or 0) or error.strerror or str(error)
+    return UserError(f"cannot write {os.fspath(path)}: {reason}")
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path; when the block ends well, fsync it and rename it to ``path``, else remove it.
+
+    A reader, a crash or a kill at any moment sees the old file or the whole new one. The temporary file lies in the same
+    folder, exists already (empty) and is called ``NAME.PID.tmp``, so a writer that goes by the extension must be told
+    the format or given an open file. What is no regular file (``/dev/stdout``, a pipe) is yielded as it is.
+
+    Raises:
+        UserError: if the file cannot be written (full disk, permission, missing folder).
+    """
+    # A symbolic link stays one: the file it points to is replaced.
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        try:
+            yield target
+        except OSError as error:
+            raise unwritable(path, error) from error
+        return
+    temporary = target.with_name(f"{target.name}.{os.getpid()}{SUFFIX}")
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary.open("wb").close()
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        # An error that has another file's name on it (reading an input, say) is not about writing this one.
+        if isinstance(error, OSError) and error.filename in (None, str(temporary), str(target), temporary):
+            raise unwritable(path, error) from error
+        raise
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Delete the temporary files that a killed process left in ``folder``."""
+    for leftover in Path(folder).glob(f"*{SUFFIX}"):
+        leftover.unlink(missing_ok=True)
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Create ``folder`` if need be and prove that a file can be written there, before any long work is done.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    probe = Path(folder) / f"probe.{os.getpid()}{SUFFIX}"
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"diffeo")
+        probe.unlink()
+    except FileExistsError as error:
+        raise UserError(f"cannot write {os.fspath(folder)}: it is a file; give the name of a folder") from error
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def _sync(path: Path) -> None:
+    """Force a file's contents, or a folder's entries, onto the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders, and renames there need no such help
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
