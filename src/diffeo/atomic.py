@@ -45,7 +45,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     # A symbolic link stays one: the file it points to is replaced.
     target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file() and not target.is_dir():
+    device = os.path.dirname(os.path.abspath(path)) in ("/dev", "/dev/fd")  # stdout may be redirected into a file
+    if device or (target.exists() and not target.is_file() and not target.is_dir()):
         try:
             yield target
         except OSError as error:
