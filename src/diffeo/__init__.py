@@ -1,1 +1,44 @@
-"""diffeo: normalizing flows."""
+"""diffeo: normalizing flows. Exact likelihoods and fast samples of tables, images and audio.
+
+The public names are flat and load on first use, so that ``import diffeo`` (and ``diffeo --help``) stay light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Flow": "flow",
+    "FlowDistribution": "flow",
+    **dict.fromkeys(("StandardNormal", "StandardLogistic", "Uniform", "GaussianMixture"), "bases"),
+    **dict.fromkeys(("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf"), "recipes"),
+    **dict.fromkeys(("Objective", "MaximumLikelihood"), "objectives"),
+    **dict.fromkeys(("fit", "load_run"), "training"),
+    **dict.fromkeys(("transforms", "nets", "data"), ""),
+}
+
+__all__ = [*_HOME, "UserError"]
+
+from diffeo.errors import UserError
+
+if TYPE_CHECKING:
+    from diffeo import data, nets, transforms
+    from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal, Uniform
+    from diffeo.flow import Flow, FlowDistribution
+    from diffeo.objectives import MaximumLikelihood, Objective
+    from diffeo.recipes import RECIPES, build, iaf, maf, nice, nsf, realnvp
+    from diffeo.training import fit, load_run
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'diffeo' has no attribute {name!r}")
+    home = _HOME[name]
+    value = getattr(import_module(f"diffeo.{home}"), name) if home else import_module(f"diffeo.{name}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,140 @@
+"""Base distributions: the simple noise z that a flow maps to data. Events of any shape."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffeo.transforms.base import sum_event
+
+__all__ = ["Base", "GaussianMixture", "StandardLogistic", "StandardNormal", "Uniform"]
+
+
+class Base(nn.Module, ABC):
+    """A distribution of noise: ``log_prob(z)`` of ``(*batch, *event)`` and ``sample(shape)``."""
+
+    device_marker: Tensor
+
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
+        super().__init__()
+        shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+        if any(size < 1 for size in shape):
+            raise ValueError(f"expected positive event sizes, got {shape}")
+        self.event_shape = torch.Size(shape)
+        # Samples need a dtype and a device even where the base has no parameters.
+        self.register_buffer("device_marker", torch.zeros(()), persistent=False)
+
+    @abstractmethod
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of z, of shape ``(*batch,)``."""
+
+    @abstractmethod
+    def sample(self, shape: Sequence[int] = ()) -> Tensor:
+        """Draw noise of shape ``(*shape, *event)``."""
+
+    def _sum(self, value: Tensor) -> Tensor:
+        return sum_event(value, len(self.event_shape))
+
+
+class StandardNormal(Base):
+    """log p(z) = -sum_i (z_i^2 + log 2 pi) / 2."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Gaussian log-density."""
+        return -0.5 * (self._sum(z.square()) + self.event_shape.numel() * math.log(2 * math.pi))
+
+    def sample(self, shape: Sequence[int] = ()) -> Tensor:
+        """Draw standard normal noise."""
+        marker = self.device_marker
+        return torch.randn(*shape, *self.event_shape, dtype=marker.dtype, device=marker.device)
+
+
+class StandardLogistic(Base):
+    """log p(z) = -sum_i (softplus(z_i) + softplus(-z_i)), the prior of NICE (arXiv:1410.8516)."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Logistic log-density."""
+        return -self._sum(F.softplus(z) + F.softplus(-z))
+
+    def sample(self, shape: Sequence[int] = ()) -> Tensor:
+        """Draw logistic noise as the logit of uniform noise."""
+        marker = self.device_marker
+        uniform = torch.rand(*shape, *self.event_shape, dtype=marker.dtype, device=marker.device)
+        tiny = torch.finfo(uniform.dtype).tiny
+        return torch.log(uniform.clamp_min(tiny)) - torch.log1p(-uniform)
+
+
+class Uniform(Base):
+    """log p(z) = -sum_i log(high_i - low_i) inside the box [low, high], -inf outside.
+
+    Args:
+        event_shape: the shape of one example.
+        low: lower ends, a number or one per element.
+        high: upper ends.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        low: float | Sequence[float] = 0.0,
+        high: float | Sequence[float] = 1.0,
+    ) -> None:
+        super().__init__(event_shape)
+        for name, value in (("low", low), ("high", high)):
+            table = torch.as_tensor(value, dtype=torch.get_default_dtype()).expand(self.event_shape).clone()
+            self.register_buffer(name, table)
+        if not (self.low < self.high).all():
+            raise ValueError("expected low < high in every element")
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density: a constant inside, -inf outside."""
+        inside = (z >= self.low) & (z <= self.high)
+        return self._sum(torch.where(inside, -(self.high - self.low).log(), -torch.inf))
+
+    def sample(self, shape: Sequence[int] = ()) -> Tensor:
+        """Draw uniformly from the box."""
+        noise = torch.rand(*shape, *self.event_shape, dtype=self.low.dtype, device=self.low.device)
+        return torch.addcmul(self.low, noise, self.high - self.low)
+
+
+class GaussianMixture(Base):
+    """p(z) = sum_k w_k prod_i N(z_i; mu_ki, s_ki^2) with learned weights, means and scales.
+
+    Means start spread out (standard normal draws from the seed), scales at 1, weights equal.
+
+    Args:
+        event_shape: the shape of one example.
+        components: the number of Gaussians.
+        seed: of the starting means.
+    """
+
+    def __init__(self, event_shape: int | Sequence[int], components: int = 8, seed: int = 0) -> None:
+        super().__init__(event_shape)
+        if components < 1:
+            raise ValueError(f"expected components >= 1, got {components}")
+        generator = torch.Generator().manual_seed(seed)
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.means = nn.Parameter(torch.randn(components, *self.event_shape, generator=generator))
+        self.log_scales = nn.Parameter(torch.zeros(components, *self.event_shape))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density by a stable sum over the components."""
+        rank = len(self.event_shape)
+        apart = (z.unsqueeze(-rank - 1) - self.means) * torch.exp(-self.log_scales)  # (*batch, K, *event)
+        each = -0.5 * apart.square() - self.log_scales - 0.5 * math.log(2 * math.pi)
+        return torch.logsumexp(self._sum(each) + torch.log_softmax(self.logits, dim=0), dim=-1)
+
+    def sample(self, shape: Sequence[int] = ()) -> Tensor:
+        """Draw a component, then its Gaussian."""
+        count = math.prod(shape)
+        chosen = torch.multinomial(self.logits.softmax(0), max(count, 1), replacement=True)[:count]
+        means, scales = self.means[chosen], self.log_scales[chosen].exp()
+        return torch.addcmul(means, scales, torch.randn_like(means)).reshape(*shape, *self.event_shape)

@@ -1,0 +1,275 @@
+"""Flow: a base and a transform make a density with exact likelihoods and samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from diffeo.bases import Base
+from diffeo.transforms.base import Transform
+
+__all__ = ["Flow", "FlowDistribution"]
+
+# Without gradients, rows are taken in portions of this many, so that memory does not grow with their number.
+_PORTION = 16384
+
+
+class Flow(nn.Module):
+    """The density of x = f(z), z ~ base: log p(x) = log p(f^-1(x)) + log|det df^-1/dx|.
+
+    Shapes are those of torch.distributions: ``(*sample, *batch, *event)``. A context ``(*batch, *context_shape)``
+    broadcasts against the leading dimensions of x or z. This is the only place where shapes are checked; tensors of any
+    real dtype are accepted and cast to the flow's own.
+
+    Args:
+        base: the distribution of the noise.
+        transform: the bijection from noise to data, preprocessing included.
+        event_shape: the shape of one example of data; by default that of the base.
+        context_shape: the shape of one context, ``()`` for none.
+        context_transform: a transform whose inverse normalizes the context before it is used.
+
+    Attributes:
+        recipe: the name and arguments that ``diffeo.recipes.build`` makes this flow from, where a recipe made it.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        transform: Transform,
+        event_shape: Sequence[int] | None = None,
+        context_shape: Sequence[int] = (),
+        context_transform: Transform | None = None,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.transform = transform
+        self.event_shape = base.event_shape if event_shape is None else torch.Size(event_shape)
+        self.context_shape = torch.Size(context_shape)
+        self.context_transform = context_transform
+        self.recipe: dict[str, Any] | None = None
+
+    @property
+    def cheap(self) -> str:
+        """``"inverse"``: scoring is the parallel side; ``"forward"``: sampling is; ``"both"``; ``"neither"``."""
+        return self.transform.cheap
+
+    def log_prob(
+        self, x: Tensor, context: Tensor | None = None, nan: Literal["error", "propagate"] = "error"
+    ) -> Tensor:
+        """Log-density of each example, in nats, in the units of x.
+
+        Args:
+            x: ``(*batch, *event)``.
+            context: broadcastable to ``(*batch, *context_shape)``.
+            nan: what becomes of rows that hold NaN or infinity: ``"error"`` raises, ``"propagate"`` gives NaN for
+                exactly those rows. A finite row always gets a finite value or -inf.
+
+        Returns:
+            ``(*batch,)``.
+
+        Raises:
+            ValueError: for a wrong shape, a missing or superfluous context, or non-finite rows.
+        """
+        if nan not in ("error", "propagate"):
+            raise ValueError(f"expected nan='error' or 'propagate', got {nan!r}")
+        rows, given, batch = self._rows(x, context, self.event_shape, "x")
+        bad = self._non_finite(rows, given)
+        if bad is not None:
+            if nan == "error":
+                raise ValueError(
+                    f"expected finite values, got NaN or infinity in {int(bad.sum())} of {len(bad)} rows, "
+                    f"first in row {int(bad.nonzero()[0, 0])}"
+                )
+            rows = torch.where(bad.reshape(-1, *(1,) * len(self.event_shape)), 0, rows)
+            if given is not None:
+                given = torch.where(bad.reshape(-1, *(1,) * len(self.context_shape)), 0, given)
+        (log_prob,) = _portions(self._log_prob, rows, given)
+        if bad is not None:
+            log_prob = torch.where(bad, torch.nan, log_prob)
+        return log_prob.reshape(batch)
+
+    def sample(self, shape: int | Sequence[int] = (), context: Tensor | None = None) -> Tensor:
+        """Draw samples ``(*shape, *batch, *event)``, without gradients (``sample_and_log_prob`` keeps them)."""
+        with torch.no_grad():
+            z, batch = self._noise(shape, context)
+            rows, given, _ = self._rows(z, context, self.base.event_shape, "z", batch)
+            (x,) = _portions(lambda z, c: (self.transform.forward(z, self._context(c)),), rows, given)
+            return x.reshape(*batch, *self.event_shape)
+
+    def sample_and_log_prob(
+        self, shape: int | Sequence[int] = (), context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw samples with their log-densities at the price of sampling alone; differentiable."""
+        z, batch = self._noise(shape, context)
+        rows, given, _ = self._rows(z, context, self.base.event_shape, "z", batch)
+        x, log_prob = _portions(self._generate, rows, given)
+        return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Normalize: z = f^-1(x)."""
+        rows, given, batch = self._rows(x, context, self.event_shape, "x")
+        (z,) = _portions(lambda x, c: (self.transform.inverse(x, self._context(c)),), rows, given)
+        return z.reshape(*batch, *self.base.event_shape)
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Generate: x = f(z)."""
+        rows, given, batch = self._rows(z, context, self.base.event_shape, "z")
+        (x,) = _portions(lambda z, c: (self.transform.forward(z, self._context(c)),), rows, given)
+        return x.reshape(*batch, *self.event_shape)
+
+    def distribution(self, context: Tensor | None = None) -> FlowDistribution:
+        """The density given a context, as a ``torch.distributions.Distribution``."""
+        return FlowDistribution(self, context)
+
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
+        z, log_det = self.transform.inverse_and_log_det(x, self._context(context))
+        return (self.base.log_prob(z) + log_det,)
+
+    def _generate(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, log_det = self.transform.forward_and_log_det(z, self._context(context))
+        return x, self.base.log_prob(z) - log_det
+
+    def _context(self, context: Tensor | None) -> Tensor | None:
+        if context is None or self.context_transform is None:
+            return context
+        return self.context_transform.inverse(context)
+
+    def _noise(self, shape: int | Sequence[int], context: Tensor | None) -> tuple[Tensor, torch.Size]:
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        if any(size < 0 for size in shape):
+            raise ValueError(f"expected a sample shape without negative sizes, got {shape}")
+        self._check_context(context)
+        batch = torch.Size(shape)
+        if context is not None:
+            batch += context.shape[: context.dim() - len(self.context_shape)]
+        return self.base.sample(batch), batch
+
+    def _check_context(self, context: Tensor | None) -> None:
+        rank = len(self.context_shape)
+        if context is None:
+            if rank:
+                raise ValueError(f"expected a context of shape (*batch, {_sizes(self.context_shape)}), got none")
+        elif not rank:
+            raise ValueError(f"expected no context, got one of shape {tuple(context.shape)}")
+        elif context.dim() < rank or context.shape[context.dim() - rank :] != self.context_shape:
+            raise ValueError(
+                f"expected a context of shape (*batch, {_sizes(self.context_shape)}), got {tuple(context.shape)}"
+            )
+
+    def _rows(
+        self,
+        value: Tensor,
+        context: Tensor | None,
+        event_shape: torch.Size,
+        name: str,
+        batch: torch.Size | None = None,
+    ) -> tuple[Tensor, Tensor | None, torch.Size]:
+        """Check, cast, broadcast and flatten: ``(rows, *event)``, ``(rows, *context)`` and the batch shape."""
+        if not isinstance(value, Tensor):
+            raise TypeError(f"expected {name} as a torch.Tensor, got {type(value).__name__}")
+        rank = len(event_shape)
+        if value.dim() < rank or value.shape[value.dim() - rank :] != event_shape:
+            raise ValueError(f"expected {name} of shape (*batch, {_sizes(event_shape)}), got {tuple(value.shape)}")
+        self._check_context(context)
+        marker = self.base.device_marker
+        value = value.to(marker.dtype)
+        if batch is None:
+            batch = value.shape[: value.dim() - rank]
+        if context is None:
+            return value.expand(*batch, *event_shape).reshape(math.prod(batch), *event_shape), None, batch
+        context = context.to(marker.dtype)
+        outer = context.shape[: context.dim() - len(self.context_shape)]
+        try:
+            batch = torch.broadcast_shapes(batch, outer)
+        except RuntimeError:
+            raise ValueError(
+                f"expected a context whose batch {tuple(outer)} broadcasts against that of {name}, {tuple(batch)}"
+            ) from None
+        count = math.prod(batch)
+        return (
+            value.expand(*batch, *event_shape).reshape(count, *event_shape),
+            context.expand(*batch, *self.context_shape).reshape(count, *self.context_shape),
+            batch,
+        )
+
+    @staticmethod
+    def _non_finite(rows: Tensor, context: Tensor | None) -> Tensor | None:
+        """Which rows hold NaN or infinity, or None; one pass over memory where there are none."""
+        parts = [part for part in (rows, context) if part is not None and part.numel()]
+        if all(torch.isfinite(torch.stack(torch.aminmax(part.detach()))).all() for part in parts):
+            return None
+        bad = rows.new_zeros(len(rows), dtype=torch.bool)
+        for part in parts:
+            bad |= ~torch.isfinite(part.detach()).flatten(1).all(1)
+        return bad
+
+
+class FlowDistribution(Distribution):
+    """A flow given a context, behaving as any ``torch.distributions.Distribution``.
+
+    ``batch_shape`` is that of the context (without a context, empty, or what ``expand`` made of it).
+    """
+
+    has_rsample = True
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - the name and form torch asks for
+
+    def __init__(self, flow: Flow, context: Tensor | None = None, batch_shape: Sequence[int] | None = None) -> None:
+        flow._check_context(context)
+        outer = torch.Size() if context is None else context.shape[: context.dim() - len(flow.context_shape)]
+        self.flow = flow
+        self.context = context
+        super().__init__(
+            torch.Size(outer if batch_shape is None else batch_shape), flow.event_shape, validate_args=False
+        )
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """All real vectors of the event's shape."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
+        """The same density over a larger batch, without copying the flow."""
+        shape = torch.Size(batch_shape)
+        context = self.context
+        if context is not None:
+            context = context.expand(*shape, *self.flow.context_shape)
+        return FlowDistribution(self.flow, context, shape)
+
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Draw without gradients."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Draw with gradients through the transform."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        z = self.flow.base.sample(shape)
+        return self.flow.decode(z, self.context)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of ``(*sample, *batch, *event)``."""
+        outer = value.shape[: value.dim() - len(self.event_shape)]
+        batch = torch.broadcast_shapes(outer, self.batch_shape)
+        return self.flow.log_prob(value.expand(*batch, *self.event_shape), self.context)
+
+
+def _portions(
+    function: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]], rows: Tensor, context: Tensor | None
+) -> list[Tensor]:
+    """Call on portions of the rows where no gradient needs the whole, and join what comes back."""
+    if torch.is_grad_enabled() or len(rows) <= _PORTION:
+        return list(function(rows, context))
+    parts = [
+        function(rows[i : i + _PORTION], None if context is None else context[i : i + _PORTION])
+        for i in range(0, len(rows), _PORTION)
+    ]
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+def _sizes(shape: torch.Size) -> str:
+    return ", ".join(map(str, shape))

@@ -1,0 +1,42 @@
+"""The activations that a network can be asked for by name, and the soft bound on its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["ACTIVATIONS", "INPUT_BOUND", "derivative", "get_activation", "soften"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "elu": F.elu,
+    "tanh": torch.tanh,
+}
+
+# Networks see their inputs through a soft bound, far wider than standardised data: whatever a user scores, shifts and
+# scales stay finite, and the map stays invertible in float32 where the network has never seen data.
+INPUT_BOUND = 10.0
+
+
+def get_activation(name: str) -> Callable[[Tensor], Tensor]:
+    """Look an activation up by its name."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"expected an activation among {', '.join(ACTIVATIONS)}, got {name!r}")
+    return ACTIVATIONS[name]
+
+
+def soften(x: Tensor) -> Tensor:
+    """Bound a network's inputs smoothly: ``c tanh(x / c)``, close to the identity on standardised data."""
+    return INPUT_BOUND * torch.tanh(x / INPUT_BOUND)
+
+
+def derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The elementwise derivative of ``function`` at each entry of ``at``."""
+    with torch.enable_grad():
+        at = at.detach().requires_grad_()
+        return torch.autograd.grad(function(at).sum(), at)[0]

@@ -1,0 +1,216 @@
+"""MADE: a masked network whose output i sees only the inputs before i, read all at once or one element at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffeo.nets.activations import derivative, get_activation, soften
+from diffeo.nets.walk import WalkLayer, walk
+
+__all__ = ["MADE"]
+
+
+class MADE(nn.Module):
+    """Masked autoregressive network (Germain et al. 2015, arXiv:1502.03509).
+
+    Input i has degree i = 1 .. D. Hidden degrees are spread evenly over 1 .. D - 1 (over 0 .. D - 1 given a context, so
+    that the first output sees it too); a hidden unit of degree m sees what has degree <= m, output i sees hidden units
+    of degree < i. Where a hidden layer is too narrow to hold every degree, masked direct connections from inputs to
+    outputs are added, so that every output depends on every earlier input at any width.
+
+    Args:
+        features: the number of inputs D.
+        size: the number of parameters per input; there are ``size * features`` outputs, ordered parameter by parameter.
+        hidden: widths of the hidden layers.
+        context: size of the context, 0 for none; it reaches every output.
+        activation: a name in ``ACTIVATIONS``.
+        residual: add each hidden layer's input to its output where the widths agree.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        size: int,
+        hidden: Sequence[int] = (128, 128),
+        context: int = 0,
+        activation: str = "relu",
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        if features < 1 or size < 1 or any(width < 1 for width in hidden):
+            raise ValueError(f"expected positive sizes, got features={features}, size={size}, hidden={tuple(hidden)}")
+        if features == 1 and not context:
+            hidden = ()  # nothing to see: the outputs are constants
+        self.features, self.size = features, size
+        self.activation = get_activation(activation)
+        lowest = 0 if context else 1
+        self.degrees = [
+            torch.arange(1, features + 1),
+            *(spread_degrees(width, lowest, features - 1) for width in hidden),
+            torch.arange(features).repeat(size),  # an output sees what has at most this degree
+        ]
+        widths = [len(degree) for degree in self.degrees]
+        self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.context = nn.Linear(context, widths[1], bias=False) if context else None
+        self.residual = [
+            residual and 0 < index < len(hidden) and widths[index] == widths[index + 1]
+            for index in range(len(self.layers))
+        ]
+        narrow = bool(hidden) and min(hidden) < features - lowest
+        self.direct: Any = nn.Linear(features, widths[-1], bias=False) if narrow else None
+        for index, (seen, own) in enumerate(zip(self.degrees, self.degrees[1:], strict=False)):
+            self.register_buffer(f"mask{index}", own[:, None] >= seen[None, :], persistent=False)
+        if self.direct is not None:
+            self.register_buffer("mask_direct", self.degrees[-1][:, None] >= self.degrees[0][None, :], persistent=False)
+            nn.init.zeros_(self.direct.weight)
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def _weights(self) -> list[Tensor]:
+        """The masked weights, applied at every reading so that no weight, however set, can break the order."""
+        return [layer.weight * self.get_buffer(f"mask{index}") for index, layer in enumerate(self.layers)]
+
+    def _direct_weight(self) -> Tensor | None:
+        return None if self.direct is None else self.direct.weight * self.get_buffer("mask_direct")
+
+    def _read(self, x: Tensor, context: Tensor | None, pre_activations: list[Tensor] | None = None) -> Tensor:
+        inputs = h = soften(x)
+        weights = self._weights()
+        for index, (layer, weight) in enumerate(zip(self.layers, weights, strict=True)):
+            pre = F.linear(h, weight, layer.bias)
+            if index == 0 and self.context is not None:
+                pre = pre + self.context(context)
+            if index == len(weights) - 1:
+                direct = self._direct_weight()
+                return pre if direct is None else pre + F.linear(inputs, direct)
+            if pre_activations is not None:
+                pre_activations.append(pre)
+            new = self.activation(pre)
+            h = new + h if self.residual[index] else new
+        raise AssertionError("unreachable: there is always an output layer")
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Read all at once: x ``(*batch, features)`` to ``(*batch, size * features)``."""
+        return self._read(x, context)
+
+    def _ends(self, degrees: Tensor) -> list[int]:
+        """How many of the units (sorted by degree) are computable once k = 0 .. features elements are known."""
+        counts = torch.searchsorted(degrees, torch.arange(self.features + 1), right=True)
+        return counts.tolist()
+
+    def _by_element(self, weight: Tensor) -> Tensor:
+        """Reorder rows from parameter-major (as stored) to element-major (as walked)."""
+        return weight.unflatten(0, (self.size, self.features)).transpose(0, 1).flatten(0, 1)
+
+    def walk(self, step: Callable[[int, Tensor], Tensor], like: Tensor, context: Tensor | None = None) -> None:
+        """Read one element at a time: ``step(i, params_i)`` gets ``(size, rows)`` and returns element i, ``(rows,)``.
+
+        The whole walk costs the multiply-adds of one masked pass. Not differentiable; see ``walk_back``.
+
+        Args:
+            step: computes element i from its parameters.
+            like: a tensor ``(rows, ...)`` that gives rows, dtype and device.
+            context: ``(rows, context)``.
+        """
+        weights = self._weights()
+        last = len(weights) - 1
+        shared = None if self.context is None else self.context(context).mT.contiguous()
+        hidden: list[Tensor] = [like.new_empty(len(degree), like.shape[0]) for degree in self.degrees[1:-1]]
+        output_bias = self._by_element(self.layers[last].bias)
+
+        def finish(index: int) -> Callable[[slice, Tensor], Tensor]:
+            bias = self.layers[index].bias[:, None] if index < last else output_bias[:, None]
+
+            def apply(units: slice, sums: Tensor) -> Tensor:
+                sums += bias[units]
+                if index == 0 and shared is not None:
+                    sums += shared[units] if index < last else self._by_element(shared)[units]
+                if index == last:
+                    return sums
+                value = self.activation(sums)
+                if self.residual[index]:
+                    value += hidden[index - 1][units]
+                hidden[index][units] = value
+                return value
+
+            return apply
+
+        layers = [
+            WalkLayer([(index, weight)], self._ends(self.degrees[index + 1]), finish(index))
+            for index, weight in enumerate(weights)
+        ]
+        out = layers[-1]
+        sources = [(last, self._by_element(weights[last]))]
+        direct = self._direct_weight()
+        if direct is not None:
+            sources.append((0, self._by_element(direct)))
+        ends = [min(k + 1, self.features) * self.size for k in range(self.features + 1)]
+        layers[-1] = WalkLayer(sources, ends, out.finish)
+        walk(layers, lambda i, params: soften(step(i, params))[None], self.features, 1, like)
+
+    def walk_back(self, step: Callable[[int, Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> None:
+        """Walk the transposed network from the last element to the first, at the price of one backward pass.
+
+        ``step(i, total)`` gets d/dx_i ``(rows,)`` of what the gradients fed so far (for later elements) send back
+        through the network, and returns the gradient with respect to params_i, ``(size, rows)``.
+
+        Args:
+            step: computes the gradient of the parameters of element i.
+            x: where the network is linearised, ``(rows, features)``.
+            context: ``(rows, context)``.
+        """
+        pre_activations: list[Tensor] = []
+        self._read(x, context, pre_activations)
+        slopes = [derivative(self.activation, pre).mT.flip(0).contiguous() for pre in pre_activations]
+        outer = derivative(soften, x).mT
+        weights = self._weights()
+        depth = len(slopes)
+        # Everything in reversed order: elements, and the units of each hidden layer, whose degree m becomes D - m.
+        backward = [weight.mT.flip(0, 1).contiguous() for weight in weights[:-1]]
+        seeds = self._by_element(weights[-1]).unflatten(0, (self.features, self.size)).flip(0).flatten(0, 1)
+        direct = self._direct_weight()
+        gradients = [torch.empty_like(slope) for slope in slopes]  # with respect to each layer's values
+
+        def finish(index: int) -> Callable[[slice, Tensor], Tensor]:
+            def apply(units: slice, sums: Tensor) -> Tensor:
+                if index + 1 < depth and self.residual[index + 1]:
+                    sums += gradients[index + 1][units]
+                gradients[index][units] = sums
+                return sums * slopes[index][units]
+
+            return apply
+
+        layers = []
+        for position, index in enumerate(reversed(range(depth))):
+            weight = seeds.mT.flip(0).contiguous() if position == 0 else backward[index + 1]
+            ends = self._ends((self.features - self.degrees[index + 1]).flip(0))
+            layers.append(WalkLayer([(position, weight)], ends, finish(index)))
+        sources = [(depth, backward[0] if depth else seeds.mT.flip(0).contiguous())]
+        if direct is not None:
+            by_element = self._by_element(direct).unflatten(0, (self.features, self.size)).flip(0).flatten(0, 1)
+            sources.append((0, by_element.mT.flip(0).contiguous()))
+        ends = [min(k + 1, self.features) for k in range(self.features + 1)]
+        layers.append(WalkLayer(sources, ends, lambda units, sums: sums))
+        last = self.features - 1
+        walk(
+            layers,
+            lambda k, total: step(last - k, total[0] * outer[last - k]),
+            self.features,
+            self.size,
+            x,
+        )
+
+
+def spread_degrees(width: int, lowest: int, highest: int) -> Tensor:
+    """Degrees of a hidden layer, sorted, spread evenly over lowest .. highest, both ends included where width allows.
+
+    ``arange(width) % highest`` would leave the last inputs unseen where width < highest.
+    """
+    if width == 1:
+        return torch.tensor([highest])
+    return torch.linspace(lowest, highest, width, dtype=torch.float64).round().long()

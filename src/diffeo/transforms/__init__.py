@@ -1,0 +1,32 @@
+"""Bijections x = f(z): ``forward`` generates, ``inverse`` normalizes."""
+
+from diffeo.transforms.autoregressive import Autoregressive
+from diffeo.transforms.base import Chain, DataDependent, Inverse, Transform
+from diffeo.transforms.coupling import Coupling, alternating_mask, half_mask
+from diffeo.transforms.elementwise import Elementwise
+from diffeo.transforms.linear import LU, ActNorm, Permutation
+from diffeo.transforms.preprocess import Dequantize, Logit, Standardize
+from diffeo.transforms.univariate import Affine, RationalQuadraticSpline, Scale, Shift, Univariate
+
+__all__ = [
+    "LU",
+    "ActNorm",
+    "Affine",
+    "Autoregressive",
+    "Chain",
+    "Coupling",
+    "DataDependent",
+    "Dequantize",
+    "Elementwise",
+    "Inverse",
+    "Logit",
+    "Permutation",
+    "RationalQuadraticSpline",
+    "Scale",
+    "Shift",
+    "Standardize",
+    "Transform",
+    "Univariate",
+    "alternating_mask",
+    "half_mask",
+]

@@ -1,0 +1,122 @@
+"""Autoregressive transforms: each element is mapped given the ones before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from diffeo.transforms.base import Transform
+from diffeo.transforms.coupling import params_first
+from diffeo.transforms.univariate import Univariate
+
+__all__ = ["Autoregressive", "AutoregressiveNet"]
+
+
+class AutoregressiveNet(Protocol):
+    """A network whose output for element i sees only the elements before i, readable in two ways that agree."""
+
+    def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """All at once: ``(*batch, n)`` to ``(*batch, size * n)``, ordered parameter by parameter."""
+
+    def walk(self, step: Callable[[int, Tensor], Tensor], like: Tensor, context: Tensor | None = None) -> None:
+        """One element at a time: ``step(i, params_i)`` gets ``(size, rows)`` and returns element i, ``(rows,)``."""
+
+    def walk_back(self, step: Callable[[int, Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> None:
+        """The transposed network, last element first: ``step(i, d/dx_i)`` returns d/dparams_i, ``(size, rows)``."""
+
+
+class Autoregressive(Transform):
+    """x_i = f(z_i; net(x_<i, context)); log|det dx/dz| = sum_i log|f'(z_i)|.
+
+    With ``Affine`` this is MAF (Papamakarios et al. 2017, arXiv:1705.07057); its ``Inverse`` is IAF (Kingma et al. 2016,
+    arXiv:1606.04934). Normalizing (``inverse``) is one parallel pass. Generating is sequential, by the network's
+    incremental walk, which costs about one pass as well. Both directions are differentiable: the gradient of the
+    sequential one is exact, by implicit differentiation, with one walk backwards.
+
+    Args:
+        univariate: the map of each element.
+        net: an autoregressive conditioner such as ``MADE``, with ``size = univariate.size``.
+    """
+
+    def __init__(self, univariate: Univariate, net: nn.Module) -> None:
+        super().__init__()
+        self.univariate = univariate
+        self.net: Any = net
+
+    @property
+    def cheap(self) -> str:
+        """Normalizing is the parallel side."""
+        return "inverse"
+
+    def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return params_first(self.net(x, context), self.univariate.size, -1)
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Normalize in one parallel pass."""
+        z, log_det = self.univariate.inverse_and_log_det(x, self._params(x, context))
+        return z, log_det.sum(-1)
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Generate element by element."""
+        rows = z.reshape(-1, z.shape[-1])
+        given = None if context is None else context.reshape(len(rows), -1)
+        with torch.no_grad():
+            x, log_det = self._generate(rows, given)
+        if torch.is_grad_enabled():
+            x, log_det = self._attach(rows, x, given)
+        return x.reshape(z.shape), log_det.reshape(z.shape[:-1])
+
+    def _generate(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        by_element = z.mT.contiguous()  # (n, rows): each element is contiguous
+        x = torch.empty_like(by_element)
+        log_det = z.new_zeros(len(z))
+
+        def step(i: int, params: Tensor) -> Tensor:
+            x[i], log_derivative = self.univariate.forward_and_log_det(by_element[i], params)
+            log_det.add_(log_derivative)
+            return x[i]
+
+        self.net.walk(step, z, context)
+        return x.mT.contiguous(), log_det
+
+    def _attach(self, z: Tensor, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Give a solution x of z = f^-1(x) its gradients: dx = J^-1 (dz - d_theta f^-1(x)), with J = df^-1/dx."""
+        residual = z - self.inverse_and_log_det(x, context)[0]
+        x = _Implicit.apply(residual, x, lambda grad: self._solve_transposed(x, context, grad))
+        return x, -self.inverse_and_log_det(x, context)[1]
+
+    def _solve_transposed(self, x: Tensor, context: Tensor | None, grad: Tensor) -> Tensor:
+        """Solve J^T u = grad for u, last element first: J = df^-1/dx is lower triangular."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            params = self._params(x.detach(), context).detach().requires_grad_()
+            z = self.univariate.inverse_and_log_det(x, params)[0]
+            diagonal, by_params = torch.autograd.grad(z.sum(), (x, params))
+        diagonal, by_params, grad = diagonal.mT.contiguous(), by_params.mT.contiguous(), grad.mT.contiguous()
+        solution = torch.empty_like(grad)
+
+        def step(i: int, total: Tensor) -> Tensor:
+            solution[i] = (grad[i] - total) / diagonal[i]
+            return by_params[:, i] * solution[i]
+
+        self.net.walk_back(step, x.detach(), context)
+        return solution.mT
+
+
+class _Implicit(torch.autograd.Function):
+    """The identity on a solution; its gradient goes to the residual through the given transposed solve."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, solution: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.solve = solve
+        return solution.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        with torch.no_grad():
+            return ctx.solve(grad), None, None

@@ -1,0 +1,169 @@
+"""The contract of every bijection, and the two ways to combine them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Chain", "DataDependent", "Inverse", "Transform", "sum_event"]
+
+_OPPOSITE = {"both": "both", "forward": "inverse", "inverse": "forward", "neither": "neither"}
+
+
+def sum_event(value: Tensor, event_dim: int) -> Tensor:
+    """Sum over the last ``event_dim`` dimensions (all event elements), leaving the batch."""
+    return value.sum(dim=tuple(range(-event_dim, 0))) if event_dim else value
+
+
+class Transform(nn.Module, ABC):
+    """A differentiable bijection between noise and data, x = f(z), possibly given a context.
+
+    ``forward`` generates (x = f(z)) and ``inverse`` normalizes (z = f^-1(x)). Each ``*_and_log_det`` returns the log of
+    the absolute Jacobian determinant of the map that it just applied, summed over the event: shape ``(*batch,)``.
+
+    Shapes: z and x are ``(*batch, *event)`` with ``event_dim`` event dimensions; the context is ``(*batch, *context)``.
+    """
+
+    event_dim: int = 1
+
+    @property
+    def cheap(self) -> str:
+        """The side that costs one parallel pass: ``"both"``, ``"forward"``, ``"inverse"`` or ``"neither"``."""
+        return "both"
+
+    @abstractmethod
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Generate: x = f(z) and log|det df/dz|."""
+
+    @abstractmethod
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Normalize: z = f^-1(x) and log|det df^-1/dx|."""
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Generate: x = f(z)."""
+        return self.forward_and_log_det(z, context)[0]
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Normalize: z = f^-1(x)."""
+        return self.inverse_and_log_det(x, context)[0]
+
+    def _batch_shape(self, value: Tensor) -> torch.Size:
+        return value.shape[: value.dim() - self.event_dim]
+
+
+class Chain(Transform):
+    """The composition x = (f_K o ... o f_1)(z), given in the order of generation.
+
+    log|det df/dz| = sum_k log|det df_k/dz_{k-1}|.
+    """
+
+    def __init__(self, transforms: Iterable[Transform]) -> None:
+        super().__init__()
+        self.transforms: Any = nn.ModuleList(transforms)
+        if not len(self.transforms):
+            raise ValueError("expected at least one transform, got none")
+        self.event_dim = max(transform.event_dim for transform in self)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.transforms)
+
+    def __len__(self) -> int:
+        return len(self.transforms)
+
+    @property
+    def cheap(self) -> str:
+        """The side that is cheap in every part."""
+        sides = {transform.cheap for transform in self} - {"both"}
+        return "both" if not sides else sides.pop() if len(sides) == 1 else "neither"
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the parts first to last; log-dets add."""
+        return self._run(z, context, self.transforms, "forward_and_log_det")
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the inverse parts last to first; log-dets add."""
+        return self._run(x, context, reversed(self.transforms), "inverse_and_log_det")
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Apply the parts first to last, without their log-dets."""
+        for transform in self:
+            z = transform.forward(z, context)
+        return z
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Apply the inverse parts last to first, without their log-dets."""
+        for transform in reversed(self.transforms):
+            x = transform.inverse(x, context)
+        return x
+
+    def _run(self, value: Tensor, context: Tensor | None, parts: Iterable, method: str) -> tuple[Tensor, Tensor]:
+        total: Tensor | None = None
+        for part in parts:
+            value, log_det = getattr(part, method)(value, context)
+            # A part that acts on fewer event dimensions leaves the others in its batch.
+            log_det = sum_event(log_det, self.event_dim - part.event_dim)
+            total = log_det if total is None else total + log_det
+        assert total is not None  # the constructor refuses an empty chain
+        return value, total
+
+
+class Inverse(Transform):
+    """The same bijection read the other way: x = f^-1(z). ``IAF = Inverse(MAF)``."""
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        self.transform = transform
+        self.event_dim = transform.event_dim
+
+    @property
+    def cheap(self) -> str:
+        """The opposite of the wrapped transform's."""
+        return _OPPOSITE[self.transform.cheap]
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the wrapped inverse."""
+        return self.transform.inverse_and_log_det(z, context)
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the wrapped forward."""
+        return self.transform.forward_and_log_det(x, context)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Apply the wrapped inverse, without its log-det."""
+        return self.transform.inverse(z, context)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Apply the wrapped forward, without its log-det."""
+        return self.transform.forward(x, context)
+
+
+class DataDependent(Transform):
+    """A transform whose parameters take their first values from the first batch that passes in training mode.
+
+    The buffer ``initialized`` is part of the state, so a loaded transform is never initialised again. Whichever
+    direction is called first, it is that direction's output that comes out normalised.
+    """
+
+    initialized: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("initialized", torch.tensor(False))
+
+    @abstractmethod
+    def initialize(self, value: Tensor, *, inverse: bool) -> None:
+        """Set the parameters from a batch ``(rows, *event)``, the input of ``inverse`` (or of ``forward``)."""
+
+    def _see(self, value: Tensor, *, inverse: bool) -> None:
+        if self.training and not self.initialized:
+            rows = value.detach().reshape(math.prod(self._batch_shape(value)), *value.shape[-self.event_dim :])
+            if not torch.isfinite(rows).all():
+                return  # a poisoned batch must not set the scale for good: wait for the next one
+            with torch.no_grad():
+                self.initialize(rows, inverse=inverse)
+                self.initialized.fill_(True)

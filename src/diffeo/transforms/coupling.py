@@ -1,0 +1,92 @@
+"""Coupling: one part of the event conditions the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.transforms.base import Transform, sum_event
+from diffeo.transforms.univariate import Univariate
+
+Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+__all__ = ["Coupling", "alternating_mask", "half_mask"]
+
+
+def half_mask(features: int, *, flip: bool = False) -> Tensor:
+    """True on the first half (rounded up) of ``features`` elements; ``flip`` gives the other half."""
+    return (torch.arange(features) < (features + 1) // 2) ^ flip
+
+
+def alternating_mask(features: int, *, flip: bool = False) -> Tensor:
+    """True on the elements 0, 2, 4, ...; ``flip`` gives 1, 3, 5, ... (NICE's odd/even partition)."""
+    return (torch.arange(features) % 2 == 0) ^ flip
+
+
+class Coupling(Transform):
+    """x_a = z_a; x_b = f(z_b; net(z_a, context)), with a where the mask is True and b where it is False.
+
+    The Jacobian is triangular, log|det| = sum_b log|f'|, and both directions cost one pass. NICE with ``Shift``
+    (arXiv:1410.8516), RealNVP with ``Affine`` (arXiv:1605.08803), NSF with splines (arXiv:1906.04032).
+
+    A mask of one dimension divides the first event dimension (features of a vector, channels of an image): the net then
+    takes the a-part and returns ``univariate.size`` times the b-part along that dimension. A mask of the event's full
+    shape (a checkerboard): the net takes the event with zeros on b, and returns parameters for every element.
+
+    Args:
+        univariate: the map of each b-element.
+        mask: boolean; True passes through and conditions.
+        net: ``net(z_a, context)``; output channels are ordered parameter by parameter.
+        event_dim: the rank of the event; by default the mask's.
+    """
+
+    mask: Tensor
+    kept: Tensor
+    moved: Tensor
+    order: Tensor
+
+    def __init__(self, univariate: Univariate, mask: Tensor, net: nn.Module, event_dim: int | None = None) -> None:
+        super().__init__()
+        if mask.dtype != torch.bool:
+            raise ValueError(f"expected a boolean mask, got {mask.dtype}")
+        if mask.all() or not mask.any():
+            raise ValueError("expected a mask with both True and False, got only one of them")
+        self.univariate = univariate
+        self.net = net
+        self.event_dim = mask.dim() if event_dim is None else event_dim
+        self.divides = mask.dim() == 1
+        if not self.divides and mask.dim() != self.event_dim:
+            raise ValueError(f"expected a mask of 1 or {self.event_dim} dimensions, got {mask.dim()}")
+        self.register_buffer("mask", mask, persistent=False)
+        kept, moved = mask.flatten().nonzero().squeeze(1), (~mask).flatten().nonzero().squeeze(1)
+        self.register_buffer("kept", kept, persistent=False)
+        self.register_buffer("moved", moved, persistent=False)
+        self.register_buffer("order", torch.cat([kept, moved]).argsort(), persistent=False)
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Generate: b by the map, a unchanged."""
+        return self._couple(z, context, self.univariate.forward_and_log_det)
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Normalize: b by the inverse map, a unchanged."""
+        return self._couple(x, context, self.univariate.inverse_and_log_det)
+
+    def _couple(self, value: Tensor, context: Tensor | None, univariate: Map) -> tuple[Tensor, Tensor]:
+        dim = -self.event_dim
+        if self.divides:
+            a, b = value.index_select(dim, self.kept), value.index_select(dim, self.moved)
+            b, log_det = univariate(b, params_first(self.net(a, context), self.univariate.size, dim))
+            moved = torch.cat([a, b], dim=dim).index_select(dim, self.order)
+        else:
+            params = params_first(self.net(value * self.mask, context), self.univariate.size, dim)
+            b, log_det = univariate(value, params)
+            moved = torch.where(self.mask, value, b)
+            log_det = torch.where(self.mask, 0, log_det)
+        return moved, sum_event(log_det, self.event_dim)
+
+
+def params_first(output: Tensor, size: int, dim: int) -> Tensor:
+    """View a conditioner's output ``(*batch, size * n, ...)``, n at ``dim``, as ``(size, *batch, n, ...)``."""
+    return output.unflatten(dim, (size, -1)).movedim(dim - 1, 0)

@@ -1,0 +1,144 @@
+"""Linear maps of one event dimension: permutation, LU-decomposed matrix, and activation normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.transforms.base import DataDependent, Transform
+
+__all__ = ["LU", "ActNorm", "Permutation"]
+
+
+class Permutation(Transform):
+    """x_i = z_{order[i]} along the first event dimension; log|det| = 0.
+
+    Args:
+        order: a permutation of 0 .. n-1.
+        event_dim: the rank of the event (1 for vectors, 3 for images: the channels are permuted).
+    """
+
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, order: Sequence[int] | Tensor, event_dim: int = 1) -> None:
+        super().__init__()
+        order = torch.as_tensor(order)
+        if order.dim() != 1 or not torch.equal(order.sort().values, torch.arange(len(order))):
+            raise ValueError(f"expected a permutation of 0 .. {len(order) - 1}, got {order.tolist()}")
+        self.event_dim = event_dim
+        self.register_buffer("order", order)
+        self.register_buffer("back", order.argsort(), persistent=False)
+        # A loaded order must bring its own way back.
+        self.register_load_state_dict_post_hook(lambda module, _: module.back.copy_(module.order.argsort()))
+
+    @classmethod
+    def reversing(cls, features: int) -> Permutation:
+        """Last first."""
+        return cls(torch.arange(features - 1, -1, -1))
+
+    @classmethod
+    def random(cls, features: int, seed: int) -> Permutation:
+        """A permutation drawn from the seed, so that it is the same wherever it is rebuilt."""
+        return cls(torch.randperm(features, generator=torch.Generator().manual_seed(seed)))
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reorder."""
+        return z.index_select(-self.event_dim, self.order), z.new_zeros(self._batch_shape(z))
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Put back in order."""
+        return x.index_select(-self.event_dim, self.back), x.new_zeros(self._batch_shape(x))
+
+
+class LU(Transform):
+    """x = L U z + b with unit lower L and upper U of diagonal exp(d): log|det dx/dz| = sum d (times the positions).
+
+    Starts as the identity. For images it is Glow's invertible 1x1 convolution (Kingma and Dhariwal 2018,
+    arXiv:1807.03039): the matrix mixes channels, at every position alike. Put a random ``Permutation`` before it for the
+    permutation of a full PLU decomposition.
+
+    Args:
+        features: the size n of the first event dimension.
+        event_dim: the rank of the event.
+    """
+
+    def __init__(self, features: int, event_dim: int = 1) -> None:
+        super().__init__()
+        self.event_dim = event_dim
+        self.lower = nn.Parameter(torch.zeros(features, features))
+        self.upper = nn.Parameter(torch.zeros(features, features))
+        self.log_diagonal = nn.Parameter(torch.zeros(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        eye = torch.eye(len(self.bias), dtype=self.bias.dtype, device=self.bias.device)
+        return self.lower.tril(-1) + eye, self.upper.triu(1) + torch.diag(self.log_diagonal.exp())
+
+    def _log_det(self, value: Tensor) -> Tensor:
+        positions = value.shape[value.dim() - self.event_dim + 1 :].numel()
+        return (positions * self.log_diagonal.sum()).expand(self._batch_shape(value))
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Multiply."""
+        lower, upper = self._factors()
+        x = torch.nn.functional.linear(z.movedim(-self.event_dim, -1), lower @ upper, self.bias)
+        return x.movedim(-1, -self.event_dim), self._log_det(z)
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Solve the two triangular systems."""
+        lower, upper = self._factors()
+        rows = x.movedim(-self.event_dim, -1)
+        flat = (rows - self.bias).reshape(-1, rows.shape[-1]).mT  # (n, rows)
+        z = torch.linalg.solve_triangular(lower, flat, upper=False, unitriangular=True)
+        z = torch.linalg.solve_triangular(upper, z, upper=True)
+        return z.mT.reshape(rows.shape).movedim(-1, -self.event_dim), -self._log_det(x)
+
+
+class ActNorm(DataDependent):
+    """x = z exp(s) + b per feature or channel, set so that the first batch comes out with mean 0 and variance 1.
+
+    Initialised once, from the first training batch, and never again after loading (Kingma and Dhariwal 2018,
+    arXiv:1807.03039).
+
+    Args:
+        features: the size of the first event dimension.
+        event_dim: the rank of the event.
+    """
+
+    def __init__(self, features: int, event_dim: int = 1) -> None:
+        super().__init__()
+        self.event_dim = event_dim
+        self.log_scale = nn.Parameter(torch.zeros(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+
+    def initialize(self, value: Tensor, *, inverse: bool) -> None:
+        """Take mean and standard deviation of each channel over rows and positions."""
+        channels = value.movedim(-self.event_dim, 0).flatten(1)  # (n, rows * positions)
+        mean, std = channels.mean(1), channels.std(1, correction=0).clamp_min(1e-6)
+        if inverse:  # z = (x - b) exp(-s)
+            self.bias.copy_(mean)
+            self.log_scale.copy_(std.log())
+        else:  # x = z exp(s) + b
+            self.bias.copy_(-mean / std)
+            self.log_scale.copy_(-std.log())
+
+    def _parts(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (-1, *(1,) * (self.event_dim - 1))
+        positions = value.shape[value.dim() - self.event_dim + 1 :].numel()
+        log_det = (positions * self.log_scale.sum()).expand(self._batch_shape(value))
+        return self.log_scale.reshape(shape), self.bias.reshape(shape), log_det
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x = z exp(s) + b."""
+        self._see(z, inverse=False)
+        log_scale, bias, log_det = self._parts(z)
+        return z * log_scale.exp() + bias, log_det
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z = (x - b) exp(-s)."""
+        self._see(x, inverse=True)
+        log_scale, bias, log_det = self._parts(x)
+        return (x - bias) * (-log_scale).exp(), -log_det

@@ -1,0 +1,153 @@
+"""Preprocessing as transforms on the data's side, so that a log-likelihood is always in the data's own units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffeo.transforms.base import DataDependent, Transform, sum_event
+
+__all__ = ["Dequantize", "Logit", "Standardize"]
+
+
+class Standardize(DataDependent):
+    """x = std z + mean per element; log|det dx/dz| = sum log std.
+
+    Mean and standard deviation come from the first training batch (``diffeo.fit`` shows it the training data first) and
+    are part of the state. A constant element keeps std 1.
+
+    Args:
+        event_shape: the shape of one example.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.event_dim = len(event_shape)
+        self.register_buffer("mean", torch.zeros(*event_shape))
+        self.register_buffer("std", torch.ones(*event_shape))
+
+    def initialize(self, value: Tensor, *, inverse: bool) -> None:
+        """Take mean and standard deviation over the rows."""
+        mean, std = _moments(value)
+        if inverse:
+            self.mean.copy_(mean)
+            self.std.copy_(std)
+        else:  # the output of ``forward`` is to be normalised
+            self.mean.copy_(-mean / std)
+            self.std.copy_(1 / std)
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x = std z + mean."""
+        self._see(z, inverse=False)
+        return torch.addcmul(self.mean, z, self.std), self.std.log().sum().expand(self._batch_shape(z))
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z = (x - mean) / std."""
+        self._see(x, inverse=True)
+        return (x - self.mean) / self.std, -self.std.log().sum().expand(self._batch_shape(x))
+
+
+def _moments(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each element, without entries absurdly far (a million spreads) from the rest.
+
+    A single entry of 1e30 would otherwise set the scale for good.
+    """
+    middle = value.median(0).values
+    far = (value - middle).abs()
+    spread = far.median(0).values
+    keep = (far <= 1e6 * spread) | (spread == 0)
+    count = keep.sum(0)
+    mean = torch.where(keep, value, 0).sum(0) / count
+    std = (torch.where(keep, value - mean, 0).square().sum(0) / count).sqrt()
+    return mean, torch.where(std > 0, std, 1)
+
+
+class Logit(Transform):
+    """z = logit(alpha + (1 - 2 alpha) u), u = (x - low) / (high - low): opens a bounded range to the whole line.
+
+    log|dz/dx| = log((1 - 2 alpha) / (high - low)) - log p - log(1 - p), p = alpha + (1 - 2 alpha) u. Data outside
+    (low, high) by more than alpha's margin have no image: their log-likelihood is -inf (the density there is zero).
+    Papamakarios et al. 2017 (arXiv:1705.07057) use alpha = 1e-6 for MNIST.
+
+    Args:
+        event_shape: the shape of one example.
+        low: lower end of the range.
+        high: upper end.
+        alpha: margin that keeps the ends finite.
+    """
+
+    def __init__(self, event_shape: Sequence[int], low: float = 0.0, high: float = 1.0, alpha: float = 1e-6) -> None:
+        super().__init__()
+        if not low < high:
+            raise ValueError(f"expected low < high, got {low} and {high}")
+        if not 0 < alpha < 0.5:
+            raise ValueError(f"expected 0 < alpha < 0.5, got {alpha}")
+        self.event_dim = len(event_shape)
+        self.low, self.high, self.alpha = low, high, alpha
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x = low + (high - low) (sigmoid(z) - alpha) / (1 - 2 alpha)."""
+        stretch = (self.high - self.low) / (1 - 2 * self.alpha)
+        x = self.low + stretch * (torch.sigmoid(z) - self.alpha)
+        # log sigmoid(z) + log sigmoid(-z), exact in the tails
+        log_det = torch.tensor(stretch).log().item() - F.softplus(z) - F.softplus(-z)
+        return x, sum_event(log_det, self.event_dim)
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z = logit(p)."""
+        stretch = (self.high - self.low) / (1 - 2 * self.alpha)
+        p = self.alpha + (x - self.low) / stretch
+        q = self.alpha + (self.high - x) / stretch  # 1 - p, without cancellation near the upper end
+        tiny = torch.finfo(x.dtype).tiny
+        valid = (p > 0) & (q > 0)
+        log_p, log_q = p.clamp_min(tiny).log(), q.clamp_min(tiny).log()
+        log_det = torch.where(valid, -torch.tensor(stretch).log().item() - log_p - log_q, -torch.inf)
+        return log_p - log_q, sum_event(log_det, self.event_dim)
+
+
+class Dequantize(Transform):
+    """z = x + step u, u ~ U[0, 1): spreads each discrete value over its cell; log|det| = 0.
+
+    Going back, x is the cell that holds z. The density of x + step u, averaged over u, is the probability of the value
+    divided by its step, so by Jensen's inequality log p(x + step u) is on average a lower bound on the discrete
+    log-likelihood (in units of one step). Elements of step 0 are continuous and pass unchanged.
+
+    This is the one transform that is random (the draw follows torch's global generator) and no bijection: x -> z -> x
+    is exact, z -> x -> z is exact up to the cell. Theis et al. 2016, arXiv:1511.01844.
+
+    Args:
+        step: the distance between neighbouring values, 0 for continuous elements; a nested sequence gives one per
+            element, a number the same for all.
+        low: a value of the grid.
+        event_shape: the shape of one example.
+    """
+
+    step: Tensor
+    low: Tensor
+
+    def __init__(
+        self, event_shape: Sequence[int], step: float | Sequence[float] = 1.0, low: float | Sequence[float] = 0.0
+    ) -> None:
+        super().__init__()
+        self.event_dim = len(event_shape)
+        for name, value in (("step", step), ("low", low)):
+            table = torch.as_tensor(value, dtype=torch.get_default_dtype()).expand(tuple(event_shape)).clone()
+            self.register_buffer(name, table)
+        if not (torch.isfinite(self.step).all() and (self.step >= 0).all()):
+            raise ValueError("expected steps that are finite and not negative")
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x = low + step floor((z - low) / step)."""
+        safe = torch.where(self.step > 0, self.step, 1)
+        x = torch.addcmul(self.low, safe, torch.floor((z - self.low) / safe))
+        return torch.where(self.step > 0, x, z), z.new_zeros(self._batch_shape(z))
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z = x + step u."""
+        return torch.addcmul(x, self.step, torch.rand_like(x)), x.new_zeros(self._batch_shape(x))

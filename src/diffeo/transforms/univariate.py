@@ -1,0 +1,199 @@
+"""Monotone one-dimensional maps with parameters: stateless, elementwise, usable in every structure.
+
+Every map takes its parameters in one tensor ``params`` of shape ``(size, *z.shape)`` (or broadcastable to it): the
+parameter index leads, so that each parameter is a contiguous slice. With all parameters zero every map is the identity.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Affine", "RationalQuadraticSpline", "Scale", "Shift", "Univariate", "soft_bound"]
+
+
+def soft_bound(value: Tensor, bound: float) -> Tensor:
+    """Bound smoothly to (-bound, bound): ``bound * tanh(value / bound)``, the identity near zero, no dead clamp."""
+    return bound * torch.tanh(value / bound)
+
+
+class Univariate(ABC):
+    """A monotone map x = f(z; params) of each element on its own; ``size`` is the number of parameters per element."""
+
+    size: int
+
+    @abstractmethod
+    def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Generate: x and log|dx/dz|, both of z's shape."""
+
+    @abstractmethod
+    def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalize: z and log|dz/dx|, both of x's shape."""
+
+
+class Shift(Univariate):
+    """x = z + t; log|dx/dz| = 0. The additive coupling of NICE (Dinh et al. 2014, arXiv:1410.8516)."""
+
+    size = 1
+
+    def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """x = z + t."""
+        x = z + params[0]
+        return x, z.new_zeros(()).expand_as(x)
+
+    def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """z = x - t."""
+        z = x - params[0]
+        return z, x.new_zeros(()).expand_as(z)
+
+
+class Scale(Univariate):
+    """x = z exp(a); log|dx/dz| = a. NICE's diagonal rescaling (Dinh et al. 2014, arXiv:1410.8516)."""
+
+    size = 1
+
+    def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """x = z exp(a)."""
+        return z * torch.exp(params[0]), params[0].expand_as(z)
+
+    def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """z = x exp(-a)."""
+        return x * torch.exp(-params[0]), (-params[0]).expand_as(x)
+
+
+class Affine(Univariate):
+    """x = z exp(a) + t with the log-scale a = bound tanh(a' / bound); log|dx/dz| = a.
+
+    RealNVP and MAF (Dinh et al. 2016, arXiv:1605.08803; Papamakarios et al. 2017, arXiv:1705.07057). The soft bound
+    keeps the inverse from exploding far off the data.
+
+    Args:
+        bound: the largest absolute log-scale.
+    """
+
+    size = 2
+
+    def __init__(self, bound: float = 5.0) -> None:
+        if not bound > 0:
+            raise ValueError(f"expected bound > 0, got {bound}")
+        self.bound = bound
+
+    def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """x = z exp(a) + t."""
+        log_scale = soft_bound(params[1], self.bound)
+        x = torch.addcmul(params[0], z, torch.exp(log_scale))
+        return x, log_scale.expand_as(x)
+
+    def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """z = (x - t) exp(-a)."""
+        log_scale = -soft_bound(params[1], self.bound)
+        z = (x - params[0]) * torch.exp(log_scale)
+        return z, log_scale.expand_as(z)
+
+
+class RationalQuadraticSpline(Univariate):
+    r"""A monotone rational-quadratic spline of K bins on [-bound, bound], the identity outside.
+
+    The spline g is parameterised on the data's side, z = g(x), because training evaluates that side. In a bin of width
+    w, height h, slope s = h / w and end derivatives d0, d1, with xi = (x - x_k) / w:
+
+        z     = z_k + h (s xi^2 + d0 xi (1 - xi)) / (s + (d0 + d1 - 2 s) xi (1 - xi))
+        dz/dx = s^2 (d1 xi^2 + 2 s xi (1 - xi) + d0 (1 - xi)^2) / (s + (d0 + d1 - 2 s) xi (1 - xi))^2
+
+    and generation solves the quadratic in its stable form. Inputs are clipped to the box first and selected after, so
+    values and gradients are finite for every finite input. Durkan et al. 2019, arXiv:1906.04032.
+
+    Args:
+        bins: the number of bins K; there are 3 K - 1 parameters: K widths, K heights, K - 1 inner derivatives.
+        bound: half the side of the box.
+        min_bin: least width and height of a bin, as a fraction of the box.
+        min_derivative: least derivative at a knot.
+    """
+
+    def __init__(self, bins: int = 8, bound: float = 5.0, min_bin: float = 1e-3, min_derivative: float = 1e-3) -> None:
+        if bins < 2:
+            raise ValueError(f"expected bins >= 2, got {bins}")
+        if not bound > 0:
+            raise ValueError(f"expected bound > 0, got {bound}")
+        if not 0 < min_bin * bins < 1:
+            raise ValueError(f"expected 0 < min_bin < 1 / bins = {1 / bins:g}, got {min_bin}")
+        if not 0 < min_derivative < 1:
+            raise ValueError(f"expected 0 < min_derivative < 1, got {min_derivative}")
+        self.bins = bins
+        self.bound = bound
+        self.min_bin = min_bin
+        self.min_derivative = min_derivative
+        self.size = 3 * bins - 1
+        # softplus(0 + shift) + min_derivative = 1: the identity at zero parameters
+        self._shift = math.log(math.expm1(1 - min_derivative))
+
+    def _knots(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Left knots and sizes of the bins, both ``(K, ...)``, from unnormalised log-sizes."""
+        share = torch.softmax(logits, dim=0)
+        sizes = 2 * self.bound * (self.min_bin + (1 - self.min_bin * self.bins) * share)
+        return sizes.cumsum(dim=0) - sizes - self.bound, sizes
+
+    def _bin(self, value: Tensor, params: Tensor, *, by_height: bool) -> tuple[Tensor, ...]:
+        """x_k, z_k, w, h, d0, d1 of the bin that holds ``value``, by comparing it with all inner knots."""
+        k = self.bins
+        left, widths = self._knots(params[:k])
+        bottom, heights = self._knots(params[k : 2 * k])
+        derivatives = F.softplus(params[2 * k :] + self._shift) + self.min_derivative
+        one = torch.ones_like(derivatives[:1])
+        derivatives = torch.cat([one, derivatives, one])
+        index = (value >= (bottom if by_height else left)[1:]).sum(dim=0, keepdim=True)
+
+        def pick(table: Tensor) -> Tensor:
+            return table.expand(-1, *value.shape).gather(0, index).squeeze(0)
+
+        return (
+            pick(left),
+            pick(bottom),
+            pick(widths),
+            pick(heights),
+            pick(derivatives[:-1]),
+            pick(derivatives[1:]),
+        )
+
+    @staticmethod
+    def _log_derivative(xi: Tensor, slope: Tensor, d0: Tensor, d1: Tensor, denominator: Tensor) -> Tensor:
+        """log dz/dx at the relative position xi."""
+        rest = 1 - xi
+        numerator = d1 * xi.square() + 2 * slope * xi * rest + d0 * rest.square()
+        return 2 * torch.log(slope) + torch.log(numerator) - 2 * torch.log(denominator)
+
+    def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """z = g(x)."""
+        clipped = x.clamp(-self.bound, self.bound)
+        left, bottom, width, height, d0, d1 = self._bin(clipped, params, by_height=False)
+        slope = height / width
+        xi = ((clipped - left) / width).clamp(0, 1)
+        mixed = xi * (1 - xi)
+        denominator = slope + (d0 + d1 - 2 * slope) * mixed
+        z = bottom + height * (slope * xi.square() + d0 * mixed) / denominator
+        inside = x.abs() < self.bound
+        log_det = self._log_derivative(xi, slope, d0, d1, denominator)
+        return torch.where(inside, z, x), torch.where(inside, log_det, 0)
+
+    def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """x = g^-1(z): the root in [0, 1] of a xi^2 + b xi + c = 0."""
+        clipped = z.clamp(-self.bound, self.bound)
+        left, bottom, width, height, d0, d1 = self._bin(clipped, params, by_height=True)
+        slope = height / width
+        eta = ((clipped - bottom) / height).clamp(0, 1)
+        bend = d0 + d1 - 2 * slope
+        a = slope - d0 + eta * bend
+        b = d0 - eta * bend
+        c = -slope * eta
+        # Rounding can push the discriminant of a nearly flat bin below zero; its square root's slope must stay finite.
+        discriminant = (b.square() - 4 * a * c).clamp_min(torch.finfo(z.dtype).tiny)
+        xi = (-2 * c / (b + discriminant.sqrt())).clamp(0, 1)
+        denominator = slope + bend * xi * (1 - xi)
+        x = left + width * xi
+        inside = z.abs() < self.bound
+        log_det = -self._log_derivative(xi, slope, d0, d1, denominator)
+        return torch.where(inside, x, z), torch.where(inside, log_det, 0)
