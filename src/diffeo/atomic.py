@@ -36,9 +36,9 @@ def unwritable(path: str | os.PathLike[str], error: OSError) -> UserError:
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path; when the block ends well, fsync it and rename it to ``path``, else remove it.
 
-    A reader, a crash or a kill at any moment sees the old file or the whole new one. The temporary file lies in the same
-    folder, exists already (empty) and is called ``NAME.PID.tmp``, so a writer that goes by the extension must be told
-    the format or given an open file. What is no regular file (``/dev/stdout``, a pipe) is yielded as it is.
+    A reader, a crash or a kill at any moment sees the old file or the whole new one. The temporary file lies in the
+    same folder, exists already (empty) and is called ``NAME.PID.tmp``, so a writer that goes by the extension must be
+    told the format or given an open file. What is no regular file (``/dev/stdout``, a pipe) is yielded as it is.
 
     Raises:
         UserError: if the file cannot be written (full disk, permission, missing folder).

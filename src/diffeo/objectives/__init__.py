@@ -1,0 +1,6 @@
+"""Objectives: what training minimises, one loss per example, never a method of a model."""
+
+from diffeo.objectives.base import Objective
+from diffeo.objectives.likelihood import MaximumLikelihood
+
+__all__ = ["MaximumLikelihood", "Objective"]

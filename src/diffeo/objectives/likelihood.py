@@ -1,0 +1,15 @@
+"""Maximum likelihood."""
+
+from torch import Tensor
+
+from diffeo.objectives.base import Objective
+
+__all__ = ["MaximumLikelihood"]
+
+
+class MaximumLikelihood(Objective):
+    """The negative log-likelihood -log p(x | context) in nats, per example."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return -log p of each row of x, shape (N,)."""
+        return -self.flow.log_prob(x, context, nan="propagate")  # a bad row costs a step, it does not end the training

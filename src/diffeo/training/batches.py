@@ -1,0 +1,227 @@
+"""Where batches come from: tables of rows in memory, or streams that are larger."""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffeo.training.seeding import derive
+from diffeo.training.weights import hash_tensor
+
+__all__ = ["Batch", "Rows", "Stream", "default_epochs", "default_patience", "fingerprint", "split"]
+
+RESIDENT_BYTES = 2**31  # data up to this size is moved to the device once; more is moved batch by batch
+HASHED_BYTES = 2**30  # of larger data, evenly spaced rows are hashed
+
+
+Share = Callable[[int], slice]  # which of so many rows of a batch are this process's
+
+
+def everything(rows: int) -> slice:
+    """Return the share of one that is alone."""
+    return slice(rows)
+
+
+class Batch(NamedTuple):
+    """This process's share of a batch: x (n, *event), context (n, *context) or None, and their place in the data.
+
+    ``total`` counts the rows over all processes; ``rows`` are the indices of x in the data, or None in a stream.
+    """
+
+    x: Tensor
+    context: Tensor | None
+    total: int
+    rows: Tensor | None
+
+
+class Rows:
+    """Rows of tensors in memory: an epoch is a seeded permutation of them and one ``index_select`` per batch."""
+
+    def __init__(
+        self,
+        x: Any,
+        context: Any,
+        rows: Tensor | None,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.x, self.context = as_tensor(x, "x"), None if context is None else as_tensor(context, "context")
+        if self.x.ndim == 0 or len(self.x) == 0:
+            raise ValueError(f"expected at least one row of data, got shape {tuple(self.x.shape)}")
+        if self.context is not None and len(self.context) != len(self.x):
+            raise ValueError(f"expected a context for each of {len(self.x)} rows, got {len(self.context)}")
+        self.rows = torch.arange(len(self.x)) if rows is None else rows
+        self.size = len(self.rows)
+        self.batch_size = min(batch_size, self.size)
+        # The last, smaller batch is dropped: its noisier gradient would count as much as the others'.
+        self.batches: int | None = self.size // self.batch_size
+        self.device, self.dtype = device, dtype
+        if sum(t.nbytes for t in (self.x, self.context) if t is not None) <= RESIDENT_BYTES:
+            self.x = self._place(self.x)
+            self.context = None if self.context is None else self._place(self.context)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of all the data."""
+        return fingerprint(self.x, self.context)
+
+    def shuffled(self, seed: int, epoch: int, start: int = 0, share: Share = everything) -> Iterator[Batch]:
+        """Yield the batches of an epoch from number ``start`` on; seed and epoch decide the order."""
+        assert self.batches is not None
+        generator = torch.Generator().manual_seed(derive(seed, "shuffle", epoch))
+        order = self.rows[torch.randperm(self.size, generator=generator)]
+        for batch in range(start, self.batches):
+            yield self._select(order[batch * self.batch_size : (batch + 1) * self.batch_size], share)
+
+    def in_order(self, share: Share = everything) -> Iterator[Batch]:
+        """Yield all rows once, in larger batches: without gradients they need less memory."""
+        for rows in self.rows.split(4 * self.batch_size):
+            yield self._select(rows, share)
+
+    def _select(self, rows: Tensor, share: Share) -> Batch:
+        mine = rows[share(len(rows))]
+        context = None if self.context is None else self._pick(self.context, mine)
+        return Batch(self._pick(self.x, mine), context, len(rows), mine)
+
+    def _pick(self, data: Tensor, rows: Tensor) -> Tensor:
+        return self._place(data.index_select(0, rows.to(data.device)))
+
+    def _place(self, data: Tensor) -> Tensor:
+        return place(data, self.device, self.dtype)
+
+
+class Stream:
+    """Batches from a re-iterable object, for data larger than memory; they come in its order and in its sizes.
+
+    ``iter(stream)`` gives an epoch of tensors or (x, context) pairs, the same ones each time. A stream may have a
+    ``len``, the number of batches (the learning rate then falls smoothly within the first epoch too); a method
+    ``set_epoch(epoch)``, called before each, so that it can shuffle; and a ``fingerprint``, a string that decides
+    whether a checkpoint belongs to it (by default its first batch does).
+    """
+
+    def __init__(self, stream: Any, device: torch.device, dtype: torch.dtype | None) -> None:
+        if hasattr(stream, "__next__"):
+            raise TypeError("expected data that can be iterated over once per epoch, got an iterator")
+        self.stream, self.device, self.dtype = stream, device, dtype
+        self.batches: int | None = len(stream) if hasattr(stream, "__len__") else None
+        first = next(self._read(0, 0), None)
+        if first is None:
+            raise ValueError("expected a stream of batches, got an empty one")
+        self.fingerprint = str(getattr(stream, "fingerprint", fingerprint(*first)))
+
+    def shuffled(self, seed: int, epoch: int, start: int = 0, share: Share = everything) -> Iterator[Batch]:
+        """Yield the batches of an epoch from number ``start`` on, in the stream's own order."""
+        for x, context in self._read(epoch, start):
+            mine = share(len(x))
+            yield Batch(self._place(x[mine]), None if context is None else self._place(context[mine]), len(x), None)
+
+    def in_order(self, share: Share = everything) -> Iterator[Batch]:
+        """Yield the batches of the first epoch."""
+        return self.shuffled(0, 0, share=share)
+
+    def _read(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        if hasattr(self.stream, "set_epoch"):
+            self.stream.set_epoch(epoch)
+        for item in islice(iter(self.stream), start, None):
+            x, context = item if isinstance(item, tuple | list) else (item, None)
+            yield as_tensor(x, "x"), None if context is None else as_tensor(context, "context")
+
+    def _place(self, data: Tensor) -> Tensor:
+        return place(data, self.device, self.dtype)
+
+
+def split(
+    x: Any,
+    context: Any,
+    validation: Any,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> tuple[Rows | Stream, Rows | Stream | None]:
+    """Return the sources of training and of validation batches.
+
+    ``validation`` is a fraction of the rows, drawn by the seed, or data of its own (rows, an (x, context) pair, or a
+    stream); 0 or None means none.
+    """
+    if batch_size < 1:
+        raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+    fraction = isinstance(validation, float | int)
+    if fraction and not 0 <= validation < 1:
+        raise ValueError(f"expected a fraction of validation rows in [0, 1), got {validation}")
+    if not is_array(x):
+        if context is not None:
+            raise ValueError("expected a stream that gives (x, context) pairs, got a context of its own")
+        if fraction and validation:
+            raise ValueError("expected validation data or validation=0 with a stream, which cannot be split")
+        return Stream(x, device, dtype), _given(validation, batch_size, device, dtype)
+    if not (fraction and validation):
+        return Rows(x, context, None, batch_size, device, dtype), _given(validation, batch_size, device, dtype)
+    whole = Rows(x, context, None, batch_size, device, dtype)
+    held_out = max(1, round(validation * whole.size))
+    if held_out >= whole.size:
+        raise ValueError(f"expected enough rows to hold some out for validation, got {whole.size}")
+    order = torch.randperm(whole.size, generator=torch.Generator().manual_seed(derive(seed, "split")))
+    train = Rows(whole.x, whole.context, order[held_out:], batch_size, device, dtype)
+    valid = Rows(whole.x, whole.context, order[:held_out].sort().values, batch_size, device, dtype)
+    return train, valid
+
+
+def _given(validation: Any, batch_size: int, device: torch.device, dtype: torch.dtype | None) -> Rows | Stream | None:
+    if validation is None or isinstance(validation, float | int):
+        return None
+    if isinstance(validation, tuple) and len(validation) == 2:
+        return Rows(*validation, None, batch_size, device, dtype)
+    if is_array(validation):
+        return Rows(validation, None, None, batch_size, device, dtype)
+    return Stream(validation, device, dtype)
+
+
+def default_epochs(batches: int | None) -> int:
+    """Return the default budget: about 10,000 steps, at most 1,000 epochs, and one epoch at least (10 of a stream)."""
+    return 10 if batches is None else min(1000, max(1, round(10_000 / batches)))
+
+
+def default_patience(batches: int | None, epochs: int | None) -> int:
+    """Return how many epochs without improvement end a run: a tenth of the budget, at least 10 and 1,000 steps."""
+    return max(10, (epochs or 0) // 10, round(1000 / (batches or 1000)))
+
+
+def fingerprint(x: Tensor, context: Tensor | None = None) -> str:
+    """Return a SHA-256 of the data: shapes, types and contents (of more than 1 GiB, of evenly spaced rows)."""
+    sha = hashlib.sha256()
+    for name, data in (("x", x), ("context", context)):
+        if data is not None:
+            sha.update(f"{name} {tuple(data.shape)}".encode())
+            hash_tensor(sha, name, data[:: max(1, -(-data.nbytes // HASHED_BYTES))])
+    return sha.hexdigest()
+
+
+def is_array(data: Any) -> bool:
+    """Return whether this is data itself, not a stream of it."""
+    return isinstance(data, Tensor) or hasattr(data, "__array__")
+
+
+def as_tensor(data: Any, name: str) -> Tensor:
+    """Return the data as a tensor that shares its memory where it can."""
+    if isinstance(data, Tensor):
+        return data.detach()
+    array = np.asarray(data)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"expected numbers in {name}, got an array of type {array.dtype}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
+        return torch.from_numpy(array)
+
+
+def place(data: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    """Return the data on the device, floating-point data in the model's type."""
+    return data.to(device, dtype if data.is_floating_point() and dtype is not None else data.dtype, non_blocking=True)

@@ -1,0 +1,169 @@
+"""All that resuming needs, in one file."""
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.atomic import check_writable, remove_leftovers
+from diffeo.errors import UserError
+from diffeo.training.weights import digest, load_tensors, save_tensors
+
+__all__ = [
+    "Store",
+    "describe",
+    "load_checkpoint",
+    "optimizer_tensors",
+    "restore_optimizer",
+    "save_checkpoint",
+    "trained",
+]
+
+FORMAT = 1
+REMEDY = "start again with force (--force)"
+
+
+class Store:
+    """The checkpoint of a run directory: ``OUT/train/checkpoint.safetensors``, written every so many seconds.
+
+    Without ``out``, or where another process ``writes``, it stores nothing. ``saved`` is what an earlier process left,
+    to resume from, or None.
+
+    Raises:
+        UserError: if the folder cannot be written; if it holds a checkpoint and the call does not say ``resume``; if it
+            says so and there is no such folder, or the checkpoint belongs to another training.
+    """
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str] | None,
+        *,
+        resume: bool,
+        every: float,
+        settings: Mapping[str, Any],
+        writes: bool,
+    ) -> None:
+        self.every, self.settings = every, dict(settings)
+        self.writes = writes and out is not None
+        self.saved: tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None = None
+        self.written = time.monotonic()
+        if out is None:
+            if resume:
+                raise UserError("nothing to resume: give the run directory as out")
+            return
+        self.folder = Path(out) / "train"
+        self.path = self.folder / "checkpoint.safetensors"
+        if resume and not Path(out).is_dir():
+            raise UserError(f"nothing to resume: {os.fspath(out)} is not a folder; start without resume (--resume)")
+        if self.path.exists():
+            if not resume:
+                raise UserError(f"{os.fspath(out)} holds an unfinished or earlier training; resume it or {REMEDY}")
+            scalars, tensors = load_checkpoint(self.path)
+            _require_same(self.path, scalars["settings"], self.settings)
+            if scalars["threads"] != torch.get_num_threads():
+                warnings.warn(
+                    f"resuming with {torch.get_num_threads()} threads instead of {scalars['threads']}: "
+                    "the weights will be as good, but not identical to the bit",
+                    stacklevel=3,
+                )
+            self.saved = scalars["state"], tensors
+
+    def prepare(self) -> None:
+        """Create the folder, prove that it can be written, and clear away what a killed process left there."""
+        if self.writes:
+            check_writable(self.folder)
+            remove_leftovers(self.folder)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write again."""
+        return self.writes and time.monotonic() - self.written >= self.every
+
+    def write(self, state: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Write a checkpoint."""
+        if self.writes:
+            threads = torch.get_num_threads()
+            save_checkpoint(self.path, {"settings": self.settings, "threads": threads, "state": state}, groups)
+            self.written = time.monotonic()
+
+
+def save_checkpoint(path: Path, scalars: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write plain data and named groups of named tensors to one safetensors file, atomically."""
+    tensors = {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+    save_tensors(path, tensors, {"format": str(FORMAT), "state": json.dumps(scalars)})
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Read what ``save_checkpoint`` wrote.
+
+    Raises:
+        UserError: if the file is corrupted or comes from a newer diffeo.
+    """
+    tensors, metadata = load_tensors(path, REMEDY)
+    if metadata.get("format") != str(FORMAT):
+        raise UserError(f"{path} has format {metadata.get('format')}, but this diffeo reads {FORMAT}: upgrade diffeo")
+    groups: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        group, _, name = full_name.partition("/")
+        groups.setdefault(group, {})[name] = tensor
+    return json.loads(metadata["state"]), groups
+
+
+def _require_same(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Check that a checkpoint belongs to this very training.
+
+    Raises:
+        UserError: naming every setting that differs.
+    """
+    # Through JSON, as the saved ones went: tuples become lists.
+    current = json.loads(json.dumps(current))
+    changes = [
+        f"{name} was {saved.get(name)}, now {current.get(name)}"
+        for name in sorted({*saved, *current})
+        if saved.get(name) != current.get(name)
+    ]
+    if changes:
+        raise UserError(f"{path} belongs to another training ({'; '.join(changes)}); repeat the first call or {REMEDY}")
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+    """Return the optimizer's state, the moments of each parameter under its name: ``exp_avg:flow.weight``."""
+    state = optimizer.state
+    return {f"{key}:{name}": tensor for p, name in names.items() if p in state for key, tensor in state[p].items()}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put ``optimizer_tensors`` back into a new optimizer."""
+    parameters = {name: parameter for parameter, name in names.items()}
+    for full_name, tensor in tensors.items():
+        key, _, name = full_name.partition(":")
+        # A copy in torch's own aligned memory, not the mapped file: kernels may round differently with the alignment.
+        own = torch.empty_like(tensor, device=parameters[name].device).copy_(tensor)
+        optimizer.state[parameters[name]][key] = own
+
+
+def trained(objective: nn.Module) -> dict[str, Tensor]:
+    """Return what training changes of an objective's state: all but the frozen parameters (a teacher's, say)."""
+    frozen = {name for name, p in objective.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: tensor.detach() for name, tensor in objective.state_dict().items() if name not in frozen}
+
+
+def describe(objective: nn.Module) -> dict[str, Any]:
+    """Return plain data that tells this objective from another one, whatever its present weights."""
+    shapes = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in objective.state_dict().items()}
+    frozen = {name: p for name, p in objective.named_parameters() if not p.requires_grad}
+    return {
+        "type": type(objective).__name__,
+        "recipe": getattr(getattr(objective, "flow", None), "recipe", None),
+        "shapes": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16],
+        "frozen": digest(frozen)[:16] if frozen else None,
+    }

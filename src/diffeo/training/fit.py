@@ -1,0 +1,301 @@
+"""The training loop."""
+
+import math
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffeo.objectives import Objective
+from diffeo.training.average import Average
+from diffeo.training.batches import default_epochs, default_patience, split
+from diffeo.training.checkpoint import Store, describe, optimizer_tensors, restore_optimizer, trained
+from diffeo.training.evaluate import evaluate
+from diffeo.training.initialise import breakdown, initialise
+from diffeo.training.interrupt import Interrupt
+from diffeo.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from diffeo.training.parallel import World
+from diffeo.training.progress import Journal, Reporter
+from diffeo.training.seeding import derive, seed_noise
+
+__all__ = ["FitResult", "fit"]
+
+MAX_BAD_IN_A_ROW = 50
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training came to.
+
+    ``history`` holds one dict per epoch, as ``metrics.jsonl`` does. ``best_loss`` is the validation loss of the weights
+    that were kept, those of ``best_epoch`` (from 1); without validation data, the last epoch's training loss.
+    ``stopped`` says why it ended: "budget", "patience" or "interrupted".
+    """
+
+    history: list[dict[str, Any]]
+    best_epoch: int
+    best_loss: float
+    epochs: int
+    steps: int
+    skipped: int
+    seconds: float
+    stopped: str
+
+
+@dataclass
+class State:
+    """Where a training stands: with the tensors of a checkpoint, all that resuming needs."""
+
+    epoch: int = 0  # epochs done
+    batch: int = 0  # batches done in the present epoch
+    batches: int | None = None  # batches per epoch, once known
+    step: int = 0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    seconds: float = 0.0
+    # of the present epoch: sums over its good batches, their number, all its rows, the time spent on them
+    loss: float = 0.0
+    norm: float = 0.0
+    good: int = 0
+    rows: int = 0
+    busy: float = 0.0
+    # so far
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    stopped: str = ""
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def fraction_done(self, epochs: int | None, minutes: float | None) -> float:
+        """Return how much of the budget is used up in the middle of the present step."""
+        within = min(1.0, (self.batch + 0.5) / self.batches) if self.batches else 0.0
+        by_epochs = (self.epoch + within) / epochs if epochs else 0.0
+        return min(1.0, max(by_epochs, self.seconds / (60 * minutes) if minutes else 0.0))
+
+    def end_epoch(self, validation: float, stderr: float, lr: float) -> dict[str, Any]:
+        """Add an entry to the history, return it, and make ready for the next epoch."""
+        self.epoch += 1
+        good = self.good or math.nan
+        entry = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss": self.loss / good,
+            "val_loss": validation,
+            "val_stderr": stderr,
+            "lr": lr,
+            "grad_norm": self.norm / good,
+            "skipped": self.skipped,
+            "rows_per_second": self.rows / self.busy if self.busy else math.nan,
+            "seconds": self.seconds,
+        }
+        self.history.append(entry)
+        self.batch = self.good = self.rows = 0
+        self.loss = self.norm = self.busy = 0.0
+        return entry
+
+
+def fit(
+    objective: Objective,
+    x: Any,
+    context: Any = None,
+    *,
+    validation: Any = 0.1,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    batch_size: int = 512,
+    lr: float = 1e-3,
+    weight_decay: float = 1e-2,
+    warmup: float = 0.03,
+    clip: float = 5.0,
+    ema: float = 0.999,
+    patience: float | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    checkpoint_every: float = 30.0,
+) -> FitResult:
+    """Minimise the mean of ``objective(x, context)``; its flow ends with the best averaged weights, in evaluation mode.
+
+    AdamW, a learning rate that warms up linearly and falls as a cosine to 0 over the budget, gradients clipped by norm,
+    an exponential moving average of the weights, early stopping on validation data. A batch with a non-finite loss or
+    gradient changes nothing but ``skipped``; 50 in a row end the training.
+
+    Args:
+        objective: the loss per example, for instance ``MaximumLikelihood(flow)``.
+        x: the data: a tensor or array (N, *event), or a stream: an object whose every iteration gives the same batches,
+            tensors or (x, context) pairs (see ``Stream``); ``batch_size`` does not change those.
+        context: what the density is conditioned on, (N, *context), row by row.
+        validation: a fraction of the rows to hold out, or rows, an (x, context) pair or a stream; 0 for none.
+        epochs: the budget in epochs; about 10,000 steps, but at most 1,000 epochs, if no budget is given.
+        minutes: the budget in minutes; with both, whichever is used up first.
+        batch_size: rows per step, over all processes together; larger than the data means all of them.
+        lr: the highest learning rate; a module's attribute ``lr_scale`` multiplies it for the module's parameters.
+        weight_decay: AdamW's, on matrices only.
+        warmup: the fraction of the budget over which the learning rate rises.
+        clip: the largest norm of the gradient; ``math.inf`` for any.
+        ema: the decay of the average; 0 for the weights themselves.
+        patience: epochs without a better validation loss that end the training; ``math.inf`` for never. By default a
+            tenth of the epochs, but at least 10 epochs and 1,000 steps.
+        seed: decides the split, the order and the noise. The same call gives the same weights, on the same machine with
+            the same number of threads; the initial weights are the caller's.
+        device: where to train; by default where the objective is.
+        out: a run directory; ``out/train`` receives ``metrics.jsonl`` and the checkpoint.
+        resume: continue from the checkpoint, with the same arguments and data. A budget in epochs ends with weights
+            identical to the bit; one in minutes depends on the clock.
+        progress: show a bar, or lines if stderr is no terminal.
+        checkpoint_every: seconds between checkpoints; one is written at the end in any case.
+
+    Raises:
+        UserError: if ``out`` cannot be written or resumed, or the training breaks down (the message says where).
+    """
+    for name, number, low in (("lr", lr, 0.0), ("clip", clip, 0.0), ("epochs", epochs, 0), ("minutes", minutes, 0.0)):
+        if number is not None and not number > low:
+            raise ValueError(f"expected {name} > {low}, got {number}")
+    if not 0 <= warmup < 1:
+        raise ValueError(f"expected warmup in [0, 1), got {warmup}")
+
+    first = next(objective.parameters(), torch.empty(0))
+    world = World(torch.device(device or first.device))
+    device = world.device
+    objective.to(device)
+    dtype = first.dtype if first.is_floating_point() else None
+    train, valid = split(x, context, validation, batch_size=batch_size, seed=seed, device=device, dtype=dtype)
+    epochs = default_epochs(train.batches) if epochs is None and minutes is None else epochs
+    patience = default_patience(train.batches, epochs) if patience is None else patience
+    settings = dict(
+        objective=describe(objective), data=train.fingerprint if out else None,
+        validation=valid.fingerprint if out and valid else None,
+        held_out=validation if isinstance(validation, float | int) else None,
+        epochs=epochs, minutes=minutes, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup=warmup,
+        clip=clip, ema=ema, patience=patience, seed=seed, processes=world.size,
+    )  # fmt: skip
+    store = Store(out, resume=resume, every=checkpoint_every, settings=settings, writes=world.leads)
+
+    with world, Interrupt() as interrupt, Reporter(progress and world.leads) as reporter, world.own_noise():
+        world.wait()  # until all processes have looked for a checkpoint: now files are written
+        store.prepare()
+        # Layers such as ActNorm set their weights from the first batch: before anything copies or wraps them.
+        moving = initialise(objective, train, seed, device, MAX_BAD_IN_A_ROW)
+        world.copy_from_leader([*objective.parameters(), *objective.buffers()])
+
+        names = {p: name for name, p in objective.named_parameters() if p.requires_grad}
+        parameters = list(names)
+        optimizer = make_optimizer(objective, lr, weight_decay)
+        average = Average(parameters, ema)
+        best: dict[str, Tensor] = {}  # the weights to keep, once validation has told
+        state = State(batches=train.batches)
+        if store.saved is not None:
+            scalars, tensors = store.saved
+            state = State(**scalars)
+            objective.load_state_dict(tensors["weights"], strict=False)
+            restore_optimizer(optimizer, names, tensors.get("optimizer", {}))
+            average.restore([tensors["average"][name] for name in names.values()], state.step - state.skipped)
+            best = tensors.get("best", {})
+        model = world.wrap(objective)
+        journal = Journal(store.folder if store.writes else None, state.history)
+
+        def save() -> None:
+            averages = dict(zip(names.values(), average.averages, strict=True))
+            moments = optimizer_tensors(optimizer, names)
+            groups = {"weights": trained(objective), "average": averages, "optimizer": moments, "best": best}
+            store.write(asdict(state), groups)
+
+        if not state.step:
+            save()  # whenever the process may be killed, the initial weights are known
+        started = time.monotonic() - state.seconds
+        stop = False
+
+        while not (state.stopped or stop):
+            objective.train()
+            for batch in train.shuffled(seed, state.epoch, state.batch, world.share):
+                since = time.monotonic()
+                done = state.fraction_done(epochs, minutes)
+                set_learning_rate(optimizer, learning_rate(done, warmup))
+                noise = derive(seed, "step", state.step, world.rank)
+                seed_noise(device, noise)
+                kept = [buffer.clone() for buffer in moving]
+
+                losses = model(batch.x, batch.context)
+                loss = losses.sum() * (world.size / batch.total)  # the mean over processes is then that over all rows
+                optimizer.zero_grad()
+                loss.backward()
+                gradients = [p.grad for p in parameters if p.grad is not None]
+                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+                loss_value, norm_value, state.seconds, stop = world.agree(
+                    loss.detach(), norm, time.monotonic() - started, interrupt.pressed
+                )
+                if math.isfinite(loss_value) and math.isfinite(norm_value):
+                    if norm_value > clip:
+                        torch._foreach_mul_(gradients, clip / norm_value)
+                    optimizer.step()
+                    average.update()
+                    world.copy_from_leader(moving)
+                    state.good += 1
+                    state.loss += loss_value
+                    state.norm += norm_value
+                    state.bad_in_a_row = 0
+                else:
+                    for buffer, old in zip(moving, kept, strict=True):
+                        buffer.copy_(old)
+                    state.skipped += 1
+                    state.bad_in_a_row += 1
+                    if state.bad_in_a_row == MAX_BAD_IN_A_ROW:
+                        seed_noise(device, noise)
+                        raise breakdown(objective, batch, MAX_BAD_IN_A_ROW)
+
+                state.step += 1
+                state.batch += 1
+                state.rows += batch.total
+                state.busy += time.monotonic() - since
+                reporter.step(done, state.epoch, state.loss / (state.good or 1), state.rows / state.busy, state.skipped)
+                if store.due:
+                    save()
+                if stop or (minutes is not None and state.seconds >= 60 * minutes):
+                    break
+
+            if not stop:
+                with average.applied():
+                    score, stderr = evaluate(objective, valid, seed, world, interrupt)
+                    stop = interrupt.pressed and world.size == 1
+                    if score < state.best_loss and not stop:
+                        state.best_loss, state.best_epoch = score, state.epoch + 1
+                        best = {name: tensor.clone() for name, tensor in trained(objective).items()}
+            if not stop:
+                state.batches = state.batches or state.batch  # the first epoch of a stream shows its length
+                rate = lr * learning_rate(state.fraction_done(epochs, minutes), warmup)
+                entry = state.end_epoch(score, stderr, rate)
+                journal.append(entry)
+                reporter.epoch(entry)
+                if state.epoch == epochs or (minutes is not None and state.seconds >= 60 * minutes):
+                    state.stopped = "budget"
+                elif valid is not None and state.epoch - state.best_epoch >= patience:
+                    state.stopped = "patience"
+                if state.stopped and state.step == state.skipped:
+                    raise breakdown(objective, next(train.shuffled(seed, 0)), state.skipped)
+                if store.due and not state.stopped:
+                    save()
+
+        save()
+        if not best:
+            with average.applied():
+                best = {name: tensor.clone() for name, tensor in trained(objective).items()}
+            state.best_epoch = state.epoch
+            if valid is None and state.history:
+                state.best_loss = state.history[-1]["loss"]
+        objective.load_state_dict(best, strict=False)
+        objective.eval()
+
+    return FitResult(
+        history=state.history,
+        best_epoch=state.best_epoch,
+        best_loss=state.best_loss,
+        epochs=state.epoch,
+        steps=state.step,
+        skipped=state.skipped,
+        seconds=state.seconds,
+        stopped=state.stopped or "interrupted",
+    )

@@ -1,0 +1,98 @@
+"""Tensors in a safetensors file that knows its own SHA-256."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffeo.atomic import atomic_write
+from diffeo.errors import UserError
+
+__all__ = ["digest", "hash_tensor", "load_tensors", "read_shapes", "save_tensors"]
+
+
+def hash_tensor(sha: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    """Feed a tensor's name, dtype, shape and bytes to a hash."""
+    sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    sha.update(flat.view(torch.uint8).numpy().data)
+
+
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Return the SHA-256 over the names, dtypes, shapes and bytes of all tensors, and over the metadata."""
+    sha = hashlib.sha256(json.dumps(dict(metadata or {}), sort_keys=True).encode())
+    for name in sorted(tensors):
+        hash_tensor(sha, name, tensors[name])
+    return sha.hexdigest()
+
+
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Write tensors and metadata atomically to a safetensors file, and return their SHA-256, which the file holds too.
+
+    Raises:
+        UserError: if the file cannot be written; an older file of that name is then intact.
+    """
+    owners: set[int] = set()
+    unshared = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        pointer = tensor.untyped_storage().data_ptr()
+        unshared[name] = tensor.clone() if pointer in owners else tensor  # the format knows no tied tensors
+        owners.add(pointer)
+    sha256 = digest(unshared, metadata)
+    with atomic_write(path) as temporary:
+        try:
+            save_file(unshared, temporary, {**metadata, "sha256": sha256})
+        except SafetensorError as error:
+            found = re.search(r"os error (\d+)", str(error))
+            if found is None:
+                raise
+            number = int(found.group(1))
+            raise OSError(number, os.strerror(number)) from error
+    return sha256
+
+
+def load_tensors(path: str | os.PathLike[str], remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what ``save_tensors`` wrote: the tensors (on the CPU) and the metadata.
+
+    Raises:
+        UserError: ending in ``remedy``, if the file is missing, cut short, or differs by a single bit.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        raise _unreadable(path, error, remedy) from error
+    if metadata.pop("sha256", None) != digest(tensors, metadata):
+        raise UserError(f"{os.fspath(path)} is corrupted: its contents do not match its SHA-256; {remedy}")
+    return tensors, metadata
+
+
+def read_shapes(path: str | os.PathLike[str], remedy: str) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in a safetensors file from its header, without reading the tensors.
+
+    Raises:
+        UserError: ending in ``remedy``, if the file is missing or its header does not match its size.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        raise _unreadable(path, error, remedy) from error
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception, remedy: str) -> UserError:
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        return UserError(f"{name} is missing; {remedy}")
+    if isinstance(error, PermissionError):
+        return UserError(f"{name} cannot be read: permission denied; change its permissions")
+    return UserError(f"{name} is corrupted or cut short ({str(error).splitlines()[0]}); {remedy}")
