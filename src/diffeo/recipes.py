@@ -38,7 +38,7 @@ RECIPES: dict[str, Callable[..., Flow]] = {}
 
 PREPROCESS: dict[str, Callable[..., Transform]] = {"standardize": Standardize, "logit": Logit, "dequantize": Dequantize}
 
-Preprocess = Sequence[str | Sequence[Any]]
+Preprocess = Sequence[Any]  # names, or pairs (name, arguments)
 
 
 def recipe(make: Callable[..., Flow]) -> Callable[..., Flow]:

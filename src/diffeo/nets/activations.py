@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "INPUT_BOUND", "derivative", "get_activation", "soften"]
+__all__ = ["ACTIVATIONS", "INPUT_BOUND", "derivative", "get_activation", "soften", "zero_last"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -40,3 +40,9 @@ def derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     with torch.enable_grad():
         at = at.detach().requires_grad_()
         return torch.autograd.grad(function(at).sum(), at)[0]
+
+
+def zero_last(layers: nn.ModuleList) -> None:
+    """Set the last layer to zero, so that the flow that it parameterises starts as the identity."""
+    for parameter in layers[-1].parameters():
+        nn.init.zeros_(parameter)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffeo.nets.activations import derivative, get_activation, soften
+from diffeo.nets.activations import derivative, get_activation, soften, zero_last
 from diffeo.nets.walk import WalkLayer, walk
 
 __all__ = ["MADE"]
@@ -67,9 +67,8 @@ class MADE(nn.Module):
             self.register_buffer(f"mask{index}", own[:, None] >= seen[None, :], persistent=False)
         if self.direct is not None:
             self.register_buffer("mask_direct", self.degrees[-1][:, None] >= self.degrees[0][None, :], persistent=False)
-            nn.init.zeros_(self.direct.weight)
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+            self.direct.weight.data.zero_()
+        zero_last(self.layers)
 
     def _weights(self) -> list[Tensor]:
         """The masked weights, applied at every reading so that no weight, however set, can break the order."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffeo.nets.activations import get_activation, soften
+from diffeo.nets.activations import get_activation, soften, zero_last
 
 __all__ = ["MLP"]
 
@@ -41,8 +41,7 @@ class MLP(nn.Module):
         self.context = nn.Linear(context, sizes[1], bias=False) if context else None
         self.activation = get_activation(activation)
         self.residual = residual
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        zero_last(self.layers)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map x ``(*batch, inputs)`` and the context ``(*batch, context)`` to ``(*batch, outputs)``."""

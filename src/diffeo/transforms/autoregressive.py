@@ -32,8 +32,8 @@ class AutoregressiveNet(Protocol):
 class Autoregressive(Transform):
     """x_i = f(z_i; net(x_<i, context)); log|det dx/dz| = sum_i log|f'(z_i)|.
 
-    With ``Affine`` this is MAF (Papamakarios et al. 2017, arXiv:1705.07057); its ``Inverse`` is IAF (Kingma et al. 2016,
-    arXiv:1606.04934). Normalizing (``inverse``) is one parallel pass. Generating is sequential, by the network's
+    With ``Affine`` this is MAF (Papamakarios et al. 2017, arXiv:1705.07057); its ``Inverse`` is IAF (Kingma et al.
+    2016, arXiv:1606.04934). Normalizing (``inverse``) is one parallel pass. Generating is sequential, by the network's
     incremental walk, which costs about one pass as well. Both directions are differentiable: the gradient of the
     sequential one is exact, by implicit differentiation, with one walk backwards.
 

@@ -57,8 +57,8 @@ class LU(Transform):
     """x = L U z + b with unit lower L and upper U of diagonal exp(d): log|det dx/dz| = sum d (times the positions).
 
     Starts as the identity. For images it is Glow's invertible 1x1 convolution (Kingma and Dhariwal 2018,
-    arXiv:1807.03039): the matrix mixes channels, at every position alike. Put a random ``Permutation`` before it for the
-    permutation of a full PLU decomposition.
+    arXiv:1807.03039): the matrix mixes channels, at every position alike. Put a random ``Permutation`` before it for
+    the permutation of a full PLU decomposition.
 
     Args:
         features: the size n of the first event dimension.
