@@ -1,0 +1,123 @@
+"""numpy arrays, in memory or in .npy and .npz files; never a pickle."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffeo.errors import UserError
+
+__all__ = ["ArraySource", "read_npy", "read_npz"]
+
+
+class ArraySource:
+    """The columns of an array (rows, columns), or the fields of a structured array (rows,)."""
+
+    def __init__(self, array: np.ndarray, name: str, names: Sequence[str] | None = None) -> None:
+        self.name = name
+        fields = array.dtype.names
+        if array.ndim != (1 if fields else 2):
+            remedy = "; use reshape(-1, 1) for a single column" if array.ndim == 1 else ""
+            raise UserError(f"{name}: expected an array of shape (rows, columns), got shape {array.shape}{remedy}")
+        if not fields:
+            _check_type(array.dtype, name)
+        self._array = array
+        self.num_rows: int | None = len(array)
+        count = len(fields) if fields else array.shape[1]
+        if names is not None and len(names) != count:
+            raise ValueError(f"expected {count} names, got {len(names)}")
+        names = names or fields
+        self.has_names = names is not None
+        self.names = tuple(names) if names is not None else tuple(f"c{i}" for i in range(count))
+        types = [array.dtype[field] for field in fields] if fields else [array.dtype] * count
+        self.types = tuple({"b": "bool", "i": "integer", "u": "integer"}.get(t.kind, "float") for t in types)
+
+    def read(self, columns: Sequence[int], rows: int) -> Iterator[np.ndarray]:
+        """Yield float64 arrays of at most ``rows`` rows."""
+        fields = self._array.dtype.names
+        if fields:
+            for i in columns:
+                _check_type(self._array.dtype[fields[i]], f"{self.name}: column {self.names[i]!r}")
+        for start in range(0, len(self._array), rows):
+            part = self._array[start : start + rows]
+            if fields:
+                yield np.stack([part[fields[i]].astype(np.float64) for i in columns], axis=1)
+            else:
+                yield part[:, list(columns)].astype(np.float64)
+
+    def where(self, row: int) -> str:
+        """Return "row 3" for the row, counted from 1."""
+        return f"row {row}"
+
+
+def _check_type(dtype: np.dtype, name: str) -> None:
+    if dtype.kind not in "biuf":
+        word = {"M": "dates", "m": "durations", "U": "text", "S": "text", "c": "complex numbers", "O": "Python objects"}
+        what = word.get(dtype.kind, f"values of type {dtype}")
+        raise UserError(f"{name}: expected numbers, got {what}; convert them to an array of floats")
+
+
+def read_npy(path: Path) -> ArraySource:
+    """Open a .npy file, mapped into memory.
+
+    Raises:
+        UserError: if it is damaged, is a pickle, or holds no two-dimensional array of numbers.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # damaged bytes raise whatever zip, zlib, ast and numpy stumble over
+        raise _damaged(path, error) from error
+    if not isinstance(array, np.ndarray):  # an archive under a wrong name
+        array.close()
+        raise UserError(f"{path}: is an archive of arrays; name it {path.stem}.npz")
+    return ArraySource(array, str(path))
+
+
+def read_npz(path: Path, key: str | None = None) -> ArraySource:
+    """Open one array of a .npz file: ``key``, else X or x, else the only one of two dimensions.
+
+    An array of text called ``names`` with one entry per column, as diffeo writes it, names the columns.
+
+    Raises:
+        UserError: if the file is damaged, or it is not clear which array is meant.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if isinstance(archive, np.ndarray):
+                raise UserError(f"{path}: is a single array; name it {path.stem}.npy")
+            chosen = _choose(archive, path, key)
+            array = archive[chosen]
+            names = None
+            if "names" in archive.files and chosen != "names" and array.ndim == 2:
+                label = archive["names"]
+                if label.dtype.kind == "U" and label.shape == array.shape[1:]:
+                    names = [str(name) for name in label]
+    except UserError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
+    return ArraySource(array, str(path), names)
+
+
+def _choose(archive: np.lib.npyio.NpzFile, path: Path, key: str | None) -> str:
+    found = archive.files
+    listed = ", ".join(found[:10]) or "none"
+    if key is not None:
+        if key not in found:
+            raise UserError(f"{path}: has no array {key!r}; its arrays: {listed}")
+        return key
+    for usual in ("X", "x"):
+        if usual in found:
+            return usual
+    tables = found if len(found) == 1 else [name for name in found if archive[name].ndim == 2]
+    if len(tables) != 1:
+        what = "several tables" if tables else "no two-dimensional array"
+        raise UserError(f"{path}: holds {what}, expected one, or one called X; its arrays: {listed}")
+    return tables[0]
+
+
+def _damaged(path: Path, error: BaseException) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if "allow_pickle" in reason or "Python objects" in reason:
+        reason = "not an array of numbers, or pickled objects, which are never loaded"
+    return UserError(f"{path}: cannot be read as {path.suffix}, it is damaged, incomplete or something else ({reason})")
