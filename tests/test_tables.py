@@ -69,9 +69,11 @@ def test_every_format_is_read_back_as_it_was_written(tmp_path, values, extension
 
 def test_a_header_is_recognised(tmp_path):
     table = open_table(written(tmp_path / "with.csv", "a,b\n1,2\n"))
-    assert table.names == ("a", "b") and table.has_names
+    assert table.names == ("a", "b")
+    assert table.has_names
     table = open_table(written(tmp_path / "without.csv", "1,2\n3,4.5\n"))
-    assert table.names == ("c0", "c1") and not table.has_names
+    assert table.names == ("c0", "c1")
+    assert not table.has_names
     np.testing.assert_array_equal(everything(table), [[1, 2], [3, 4.5]])
     table = open_table(written(tmp_path / "years.csv", "2019,2020\n3,4.5\n"), header=True)
     assert table.names == ("2019", "2020")
@@ -160,7 +162,9 @@ def test_arrow_types(tmp_path):
         table = open_table(source)
         np.testing.assert_array_equal(everything(table), expected)
         np.testing.assert_array_equal(everything(table, ["a.b", "bool"]), np.array(expected)[:, [6, 3]])
-        assert table.types["bool"] == "bool" and table.types["big"] == "integer" and table.types["half"] == "float"
+        assert table.types["bool"] == "bool"
+        assert table.types["big"] == "integer"
+        assert table.types["half"] == "float"
 
 
 def test_arrays_in_archives(tmp_path, values):
@@ -334,7 +338,9 @@ def test_columns_are_matched_by_name(tmp_path):
     table = open_table(written(tmp_path / "a.csv", "c,a,x,b\n3,1,0,2\n"))
     chosen = table.select(["a", "b", "c"])
     np.testing.assert_array_equal(everything(chosen), [[1, 2, 3]])
-    assert chosen.extra == ("x",) and chosen.names == ("a", "b", "c") and table.names == ("c", "a", "x", "b")
+    assert chosen.extra == ("x",)
+    assert chosen.names == ("a", "b", "c")
+    assert table.names == ("c", "a", "x", "b")
     one_line(lambda: table.select(["a", "d", "e"]), "a.csv: lacks columns 'd', 'e'; it has 'c', 'a', 'x', 'b'")
     one_line(lambda: open_table(tmp_path / "a.csv", columns=["d"]), "lacks column 'd'")
 
@@ -386,7 +392,8 @@ def test_reading_tables_does_not_import_torch_or_pandas():
 
 def test_batches_checks_its_arguments():
     table = open_table(np.ones((2, 2)))
-    assert isinstance(table, Table) and "2 rows" in repr(table)
+    assert isinstance(table, Table)
+    assert "2 rows" in repr(table)
     with pytest.raises(ValueError, match="expected rows >= 1, got 0"):
         next(table.batches(rows=0))
     with pytest.raises(ValueError, match="at least one column"):
