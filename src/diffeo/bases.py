@@ -51,7 +51,7 @@ class StandardNormal(Base):
     def sample(self, shape: Sequence[int] = ()) -> Tensor:
         """Draw standard normal noise."""
         marker = self.device_marker
-        return torch.randn(*shape, *self.event_shape, dtype=marker.dtype, device=marker.device)
+        return torch.randn((*shape, *self.event_shape), dtype=marker.dtype, device=marker.device)
 
 
 class StandardLogistic(Base):
@@ -64,7 +64,7 @@ class StandardLogistic(Base):
     def sample(self, shape: Sequence[int] = ()) -> Tensor:
         """Draw logistic noise as the logit of uniform noise."""
         marker = self.device_marker
-        uniform = torch.rand(*shape, *self.event_shape, dtype=marker.dtype, device=marker.device)
+        uniform = torch.rand((*shape, *self.event_shape), dtype=marker.dtype, device=marker.device)
         tiny = torch.finfo(uniform.dtype).tiny
         return torch.log(uniform.clamp_min(tiny)) - torch.log1p(-uniform)
 
@@ -101,7 +101,7 @@ class Uniform(Base):
 
     def sample(self, shape: Sequence[int] = ()) -> Tensor:
         """Draw uniformly from the box."""
-        noise = torch.rand(*shape, *self.event_shape, dtype=self.low.dtype, device=self.low.device)
+        noise = torch.rand((*shape, *self.event_shape), dtype=self.low.dtype, device=self.low.device)
         return torch.addcmul(self.low, noise, self.high - self.low)
 
 

@@ -20,6 +20,7 @@ from diffeo.transforms import (
     Coupling,
     Dequantize,
     Elementwise,
+    Gaussianize,
     Inverse,
     Logit,
     Permutation,
@@ -36,7 +37,12 @@ __all__ = ["RECIPES", "build", "iaf", "maf", "nice", "nsf", "realnvp"]
 
 RECIPES: dict[str, Callable[..., Flow]] = {}
 
-PREPROCESS: dict[str, Callable[..., Transform]] = {"standardize": Standardize, "logit": Logit, "dequantize": Dequantize}
+PREPROCESS: dict[str, Callable[..., Transform]] = {
+    "standardize": Standardize,
+    "gaussianize": Gaussianize,
+    "logit": Logit,
+    "dequantize": Dequantize,
+}
 
 Preprocess = Sequence[Any]  # names, or pairs (name, arguments)
 

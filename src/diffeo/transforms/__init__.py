@@ -5,7 +5,7 @@ from diffeo.transforms.base import Chain, DataDependent, Inverse, Transform
 from diffeo.transforms.coupling import Coupling, alternating_mask, half_mask
 from diffeo.transforms.elementwise import Elementwise
 from diffeo.transforms.linear import LU, ActNorm, Permutation
-from diffeo.transforms.preprocess import Dequantize, Logit, Standardize
+from diffeo.transforms.preprocess import Dequantize, Gaussianize, Logit, Standardize
 from diffeo.transforms.univariate import Affine, RationalQuadraticSpline, Scale, Shift, Univariate
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "DataDependent",
     "Dequantize",
     "Elementwise",
+    "Gaussianize",
     "Inverse",
     "Logit",
     "Permutation",

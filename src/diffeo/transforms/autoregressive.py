@@ -63,7 +63,7 @@ class Autoregressive(Transform):
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Generate element by element."""
         rows = z.reshape(-1, z.shape[-1])
-        given = None if context is None else context.reshape(len(rows), -1)
+        given = None if context is None else context.reshape(-1, context.shape[-1])
         with torch.no_grad():
             x, log_det = self._generate(rows, given)
         if torch.is_grad_enabled():
@@ -91,19 +91,20 @@ class Autoregressive(Transform):
 
     def _solve_transposed(self, x: Tensor, context: Tensor | None, grad: Tensor) -> Tensor:
         """Solve J^T u = grad for u, last element first: J = df^-1/dx is lower triangular."""
+        x = x.detach()
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            params = self._params(x.detach(), context).detach().requires_grad_()
-            z = self.univariate.inverse_and_log_det(x, params)[0]
-            diagonal, by_params = torch.autograd.grad(z.sum(), (x, params))
-        diagonal, by_params, grad = diagonal.mT.contiguous(), by_params.mT.contiguous(), grad.mT.contiguous()
+            params = self._params(x, context).detach().requires_grad_()
+            z, log_det = self.univariate.inverse_and_log_det(x, params)
+            (by_params,) = torch.autograd.grad(z.sum(), params)
+        diagonal = log_det.detach().exp().mT.contiguous()  # of J, by element
+        by_params, grad = by_params.mT.contiguous(), grad.mT.contiguous()
         solution = torch.empty_like(grad)
 
         def step(i: int, total: Tensor) -> Tensor:
             solution[i] = (grad[i] - total) / diagonal[i]
             return by_params[:, i] * solution[i]
 
-        self.net.walk_back(step, x.detach(), context)
+        self.net.walk_back(step, x, context)
         return solution.mT
 
 

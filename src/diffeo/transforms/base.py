@@ -161,7 +161,8 @@ class DataDependent(Transform):
 
     def _see(self, value: Tensor, *, inverse: bool) -> None:
         if self.training and not self.initialized:
-            rows = value.detach().reshape(math.prod(self._batch_shape(value)), *value.shape[-self.event_dim :])
+            batch = self._batch_shape(value)
+            rows = value.detach().reshape(math.prod(batch), *value.shape[len(batch) :])
             if not torch.isfinite(rows).all():
                 return  # a poisoned batch must not set the scale for good: wait for the next one
             with torch.no_grad():

@@ -27,7 +27,7 @@ class Elementwise(Transform):
         super().__init__()
         self.univariate = univariate
         self.event_dim = len(event_shape)
-        self.params = nn.Parameter(torch.zeros(univariate.size, *event_shape))
+        self.params = nn.Parameter(torch.zeros((univariate.size, *event_shape)))
 
     def _params(self, value: Tensor) -> Tensor:
         batch = (1,) * (value.dim() - self.event_dim)

@@ -32,7 +32,10 @@ class Permutation(Transform):
         self.register_buffer("order", order)
         self.register_buffer("back", order.argsort(), persistent=False)
         # A loaded order must bring its own way back.
-        self.register_load_state_dict_post_hook(lambda module, _: module.back.copy_(module.order.argsort()))
+        self.register_load_state_dict_post_hook(Permutation._find_back)
+
+    def _find_back(self, _incompatible: object) -> None:
+        self.back.copy_(self.order.argsort())
 
     @classmethod
     def reversing(cls, features: int) -> Permutation:

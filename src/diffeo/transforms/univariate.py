@@ -10,7 +10,6 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["Affine", "RationalQuadraticSpline", "Scale", "Shift", "Univariate", "soft_bound"]
@@ -105,31 +104,31 @@ class RationalQuadraticSpline(Univariate):
         dz/dx = s^2 (d1 xi^2 + 2 s xi (1 - xi) + d0 (1 - xi)^2) / (s + (d0 + d1 - 2 s) xi (1 - xi))^2
 
     and generation solves the quadratic in its stable form. Inputs are clipped to the box first and selected after, so
-    values and gradients are finite for every finite input. Durkan et al. 2019, arXiv:1906.04032.
+    values and gradients are finite for every finite input. Slopes are softly bounded: every bin keeps a least share of
+    the box, and derivatives are exp(log(max_slope) tanh(.)); without that, float32 cannot invert the map where it was
+    never trained. Durkan et al. 2019, arXiv:1906.04032.
 
     Args:
         bins: the number of bins K; there are 3 K - 1 parameters: K widths, K heights, K - 1 inner derivatives.
         bound: half the side of the box.
         min_bin: least width and height of a bin, as a fraction of the box.
-        min_derivative: least derivative at a knot.
+        max_slope: the derivatives at the knots stay within [1 / max_slope, max_slope].
     """
 
-    def __init__(self, bins: int = 8, bound: float = 5.0, min_bin: float = 1e-3, min_derivative: float = 1e-3) -> None:
+    def __init__(self, bins: int = 8, bound: float = 5.0, min_bin: float = 1e-2, max_slope: float = 100.0) -> None:
         if bins < 2:
             raise ValueError(f"expected bins >= 2, got {bins}")
         if not bound > 0:
             raise ValueError(f"expected bound > 0, got {bound}")
         if not 0 < min_bin * bins < 1:
             raise ValueError(f"expected 0 < min_bin < 1 / bins = {1 / bins:g}, got {min_bin}")
-        if not 0 < min_derivative < 1:
-            raise ValueError(f"expected 0 < min_derivative < 1, got {min_derivative}")
+        if not max_slope > 1:
+            raise ValueError(f"expected max_slope > 1, got {max_slope}")
         self.bins = bins
         self.bound = bound
         self.min_bin = min_bin
-        self.min_derivative = min_derivative
+        self.max_log_slope = math.log(max_slope)
         self.size = 3 * bins - 1
-        # softplus(0 + shift) + min_derivative = 1: the identity at zero parameters
-        self._shift = math.log(math.expm1(1 - min_derivative))
 
     def _knots(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Left knots and sizes of the bins, both ``(K, ...)``, from unnormalised log-sizes."""
@@ -142,7 +141,7 @@ class RationalQuadraticSpline(Univariate):
         k = self.bins
         left, widths = self._knots(params[:k])
         bottom, heights = self._knots(params[k : 2 * k])
-        derivatives = F.softplus(params[2 * k :] + self._shift) + self.min_derivative
+        derivatives = torch.exp(soft_bound(params[2 * k :], self.max_log_slope))
         one = torch.ones_like(derivatives[:1])
         derivatives = torch.cat([one, derivatives, one])
         index = (value >= (bottom if by_height else left)[1:]).sum(dim=0, keepdim=True)
@@ -159,41 +158,52 @@ class RationalQuadraticSpline(Univariate):
             pick(derivatives[1:]),
         )
 
-    @staticmethod
-    def _log_derivative(xi: Tensor, slope: Tensor, d0: Tensor, d1: Tensor, denominator: Tensor) -> Tensor:
-        """log dz/dx at the relative position xi."""
-        rest = 1 - xi
-        numerator = d1 * xi.square() + 2 * slope * xi * rest + d0 * rest.square()
-        return 2 * torch.log(slope) + torch.log(numerator) - 2 * torch.log(denominator)
-
     def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """z = g(x)."""
         clipped = x.clamp(-self.bound, self.bound)
-        left, bottom, width, height, d0, d1 = self._bin(clipped, params, by_height=False)
-        slope = height / width
-        xi = ((clipped - left) / width).clamp(0, 1)
-        mixed = xi * (1 - xi)
-        denominator = slope + (d0 + d1 - 2 * slope) * mixed
-        z = bottom + height * (slope * xi.square() + d0 * mixed) / denominator
+        z, log_det = rational_quadratic(clipped, *self._bin(clipped, params, by_height=False))
         inside = x.abs() < self.bound
-        log_det = self._log_derivative(xi, slope, d0, d1, denominator)
         return torch.where(inside, z, x), torch.where(inside, log_det, 0)
 
     def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """x = g^-1(z): the root in [0, 1] of a xi^2 + b xi + c = 0."""
+        """x = g^-1(z)."""
         clipped = z.clamp(-self.bound, self.bound)
-        left, bottom, width, height, d0, d1 = self._bin(clipped, params, by_height=True)
-        slope = height / width
-        eta = ((clipped - bottom) / height).clamp(0, 1)
-        bend = d0 + d1 - 2 * slope
-        a = slope - d0 + eta * bend
-        b = d0 - eta * bend
-        c = -slope * eta
-        # Rounding can push the discriminant of a nearly flat bin below zero; its square root's slope must stay finite.
-        discriminant = (b.square() - 4 * a * c).clamp_min(torch.finfo(z.dtype).tiny)
-        xi = (-2 * c / (b + discriminant.sqrt())).clamp(0, 1)
-        denominator = slope + bend * xi * (1 - xi)
-        x = left + width * xi
+        x, log_det = rational_quadratic_inverse(clipped, *self._bin(clipped, params, by_height=True))
         inside = z.abs() < self.bound
-        log_det = -self._log_derivative(xi, slope, d0, d1, denominator)
         return torch.where(inside, x, z), torch.where(inside, log_det, 0)
+
+
+def rational_quadratic(
+    x: Tensor, left: Tensor, bottom: Tensor, width: Tensor, height: Tensor, d0: Tensor, d1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """z = g(x) and log dz/dx in the bin [left, left + width] x [bottom, bottom + height] with end derivatives d0, d1."""
+    slope = height / width
+    xi = (x - left) / width
+    mixed = xi * (1 - xi)
+    denominator = slope + (d0 + d1 - 2 * slope) * mixed
+    z = bottom + height * (slope * xi.square() + d0 * mixed) / denominator
+    return z, _log_derivative(xi, slope, d0, d1, denominator)
+
+
+def rational_quadratic_inverse(
+    z: Tensor, left: Tensor, bottom: Tensor, width: Tensor, height: Tensor, d0: Tensor, d1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x = g^-1(z) and log dx/dz in the same bin: the root in [0, 1] of a xi^2 + b xi + c = 0, in its stable form."""
+    slope = height / width
+    eta = (z - bottom) / height
+    bend = d0 + d1 - 2 * slope
+    a = slope - d0 + eta * bend
+    b = d0 - eta * bend
+    c = -slope * eta
+    # Rounding can push the discriminant of a nearly flat bin below zero; its square root's slope must stay finite.
+    discriminant = (b.square() - 4 * a * c).clamp_min(torch.finfo(z.dtype).tiny)
+    xi = -2 * c / (b + discriminant.sqrt())
+    denominator = slope + bend * xi * (1 - xi)
+    return left + width * xi, -_log_derivative(xi, slope, d0, d1, denominator)
+
+
+def _log_derivative(xi: Tensor, slope: Tensor, d0: Tensor, d1: Tensor, denominator: Tensor) -> Tensor:
+    """Log dz/dx at the relative position xi."""
+    rest = 1 - xi
+    numerator = d1 * xi.square() + 2 * slope * xi * rest + d0 * rest.square()
+    return 2 * torch.log(slope) + torch.log(numerator) - 2 * torch.log(denominator)

@@ -1,0 +1,167 @@
+"""The one table of transforms that every law runs over. A new transform is one line here."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.nets import MADE, MLP
+from diffeo.transforms import (
+    LU,
+    ActNorm,
+    Affine,
+    Autoregressive,
+    Chain,
+    Coupling,
+    Elementwise,
+    Gaussianize,
+    Inverse,
+    Logit,
+    Permutation,
+    RationalQuadraticSpline,
+    Scale,
+    Shift,
+    Standardize,
+    Transform,
+    Univariate,
+    alternating_mask,
+    half_mask,
+)
+
+CONTEXT = 3
+UNIVARIATES = {"shift": Shift, "scale": Scale, "affine": Affine, "spline": RationalQuadraticSpline}
+
+
+@dataclass
+class Case:
+    """A transform to be made, the shape of its events, and whether it uses a context of ``CONTEXT`` numbers."""
+
+    make: Callable[[], Transform]
+    event_shape: tuple[int, ...]
+    contextual: bool = False
+
+
+def coupling(univariate: Univariate, mask: Tensor, context: int = 0) -> Coupling:
+    kept = int(mask.sum())
+    outputs = univariate.size * (len(mask) - kept)
+    return Coupling(univariate, mask, MLP(kept, outputs, (17, 17), context, "silu", residual=True))
+
+
+def autoregressive(
+    univariate: Univariate, features: int, hidden: tuple[int, ...], context: int = 0, residual: bool = False
+) -> Autoregressive:
+    return Autoregressive(univariate, MADE(features, univariate.size, hidden, context, "silu", residual))
+
+
+class Pointwise(nn.Module):
+    """A conditioner of pictures: a network over the channels that keeps the layout."""
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, outputs, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.layers(x.reshape(-1, *x.shape[-3:])).reshape(*x.shape[:-3], -1, *x.shape[-2:])
+
+
+def checkerboard(channels: int, height: int, width: int) -> Tensor:
+    return ((torch.arange(height)[:, None] + torch.arange(width)) % 2 == 0).expand(channels, height, width).clone()
+
+
+CASES: dict[str, Case] = {
+    "permutation": Case(lambda: Permutation([2, 0, 3, 1]), (4,)),
+    "permutation-random": Case(lambda: Permutation.random(64, seed=1), (64,)),
+    "permutation-channels": Case(lambda: Permutation([1, 2, 0], event_dim=3), (3, 2, 4)),
+    "lu": Case(lambda: LU(5), (5,)),
+    "lu-channels": Case(lambda: LU(3, event_dim=3), (3, 2, 4)),
+    "actnorm": Case(lambda: ActNorm(5), (5,)),
+    "actnorm-channels": Case(lambda: ActNorm(3, event_dim=3), (3, 2, 4)),
+    "standardize": Case(lambda: Standardize((5,)), (5,)),
+    "standardize-picture": Case(lambda: Standardize((3, 2, 4)), (3, 2, 4)),
+    "gaussianize": Case(lambda: Gaussianize((5,)), (5,)),
+    "logit": Case(lambda: Logit((5,), low=-1.0, high=3.0, alpha=1e-3), (5,)),
+    **{f"elementwise-{name}": Case(lambda u=u: Elementwise(u(), (2, 3)), (2, 3)) for name, u in UNIVARIATES.items()},
+    **{f"coupling-{name}": Case(lambda u=u: coupling(u(), half_mask(7)), (7,)) for name, u in UNIVARIATES.items()},
+    **{
+        f"coupling-{name}-context": Case(lambda u=u: coupling(u(), alternating_mask(7), CONTEXT), (7,), True)
+        for name, u in UNIVARIATES.items()
+    },
+    "coupling-channels": Case(
+        lambda: Coupling(Affine(), half_mask(3), Pointwise(2, 2), event_dim=3),
+        (3, 2, 4),
+    ),
+    "coupling-checkerboard": Case(
+        lambda: Coupling(RationalQuadraticSpline(), checkerboard(2, 4, 4), Pointwise(2, 2 * 23)), (2, 4, 4)
+    ),
+    **{f"maf-{name}": Case(lambda u=u: autoregressive(u(), 6, (20, 20)), (6,)) for name, u in UNIVARIATES.items()},
+    **{
+        f"maf-{name}-context": Case(lambda u=u: autoregressive(u(), 6, (20, 20), CONTEXT), (6,), True)
+        for name, u in UNIVARIATES.items()
+    },
+    "maf-wide": Case(lambda: autoregressive(Affine(), 64, (96, 96)), (64,)),
+    "maf-deep-residual": Case(lambda: autoregressive(Affine(), 6, (20, 20, 20), CONTEXT, residual=True), (6,), True),
+    "maf-narrow": Case(lambda: autoregressive(Affine(), 64, (50, 50)), (64,)),
+    "maf-narrow-context": Case(lambda: autoregressive(Affine(), 9, (4, 5), CONTEXT, residual=True), (9,), True),
+    "maf-one-unit": Case(lambda: autoregressive(Affine(), 5, (1,)), (5,)),
+    "maf-linear": Case(lambda: autoregressive(Affine(), 5, (), CONTEXT), (5,), True),
+    "maf-one-feature": Case(lambda: autoregressive(Affine(), 1, (8, 8)), (1,)),
+    "maf-one-feature-context": Case(lambda: autoregressive(RationalQuadraticSpline(), 1, (8, 8), CONTEXT), (1,), True),
+    "nsf-narrow": Case(lambda: autoregressive(RationalQuadraticSpline(), 24, (16, 16)), (24,)),
+    "chain": Case(
+        lambda: Chain(
+            [
+                autoregressive(Affine(), 6, (12,), CONTEXT),
+                Permutation.reversing(6),
+                Inverse(autoregressive(RationalQuadraticSpline(), 6, (12,))),
+                coupling(Affine(), half_mask(6), CONTEXT),
+                LU(6),
+                Standardize((6,)),
+            ]
+        ),
+        (6,),
+        True,
+    ),
+}
+
+NAMES = [*CASES, *(f"inverse-{name}" for name in CASES)]
+
+
+def make(name: str, dtype: torch.dtype = torch.float64) -> Transform:
+    """Build a case (or the ``Inverse`` of one) with every parameter and statistic randomised."""
+    transform = CASES[name.removeprefix("inverse-")].make()
+    randomise(transform)
+    return (Inverse(transform) if name.startswith("inverse-") else transform).to(dtype).eval()
+
+
+def case(name: str) -> Case:
+    return CASES[name.removeprefix("inverse-")]
+
+
+def randomise(module: nn.Module, scale: float = 0.35) -> None:
+    """Give every parameter random values: with zero-initialised networks every law would hold trivially."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            # keep sums over wide layers of order one
+            fan = parameter.shape[-1] if parameter.dim() > 1 else 1
+            parameter.normal_(std=scale / math.sqrt(fan))
+        for part in module.modules():
+            if isinstance(part, Standardize):
+                part.mean.normal_()
+                part.std.uniform_(0.5, 2)
+            elif isinstance(part, Gaussianize):
+                noise = torch.randn(500, *part.knots_x.shape[:-1])
+                part.initialize(noise.exp() + noise, inverse=True)
+
+
+def inputs(name: str, batch: tuple[int, ...], dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor | None]:
+    """Random events of both tails and the middle, and a context where the case takes one."""
+    this = case(name)
+    value = 1.5 * torch.randn(*batch, *this.event_shape, dtype=torch.float64)
+    context = torch.randn(*batch, CONTEXT, dtype=torch.float64) if this.contextual else None
+    if name == "inverse-logit":  # its z-side is the bounded one
+        value = 1 + 1.9 * torch.tanh(value)
+    return value.to(dtype), None if context is None else context.to(dtype)

@@ -1,0 +1,208 @@
+"""The laws of every transform and of its inverse, on one table of cases, with randomised parameters."""
+
+import copy
+
+import pytest
+import torch
+
+from cases import CASES, CONTEXT, NAMES, case, inputs, make, randomise
+from diffeo.transforms import Autoregressive, Coupling, Inverse, Transform
+
+BATCHES = [(), (3,), (2, 3)]
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).abs() / (1 + b.abs())).max().item()
+
+
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip_and_shapes(name, batch):
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
+        transform = make(name, dtype)
+        z, context = inputs(name, batch, dtype)
+        kept = z.clone()
+        x, log_det = transform.forward_and_log_det(z, context)
+        back, log_det_back = transform.inverse_and_log_det(x, context)
+        assert x.dtype == log_det.dtype == dtype
+        assert log_det.shape == batch
+        assert relative(back, z) <= tolerance
+        assert relative(log_det, -log_det_back) <= tolerance
+        assert torch.equal(z, kept), "an argument was changed"
+        assert torch.allclose(transform.forward(z, context), x)
+        assert torch.allclose(transform.inverse(x, context), back)
+
+
+def jacobian(transform: Transform, method: str, value: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+    size = value.numel()
+    full = torch.autograd.functional.jacobian(lambda v: getattr(transform, method)(v, context), value)
+    return full.reshape(size, size)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_log_det_is_that_of_the_autograd_jacobian(name):
+    transform = make(name)
+    z, context = inputs(name, ())
+    x, log_det = transform.forward_and_log_det(z, context)
+    assert torch.allclose(jacobian(transform, "forward", z, context).slogdet()[1], log_det, atol=1e-8, rtol=0)
+    log_det = transform.inverse_and_log_det(x, context)[1]
+    assert torch.allclose(jacobian(transform, "inverse", x, context).slogdet()[1], log_det, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if case(name).event_shape not in ((64,), (24,))])
+def test_gradients_are_exact_in_both_directions(name):
+    transform = make(name)
+    z, context = inputs(name, (2,))
+    x = transform.forward(z, context).detach()
+    parameters = tuple(transform.parameters())
+    given = () if context is None else (context.requires_grad_(),)
+    for method, value in (("forward_and_log_det", z), ("inverse_and_log_det", x)):
+
+        def call(value, *rest, method=method):
+            return getattr(transform, method)(value, rest[0] if given else None)
+
+        assert torch.autograd.gradcheck(
+            call, (value.detach().requires_grad_(), *given, *parameters), fast_mode=True, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if list(make(name).parameters())])
+def test_gradients_reach_all_parameters(name):
+    transform = make(name)
+    z, context = inputs(name, (200,))
+    x = transform.forward(z, context).detach()
+    for method, value in (("forward_and_log_det", z), ("inverse_and_log_det", x)):
+        transform.zero_grad()
+        out, log_det = getattr(transform, method)(value, context)
+        (out.square().sum() + log_det.square().sum()).backward()
+        for parameter_name, parameter in transform.named_parameters():
+            assert parameter.grad is not None, parameter_name
+            assert torch.isfinite(parameter.grad).all(), parameter_name
+            hopeless = parameter_name.endswith("layers.0.weight") and case(name).event_shape == (1,)
+            assert hopeless or parameter.grad.abs().max() > 0, parameter_name
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_finite_values_and_gradients_everywhere(name, dtype):
+    transform = make(name, dtype)
+    probes = [0.0, 1e-30, -1e-30, 5.0, -5.0, 5.000001, 4.999999, 1e6, -1e6]
+    if "logit" in name:
+        # Data outside its range has no image: log-density -inf there, see test_preprocess.
+        probes = [0.0, 1e-30, 2.999999, -0.999999]
+    for probe in probes:
+        value, context = inputs("inverse-logit" if "logit" in name else name, (4,), dtype)
+        value[0] = probe
+        value.view(4, -1)[1:, 0] = probe
+        for method in ("forward_and_log_det", "inverse_and_log_det"):
+            value = value.detach().requires_grad_()
+            transform.zero_grad()
+            out, log_det = getattr(transform, method)(value, context)
+            assert torch.isfinite(out).all(), (probe, method)
+            assert torch.isfinite(log_det).all(), (probe, method)
+            (out.sum() + log_det.sum()).backward()
+            assert torch.isfinite(value.grad).all(), (probe, method)
+            for parameter in transform.parameters():
+                assert torch.isfinite(parameter.grad).all(), (probe, method)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_round_trip(name):
+    this, other = make(name), make(name)
+    other.load_state_dict(copy.deepcopy(this.state_dict()))
+    z, context = inputs(name, (5,))
+    for a, b in zip(this.forward_and_log_det(z, context), other.forward_and_log_det(z, context), strict=True):
+        assert torch.equal(a, b)
+
+
+AUTOREGRESSIVE = [name for name in CASES if isinstance(CASES[name].make(), Autoregressive)]
+
+
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
+def test_incremental_reading_equals_the_parallel_one(name):
+    """Element by element by the walk, and by one full pass per element."""
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        transform = make(name, dtype)
+        z, context = inputs(name, (50,), dtype)
+        with torch.no_grad():
+            x, log_det = transform.forward_and_log_det(z, context)
+            naive = torch.zeros_like(z)
+            for i in range(z.shape[-1]):
+                params = transform.net(naive, context).unflatten(-1, (transform.univariate.size, -1)).movedim(-2, 0)
+                naive[:, i] = transform.univariate.forward_and_log_det(z, params)[0][:, i]
+        assert relative(x, naive) <= tolerance
+        assert relative(log_det, -transform.inverse_and_log_det(naive, context)[1]) <= tolerance
+
+
+def dependence(transform: Transform, features: int, context: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Largest absolute Jacobian entries of the map x -> z over many points, for inputs and for the context."""
+    x = torch.randn(64, features, dtype=torch.float64, requires_grad=True)
+    given = torch.randn(64, CONTEXT, dtype=torch.float64, requires_grad=True) if context else None
+    z = transform.inverse(x, given)
+    by_x, by_context = [], []
+    for i in range(features):
+        grads = torch.autograd.grad(
+            z[:, i].sum(), (x, given) if context else (x,), retain_graph=True, allow_unused=True
+        )
+        by_x.append(grads[0].abs().amax(0))
+        by_context.append(torch.zeros(CONTEXT) if len(grads) < 2 or grads[1] is None else grads[1].abs().amax(0))
+    return torch.stack(by_x), torch.stack(by_context)
+
+
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
+def test_each_output_depends_on_exactly_the_earlier_inputs_and_on_the_context(name):
+    features = CASES[name].event_shape[0]
+    by_x, by_context = dependence(make(name), features, CASES[name].contextual)
+    later = torch.ones(features, features).triu(1).bool()
+    assert (by_x[later] == 0).all()
+    assert (by_x[~later] > 0).all()
+    if CASES[name].contextual:
+        assert (by_context > 0).all(), "every output, the first included, must see the context"
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in CASES if isinstance(CASES[n].make(), Coupling) and len(case(n).event_shape) == 1]
+)
+def test_each_coupled_output_depends_on_itself_and_on_the_kept_part(name):
+    transform = make(name)
+    features, mask = case(name).event_shape[0], transform.mask
+    by_x, by_context = dependence(transform, features, case(name).contextual)
+    expected = torch.eye(features).bool() | (~mask[:, None] & mask[None, :])
+    assert torch.equal(by_x > 0, expected)
+    if case(name).contextual:
+        assert torch.equal((by_context > 0).all(1), ~mask)
+
+
+def test_masks_hold_whatever_the_weights():
+    """Weights set behind the module's back cannot break the order."""
+    transform = make("maf-affine")
+    for parameter in transform.parameters():
+        parameter.data.fill_(1.0)
+    by_x, _ = dependence(transform, 6, False)
+    assert (by_x.triu(1) == 0).all()
+
+
+def test_iaf_is_the_inverse_of_maf():
+    maf = make("maf-affine-context")
+    z, context = inputs("maf-affine-context", (9,))
+    iaf = Inverse(maf)
+    assert (maf.cheap, iaf.cheap) == ("inverse", "forward")
+    assert torch.equal(iaf.forward(z, context), maf.inverse(z, context))
+
+
+def test_context_broadcast_law():
+    """A context repeated per row gives what each row alone gives."""
+    for name in [n for n in CASES if CASES[n].contextual]:
+        transform = make(name)
+        z, context = inputs(name, (4,))
+        together = transform.forward(z, context)
+        alone = torch.stack([transform.forward(z[i], context[i]) for i in range(4)])
+        assert relative(together, alone) <= 1e-10
+
+
+def test_randomise_leaves_no_parameter_at_its_start():
+    for name in CASES:
+        fresh, moved = CASES[name].make(), CASES[name].make()
+        randomise(moved)
+        for a, b in zip(fresh.parameters(), moved.parameters(), strict=True):
+            assert not torch.equal(a, b)

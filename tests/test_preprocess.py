@@ -1,0 +1,125 @@
+"""Preprocessing: statistics taken once, discrete values, and the Jacobians that keep likelihoods in the data's units."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import diffeo
+from diffeo.transforms import ActNorm, Chain, DataDependent, Dequantize, Gaussianize, Inverse, Logit, Standardize
+
+DATA_DEPENDENT = {
+    "actnorm": lambda: ActNorm(3),
+    "standardize": lambda: Standardize((3,)),
+    "gaussianize": lambda: Gaussianize((3,)),
+}
+
+
+def skewed(rows: int) -> torch.Tensor:
+    noise = torch.randn(rows, 3)
+    return torch.stack([noise[:, 0].exp(), 1000 + 5 * noise[:, 1], noise[:, 2] ** 3], dim=1)
+
+
+@pytest.mark.parametrize("name", DATA_DEPENDENT)
+@pytest.mark.parametrize("method", ["forward", "inverse"])
+def test_first_batch_comes_out_normalised_whichever_way_it_passes(name, method):
+    transform: DataDependent = DATA_DEPENDENT[name]().train()
+    out = getattr(transform, method)(skewed(4000)).detach()
+    assert torch.allclose(out.mean(0), torch.zeros(3), atol=0.1)
+    assert torch.allclose(out.std(0), torch.ones(3), atol=0.1)
+
+
+@pytest.mark.parametrize("name", DATA_DEPENDENT)
+def test_initialised_once_and_never_again_after_loading(name):
+    transform = DATA_DEPENDENT[name]().train()
+    transform.inverse(skewed(500))
+    state = copy.deepcopy(transform.state_dict())
+    transform.inverse(7 * skewed(500))
+    assert all(torch.equal(value, transform.state_dict()[key]) for key, value in state.items())
+    loaded = DATA_DEPENDENT[name]().train()
+    loaded.load_state_dict(state)
+    loaded.inverse(7 * skewed(500))
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize("name", DATA_DEPENDENT)
+def test_evaluation_and_poisoned_batches_do_not_initialise(name):
+    transform = DATA_DEPENDENT[name]()
+    transform.eval().inverse(skewed(50))
+    assert not transform.initialized
+    poisoned = skewed(50)
+    poisoned[3, 1] = math.nan
+    transform.train().inverse(poisoned)
+    assert not transform.initialized
+    transform.inverse(skewed(50))
+    assert transform.initialized
+
+
+def test_one_absurd_entry_does_not_set_the_scale():
+    x = torch.randn(1000, 3)
+    x[5, 1] = 1e30
+    standardize = Standardize((3,)).train()
+    standardize.inverse(x)
+    assert torch.allclose(standardize.std, torch.ones(3), atol=0.1)
+    constant = Standardize((1,)).train()
+    assert torch.isfinite(constant.inverse(torch.full((10, 1), 3.0))).all()
+
+
+def test_gaussianize_survives_atoms_gaps_and_heavy_tails():
+    x = torch.cat([torch.zeros(500, 1), torch.randn(400, 1) + 30, torch.randn(100, 1).exp() * 1e4])
+    transform = Chain([Gaussianize((1,)), Standardize((1,))]).train()
+    z, log_det = transform.inverse_and_log_det(x)
+    assert torch.isfinite(z).all()
+    assert torch.isfinite(log_det).all()
+    back = transform.eval().forward(z)
+    assert ((back - x).abs() / (1 + x.abs())).max() < 1e-3
+    probe = torch.linspace(-1e5, 1e5, 100001)[:, None]
+    assert (transform.inverse(probe).diff(dim=0) >= 0).all()
+
+
+def test_dequantize_spreads_values_over_their_cells_and_brings_them_back():
+    x = torch.stack([torch.arange(100.0) % 7, torch.arange(100.0) % 5 * 0.5 + 0.025, torch.randn(100)], dim=1)
+    transform = Dequantize((3,), step=[1.0, 0.5, 0.0], low=[0.0, 0.025, 0.0])
+    z, log_det = transform.inverse_and_log_det(x)
+    assert (log_det == 0).all()
+    assert torch.equal(z[:, 2], x[:, 2])
+    offset = (z - x)[:, :2] / torch.tensor([1.0, 0.5])
+    assert (offset >= 0).all()
+    assert (offset <= 1).all()
+    assert abs(offset.mean().item() - 0.5) < 0.1
+    assert torch.allclose(transform.forward(z), x, atol=1e-6)
+
+
+def test_dequantized_likelihood_is_that_of_the_discrete_values():
+    """A uniform density over the cells gives each of 8 values probability 1/8: log-likelihood -log 8, exactly."""
+    flow = diffeo.Flow(diffeo.Uniform(1, low=0.0, high=8.0), Dequantize((1,)))
+    x = torch.randint(8, (50, 1))
+    assert torch.allclose(flow.log_prob(x), torch.full((50,), -math.log(8)))
+    assert set(flow.sample(500).flatten().tolist()) == set(range(8))
+
+
+def test_logit_opens_the_range_and_outside_the_density_is_zero():
+    logit = Inverse(Logit((1,), low=-2.0, high=6.0, alpha=1e-6))
+    x = torch.tensor([[-2.0], [0.0], [6.0]], dtype=torch.float64)
+    z = logit.forward(x)
+    assert z[0].item() == pytest.approx(math.log(1e-6 / (1 - 1e-6)))
+    assert z[2].item() == pytest.approx(-math.log(1e-6 / (1 - 1e-6)))
+    flow = diffeo.Flow(diffeo.StandardLogistic(1), Logit((1,), low=-2.0, high=6.0))
+    assert torch.allclose(flow.log_prob(x), torch.full((3,), -math.log(8.0)), atol=1e-5)
+    assert flow.log_prob(torch.tensor([[-3.0], [7.0], [1e30]])).tolist() == [-math.inf] * 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Logit((1,), low=1.0, high=0.0), "expected low < high"),
+        (lambda: Logit((1,), alpha=0.7), "expected 0 < alpha < 0.5"),
+        (lambda: Dequantize((1,), step=-1.0), "expected steps"),
+        (lambda: Gaussianize((1,), knots=1), "expected knots >= 2"),
+        (lambda: Gaussianize((1,), max_slope=1.0), "expected max_slope > 1"),
+    ],
+)
+def test_mistakes_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,72 @@
+"""The house rules that code can hold: imports go one way, and importing the package is light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import diffeo
+
+ROOT = Path(diffeo.__file__).parent
+
+# Lower may never import higher. What a line names is a module or a package of diffeo.
+ORDER = [
+    ["errors", "atomic"],
+    ["kernels"],
+    ["nets", "transforms.univariate"],
+    ["transforms"],
+    ["bases"],
+    ["flow"],
+    ["objectives", "recipes"],
+    ["data"],
+    ["training"],
+    ["report"],
+    ["jobs"],
+    ["cli"],
+]
+
+
+def rank(module: str) -> int:
+    """The layer of a dotted name below ``diffeo``; the longest entry that it begins with decides."""
+    best = max(
+        (
+            (len(entry), level)
+            for level, entries in enumerate(ORDER)
+            for entry in entries
+            if module == entry or module.startswith(entry + ".")
+        ),
+        default=None,
+    )
+    assert best is not None, f"{module} has no place in the order of imports"
+    return best[1]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("diffeo."):
+            found.add(node.module.removeprefix("diffeo."))
+        elif isinstance(node, ast.ImportFrom) and node.module == "diffeo":
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name.removeprefix("diffeo.") for alias in node.names if alias.name.startswith("diffeo."))
+    return found - {"__version__"}
+
+
+def test_imports_go_one_way():
+    for path in sorted(ROOT.rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if module in ("__init__", "__main__"):
+            continue
+        for other in imports(path):
+            assert rank(other) <= rank(module), f"{module} imports {other}"
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import sys, diffeo; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_exists():
+    for name in diffeo.__all__:
+        assert getattr(diffeo, name) is not None
