@@ -1,4 +1,4 @@
-"""Preprocessing: statistics taken once, discrete values, and the Jacobians that keep likelihoods in the data's units."""
+"""Preprocessing: statistics taken once, discrete values, and Jacobians that keep likelihoods in the data's units."""
 
 import copy
 import math

@@ -70,13 +70,13 @@ def _moments(value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Gaussianize(DataDependent):
-    """z_i = g_i(x_i): each element's own distribution is mapped to a standard normal, so that what remains is dependence.
+    """z_i = g_i(x_i): each element's own distribution becomes a standard normal; what remains is dependence.
 
-    g_i is the monotone rational-quadratic curve through K pairs (quantile of x_i at level Phi(z_k), z_k), with z_k evenly
-    spaced, and goes on linearly outside. Its slopes stay within [1 / max_slope, max_slope], so that atoms and gaps in the
-    data make neither spikes nor holes in the map. The quantiles come from the first training batch, which ``diffeo.fit``
-    makes of the training data. Put it after ``Standardize``. The curve: Gregory and Delbourgo 1982; as a layer:
-    Meng et al. 2020 (Gaussianization flows, arXiv:2003.01941).
+    g_i is the monotone rational-quadratic curve through K pairs (quantile of x_i at level Phi(z_k), z_k), with z_k
+    evenly spaced, and goes on linearly outside. Its slopes stay within [1 / max_slope, max_slope], so that atoms and
+    gaps in the data make neither spikes nor holes in the map. The quantiles come from the first training batch, which
+    ``diffeo.fit`` makes of the training data. Put it after ``Standardize``. The curve: Gregory and Delbourgo 1982; as
+    a layer: Meng et al. 2020 (Gaussianization flows, arXiv:2003.01941).
 
     Args:
         event_shape: the shape of one example.

@@ -176,7 +176,7 @@ class RationalQuadraticSpline(Univariate):
 def rational_quadratic(
     x: Tensor, left: Tensor, bottom: Tensor, width: Tensor, height: Tensor, d0: Tensor, d1: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """z = g(x) and log dz/dx in the bin [left, left + width] x [bottom, bottom + height] with end derivatives d0, d1."""
+    """z = g(x), log dz/dx in the bin [left, left + width] x [bottom, bottom + height] with end derivatives d0, d1."""
     slope = height / width
     xi = (x - left) / width
     mixed = xi * (1 - xi)
