@@ -1,0 +1,5 @@
+"""The command line: parses, calls ``diffeo.jobs``, prints. Nothing heavy is imported before a command runs."""
+
+from diffeo.cli.main import main
+
+__all__ = ["main"]

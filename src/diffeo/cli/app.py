@@ -1,0 +1,248 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffeo.cli import parse
+from diffeo.errors import UserError
+
+app = typer.Typer(
+    help="Normalizing flows: learn the density of a table, score rows, draw new ones.",
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: rich would double its time
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DATA_HELP = (
+    "A table: .csv .csv.gz .tsv .parquet .feather .npy .npz, or a built-in set: moons, rings, checkerboard, "
+    "8gaussians, pinwheel, spirals, digits, wine, breast_cancer."
+)
+Run = Annotated[Path, typer.Argument(help="A run directory, as 'diffeo fit' makes.", metavar="RUN")]
+Data = Annotated[str, typer.Argument(help=DATA_HELP, metavar="DATA")]
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
+Seed = Annotated[int, typer.Option("--seed", help="Decides all that is random.", min=0)]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 ...; a GPU if there is one.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Where to; the extension decides the format. Default: csv on stdout."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+DropMissing = Annotated[
+    bool, typer.Option("--drop-missing", help="Leave out rows with empty cells, NaN or infinity, else refused.")
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from diffeo import __version__
+
+        print(f"diffeo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def fit(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run directory to make.", metavar="RUN")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="nice, realnvp, maf, iaf or nsf; chosen for the table by default.")
+    ] = None,
+    context: Annotated[
+        list[str] | None, typer.Option("--context", help="Columns that the density is conditional on.", metavar="COLS")
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option("--drop", help="Columns to leave out.", metavar="COLS")] = None,
+    drop_missing: DropMissing = False,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data at most.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Minutes of training at most.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Rows per step.  [default: 512]")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="The highest learning rate.  [default: 0.001]")] = None,
+    hidden: Annotated[
+        str | None, typer.Option("--hidden", help="Widths of the hidden layers.", metavar="N,N,...")
+    ] = None,
+    transforms: Annotated[int | None, typer.Option("--transforms", help="How many transforms.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Another argument of the model, e.g. --set bins=16.", metavar="NAME=VALUE"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run, with its own settings.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier run.")] = False,
+    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures into RUN/figures.")] = True,
+    seed: Annotated[int | None, typer.Option("--seed", help="Decides all that is random.  [default: 0]")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> int:
+    """Learn the density of a table.
+
+    Trains, validates on a tenth of the rows, keeps the best weights and draws figures. Interrupt it with Ctrl-C: the
+    best so far is kept, and --resume goes on.
+    """
+    arguments = {"hidden": parse.whole_numbers(hidden, "--hidden"), "transforms": transforms}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    given.update(parse.assignments(set_, "--set"))
+
+    from diffeo.cli import show
+    from diffeo.jobs import fit_table
+
+    summary = fit_table(
+        data, out, model=model, arguments=given, context=parse.columns(context), drop=parse.columns(drop),
+        missing="drop" if drop_missing else "error", epochs=epochs, minutes=minutes, batch_size=batch_size, lr=lr,
+        seed=seed, device=device, resume=resume, force=force, figures=figures, progress=True, say=_note,
+    )  # fmt: skip
+    _print(summary, as_json, show.fit)
+    if summary["stopped"] == "interrupted":
+        print(
+            f"diffeo: interrupted; the best so far is in {out}; go on with: diffeo fit {data} --out {out} --resume",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+@app.command()
+def score(
+    run: Run,
+    data: Data,
+    out: Out = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", help="Columns of numbers to pass through, an identifier say.", metavar="COLS"),
+    ] = None,
+    drop_missing: DropMissing = False,
+    force: Force = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Write the log-likelihood of every row.
+
+    The result has a column 'log_likelihood', in nats and in the units of the table, rows in order. Rows with a value
+    that the model rules out (a level never seen, a fraction in a column of whole numbers) get -inf.
+    """
+    _check_out(out, as_json)
+    kept = parse.columns(keep)
+
+    from diffeo.cli import show
+    from diffeo.cli.progress import RowsBar
+    from diffeo.jobs import score_table
+
+    with RowsBar("scored") as bar:
+        summary = score_table(
+            run, data, out, keep=kept, missing="drop" if drop_missing else "error", seed=seed, device=device,
+            force=force, progress=bar,
+        )  # fmt: skip
+    _print(summary, as_json, show.score, results_on_stdout=_is_stdout(out))
+
+
+@app.command()
+def sample(
+    run: Run,
+    number: Annotated[
+        int | None, typer.Option("-n", "--number", help="How many rows (for each context of --given-file).")
+    ] = None,
+    out: Out = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--given", help="A context column's value, for a conditional model.", metavar="COL=VALUE"),
+    ] = None,
+    given_file: Annotated[
+        str | None, typer.Option("--given-file", help="A table of contexts instead.", metavar="DATA")
+    ] = None,
+    force: Force = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Draw new rows.
+
+    They have the columns, types and order of the training table.
+    """
+    _check_out(out, as_json)
+    values = parse.numbers(given, "--given")
+
+    from diffeo.cli import show
+    from diffeo.cli.progress import RowsBar
+    from diffeo.jobs import sample_table
+
+    with RowsBar("drew") as bar:
+        summary = sample_table(
+            run, number, out, given=values, given_from=given_file, seed=seed, device=device, force=force, progress=bar
+        )
+    _print(summary, as_json, show.sample, results_on_stdout=_is_stdout(out))
+
+
+@app.command()
+def info(run: Run, seed: Seed = 0, device: Device = None, as_json: Json = False) -> None:
+    """Say what a run is.
+
+    Its model, columns and metrics, and where it comes from.
+    """
+    from diffeo.cli import show
+    from diffeo.jobs import info as run_info
+
+    _print(run_info(run), as_json, show.info)
+
+
+@app.command()
+def check(
+    run: Run,
+    data: Data,
+    rows: Annotated[int, typer.Option("--rows", help="Rows to use at most, drawn at random.")] = 10_000,
+    drop_missing: DropMissing = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether a run can be trusted.
+
+    Examines inverse, log-determinant, latents, samples and likelihood on a table, and gives a verdict. Given the table
+    of training, only the rows that were held out are used.
+    """
+    from diffeo.cli import show
+    from diffeo.jobs import check_run
+
+    report = check_run(run, data, rows=rows, missing="drop" if drop_missing else "error", seed=seed, device=device)
+    _print(report, as_json, show.check)
+
+
+def _print(
+    summary: Mapping[str, Any], as_json: bool, show: Callable[[Any], str], results_on_stdout: bool = False
+) -> None:
+    from diffeo.jobs.plain import plain
+
+    if as_json:
+        print(json.dumps(plain(summary), indent=2))
+    else:
+        print(show(summary), file=sys.stderr if results_on_stdout else sys.stdout)
+
+
+def _is_stdout(out: Path | None) -> bool:
+    return out is None or str(out) == "-"
+
+
+def _check_out(out: Path | None, as_json: bool) -> None:
+    if as_json and _is_stdout(out):
+        raise UserError("rows and JSON cannot both go to stdout; give --out FILE with --json")
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+COMMANDS = (fit, score, sample, info, check)

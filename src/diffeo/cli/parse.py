@@ -1,0 +1,61 @@
+"""From the words of a command line to values."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from diffeo.errors import UserError
+
+__all__ = ["assignments", "columns", "numbers", "whole_numbers"]
+
+
+def columns(words: Sequence[str] | None) -> list[str]:
+    """Return names from options such as ``--drop a,b --drop c``; a name with a comma in it is quoted as in csv."""
+    names = [name.strip() for row in csv.reader(words or []) for name in row]
+    if not all(names):
+        raise UserError(f"expected column names separated by commas, got {','.join(words or [])!r}")
+    return names
+
+
+def whole_numbers(text: str | None, option: str) -> list[int] | None:
+    """Return sizes from an option such as ``--hidden 128,128``."""
+    if text is None:
+        return None
+    try:
+        sizes = [int(word) for word in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise UserError(f"expected whole numbers separated by commas, such as {option} 128,128, got {text!r}")
+    return sizes
+
+
+def assignments(words: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """Return names and values from options such as ``--set bins=16 --set activation=silu``; values are JSON or text."""
+    result = {}
+    for word in words or []:
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise UserError(f"expected {option} NAME=VALUE, got {word!r}")
+        try:
+            result[name.strip()] = json.loads(value)
+        except ValueError:
+            result[name.strip()] = value
+    return result
+
+
+def numbers(words: Sequence[str] | None, option: str) -> dict[str, float]:
+    """Return names and numbers from options such as ``--given age=41``."""
+    result: dict[str, float] = {}
+    for word in words or []:
+        name, equals, value = word.rpartition("=")
+        if not (name and equals):
+            raise UserError(f"expected {option} COLUMN=VALUE, got {word!r}")
+        try:
+            result[name.strip()] = float(value)
+        except ValueError as error:
+            raise UserError(f"expected a number for {option} {name.strip()}, got {value!r}") from error
+    return result

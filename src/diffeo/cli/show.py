@@ -1,0 +1,222 @@
+"""Results for people to read."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["check", "fit", "info", "sample", "score"]
+
+SHOWN = 40  # columns listed by info
+
+
+def fit(summary: Mapping[str, Any]) -> str:
+    """Describe a training."""
+    rows = summary["rows"]
+    lines = [
+        f"{summary['run']}: {summary['model']}, {summary['parameters']:,} parameters, "
+        + _many(summary["columns"], "column")
+        + (f" given {', '.join(summary['context'])}" if summary["context"] else ""),
+        *_table(
+            [
+                ("validation", _likelihood(summary["validation"])),
+                ("training", _likelihood(summary["train"]) if "train" in summary else ""),
+                ("rows", f"{rows['train']:,} for training, {rows['validation']:,} for validation"),
+                ("time", f"{_many(summary['epochs'], 'epoch')} in {_time(summary['seconds'])}, {_stopped(summary)}"),
+                ("skipped", f"{summary['skipped_batches']} batches were not finite" * (summary["skipped_batches"] > 0)),
+                ("figures", f"{summary['run']}/figures" if summary["figures"] else ""),
+            ]
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _likelihood(part: Mapping[str, Any]) -> str:
+    return (
+        f"{_with_error(part['nll'], part['stderr'])} nats per row"
+        f" ({_number(part['bits'])} bits, {_number(part['bits_per_column'])} per column)"
+    )
+
+
+def _stopped(summary: Mapping[str, Any]) -> str:
+    why = {
+        "budget": "the budget is used up",
+        "patience": "no better for long",
+        "interrupted": "interrupted",
+    }.get(summary["stopped"], summary["stopped"])
+    return f"best in epoch {summary['best_epoch']}; stopped: {why}"
+
+
+def score(summary: Mapping[str, Any]) -> str:
+    """Describe a scoring."""
+    blame = ", ".join(f"{name} ({count:,})" for name, count in summary["impossible_by_column"].items())
+    lines = [
+        f"{_many(summary['rows'], 'row')} in {_time(summary['seconds'])} ({summary['rows_per_second']:,.0f} rows/s)",
+        *_table(
+            [
+                ("mean", f"{_with_error(summary['mean'], summary['stderr'])} nats per row"),
+                ("lowest", _number(summary["min"])),
+                ("-inf", f"{summary['impossible']:,} impossible rows; columns: {blame}" * (summary["impossible"] > 0)),
+                ("left out", f"{summary['dropped']:,} rows with missing values" * (summary["dropped"] > 0)),
+                ("ignored", _listed(summary["ignored_columns"])),
+            ]
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def sample(summary: Mapping[str, Any]) -> str:
+    """Describe a sampling."""
+    text = f"{_many(summary['rows'], 'row')} in {_time(summary['seconds'])} ({summary['rows_per_second']:,.0f} rows/s)"
+    return text + f"; {summary['non_finite']:,} are not finite" * (summary["non_finite"] > 0)
+
+
+def info(summary: Mapping[str, Any]) -> str:
+    """Describe a run directory."""
+    origin, metrics = summary["provenance"], summary["metrics"]
+    data, versions = origin.get("data", {}), origin.get("versions", {})
+    arguments = ", ".join(f"{k}={v}" for k, v in summary["arguments"].items() if k != "preprocess")
+    table = [("column", "kind", "range")] + [
+        (
+            column["name"] + (" (context)" if column["role"] == "context" else ""),
+            column["kind"] + (f" ({column['levels']})" if column["levels"] else ""),
+            f"{column['low']:g}" + (f" ... {column['high']:g}" if column["high"] != column["low"] else "")
+            + (f" step {column['step']:g}" if column["step"] not in (0, 1) else ""),
+        )
+        for column in summary["columns"][:SHOWN]
+    ]  # fmt: skip
+    hidden = len(summary["columns"]) - SHOWN
+    trained = "not to the end"
+    if "epochs" in metrics:
+        trained = f"{_many(metrics['epochs'], 'epoch')} in {_time(metrics['seconds'])}"
+    made_by = ", ".join(f"{name} {versions[name]}" for name in ("diffeo", "torch") if name in versions)
+    lines = [
+        f"{summary['run']}: {summary['model']}, {summary['parameters']:,} parameters, {summary['bytes'] / 1e6:.2f} MB",
+        *_table(
+            [
+                ("arguments", arguments),
+                ("cheap", summary["cheap"]),
+                ("validation", _likelihood(metrics["validation"]) if "validation" in metrics else ""),
+                ("training", _likelihood(metrics["train"]) if "train" in metrics else ""),
+                ("trained", trained),
+                ("data", f"{data.get('name', '?')}, {summary['rows']:,} rows"),
+                ("made", f"{origin.get('date', '?')} by {made_by}"),
+            ]
+        ),
+        "",
+        *_aligned(table),
+        *([f"  ... and {hidden} more"] if hidden > 0 else []),
+    ]
+    return "\n".join(lines)
+
+
+def check(report: Mapping[str, Any]) -> str:
+    """Describe a check."""
+    trips = report["round_trip"]
+    samples, likelihood = report["samples"], report["likelihood"]
+    inverse = [("inverse: |x - f(f⁻¹(x))| / (1 + |x|)", "p99.9", "max", "not finite")] + [
+        (f"  {text}", _tiny(trips[name]["p99.9"]), _tiny(trips[name]["max"]), f"{trips[name]['non_finite']:,}")
+        for name, text in (
+            ("rows", "on the rows"),
+            ("samples", "on samples"),
+            ("off_data", "far off, uniform on [-10, 10]ᴰ"),
+        )
+    ]
+    density = report["density"]
+    lost = f"{density['non_finite']:,}"
+    inverse.append(("density of samples, sampler's - scorer's", _tiny(density["p99.9"]), _tiny(density["max"]), lost))
+    if report["log_det"] is not None:
+        error, rows = report["log_det"]["max"], report["log_det"]["rows"]
+        inverse.append((f"log-det - autograd's, float64, {rows} rows", "", _tiny(error), ""))
+    fit_: list[tuple[str, str]] = []
+    if "flow" in likelihood:
+        fit_.append(("log-likelihood", f"{_pair(likelihood['flow'])} nats per row"))
+        for name, text in (("gaussian", "a Gaussian"), ("marginals", "independent columns")):
+            gain = _pair(likelihood[f"gain_over_{name}"])
+            fit_.append((f"  {text}", f"{_pair(likelihood[name])}; the flow gains {gain}"))
+    if "classifier" in samples:
+        c = samples["classifier"]
+        fit_.append(("samples or rows?", f"classifier's AUC {c['auc']:.3f} ± {c['stderr']:.3f} (0.5: it cannot tell)"))
+    if "projections" in samples:
+        p = samples["projections"]
+        column = f"worst column {p['column']}: {p['column_distance']:.3f}"
+        fit_.append(("  worst direction", f"{p['distance']:.3f} apart (p {_p(p['p'])}); {column}"))
+    if "latents" in report:
+        z = report["latents"]
+        fit_ += [
+            ("latents", f"{z['column']} is farthest from the base, by {z['distance']:.3f} (p {_p(z['p'])})"),
+            ("  distances from 0", f"{z['radius_distance']:.3f} (p {_p(z['radius_p'])})"),
+            ("  covariance", f"off by {z['covariance']:.3f} at most (p {_p(z['covariance_p'])})"),
+        ]
+    impossible = ", ".join(f"{name} ({count:,})" for name, count in report["impossible_by_column"].items())
+    if impossible:
+        fit_.append(("left out", f"impossible rows, by column: {impossible}"))
+    reasons = [textwrap.fill(text, 100, initial_indent="  - ", subsequent_indent="    ") for text in report["reasons"]]
+    return "\n".join(
+        [
+            f"{report['run']} on {report['data']}: {report['which']} ({report['rows']:,})",
+            "",
+            *_aligned(inverse),
+            "",
+            *_table(fit_),
+            "",
+            f"verdict: {report['verdict']}" + (":" if reasons else ""),
+            *reasons,
+        ]
+    )
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    rows = [row for row in rows if row[1]]
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"  {name:<{width}}  {text}" for name, text in rows]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return [f"  {line}".rstrip() for line in lines]
+
+
+def _number(value: float | None) -> str:
+    if value is None or value != value:
+        return "?"
+    return f"{value:.4g}" if abs(value) < 10 else f"{value:,.2f}"
+
+
+def _pair(part: Mapping[str, float]) -> str:
+    return _with_error(part["mean"], part["stderr"])
+
+
+def _with_error(mean: float | None, error: float | None) -> str:
+    """Return a mean and its standard error, both to the error's second digit."""
+    if mean is None or error is None or not 0 < error < math.inf or not math.isfinite(mean):
+        return _number(mean)
+    places = min(6, max(0, 1 - math.floor(math.log10(error))))
+    return f"{mean:,.{places}f} ± {error:,.{places}f}"
+
+
+def _tiny(value: float) -> str:
+    return f"{value:.1e}"
+
+
+def _p(value: float) -> str:
+    return f"= {value:.2g}" if value >= 1e-4 else "< 0.0001"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,78 @@
+"""Whether a run can be trusted on a table."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffeo.errors import UserError
+from diffeo.jobs.rows import LARGE, draw_rows, split_rows
+from diffeo.jobs.runs import OpenRun, open_run
+from diffeo.report.check import FEWEST, check
+from diffeo.training.batches import fingerprint
+
+__all__ = ["check_run"]
+
+ROWS = 10_000
+ENOUGH = 100  # held-out rows to judge by
+
+
+def check_run(
+    run: str | os.PathLike[str],
+    source: Any,
+    *,
+    rows: int = ROWS,
+    missing: str = "error",
+    seed: int = 0,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Examine a run on a table: numerics, latents, samples, likelihood, and a verdict.
+
+    If the table is the one that the run was trained on, only the rows that were held out are used.
+
+    Args:
+        run: a run directory.
+        source: what ``open_table`` takes.
+        rows: at most so many rows are used, drawn at random.
+        missing: what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
+        seed: of the draws.
+        device: where to compute; a GPU if there is one.
+
+    Raises:
+        UserError: for bad input, fewer than 20 usable rows, or a bad run directory.
+    """
+    if rows < FEWEST:
+        raise UserError(f"expected at least {FEWEST} rows to check by, got {rows}")
+    model = open_run(run, device)
+    schema = model.schema
+    table = schema.open(source, missing=missing)
+    # To find out whether these are the rows of training takes all of them.
+    small = 4 * schema.rows * (schema.features + schema.context_size) <= LARGE
+    x, context, reasons, read = draw_rows(table, schema, max(rows, schema.rows) if small else rows, seed)
+    which = "all rows"
+    if small and read == schema.rows and fingerprint(x, context) == _trained_on(model):
+        _, held_out = split_rows(len(x), model.provenance["seed"])
+        which = "the rows of training"  # too few were held out to judge by
+        if len(held_out) >= ENOUGH:
+            which = "rows held out of training"
+            x, context = x[held_out], None if context is None else context[held_out]
+    if len(x) > rows:
+        chosen = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(x))[:rows]))
+        x, context = x[chosen], None if context is None else context[chosen]
+        which = f"{rows:,} of {which}"
+    if len(x) < FEWEST:
+        raise UserError(f"{table.name}: has {len(x)} usable rows, expected at least {FEWEST} to check by")
+    low = np.array([grid.low if grid.step else -np.inf for grid in schema.discrete])
+    high = np.array([grid.high if grid.step else np.inf for grid in schema.discrete])
+    report = check(model.flow, x, context, bounds=(low, high), names=schema.feature_names, seed=seed)
+    return {"run": os.fspath(run), "data": table.name, "which": which, "impossible_by_column": reasons, **report}
+
+
+def _trained_on(model: OpenRun) -> str | None:
+    data = model.provenance.get("data")
+    if not isinstance(data, dict) or not isinstance(model.provenance.get("seed"), int):
+        return None
+    return data.get("sha256")

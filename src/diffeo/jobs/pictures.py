@@ -1,0 +1,81 @@
+"""The figures of a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffeo.data import Schema
+from diffeo.flow import Flow
+from diffeo.jobs.rows import Split, TableStream
+from diffeo.report import figures
+from diffeo.report.latents import normal_scores
+from diffeo.report.numerics import continuous_part
+from diffeo.training.seeding import derive, seed_noise
+
+__all__ = ["draw_figures"]
+
+ROWS = 20_000  # drawn at most
+ENOUGH = 200  # held-out rows for a picture of the latents
+
+
+@torch.no_grad()
+def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, source: str, seed: int) -> list[str]:
+    """Write ``run/figures/*.png`` and return their paths.
+
+    Learning curves, data against samples in pairs of columns, the latents, for two continuous columns the density, for
+    the built-in digits pictures.
+
+    Raises:
+        UserError: if they cannot be written.
+    """
+    folder = run / "figures"
+    folder.mkdir(exist_ok=True)
+    drawn = []
+
+    def path(name: str) -> Path:
+        drawn.append(str(folder / f"{name}.png"))
+        return folder / f"{name}.png"
+
+    metrics = run / "train" / "metrics.jsonl"
+    if metrics.is_file() and metrics.stat().st_size:
+        figures.learning_curve(metrics, path("learning_curve"))
+
+    device = flow.base.device_marker.device
+    streamed = isinstance(rows.x, TableStream)
+    x, context = (rows.valid_x, rows.valid_context) if streamed else (rows.x, rows.context)
+    assert isinstance(x, Tensor)
+    x = x[:ROWS].to(device)
+    context = None if context is None else context[:ROWS].to(device)
+    seed_noise(device, derive(seed, "figures"))
+    # One sample in each row's context; a small table gets more samples than it has rows.
+    sampled = flow.sample((max(len(x), ROWS // 4),)) if context is None else flow.sample((), context)
+    real_columns, sampled_columns = (_own_units(schema, part) for part in (x, sampled))
+    names, columns = schema.feature_names, schema.feature_columns
+    figures.pairs(real_columns, sampled_columns, names, path("pairs"), [c.step for c in columns])
+
+    held_out = len(rows.valid_x) >= ENOUGH
+    if held_out:
+        x, context = rows.valid_x[:ROWS].to(device), rows.valid_context
+        context = None if context is None else context[:ROWS].to(device)
+    bijection, points = continuous_part(flow, x)
+    scores = normal_scores(flow.base, bijection.encode(points, context))
+    if scores is not None:
+        figures.latents(scores, path("latents"), "held-out rows" if held_out else "training rows")
+
+    if schema.features == 2 and not schema.context_size and not any(grid.step for grid in schema.discrete):
+        origins = [column.origin for column in columns]
+        figures.density_2d(flow, real_columns, sampled_columns, names, path("density"), origins)
+    if source == "digits" and not schema.context:
+        real, fake = (schema.decode(part.double().cpu().numpy()) for part in (x, sampled))
+        figures.digits(real, fake, path("digits"))
+    return drawn
+
+
+def _own_units(schema: Schema, x: Tensor) -> np.ndarray:
+    """Return the features as the table has them."""
+    values = x.double().cpu().numpy()
+    return np.stack([column.decode(values[:, i]) for i, column in enumerate(schema.feature_columns)], axis=1)

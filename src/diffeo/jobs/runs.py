@@ -1,0 +1,64 @@
+"""A run directory of a table, opened for use."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffeo.data import Schema
+from diffeo.errors import UserError
+from diffeo.flow import Flow
+from diffeo.training.run import load_run
+
+__all__ = ["OpenRun", "choose_device", "open_run"]
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A flow on its device, in evaluation mode, with the schema of the table that it describes."""
+
+    path: str
+    flow: Flow
+    schema: Schema
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+    device: torch.device
+
+
+def open_run(path: str | os.PathLike[str], device: str | None = None) -> OpenRun:
+    """Load a run directory that describes a table.
+
+    Raises:
+        UserError: if it is damaged, is none, or its model does not fit its columns.
+    """
+    place = choose_device(device)
+    run = load_run(path, place)
+    if run.schema is None:
+        raise UserError(f"{run.path}: describes no table; give a run directory made by diffeo fit from a table")
+    try:
+        schema = Schema.from_json(run.schema)
+    except UserError as error:
+        raise UserError(f"{run.path}: model.json is damaged: {error}; restore it or train again") from error
+    context = (schema.context_size,) if schema.context_size else ()
+    if run.flow.event_shape != (schema.features,) or run.flow.context_shape != context:
+        raise UserError(f"{run.path}: model.json is damaged: its model does not fit its columns; train again")
+    return OpenRun(os.fspath(path), run.flow, schema, run.metrics, run.provenance, place)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device of this name; without one, a GPU if there is one.
+
+    Raises:
+        UserError: if there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
+    return device

@@ -1,0 +1,226 @@
+"""Whether a model can be trusted, judged on a user's own rows, with a verdict in words."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffeo.flow import Flow
+from diffeo.report.baselines import held_out
+from diffeo.report.compare import classifier_test, projection_test
+from diffeo.report.latents import normal_scores, normality
+from diffeo.report.numerics import consistency, continuous_part, log_det_error, off_data, round_trip
+
+__all__ = ["THRESHOLDS", "Thresholds", "check", "judge"]
+
+JACOBIANS = 64  # rows whose log-det is compared with autograd's
+FEWEST = 20  # rows below which statistics say nothing
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where care begins and where trust ends; each pair is (care, distrust).
+
+    Attributes:
+        round_trip: 99.9 % quantile of |x - f(f^-1(x))| / (1 + |x|), on rows and on samples.
+        round_trip_max: the largest of these.
+        log_det: relative error of the log-determinant in float64.
+        density: 99.9 % quantile of the relative difference between the sampler's density and the scorer's.
+        non_finite: fraction of non-finite results, on rows and samples.
+        auc: of a classifier that tells samples from rows; two standard errors are granted.
+        projection: Kolmogorov-Smirnov distance between rows and samples in the worst direction, where significant.
+        latents: Kolmogorov-Smirnov distance of the worst latent dimension from the base, where significant.
+        covariance: largest entry of |covariance of latents - identity|, where significant.
+        significance: p-values, corrected for the number of tests, above which a deviation counts as chance.
+    """
+
+    round_trip: tuple[float, float] = (1e-5, 1e-3)
+    round_trip_max: tuple[float, float] = (1e-3, 1e-1)
+    log_det: tuple[float, float] = (1e-8, 1e-5)
+    density: tuple[float, float] = (1e-4, 1e-2)
+    non_finite: tuple[float, float] = (0.0, 1e-3)
+    auc: tuple[float, float] = (0.6, 0.8)
+    projection: tuple[float, float] = (0.04, 0.15)
+    latents: tuple[float, float] = (0.04, 0.15)
+    covariance: tuple[float, float] = (0.15, 0.6)
+    significance: float = 0.001
+
+
+THRESHOLDS = Thresholds()
+
+
+def check(
+    flow: Flow,
+    x: Tensor,
+    context: Tensor | None = None,
+    *,
+    bounds: tuple[np.ndarray, np.ndarray] | None = None,
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Examine a flow on rows that it should describe, best ones that it was not trained on.
+
+    Args:
+        flow: a flow over vectors, event shape (D,).
+        x: rows (n, D), as the flow takes them.
+        context: their contexts (n, C).
+        bounds: ends of the range that samples of each element are kept in, (D,) each; infinite for none.
+        names: of the elements, for messages.
+        seed: of samples and of random directions.
+
+    Returns:
+        Plain data: sections ``round_trip``, ``log_det``, ``density``, ``latents``, ``samples``, ``likelihood``, and the
+        ``verdict`` with its ``reasons``.
+
+    Raises:
+        ValueError: for fewer than 20 rows, where statistics say nothing.
+    """
+    if len(x) < FEWEST:
+        raise ValueError(f"expected at least {FEWEST} rows, got {len(x)}: too few to judge a model by")
+    names = list(names or (f"c{i}" for i in range(x.shape[1])))
+    flow = copy.deepcopy(flow).eval()
+    marker = flow.base.device_marker
+    x = x.to(marker)
+    context = None if context is None else context.to(marker)
+    generator = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+
+    bijection, y = continuous_part(flow, x)
+    mean, std = y.mean(0), y.std(0)
+    std = torch.where(std > 0, std, 1)
+    samples, density = consistency(bijection, len(y), context)
+    few = torch.from_numpy(generator.permutation(len(y))[:JACOBIANS]).to(y.device)
+    report: dict[str, Any] = {
+        "rows": len(x),
+        "round_trip": {
+            "rows": round_trip(bijection, y, context, mean, std),
+            "samples": round_trip(bijection, samples, context, mean, std),
+            "off_data": off_data(bijection, context, mean, std, len(y), generator),
+        },
+        "log_det": log_det_error(bijection, y[few], None if context is None else context[few]),
+        "density": density,
+    }
+    with torch.no_grad():
+        log_prob = bijection.log_prob(y, context, nan="propagate").double().cpu().numpy()
+        scores = normal_scores(flow.base, bijection.encode(y, context))
+        drawn = flow.sample((len(x),) if context is None else (), context)
+    if scores is not None and np.isfinite(scores).all():
+        report["latents"] = normality(scores, [f"z{i + 1}" for i in range(scores.shape[1])])
+    report["samples"] = _compare(x, drawn, context, bounds, names, seed)
+    report["likelihood"] = _likelihood(log_prob, y, context, seed)
+    report["verdict"], report["reasons"] = judge(report)
+    return report
+
+
+def _compare(
+    x: Tensor,
+    drawn: Tensor,
+    context: Tensor | None,
+    bounds: tuple[np.ndarray, np.ndarray] | None,
+    names: list[str],
+    seed: int,
+) -> dict[str, Any]:
+    """Tell samples from rows, both with the contexts that they belong to."""
+    real, fake = x.double().cpu().numpy(), drawn.double().cpu().numpy()
+    finite = np.isfinite(fake).all(1)
+    extra = np.empty((len(real), 0)) if context is None else context.double().cpu().numpy()
+    if bounds is not None:
+        fake = np.clip(fake, *bounds)
+    # The context is in its own order in both, so a classifier sees the joint distribution.
+    real, fake = np.concatenate([real, extra], 1), np.concatenate([fake, extra], 1)[finite]
+    result: dict[str, Any] = {"rows": len(finite), "non_finite": int((~finite).sum())}
+    if len(fake) < FEWEST:
+        return result
+    projections = projection_test(real, fake, seed)
+    every = [*names, *(f"context {i + 1}" for i in range(extra.shape[1]))]
+    return {
+        **result,
+        "classifier": classifier_test(real, fake, seed),
+        "projections": {**projections, "column": every[projections["column"]]},
+    }
+
+
+def _likelihood(log_prob: np.ndarray, y: Tensor, context: Tensor | None, seed: int) -> dict[str, Any]:
+    """Set the flow's likelihood beside those of simple densities, in nats per row (higher is better)."""
+    others = held_out(y.double().cpu().numpy(), None if context is None else context.double().cpu().numpy(), seed)
+    kept = np.isfinite(log_prob)
+    if kept.sum() < 2:
+        return {"impossible": int((~kept).sum())}
+    result: dict[str, Any] = {"impossible": int((~kept).sum()), "flow": _mean(log_prob[kept])}
+    for name, values in others.items():
+        result[name] = _mean(values[kept])
+        result[f"gain_over_{name}"] = _mean(log_prob[kept] - values[kept])  # paired, so its error is small
+    return result
+
+
+def _mean(values: np.ndarray) -> dict[str, float]:
+    return {"mean": float(values.mean()), "stderr": float(values.std(ddof=1) / len(values) ** 0.5)}
+
+
+def judge(report: dict[str, Any], limits: Thresholds = THRESHOLDS) -> tuple[str, list[str]]:
+    """Return the verdict in words, and every reason for less than full trust."""
+    care: list[str] = []
+    distrust: list[str] = []
+
+    def weigh(value: float, limit: tuple[float, float], text: str) -> None:
+        if not value <= limit[1]:  # also NaN
+            distrust.append(text)
+        elif value > limit[0]:
+            care.append(text)
+
+    for where, result in (("rows", report["round_trip"]["rows"]), ("samples", report["round_trip"]["samples"])):
+        tail, most = result["p99.9"], result["max"]
+        weigh(result["non_finite"] / result["rows"], limits.non_finite, f"{result['non_finite']} {where} have no image")
+        weigh(tail, limits.round_trip, f"the inverse is off by {tail:.1e} on one in a thousand {where}")
+        weigh(most, limits.round_trip_max, f"the inverse is off by {most:.1e} on the worst of the {where}")
+    if report["log_det"] is not None:
+        error = report["log_det"]["max"]
+        weigh(error, limits.log_det, f"the log-determinant differs from autograd's by {error:.1e}")
+    error, lost = report["density"]["p99.9"], report["density"]["non_finite"]
+    weigh(error, limits.density, f"sampler and scorer disagree about the density of samples by {error:.1e}")
+    weigh(lost / report["density"]["rows"], limits.non_finite, f"{lost} samples or their densities are not finite")
+
+    samples = report["samples"]
+    if "classifier" in samples:
+        auc, stderr = samples["classifier"]["auc"], samples["classifier"]["stderr"]
+        text = f"a classifier tells samples from rows with AUC {auc:.2f} (0.5: it cannot)"
+        weigh(auc - 2 * stderr, limits.auc, text)
+    if "projections" in samples and samples["projections"]["p"] < limits.significance:
+        distance, column = samples["projections"]["distance"], samples["projections"]["column"]
+        text = f"samples and rows differ by {distance:.2f} in distribution function in some direction"
+        if samples["projections"]["column_distance"] > 0.8 * distance:
+            text = f"samples and rows differ by {distance:.2f} in distribution function in column {column!r}"
+        weigh(distance, limits.projection, text)
+    latents = report.get("latents")
+    if latents is not None:
+        if latents["p"] < limits.significance:
+            text = f"latent {latents['column']} is {latents['distance']:.2f} away from the base's distribution"
+            weigh(latents["distance"], limits.latents, text)
+        if latents["radius_p"] < limits.significance:
+            distance = latents["radius_distance"]
+            weigh(distance, limits.latents, f"the latents' distances from 0 are {distance:.2f} away from the base's")
+        if latents["covariance_p"] < limits.significance:
+            entry, (a, b) = latents["covariance"], latents["covariance_columns"]
+            text = f"the latents' covariance ({a}, {b}) is off by {entry:.2f}"
+            weigh(entry, limits.covariance, text)
+    distrust += _worse_than_simple(report["likelihood"])
+    if distrust:
+        return "not trustworthy", distrust + care
+    return ("usable with care", care) if care else ("trustworthy", [])
+
+
+def _worse_than_simple(likelihood: dict[str, Any]) -> list[str]:
+    if "flow" not in likelihood:
+        return ["no row has a finite likelihood"]
+    worse = []
+    for name, what in (("gaussian", "a Gaussian"), ("marginals", "independent columns")):
+        gain = likelihood[f"gain_over_{name}"]
+        if not gain["mean"] + 2 * gain["stderr"] >= 0:
+            worse.append(f"{what} would describe the rows better, by {-gain['mean']:.2f} nats per row")
+    return worse

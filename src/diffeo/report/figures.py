@@ -1,0 +1,274 @@
+"""Pictures of a training and of what it made; each function writes one PNG."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffeo.report.style import GREY, MODEL, REAL, figure, shades
+
+__all__ = ["density_2d", "digits", "latents", "learning_curve", "pairs"]
+
+COLUMNS = 6  # columns shown in a grid of pairs, and latents
+
+
+def learning_curve(metrics: str | Path, path: str | Path) -> None:
+    """Draw the losses of training and validation, epoch by epoch, from a ``metrics.jsonl``."""
+    entries = [json.loads(line) for line in Path(metrics).read_text().splitlines() if line.strip()]
+    epoch = np.array([entry["epoch"] for entry in entries], dtype=float)
+
+    def series(name: str) -> np.ndarray:
+        return np.array([entry.get(name) if entry.get(name) is not None else np.nan for entry in entries], dtype=float)
+
+    train, valid, error = series("loss"), series("val_loss"), series("val_stderr")
+    with figure(path, (6.4, 3.8)) as drawing:
+        axes = drawing.add_subplot()
+        marker = "o" if len(epoch) < 15 else None
+        axes.plot(epoch, train, color=GREY, lw=1.2, marker=marker, ms=3, label="training")
+        shown = [train]
+        if np.isfinite(valid).any():
+            axes.plot(epoch, valid, color=REAL, lw=1.6, marker=marker, ms=3, label="validation")
+            axes.fill_between(epoch, valid - error, valid + error, color=REAL, alpha=0.18, lw=0)
+            best = int(np.nanargmin(valid))
+            axes.plot(epoch[best], valid[best], "o", color=MODEL, ms=6, zorder=5)
+            axes.axhline(valid[best], color=MODEL, lw=0.7, ls=(0, (4, 4)), zorder=0)
+            axes.set_title(f"best {valid[best]:.3f} ± {error[best]:.3f} nats in epoch {int(epoch[best])}")
+            shown.append(valid)
+        axes.set_ylim(*_curve_limits(np.concatenate(shown)))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("negative log-likelihood (nats per row)")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(loc="upper right")
+
+
+def _curve_limits(values: np.ndarray) -> tuple[float, float]:
+    """Return limits that show the best values well and leave out the first epochs' heights."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 1.0
+    low, high = values.min(), np.quantile(values, 0.9 if len(values) >= 20 else 1.0)
+    margin = 0.08 * max(high - low, 1e-3 * max(1.0, abs(low)))
+    return low - margin, high + 2 * margin
+
+
+def pairs(
+    real: np.ndarray, sampled: np.ndarray, names: Sequence[str], path: str | Path, steps: Sequence[float] | None = None
+) -> None:
+    """Compare rows with samples, for the first columns: marginals on the diagonal, pairs below it and above it.
+
+    Args:
+        real: rows (n, D).
+        sampled: rows (m, D).
+        names: of the columns.
+        path: of the PNG.
+        steps: distance between neighbouring values of discrete columns, 0 for continuous ones.
+    """
+    count = min(COLUMNS, real.shape[1])
+    steps = [0.0] * count if steps is None else list(steps)
+    edges = [_edges(real[:, i], steps[i], 40 if count > 2 else 60) for i in range(count)]
+    size = 1.45 if count > 3 else 2.4
+    with figure(path, (max(size * count, 3.4) + 0.6, max(size * count, 2.6) + 0.7)) as drawing:
+        grid = drawing.subplots(count, count, squeeze=False)
+        for i in range(count):
+            for j in range(count):
+                axes = grid[i, j]
+                if i == j:
+                    _marginals(axes, real[:, i], sampled[:, i], edges[i])
+                elif i > j:
+                    _cloud(axes, real[:, j], real[:, i], edges[j], edges[i], REAL)
+                else:
+                    _cloud(axes, sampled[:, j], sampled[:, i], edges[j], edges[i], MODEL)
+                axes.set_xlim(edges[j][0], edges[j][-1])
+                _ticks(axes, bottom=i == count - 1, left=j == 0 and i > 0)
+            grid[count - 1, i].set_xlabel(_short(names[i]))
+            grid[i, 0].set_ylabel(_short(names[i]) if count > 1 else "density")
+        _legend(drawing, ("data (below the diagonal)", "samples (above)") if count > 1 else ("data", "samples"))
+        if real.shape[1] > count:
+            drawing.supxlabel(f"the first {count} of {real.shape[1]} columns", fontsize=8, color=GREY)
+
+
+def _edges(values: np.ndarray, step: float, bins: int) -> np.ndarray:
+    """Return the edges of bins, whole cells of a discrete column, without the outermost 0.5 % of the values."""
+    low, high = np.quantile(values, [0.005, 0.995])
+    if step > 0:
+        cells = round((high - low) / step) + 1
+        width = step * max(1, math.ceil(cells / bins))
+        # half a cell to the left, so that values stand in the middle of their bins
+        return np.arange(low - step / 2, high + width, width)
+    if not high > low:
+        low, high = float(values.min()), float(values.max())
+    margin = 0.04 * (high - low) or 0.5
+    return np.linspace(low - margin, high + margin, bins + 1)
+
+
+def _marginals(axes: Any, real: np.ndarray, sampled: np.ndarray, edges: np.ndarray) -> None:
+    for values, style in (
+        (real, {"histtype": "stepfilled", "color": REAL, "alpha": 0.35, "lw": 0}),
+        (sampled, {"histtype": "step", "color": MODEL, "lw": 1.3}),
+    ):
+        # by all rows, not only those that are shown: a sampler that strays must not look better
+        weights = np.full(len(values), 1 / (max(len(values), 1) * (edges[1] - edges[0])))
+        axes.hist(values, bins=edges, weights=weights, **style)
+    axes.set_ylim(bottom=0)
+
+
+def _cloud(axes: Any, x: np.ndarray, y: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray, colour: str) -> None:
+    from matplotlib.colors import PowerNorm
+
+    counts, _, _ = np.histogram2d(x, y, bins=(x_edges, y_edges))
+    most = np.quantile(counts[counts > 0], 0.995) if (counts > 0).any() else 1.0
+    axes.pcolormesh(
+        x_edges, y_edges, counts.T, cmap=shades(colour), norm=PowerNorm(0.5, 0, max(most, 1.0)), rasterized=True
+    )
+    axes.set_ylim(y_edges[0], y_edges[-1])
+
+
+def _ticks(axes: Any, bottom: bool, left: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.yaxis.set_major_locator(MaxNLocator(3))
+    axes.tick_params(labelbottom=bottom, labelleft=left, left=left, bottom=bottom)
+    axes.ticklabel_format(style="sci", scilimits=(-3, 4), useMathText=False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_offset_text().set_fontsize(7)
+
+
+def _legend(drawing: Any, labels: tuple[str, str]) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=REAL, alpha=0.6, label=labels[0]), Patch(color=MODEL, label=labels[1])]
+    drawing.legend(handles=handles, loc="outside upper center", ncols=2)
+
+
+def _short(name: str, length: int = 18) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def latents(scores: np.ndarray, path: str | Path, what: str = "data") -> None:
+    """Hold the latents of rows (n, D), as normal scores, against the standard normal: histograms and Q-Q plots.
+
+    Of more than six dimensions, those farthest from the normal are shown. ``what`` names the rows.
+    """
+    from scipy import stats
+
+    n, d = scores.shape
+    distances = [stats.kstest(column, "norm").statistic for column in scores.T]
+    shown = sorted(np.argsort(distances)[::-1][:COLUMNS])
+    count = len(shown)
+    line = np.linspace(-4, 4, 200)
+    end = float(stats.norm.ppf(1 - 0.5 / n))
+    theory = np.linspace(-end, end, 200)
+    levels = stats.norm.cdf(theory)
+    with figure(path, (1.7 * max(count, 2) + 0.5, 3.9)) as drawing:
+        grid = drawing.subplots(2, count, squeeze=False)
+        for axes, i in zip(grid[0], shown, strict=True):
+            axes.hist(scores[:, i], bins=np.linspace(-4, 4, 49), density=True, color=REAL, alpha=0.35, lw=0)
+            axes.plot(line, stats.norm.pdf(line), color="black", lw=1)
+            axes.set_xlim(-4, 4)
+            axes.set_title(f"z{i + 1}")
+            axes.set_yticks([])
+        for axes, i in zip(grid[1], shown, strict=True):
+            found = np.quantile(scores[:, i], levels)
+            reach = max(4.0, min(8.0, float(np.abs(found).max())))
+            axes.plot([-reach, reach], [-reach, reach], color="black", lw=0.8)
+            axes.plot(theory, found, color=REAL, lw=0, marker=".", ms=3)
+            axes.set_xlim(-reach, reach)
+            axes.set_ylim(-reach, reach)
+            axes.set_aspect("equal")
+            axes.set_xlabel("normal quantile")
+        grid[1, 0].set_ylabel("latent quantile")
+        which = "" if count == d else f": the {count} of {d} farthest from it"
+        drawing.suptitle(f"latents of {what} (blue) and the base (black){which}", fontsize=9, color=GREY)
+
+
+def density_2d(
+    flow: Any,
+    data: np.ndarray,
+    sampled: np.ndarray,
+    names: Sequence[str],
+    path: str | Path,
+    origins: Sequence[float] = (0.0, 0.0),
+) -> None:
+    """Draw data, density and samples of a flow over the plane side by side, on the same scale.
+
+    Args:
+        flow: a ``Flow`` of event shape (2,) without context.
+        data: rows (n, 2).
+        sampled: rows (m, 2).
+        names: of the two columns.
+        path: of the PNG.
+        origins: what is subtracted from the two columns before the flow sees them.
+    """
+    import torch
+    from matplotlib.colors import PowerNorm
+
+    limits = [_limits(data[:, i]) for i in range(2)]
+    edges = [np.linspace(*limit, 221) for limit in limits]
+    centres = [(e[1:] + e[:-1]) / 2 for e in edges]
+    points = np.stack(np.meshgrid(*centres), -1).reshape(-1, 2)  # (cells, 2), x running fastest
+    with torch.no_grad():
+        inputs = torch.from_numpy(points - np.asarray(origins)).to(flow.base.device_marker)
+        log_prob = flow.log_prob(inputs, nan="propagate")
+    density = log_prob.double().exp().nan_to_num(0.0).cpu().numpy().reshape(len(centres[1]), len(centres[0]))
+    coarse = [np.linspace(*limit, int(np.clip(len(data) ** 0.5 / 2, 20, 110)) + 1) for limit in limits]
+    clouds = []
+    for rows in (data, sampled):
+        counts, _, _ = np.histogram2d(rows[:, 0], rows[:, 1], bins=coarse)
+        area = (coarse[0][1] - coarse[0][0]) * (coarse[1][1] - coarse[1][0])
+        clouds.append((counts / (len(rows) * area)).T)
+    norm = PowerNorm(0.6, 0, float(np.quantile(density, 0.995)) or 1.0)
+    spans = [high - low for low, high in limits]
+    equal = max(spans) < 3 * min(spans)
+    with figure(path, (10.2, 3.1 * (spans[1] / spans[0] if equal else 1.0) + 0.8)) as drawing:
+        panels = drawing.subplots(1, 3, sharex=True, sharey=True)
+        for axes, title, where, values, colour in (
+            (panels[0], f"data ({len(data):,} rows)", coarse, clouds[0], REAL),
+            (panels[1], "density", edges, density, "#3B1C8C"),
+            (panels[2], f"samples ({len(sampled):,})", coarse, clouds[1], MODEL),
+        ):
+            axes.pcolormesh(*where, values, cmap=shades(colour), norm=norm, rasterized=True)
+            axes.set_title(title)
+            axes.set_xlabel(_short(names[0]))
+            if equal:
+                axes.set_aspect("equal")
+        panels[0].set_ylabel(_short(names[1]))
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """Return the range of nearly all values, and a margin that shows whether the density ends where they do."""
+    low, high = np.quantile(values, [0.001, 0.999])
+    margin = 0.08 * (high - low) or 0.5
+    return float(low - margin), float(high + margin)
+
+
+def digits(
+    real: np.ndarray, sampled: np.ndarray, path: str | Path, side: int = 8, shape: tuple[int, int] = (8, 8)
+) -> None:
+    """Draw a square of real pictures beside one of sampled pictures.
+
+    Args:
+        real: rows (n, height * width).
+        sampled: rows (m, height * width).
+        path: of the PNG.
+        side: pictures in a row and in a column.
+        shape: height and width of a picture.
+    """
+    high = float(real.max())
+    with figure(path, (8.2, 4.3)) as drawing:
+        for axes, title, rows, colour in zip(
+            drawing.subplots(1, 2), ("data", "samples"), (real, sampled), (REAL, MODEL), strict=True
+        ):
+            height, width = shape
+            board = np.full((side * (height + 1) + 1, side * (width + 1) + 1), np.nan)
+            for place, picture in enumerate(rows[: side * side]):
+                top, left = (place // side) * (height + 1) + 1, (place % side) * (width + 1) + 1
+                board[top : top + height, left : left + width] = picture.reshape(shape)
+            axes.imshow(board, cmap="gray_r", vmin=0, vmax=high, interpolation="nearest")
+            axes.set_title(title, color=colour)
+            axes.set_axis_off()

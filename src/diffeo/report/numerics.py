@@ -1,0 +1,103 @@
+"""Does the code do what the mathematics says: inverses that invert, log-determinants that are those of the map."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffeo.flow import Flow
+from diffeo.transforms import Chain, Dequantize
+
+__all__ = ["consistency", "continuous_part", "log_det_error", "off_data", "round_trip"]
+
+WIDEST = 512  # event elements; beyond it a Jacobian by autograd takes too long
+
+
+def continuous_part(flow: Flow, x: Tensor) -> tuple[Flow, Tensor]:
+    """Return the flow without its dequantisation, and the rows dequantised: a bijection and points to try it on."""
+    transforms = list(flow.transform) if isinstance(flow.transform, Chain) else [flow.transform]
+    kept = [t for t in transforms if not isinstance(t, Dequantize)]
+    if len(kept) == len(transforms):
+        return flow, x
+    for transform in reversed(transforms):
+        if isinstance(transform, Dequantize):
+            x = transform.inverse(x)
+    part = Flow(flow.base, Chain(kept), flow.event_shape, flow.context_shape, flow.context_transform)
+    return part.eval(), x
+
+
+@torch.no_grad()
+def round_trip(flow: Flow, x: Tensor, context: Tensor | None, mean: Tensor, std: Tensor) -> dict[str, Any]:
+    """Return the error of x -> z -> x, |x - f(f^-1(x))| / (1 + |x|) in standardised units and each row's worst column."""
+    back = flow.decode(flow.encode(x, context), context)
+    size = (x - mean) / std
+    error = ((x - back) / std).abs() / (1 + size.abs())
+    worst = error.flatten(1).amax(1).double().cpu().numpy()
+    finite = np.isfinite(worst)
+    kept = worst[finite] if finite.any() else np.array([np.nan])
+    return {
+        "rows": len(worst),
+        "p99.9": float(np.quantile(kept, 0.999)),
+        "max": float(kept.max()),
+        "non_finite": int((~finite).sum()),
+    }
+
+
+@torch.no_grad()
+def off_data(
+    flow: Flow, context: Tensor | None, mean: Tensor, std: Tensor, rows: int, generator: np.random.Generator
+) -> dict[str, Any]:
+    """Return the round trip's error on points uniform in [-10, 10]^D (standardised units), far off the data."""
+    uniform = torch.from_numpy(generator.uniform(-10, 10, (rows, *mean.shape))).to(mean)
+    if context is not None:
+        context = context[torch.from_numpy(generator.integers(len(context), size=rows)).to(context.device)]
+    return round_trip(flow, mean + std * uniform, context, mean, std)
+
+
+def log_det_error(flow: Flow, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
+    """Return the largest |log-det - log|det J|| / (1 + |log|det J||), J by autograd, all in float64; None if too wide.
+
+    The cheap direction is differentiated: that of scoring, or that of sampling where scoring is sequential.
+    """
+    if flow.event_shape.numel() > WIDEST:
+        return None
+    double = copy.deepcopy(flow).double()
+    x, context = x.double(), None if context is None else context.double()
+    prepared = double._context(context)
+    sampling = flow.cheap == "forward"
+    with torch.no_grad():
+        x = double.encode(x, context) if sampling else x
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        transform = double.transform
+        y, log_det = (transform.forward_and_log_det if sampling else transform.inverse_and_log_det)(x, prepared)
+        flat = y.flatten(1)  # (n, D); rows do not depend on each other, so a sum over them loses nothing
+        grads = [torch.autograd.grad(flat[:, i].sum(), x, retain_graph=True)[0] for i in range(flat.shape[1])]
+    jacobian = torch.stack([g.flatten(1) for g in grads], 1)  # (n, D, D)
+    truth = torch.linalg.slogdet(jacobian).logabsdet
+    error = (log_det.detach() - truth).abs() / (1 + truth.abs())
+    return {"rows": len(x), "max": float(error.max())}
+
+
+@torch.no_grad()
+def consistency(flow: Flow, rows: int, context: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+    """Draw samples, and compare the density that the sampler gives them with the one that scoring gives.
+
+    Returns:
+        The samples, and the largest |difference| / (1 + |log p|) and its 99.9 % quantile, with non-finite counts.
+    """
+    shape = (rows,) if context is None else ()
+    x, drawn = flow.sample_and_log_prob(shape, context)
+    scored = flow.log_prob(x, context, nan="propagate")
+    finite = torch.isfinite(x).flatten(1).all(1) & torch.isfinite(scored)
+    error = ((drawn - scored).abs() / (1 + scored.abs()))[finite].double().cpu().numpy()
+    return x, {
+        "rows": len(x),
+        "p99.9": float(np.quantile(error, 0.999)) if len(error) else float("nan"),
+        "max": float(error.max()) if len(error) else float("nan"),
+        "non_finite": int((~finite).sum()),
+    }

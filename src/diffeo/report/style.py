@@ -1,0 +1,63 @@
+"""One look for all figures: colours that the colour-blind can tell apart, thin grey axes, little ink."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffeo.atomic import atomic_write
+
+__all__ = ["GREY", "MODEL", "REAL", "figure", "shades"]
+
+# Okabe and Ito's palette: real data are always blue, what the model makes always vermilion.
+REAL, MODEL, GREY = "#0072B2", "#D55E00", "#6B6B6B"
+
+_STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.edgecolor": "#B0B0B0",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.major.width": 0.8,
+    "ytick.major.width": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.facecolor": "white",
+    "text.parse_math": False,  # column names may hold dollar signs
+}
+
+
+@contextmanager
+def figure(path: str | Path, size: tuple[float, float]) -> Iterator[Any]:
+    """Yield a matplotlib figure of this size in inches; afterwards save it as PNG, atomically.
+
+    No display and no pyplot: the program's own figures and settings stay as they are.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        drawing = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(drawing)
+        yield drawing
+        with atomic_write(path) as temporary:
+            drawing.savefig(temporary, format="png", dpi=140)
+
+
+def shades(colour: str) -> Any:
+    """Return a colour map from white to a dark shade of a colour."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    red, green, blue = to_rgb(colour)
+    return LinearSegmentedColormap.from_list(colour, ["white", colour, (0.35 * red, 0.35 * green, 0.35 * blue)])
