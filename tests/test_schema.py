@@ -119,7 +119,8 @@ def test_decimal_grids_come_back_exactly(generator):
         column = np.round(low + step * generator.integers(0, 300, 20_000), places)
         schema = inferred(x=column, y=generator.standard_normal(20_000))
         found = schema.columns[0]
-        assert found.kind == "integer" and found.step == pytest.approx(step, rel=1e-9), (step, found)
+        assert found.kind == "integer"
+        assert found.step == pytest.approx(step, rel=1e-9)
         values = np.stack([column, column], axis=1)
         np.testing.assert_array_equal(schema.decode(schema.encode(values).x)[:, 0], column)
 
@@ -220,6 +221,29 @@ def test_impossible_rows(generator):
     assert encoded.context is None
     with pytest.raises(UserError, match=r"column 'fixed': 2 rows hold a value that the model excludes"):
         load(schema.open(rows), schema)
+
+
+def test_missing_values_that_are_kept(generator):
+    n = 100
+    table = frame(
+        fixed=np.ones(n),
+        real=generator.standard_normal(n),
+        code=generator.choice([0.1, 0.25, 7.0], n),
+        given=generator.standard_normal(n),
+    )
+    schema = Schema.infer(open_table(table, missing="keep"), context=["given"])
+    rows = np.tile([1, 0.5, 7.0, 2], (6, 1))
+    rows[np.arange(1, 5), np.arange(4)] = [np.nan, np.inf, np.nan, -np.inf]
+    rows[5, :2] = 2, np.nan
+    encoded = schema.encode(rows)
+    assert np.isnan(encoded.x).all(axis=1).tolist() == [False, True, True, True, True, True]
+    assert not encoded.impossible.any()
+    table["real"][7] = np.nan
+    with pytest.raises(UserError, match="1 missing"):
+        Schema.infer(open_table(table, missing="keep"))
+    schema = Schema.infer(open_table(table, missing="drop"))
+    assert schema.rows == n - 1
+    assert len(load(open_table(table, missing="drop"), schema)[0]) == n - 1
 
 
 def test_far_and_extreme_values(generator):

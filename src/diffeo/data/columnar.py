@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from diffeo.data.delimited import complaint
+from diffeo.data.delimited import complaint, drop
 from diffeo.errors import UserError
 
 __all__ = ["ArrowSource", "FeatherSource", "ParquetSource"]
@@ -92,10 +92,10 @@ class _Columnar:
                 if self.types[column] == "dates":
                     return (
                         f"column {name!r} holds dates or times (row {row}: {str(value)!r});"
-                        f" convert them to numbers or use --drop {name}"
+                        f" convert them to numbers or {drop(name)}"
                     )
                 break
-        return f"column {name!r} holds no numbers but {str(type_)[:60]}; convert it to numbers or use --drop {name}"
+        return f"column {name!r} holds no numbers but {str(type_)[:60]}; convert it to numbers or {drop(name)}"
 
     def _batches(self, positions: list[int], rows: int) -> Iterator[pa.RecordBatch]:
         """Yield record batches of exactly these columns, in this order."""

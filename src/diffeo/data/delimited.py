@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import re
+import shlex
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pyarrow.csv
 
 from diffeo.errors import UserError
 
-__all__ = ["NULLS", "DelimitedSource", "complaint"]
+__all__ = ["NULLS", "DelimitedSource", "complaint", "drop"]
 
 NULLS = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "-NaN", "NULL", "null", "None", "none", "?")
 BLOCK = 1 << 22  # bytes of text parsed at a time
@@ -34,10 +35,13 @@ def complaint(column: str, where: str, value: str) -> str:
     """Say what is wrong with a cell that is no number, and the remedy."""
     shown = repr(value if len(value) <= 40 else value[:37] + "...")
     if _DATE.fullmatch(value.strip()):
-        return (
-            f"column {column!r} holds dates or times ({where}: {shown}); convert them to numbers or use --drop {column}"
-        )
-    return f"column {column!r} holds text ({where}: {shown}); encode it as numbers or use --drop {column}"
+        return f"column {column!r} holds dates or times ({where}: {shown}); convert them to numbers or {drop(column)}"
+    return f"column {column!r} holds text ({where}: {shown}); encode it as numbers or {drop(column)}"
+
+
+def drop(column: str) -> str:
+    """Return the advice to leave a column out, as one would type it."""
+    return f"use --drop {shlex.quote(column)}" if column.isprintable() else "leave it out"
 
 
 def _number(cell: str) -> float | None:

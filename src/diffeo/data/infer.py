@@ -29,7 +29,7 @@ from itertools import chain
 import numpy as np
 
 from diffeo.data.schema import Column, Schema, decimals
-from diffeo.data.tables import Table
+from diffeo.data.tables import Table, open_table
 from diffeo.errors import UserError
 
 __all__ = ["find_grid", "infer_schema"]
@@ -103,6 +103,8 @@ def infer_schema(
     if len(names) <= len(context):
         raise UserError(f"{table.name}: no column is left to model; keep one that is neither dropped nor context")
 
+    if table.missing == "keep":
+        table = open_table(table, missing="error")
     tallies = [_Tally() for _ in names]
     sample = _Sample()
     for batch in table.batches(names, rows):
@@ -125,9 +127,11 @@ def _decide(name: str, tally: _Tally, source: str, in_context: bool, continuous:
     low, high, n = tally.low, tally.high, tally.rows
     # Text does not tell 1 from 1.0; a file that declares floats gets floats back.
     dtype = "bool" if source == "bool" else "int64" if tally.whole and source != "float" else "float64"
+    if in_context:
+        dtype = "float64"  # a context may be given any value, between whole numbers too
     if low == high:
         return Column(name, dtype, "constant", low, high)
-    plain = Column(name, "float64" if continuous and not in_context else dtype, "continuous", low, high)
+    plain = Column(name, "float64" if continuous else dtype, "continuous", low, high)
     if continuous or in_context:
         return plain
     distinct = tally.distinct

@@ -218,7 +218,7 @@ class Schema:
             said.append(f"few irregular values, coded as ordered levels: {_listed(levels)}")
         return said
 
-    def open(self, source: Any, missing: str = "error", key: str | None = None) -> Table:
+    def open(self, source: Any, missing: str | None = None, key: str | None = None) -> Table:
         """Open a table that has this schema's columns, in any order; without names, by position.
 
         Raises:
@@ -226,7 +226,7 @@ class Schema:
         """
         return open_table(source, missing=missing, key=key).select(self.names, self.all_names or self.names)
 
-    def open_context(self, source: Any, missing: str = "error", key: str | None = None) -> Table:
+    def open_context(self, source: Any, missing: str | None = None, key: str | None = None) -> Table:
         """Open a table that has (at least) the context columns, as sampling needs it.
 
         Raises:
@@ -235,7 +235,10 @@ class Schema:
         return open_table(source, missing=missing, key=key).select(self.context, self.context)
 
     def encode(self, values: np.ndarray) -> Encoded:
-        """Return what the model sees of rows (n, len(names)), columns in the order of ``names``."""
+        """Return what the model sees of rows (n, len(names)), columns in the order of ``names``.
+
+        Rows with NaN or infinity anywhere become NaN throughout.
+        """
         values = np.asarray(values, dtype=np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.columns):
             raise ValueError(f"expected values of shape (n, {len(self.columns)}), got {values.shape}")
@@ -247,7 +250,9 @@ class Schema:
         for column in self.columns:
             if column.name in self.context:
                 continue
-            encoded, off = column.encode(values[:, place[column.name]])
+            with np.errstate(all="ignore"):  # what overflows is off the grid
+                encoded, off = column.encode(values[:, place[column.name]])
+            off &= np.isfinite(values[:, place[column.name]])
             if off.any():
                 impossible |= off
                 reasons[column.name] = int(off.sum())
@@ -257,6 +262,10 @@ class Schema:
         context = None
         if self.context:
             context = self.encode_context(values[:, [place[name] for name in self.context]])
+        bad = ~np.isfinite(values).all(axis=1)
+        if bad.any():
+            x[bad] = np.nan
+            impossible &= ~bad
         return Encoded(x, context, impossible, reasons)
 
     def encode_context(self, values: np.ndarray) -> np.ndarray | None:

@@ -216,7 +216,7 @@ def open_table(
     *,
     columns: Sequence[str] | None = None,
     key: str | None = None,
-    missing: str = "error",
+    missing: str | None = None,
     header: bool | None = None,
 ) -> Table:
     """Open a table: a path, a built-in set's name, an array, or an object with the Arrow PyCapsule interface.
@@ -226,21 +226,21 @@ def open_table(
             built-in set; a numpy array; a data frame of pandas, polars, duckdb or pyarrow.
         columns: the columns wanted, in order; all by default.
         key: which array of a .npz file; else X, x or the only table in it.
-        missing: rows with NaN, infinity or an empty cell: "error", "drop" (counted in ``Table.dropped``) or "keep".
+        missing: rows with NaN, infinity or an empty cell: "error" (by default), "drop" (counted in ``Table.dropped``)
+            or "keep".
         header: whether the first line of a csv names the columns; by default it does unless all its cells are numbers.
 
     Raises:
         UserError: if the source cannot be opened as a table.
     """
     if isinstance(source, Table):
-        table = copy.copy(source)
-        table.missing = missing
+        table = Table(source._source, missing or source.missing).select(source.names)
     elif isinstance(source, str | Path):
-        table = Table(_open_path(source, key, header), missing)
+        table = Table(_open_path(source, key, header), missing or "error")
     elif hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
-        table = Table(ArrowSource(source), missing)
+        table = Table(ArrowSource(source), missing or "error")
     elif isinstance(source, np.ndarray) or hasattr(source, "__array__"):
-        table = Table(ArraySource(np.asarray(source), "array"), missing)
+        table = Table(ArraySource(np.asarray(source), "array"), missing or "error")
     else:
         raise TypeError(f"expected a path, an array or a data frame, got {type(source).__name__}")
     return table if columns is None else table.select(columns)

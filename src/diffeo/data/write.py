@@ -84,9 +84,11 @@ class TableWriter:
             temporary = self._stack.enter_context(atomic_write(target))
             file = self._stack.enter_context(temporary.open("wb", buffering=1 << 20))
             self._format = _FORMATS[kind or ".csv"](file, self)
-        except OSError as error:
-            self._stack.close()
-            raise unwritable(self.path, error) from error
+        except BaseException as error:
+            self._stack.__exit__(type(error), error, error.__traceback__)
+            if isinstance(error, OSError):
+                raise unwritable(self.path, error) from error
+            raise
 
     def __enter__(self) -> "TableWriter":
         """Return itself."""
