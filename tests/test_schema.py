@@ -114,6 +114,15 @@ def test_decoding_rounds_and_stays_inside_the_observed_range(generator):
         schema.decode(x, x)
 
 
+def test_zero_has_no_sign(generator):
+    column = np.where(generator.random(500) < 0.5, -0.0, 0.3) - generator.integers(0, 2, 500) * 0.6
+    schema = inferred(x=column.round(1), y=generator.standard_normal(500))
+    decoded = schema.decode(np.array([[-0.6, 0], [0.0, 0], [-0.0, 0]]))
+    assert decoded[:, 0].tolist() == [-0.6, 0, 0]
+    assert not np.signbit(decoded[1:, 0]).any()
+    assert not np.signbit(inferred(x=-np.arange(0.0, 9), y=generator.random(9)).columns[0].high)
+
+
 def test_decimal_grids_come_back_exactly(generator):
     for step, low, places in [(0.1, 0, 1), (0.01, -3.17, 2), (0.05, 1e4, 2), (2.5, 0.3, 1), (1e-5, 0, 5)]:
         column = np.round(low + step * generator.integers(0, 300, 20_000), places)
@@ -147,6 +156,9 @@ def test_float_noise_hides_no_grid(generator):
         assert round((found.high - found.low) / found.step) == np.ptp(k)
     thirds = kind_of(k / 3)
     assert thirds.step == pytest.approx(1 / 3)
+    for column in (k % 20 / 20, ((k % 20 - 9.7) / 5.3).astype(np.float32)):
+        assert kind_of(column).kind == "integer"
+    assert kind_of(k / 255).low == 0
     few = kind_of(np.cumsum(np.full(20, 0.1))[k % 20])
     assert few.kind == "integer"
     assert few.step == pytest.approx(0.1)

@@ -59,7 +59,8 @@ class _Tally:
         if not self.rows:
             self.first = float(values[0])
         self.rows += len(values)
-        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        # Adding 0 turns -0 into 0.
+        self.low, self.high = min(self.low, float(values.min()) + 0.0), max(self.high, float(values.max()) + 0.0)
         if self.whole:
             self.whole = bool(max(-self.low, self.high) < WHOLE and (values == np.rint(values)).all())
         if self.whole and self.divisor != 1:
@@ -187,7 +188,7 @@ def find_grid(
     Args:
         values: ascending, distinct.
         counts: how often each occurs.
-        exact: whether the grid must meet all values to a millionth of a step.
+        exact: whether the grid must meet all values, to a millionth of a step or the rounding noise.
     """
     counts = np.ones(len(values)) if counts is None else counts
     unit, noise = _printed(values)
@@ -208,12 +209,17 @@ def find_grid(
     for step, start in chain(grids, [decimal] if decimal else []):
         k = np.rint((values - start) / step)
         error = np.abs(values - start - k * step)
-        explained = error <= (np.minimum(tolerance, 1e-6 * step) if exact else tolerance)
+        explained = error <= (np.minimum(tolerance, max(1e-6 * step, noise)) if exact else tolerance)
         share = 1.0 if exact else 0.995
         if counts[explained].sum() >= share * counts.sum() and explained.mean() >= (1.0 if exact else 0.75):
+            low = start + float(k[0]) * step
             places = max(decimals(start), decimals(step))
-            low, high = start + float(k[0]) * step, start + float(k[-1]) * step
-            return (step, round(low, places), round(high, places)) if places <= 12 else (step, low, high)
+            if abs(low - values[0]) <= noise:
+                low = float(values[0])
+            elif places <= 12:
+                low = round(low, places)
+            high = low + float(k[-1] - k[0]) * step
+            return step, low, round(high, places) if places <= 12 else high
     return None
 
 
@@ -249,7 +255,7 @@ def _aligned(
         rest = values - k * rounded
         lower, upper = float((rest - tolerance)[near].max()), float((rest + tolerance)[near].min())
         usual = float(rest[near][np.argmax(counts[near])])
-        middle = (float(f"{(lower + upper) / 2:.{n}g}") for n in range(1, 17))
+        middle = (round((lower + upper) / 2, places) + 0.0 for places in range(17))
         usual = next((m for m in middle if lower <= m <= upper), usual)
         if rounded > 0:
             yield rounded, usual

@@ -103,7 +103,7 @@ class Column:
             last = round((self.high - self.low) / self.step)
             values = self.low + np.clip(k, 0, last) * self.step
             places = max(decimals(self.low), decimals(self.step))
-            return np.round(values, places) if places <= 12 else values
+            return np.round(values, places) + 0.0 if places <= 12 else values  # + 0: never -0
         if self.kind == "levels":
             last = len(self.values) - 1
             code = np.rint(np.clip(np.nan_to_num(encoded, nan=0.0, posinf=last, neginf=0), 0, last)).astype(int)
