@@ -14,6 +14,7 @@ from diffeo.transforms import (
     Affine,
     Autoregressive,
     Chain,
+    Composed,
     Coupling,
     Elementwise,
     Gaussianize,
@@ -31,7 +32,13 @@ from diffeo.transforms import (
 )
 
 CONTEXT = 3
-UNIVARIATES = {"shift": Shift, "scale": Scale, "affine": Affine, "spline": RationalQuadraticSpline}
+UNIVARIATES = {
+    "shift": Shift,
+    "scale": Scale,
+    "affine": Affine,
+    "spline": RationalQuadraticSpline,
+    "spline-affine": lambda: Composed(RationalQuadraticSpline(), Affine()),
+}
 
 
 @dataclass

@@ -17,6 +17,7 @@ from diffeo.transforms import (
     Affine,
     Autoregressive,
     Chain,
+    Composed,
     Coupling,
     Dequantize,
     Elementwise,
@@ -158,16 +159,20 @@ def nsf(
     residual: bool = False,
     bins: int = 8,
     bound: float = 5.0,
+    affine: bool = False,
     preprocess: Preprocess = ("standardize",),
 ) -> Flow:
     """NSF: rational-quadratic splines, autoregressive (cheap to score) or coupling (cheap both ways).
 
-    Durkan et al. 2019, arXiv:1906.04032.
+    With ``affine``, every spline is placed and scaled by an affine map as well: where one column nearly determines
+    another, that is what learns it. Durkan et al. 2019, arXiv:1906.04032.
     """
     kinds = {"autoregressive": _autoregressive, "coupling": _couplings}
     if structure not in kinds:
         raise ValueError(f"expected structure among {', '.join(kinds)}, got {structure!r}")
-    spline = RationalQuadraticSpline(bins, bound)
+    spline: Univariate = RationalQuadraticSpline(bins, bound)
+    if affine:
+        spline = Composed(spline, Affine())
     layers = kinds[structure](spline, features, context, transforms, hidden, activation, residual)
     return _assemble(StandardNormal(features), layers, context, preprocess)
 

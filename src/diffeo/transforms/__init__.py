@@ -6,7 +6,7 @@ from diffeo.transforms.coupling import Coupling, alternating_mask, half_mask
 from diffeo.transforms.elementwise import Elementwise
 from diffeo.transforms.linear import LU, ActNorm, Permutation
 from diffeo.transforms.preprocess import Dequantize, Gaussianize, Logit, Standardize
-from diffeo.transforms.univariate import Affine, RationalQuadraticSpline, Scale, Shift, Univariate
+from diffeo.transforms.univariate import Affine, Composed, RationalQuadraticSpline, Scale, Shift, Univariate
 
 __all__ = [
     "LU",
@@ -14,6 +14,7 @@ __all__ = [
     "Affine",
     "Autoregressive",
     "Chain",
+    "Composed",
     "Coupling",
     "DataDependent",
     "Dequantize",

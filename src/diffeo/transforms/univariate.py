@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Affine", "RationalQuadraticSpline", "Scale", "Shift", "Univariate", "soft_bound"]
+__all__ = ["Affine", "Composed", "RationalQuadraticSpline", "Scale", "Shift", "Univariate", "soft_bound"]
 
 
 def soft_bound(value: Tensor, bound: float) -> Tensor:
@@ -171,6 +173,39 @@ class RationalQuadraticSpline(Univariate):
         x, log_det = rational_quadratic_inverse(clipped, *self._bin(clipped, params, by_height=True))
         inside = z.abs() < self.bound
         return torch.where(inside, x, z), torch.where(inside, log_det, 0)
+
+
+class Composed(Univariate):
+    """Univariate maps one after another, in the order of generation: x = f_K(... f_1(z)); log-derivatives add.
+
+    ``Composed(RationalQuadraticSpline(), Affine())`` has a spline's shape at an affine map's place and scale: where one
+    element nearly determines another, a spline alone would have to squeeze its bins together at the right place.
+    """
+
+    def __init__(self, *maps: Univariate) -> None:
+        if not maps:
+            raise ValueError("expected at least one univariate map, got none")
+        self.maps = maps
+        self.sizes = [each.size for each in maps]
+        self.size = sum(self.sizes)
+
+    def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the maps first to last."""
+        parts = zip(self.maps, params.split(self.sizes), strict=True)
+        return _in_turn(z, [(each.forward_and_log_det, part) for each, part in parts])
+
+    def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the inverse maps last to first."""
+        parts = zip(self.maps, params.split(self.sizes), strict=True)
+        return _in_turn(x, [(each.inverse_and_log_det, part) for each, part in parts][::-1])
+
+
+def _in_turn(value: Tensor, steps: list[tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Tensor]]) -> Any:
+    total: Tensor | float = 0.0
+    for step, params in steps:
+        value, log_derivative = step(value, params)
+        total = total + log_derivative
+    return value, total
 
 
 def rational_quadratic(

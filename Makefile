@@ -1,0 +1,40 @@
+# Two commands set everything up by themselves: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check bench format clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)  ## learn the handwritten digits that come with scikit-learn; look into demo/ afterwards
+	$(BIN)/diffeo fit digits --out demo/digits --force --minutes 2
+	$(BIN)/diffeo info demo/digits
+	$(BIN)/diffeo score demo/digits digits --out demo/scores.csv --force
+	$(BIN)/diffeo sample demo/digits -n 1000 --out demo/fake.csv --force
+	$(BIN)/diffeo check demo/digits digits
+	@echo 'Pictures: demo/digits/figures. Scores of every row: demo/scores.csv. New digits: demo/fake.csv.'
+
+test: $(READY)  ## the laws, the bad input, the whole life of a run
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## style and types; both can fail
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench:  ## speed beside the other flow libraries, in an environment of its own (.venv-bench)
+	bash benchmarks/setup.sh
+	.venv-bench/bin/python benchmarks/speed.py
+
+clean:
+	rm -rf $(VENV) .venv-bench demo .pytest_cache .ruff_cache .mypy_cache
