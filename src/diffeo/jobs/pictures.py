@@ -55,7 +55,13 @@ def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, source: str
     sampled = flow.sample((max(len(x), ROWS // 4),)) if context is None else flow.sample((), context)
     real_columns, sampled_columns = (_own_units(schema, part) for part in (x, sampled))
     names, columns = schema.feature_names, schema.feature_columns
-    figures.pairs(real_columns, sampled_columns, names, path("pairs"), [c.step for c in columns])
+    labels = [[f"{value:g}" for value in column.values] for column in columns]
+    codes = [
+        np.stack([part[:, i] if labels[i] else own[:, i] for i in range(len(columns))], axis=1)
+        for part, own in ((x.cpu().numpy(), real_columns), (sampled.cpu().numpy(), sampled_columns))
+    ]
+    steps = [1.0 if column.values else column.step for column in columns]
+    figures.pairs(*codes, names, path("pairs"), steps, labels)
 
     held_out = len(rows.valid_x) >= ENOUGH
     if held_out:

@@ -38,7 +38,7 @@ def learning_curve(metrics: str | Path, path: str | Path) -> None:
             axes.plot(epoch[best], valid[best], "o", color=MODEL, ms=6, zorder=5)
             axes.axhline(valid[best], color=MODEL, lw=0.7, ls=(0, (4, 4)), zorder=0)
             axes.set_title(f"best {valid[best]:.3f} ± {error[best]:.3f} nats in epoch {int(epoch[best])}")
-            shown.append(valid)
+            shown += [valid, valid[best:] - np.nan_to_num(error[best:])]
         axes.set_ylim(*_curve_limits(np.concatenate(shown)))
         axes.set_xlabel("epoch")
         axes.set_ylabel("negative log-likelihood (nats per row)")
@@ -57,7 +57,12 @@ def _curve_limits(values: np.ndarray) -> tuple[float, float]:
 
 
 def pairs(
-    real: np.ndarray, sampled: np.ndarray, names: Sequence[str], path: str | Path, steps: Sequence[float] | None = None
+    real: np.ndarray,
+    sampled: np.ndarray,
+    names: Sequence[str],
+    path: str | Path,
+    steps: Sequence[float] | None = None,
+    labels: Sequence[Sequence[str]] | None = None,
 ) -> None:
     """Compare rows with samples, for the first columns: marginals on the diagonal, pairs below it and above it.
 
@@ -67,9 +72,10 @@ def pairs(
         names: of the columns.
         path: of the PNG.
         steps: distance between neighbouring values of discrete columns, 0 for continuous ones.
+        labels: for columns that hold codes 0, 1, ..., what these stand for; empty for others.
     """
     count = min(COLUMNS, real.shape[1])
-    steps = [0.0] * count if steps is None else list(steps)
+    steps = [0.0] * count if steps is None else steps
     edges = [_edges(real[:, i], steps[i], 40 if count > 2 else 60) for i in range(count)]
     size = 1.45 if count > 3 else 2.4
     with figure(path, (max(size * count, 3.4) + 0.6, max(size * count, 2.6) + 0.7)) as drawing:
@@ -84,9 +90,16 @@ def pairs(
                 else:
                     _cloud(axes, sampled[:, j], sampled[:, i], edges[j], edges[i], MODEL)
                 axes.set_xlim(edges[j][0], edges[j][-1])
-                _ticks(axes, bottom=i == count - 1, left=j == 0 and i > 0)
+                _ticks(axes.xaxis, steps[j], edges[j], labels[j] if labels else ())
+                if i == j:
+                    axes.set_yticks([])
+                else:
+                    _ticks(axes.yaxis, steps[i], edges[i], labels[i] if labels else ())
+                below, beside = i == count - 1, j == 0 and i > 0
+                axes.tick_params(labelbottom=below, bottom=below, labelleft=beside, left=beside)
             grid[count - 1, i].set_xlabel(_short(names[i]))
             grid[i, 0].set_ylabel(_short(names[i]) if count > 1 else "density")
+        drawing.align_ylabels(grid[:, 0])
         _legend(drawing, ("data (below the diagonal)", "samples (above)") if count > 1 else ("data", "samples"))
         if real.shape[1] > count:
             drawing.supxlabel(f"the first {count} of {real.shape[1]} columns", fontsize=8, color=GREY)
@@ -99,11 +112,32 @@ def _edges(values: np.ndarray, step: float, bins: int) -> np.ndarray:
         cells = round((high - low) / step) + 1
         width = step * max(1, math.ceil(cells / bins))
         # half a cell to the left, so that values stand in the middle of their bins
-        return np.arange(low - step / 2, high + width, width)
+        return low - step / 2 + width * np.arange(math.ceil(cells * step / width - 1e-9) + 1)
     if not high > low:
         low, high = float(values.min()), float(values.max())
     margin = 0.04 * (high - low) or 0.5
     return np.linspace(low - margin, high + margin, bins + 1)
+
+
+def _ticks(axis: Any, step: float, edges: np.ndarray, labels: Sequence[str]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    values = edges[:-1] + step / 2
+    if step > 0 and len(values) <= 5:  # each value has its tick
+        axis.set_ticks(
+            values, [_short(labels[round(v)], 6) for v in values] if labels else [_compact(v) for v in values]
+        )
+        return
+    axis.set_major_locator(MaxNLocator(3, integer=step >= 1))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _compact(value)))
+
+
+def _compact(value: float) -> str:
+    """Return a number in few characters: 250k, 1.5M, 0.25, 3e-05."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if 1e4 <= abs(value) < 1e15 and abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.4g}"
 
 
 def _marginals(axes: Any, real: np.ndarray, sampled: np.ndarray, edges: np.ndarray) -> None:
@@ -126,17 +160,6 @@ def _cloud(axes: Any, x: np.ndarray, y: np.ndarray, x_edges: np.ndarray, y_edges
         x_edges, y_edges, counts.T, cmap=shades(colour), norm=PowerNorm(0.5, 0, max(most, 1.0)), rasterized=True
     )
     axes.set_ylim(y_edges[0], y_edges[-1])
-
-
-def _ticks(axes: Any, bottom: bool, left: bool) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(3))
-    axes.yaxis.set_major_locator(MaxNLocator(3))
-    axes.tick_params(labelbottom=bottom, labelleft=left, left=left, bottom=bottom)
-    axes.ticklabel_format(style="sci", scilimits=(-3, 4), useMathText=False)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.get_offset_text().set_fontsize(7)
 
 
 def _legend(drawing: Any, labels: tuple[str, str]) -> None:
@@ -162,29 +185,34 @@ def latents(scores: np.ndarray, path: str | Path, what: str = "data") -> None:
     shown = sorted(np.argsort(distances)[::-1][:COLUMNS])
     count = len(shown)
     line = np.linspace(-4, 4, 200)
-    end = float(stats.norm.ppf(1 - 0.5 / n))
-    theory = np.linspace(-end, end, 200)
-    levels = stats.norm.cdf(theory)
+    # Order statistics: all of a few, of many those that stand evenly along the axis.
+    spots = np.unique(np.rint(n * stats.norm.cdf(np.linspace(-5, 5, 400)) - 0.5).clip(0, n - 1).astype(int))
+    theory = stats.norm.ppf((spots + 0.5) / n)
+    chance = [stats.norm.ppf(stats.beta.ppf(level, spots + 1, n - spots)) for level in (0.005, 0.995)]
+    reach = max(4.0, min(8.0, float(np.abs(scores[:, shown]).max())))
     with figure(path, (1.7 * max(count, 2) + 0.5, 3.9)) as drawing:
         grid = drawing.subplots(2, count, squeeze=False)
         for axes, i in zip(grid[0], shown, strict=True):
-            axes.hist(scores[:, i], bins=np.linspace(-4, 4, 49), density=True, color=REAL, alpha=0.35, lw=0)
+            bins = int(np.clip(2 * n ** (1 / 2.5), 12, 60))
+            axes.hist(scores[:, i], bins=np.linspace(-4, 4, bins + 1), density=True, color=REAL, alpha=0.35, lw=0)
             axes.plot(line, stats.norm.pdf(line), color="black", lw=1)
             axes.set_xlim(-4, 4)
             axes.set_title(f"z{i + 1}")
             axes.set_yticks([])
         for axes, i in zip(grid[1], shown, strict=True):
-            found = np.quantile(scores[:, i], levels)
-            reach = max(4.0, min(8.0, float(np.abs(found).max())))
+            axes.fill_between(theory, *chance, color="#D0D0D0", lw=0)
             axes.plot([-reach, reach], [-reach, reach], color="black", lw=0.8)
-            axes.plot(theory, found, color=REAL, lw=0, marker=".", ms=3)
+            axes.plot(theory, np.sort(scores[:, i])[spots], color=REAL, lw=0, marker=".", ms=3)
             axes.set_xlim(-reach, reach)
             axes.set_ylim(-reach, reach)
             axes.set_aspect("equal")
             axes.set_xlabel("normal quantile")
         grid[1, 0].set_ylabel("latent quantile")
         which = "" if count == d else f": the {count} of {d} farthest from it"
-        drawing.suptitle(f"latents of {what} (blue) and the base (black){which}", fontsize=9, color=GREY)
+        title = f"latents of {what} (blue), the base (black), the range of chance (99 %, grey){which}"
+        drawing.suptitle(
+            title if count > 3 else title.replace(", the range", "\nand the range"), fontsize=9, color=GREY
+        )
 
 
 def density_2d(

@@ -32,7 +32,7 @@ def continuous_part(flow: Flow, x: Tensor) -> tuple[Flow, Tensor]:
 
 @torch.no_grad()
 def round_trip(flow: Flow, x: Tensor, context: Tensor | None, mean: Tensor, std: Tensor) -> dict[str, Any]:
-    """Return the error of x -> z -> x, |x - f(f^-1(x))| / (1 + |x|) in standardised units and each row's worst column."""
+    """Return the error of x -> z -> x: |x - f(f^-1(x))| / (1 + |x|), standardised, in each row's worst column."""
     back = flow.decode(flow.encode(x, context), context)
     size = (x - mean) / std
     error = ((x - back) / std).abs() / (1 + size.abs())

@@ -14,7 +14,7 @@ __all__ = ["GREY", "MODEL", "REAL", "figure", "shades"]
 # Okabe and Ito's palette: real data are always blue, what the model makes always vermilion.
 REAL, MODEL, GREY = "#0072B2", "#D55E00", "#6B6B6B"
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
@@ -60,4 +60,5 @@ def shades(colour: str) -> Any:
     from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
     red, green, blue = to_rgb(colour)
-    return LinearSegmentedColormap.from_list(colour, ["white", colour, (0.35 * red, 0.35 * green, 0.35 * blue)])
+    colours: Any = ["white", colour, (0.35 * red, 0.35 * green, 0.35 * blue)]
+    return LinearSegmentedColormap.from_list(colour, colours)
