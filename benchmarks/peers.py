@@ -145,7 +145,6 @@ class FlowJaxModel:
 
         self.spec, self._jax, self._eqx = spec, jax, eqx
         self.key = jax.random.key(1)
-        # As in flowjax.train: only inexact arrays outside NonTrainable are trained.
         self.params, self.static = eqx.partition(
             flow, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, paramax.NonTrainable)
         )
@@ -189,7 +188,7 @@ class FlowJaxModel:
         return sum(leaf.size for leaf in self._jax.tree_util.tree_leaves(self.params))
 
     def active_weights(self) -> int:
-        """Not read: FlowJAX hides its masks in closures."""
+        """Not read: its masks lie in closures."""
         return 0
 
 
