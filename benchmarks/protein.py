@@ -177,15 +177,14 @@ def run_default(data: Data, seed: int) -> Result:
         run, scores = Path(folder, "run"), Path(folder, "scores.csv")
         for name, lines in data.raw_lines.items():
             Path(folder, f"{name}.csv").write_bytes(b"\n".join(lines) + b"\n")
-        start = time.perf_counter()
         subprocess.run([*command, "fit", f"{folder}/fit.csv", "--out", str(run), "--seed", str(seed)], check=True)
-        took = time.perf_counter() - start
         subprocess.run([*command, "score", str(run), f"{folder}/test.csv", "--out", str(scores)], check=True)
         log_prob = np.genfromtxt(scores, delimiter=",", skip_header=1, ndmin=2)[:, -1]
         loaded = diffeo.load_run(run)
     parameters = sum(p.numel() for p in loaded.flow.parameters() if p.requires_grad)
-    nll = -torch.tensor(log_prob) - data.log_scale
-    return Result(f"diffeo default ({(loaded.flow.recipe or {}).get('name')})", nll, took, math.nan, parameters)
+    facts = loaded.metrics
+    name, epochs = f"diffeo default ({facts['model']})", facts["steps"] * BATCH / len(data.train)
+    return Result(name, -torch.tensor(log_prob) - data.log_scale, facts["seconds"], epochs, parameters)
 
 
 def report(results: list[Result], data: Data) -> list[str]:
@@ -201,7 +200,7 @@ def report(results: list[Result], data: Data) -> list[str]:
         if own is not None and r is not own:
             gap = (r.nll - own.nll).double()
             beside = f"{float(gap.mean()):+.3f} +- {float(gap.std() / math.sqrt(len(gap))):.3f}"
-        pace = "- | -" if math.isnan(r.epochs) else f"{r.epochs:.1f} | {r.epochs * len(data.train) / r.seconds:,.0f}"
+        pace = f"{r.epochs:.1f} | {r.epochs * len(data.train) / r.seconds:,.0f}"
         lines.append(
             f"| {r.name} | {r.parameters:,d} | {r.mean:.3f} +- {r.error:.3f} | {beside} | {float(r.nll.median()):.3f}"
             f" | {r.seconds:.1f} | {pace} |"
