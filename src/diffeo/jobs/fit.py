@@ -149,9 +149,10 @@ def _check(settings: Mapping[str, Any]) -> None:
     model = settings.get("model")
     if model is not None and model not in RECIPES:
         raise UserError(f"unknown model {model!r}; expected one of {', '.join(RECIPES)}")
-    for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-        if name in settings and settings[name] < least:
-            raise UserError(f"expected {name.replace('_', ' ')} of at least {least}, got {settings[name]}")
+    numbers = {**settings, **{name: n for name, n in settings.get("arguments", {}).items() if name == "transforms"}}
+    for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("transforms", 1)):
+        if isinstance(numbers.get(name), int) and numbers[name] < least:
+            raise UserError(f"expected {name.replace('_', ' ')} of at least {least}, got {numbers[name]}")
     for name in ("minutes", "lr"):
         if name in settings and not 0 < settings[name] < math.inf:
             raise UserError(f"expected {name} above 0, got {settings[name]}")

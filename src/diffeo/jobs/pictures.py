@@ -56,12 +56,12 @@ def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, source: str
     real_columns, sampled_columns = (_own_units(schema, part) for part in (x, sampled))
     names, columns = schema.feature_names, schema.feature_columns
     labels = [[f"{value:g}" for value in column.values] for column in columns]
-    codes = [
+    real_codes, sampled_codes = (
         np.stack([part[:, i] if labels[i] else own[:, i] for i in range(len(columns))], axis=1)
         for part, own in ((x.cpu().numpy(), real_columns), (sampled.cpu().numpy(), sampled_columns))
-    ]
+    )
     steps = [1.0 if column.values else column.step for column in columns]
-    figures.pairs(*codes, names, path("pairs"), steps, labels)
+    figures.pairs(real_codes, sampled_codes, names, path("pairs"), steps, labels)
 
     held_out = len(rows.valid_x) >= ENOUGH
     if held_out:

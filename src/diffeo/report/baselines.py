@@ -36,7 +36,7 @@ def marginal_log_prob(train: np.ndarray, test: np.ndarray) -> np.ndarray:
     total = np.zeros(len(test))
     knots = int(np.clip(len(train) ** 0.5, 4, 100))
     for column, values in zip(train.T, test.T, strict=True):
-        spread = max(column.max() - column.min(), np.finfo(np.float64).tiny)
+        spread = float(column.max() - column.min()) or 1.0
         edges = np.unique(np.quantile(column, np.linspace(0.5 / knots, 1 - 0.5 / knots, knots)))
         # A value that repeats would make a cell of no width and infinite density.
         edges = edges[np.concatenate([[True], np.diff(edges) > 1e-6 * spread])]

@@ -37,6 +37,7 @@ class Thresholds:
         projection: Kolmogorov-Smirnov distance between rows and samples in the worst direction, where significant.
         latents: Kolmogorov-Smirnov distance of the worst latent dimension from the base, where significant.
         covariance: largest entry of |covariance of latents - identity|, where significant.
+        simpler: nats per row by which a simple density is better than the flow; two standard errors are granted.
         significance: p-values, corrected for the number of tests, above which a deviation counts as chance.
     """
 
@@ -49,6 +50,7 @@ class Thresholds:
     projection: tuple[float, float] = (0.04, 0.15)
     latents: tuple[float, float] = (0.04, 0.15)
     covariance: tuple[float, float] = (0.15, 0.6)
+    simpler: tuple[float, float] = (0.0, 0.5)
     significance: float = 0.001
 
 
@@ -209,18 +211,15 @@ def judge(report: dict[str, Any], limits: Thresholds = THRESHOLDS) -> tuple[str,
             entry, (a, b) = latents["covariance"], latents["covariance_columns"]
             text = f"the latents' covariance ({a}, {b}) is off by {entry:.2f}"
             weigh(entry, limits.covariance, text)
-    distrust += _worse_than_simple(report["likelihood"])
+    likelihood = report["likelihood"]
+    if "flow" not in likelihood:
+        distrust.append("no row has a finite likelihood")
+    for name, what in (
+        (("gaussian", "a Gaussian"), ("marginals", "independent columns")) if "flow" in likelihood else ()
+    ):
+        gain = likelihood[f"gain_over_{name}"]
+        text = f"{what} would describe the rows better, by {-gain['mean']:.2f} nats per row"
+        weigh(-gain["mean"] - 2 * gain["stderr"], limits.simpler, text)
     if distrust:
         return "not trustworthy", distrust + care
     return ("usable with care", care) if care else ("trustworthy", [])
-
-
-def _worse_than_simple(likelihood: dict[str, Any]) -> list[str]:
-    if "flow" not in likelihood:
-        return ["no row has a finite likelihood"]
-    worse = []
-    for name, what in (("gaussian", "a Gaussian"), ("marginals", "independent columns")):
-        gain = likelihood[f"gain_over_{name}"]
-        if not gain["mean"] + 2 * gain["stderr"] >= 0:
-            worse.append(f"{what} would describe the rows better, by {-gain['mean']:.2f} nats per row")
-    return worse
