@@ -1,5 +1,18 @@
 """Training: the one loop, its checkpoints, and the run directory."""
 
+from diffeo.training.batches import fingerprint
 from diffeo.training.fit import FitResult, fit
+from diffeo.training.run import Run, create_run, load_run, provenance, read_model, save_metrics, save_weights
 
-__all__ = ["FitResult", "fit"]
+__all__ = [
+    "FitResult",
+    "Run",
+    "create_run",
+    "fingerprint",
+    "fit",
+    "load_run",
+    "provenance",
+    "read_model",
+    "save_metrics",
+    "save_weights",
+]

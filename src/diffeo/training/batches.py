@@ -18,6 +18,7 @@ __all__ = ["Batch", "Rows", "Stream", "default_epochs", "default_patience", "fin
 
 RESIDENT_BYTES = 2**31  # data up to this size is moved to the device once; more is moved batch by batch
 HASHED_BYTES = 2**30  # of larger data, evenly spaced rows are hashed
+EXAMPLES, EXAMPLE_ELEMENTS = 2**14, 2**20  # rows, and numbers in them, from which layers set their statistics
 
 
 Share = Callable[[int], slice]  # which of so many rows of a batch are this process's
@@ -85,6 +86,14 @@ class Rows:
         for rows in self.rows.split(4 * self.batch_size):
             yield self._select(rows, share)
 
+    def examples(self, seed: int) -> Iterator[Batch]:
+        """Yield portions of the rows, in random order, as large as statistics need and memory allows."""
+        generator = torch.Generator().manual_seed(derive(seed, "shuffle", 0))
+        order = self.rows[torch.randperm(self.size, generator=generator)]
+        portion = min(EXAMPLES, EXAMPLE_ELEMENTS // max(1, self.x[0].numel()))
+        for rows in order.split(max(self.batch_size, portion)):
+            yield self._select(rows, everything)
+
     def _select(self, rows: Tensor, share: Share) -> Batch:
         mine = rows[share(len(rows))]
         context = None if self.context is None else self._pick(self.context, mine)
@@ -126,6 +135,10 @@ class Stream:
         """Yield the batches of the first epoch."""
         return self.shuffled(0, 0, share=share)
 
+    def examples(self, seed: int) -> Iterator[Batch]:
+        """Yield the batches of the first epoch, whole."""
+        return self.shuffled(seed, 0)
+
     def _read(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         if hasattr(self.stream, "set_epoch"):
             self.stream.set_epoch(epoch)
@@ -160,9 +173,10 @@ def split(
     if not is_array(x):
         if context is not None:
             raise ValueError("expected a stream that gives (x, context) pairs, got a context of its own")
+        train = Stream(x, device, dtype)
         if fraction and validation:
             raise ValueError("expected validation data or validation=0 with a stream, which cannot be split")
-        return Stream(x, device, dtype), _given(validation, batch_size, device, dtype)
+        return train, _given(validation, batch_size, device, dtype)
     if not (fraction and validation):
         return Rows(x, context, None, batch_size, device, dtype), _given(validation, batch_size, device, dtype)
     whole = Rows(x, context, None, batch_size, device, dtype)
@@ -170,9 +184,9 @@ def split(
     if held_out >= whole.size:
         raise ValueError(f"expected enough rows to hold some out for validation, got {whole.size}")
     order = torch.randperm(whole.size, generator=torch.Generator().manual_seed(derive(seed, "split")))
-    train = Rows(whole.x, whole.context, order[held_out:], batch_size, device, dtype)
-    valid = Rows(whole.x, whole.context, order[:held_out].sort().values, batch_size, device, dtype)
-    return train, valid
+    rest = Rows(whole.x, whole.context, order[held_out:], batch_size, device, dtype)
+    # Sorted, for the sake of memory's locality.
+    return rest, Rows(whole.x, whole.context, order[:held_out].sort().values, batch_size, device, dtype)
 
 
 def _given(validation: Any, batch_size: int, device: torch.device, dtype: torch.dtype | None) -> Rows | Stream | None:

@@ -25,20 +25,27 @@ def locate(objective: nn.Module, batch: Batch) -> str:
             return f"is in the {name}: {_place(data, ~data.isfinite(), batch.rows)}"
     if not len(batch.x):
         return "arose in another process"
-    finite_but_large = _place(batch.x, batch.x.abs() == batch.x.abs().max(), batch.rows)
     with _watch(objective) as found:
-        loss = objective(batch.x, batch.context).mean()
-    if found:
-        return f"arose in {found[0]} (largest input: {finite_but_large})"
-    if not loss.isfinite():
-        return f"arose in the mean of the losses (largest input: {finite_but_large})"
+        losses = objective(batch.x, batch.context)
+    rows = (~losses.detach().isfinite()).nonzero().flatten().tolist()
+    if found or rows:
+        return f"arose in {found[0] if found else 'the loss'}{_largest(batch, rows[0] if rows else None)}"
     objective.zero_grad()
-    loss.backward()
+    losses.mean().backward()
     bad = [n for n, p in objective.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     objective.zero_grad()
     if bad:  # the last parameter in the forward pass is the first one in the backward pass
-        return f"arose in the backward pass, in the gradient of {bad[-1]} (largest input: {finite_but_large})"
+        return f"arose in the backward pass, in the gradient of {bad[-1]}{_largest(batch, None)}"
     return "did not arise again, or arose in another process or in the norm of large gradients"
+
+
+def _largest(batch: Batch, row: int | None) -> str:
+    """Say which entry of the batch, or of one of its rows, is the largest: often it is what went wrong."""
+    size = batch.x.abs()
+    if row is None:
+        return f" (largest entry of the data: {_place(batch.x, size == size.max(), batch.rows)})"
+    mine = torch.arange(len(size), device=size.device).reshape(-1, *(1,) * (size.ndim - 1)) == row
+    return f" (its largest entry: {_place(batch.x, mine & (size == size[row].max()), batch.rows)})"
 
 
 def _place(data: Tensor, bad: Tensor, rows: Tensor | None) -> str:

@@ -65,16 +65,17 @@ class State:
     # so far
     best_epoch: int = 0
     best_loss: float = math.inf
+    best_bad: float = math.inf  # validation rows without a finite loss, then
     stopped: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def fraction_done(self, epochs: int | None, minutes: float | None) -> float:
         """Return how much of the budget is used up in the middle of the present step."""
-        within = min(1.0, (self.batch + 0.5) / self.batches) if self.batches else 0.0
+        within = min(1.0, (self.batch + 0.5) / self.batches) if self.batches else 0.5
         by_epochs = (self.epoch + within) / epochs if epochs else 0.0
         return min(1.0, max(by_epochs, self.seconds / (60 * minutes) if minutes else 0.0))
 
-    def end_epoch(self, validation: float, stderr: float, lr: float) -> dict[str, Any]:
+    def end_epoch(self, validation: tuple[float, float, int], lr: float) -> dict[str, Any]:
         """Add an entry to the history, return it, and make ready for the next epoch."""
         self.epoch += 1
         good = self.good or math.nan
@@ -82,8 +83,7 @@ class State:
             "epoch": self.epoch,
             "step": self.step,
             "loss": self.loss / good,
-            "val_loss": validation,
-            "val_stderr": stderr,
+            **dict(zip(("val_loss", "val_stderr", "val_bad"), validation, strict=True)),
             "lr": lr,
             "grad_norm": self.norm / good,
             "skipped": self.skipped,
@@ -175,7 +175,7 @@ def fit(
     )  # fmt: skip
     store = Store(out, resume=resume, every=checkpoint_every, settings=settings, writes=world.leads)
 
-    with world, Interrupt() as interrupt, Reporter(progress and world.leads) as reporter, world.own_noise():
+    with Interrupt() as interrupt, Reporter(progress and world.leads) as reporter, world.own_noise():
         world.wait()  # until all processes have looked for a checkpoint: now files are written
         store.prepare()
         # Layers such as ActNorm set their weights from the first batch: before anything copies or wraps them.
@@ -245,7 +245,8 @@ def fit(
                     state.bad_in_a_row += 1
                     if state.bad_in_a_row == MAX_BAD_IN_A_ROW:
                         seed_noise(device, noise)
-                        raise breakdown(objective, batch, MAX_BAD_IN_A_ROW)
+                        what = f"{MAX_BAD_IN_A_ROW} batches in a row gave a non-finite loss or gradient"
+                        raise breakdown(objective, batch, what)
 
                 state.step += 1
                 state.batch += 1
@@ -259,15 +260,16 @@ def fit(
 
             if not stop:
                 with average.applied():
-                    score, stderr = evaluate(objective, valid, seed, world, interrupt)
+                    score, stderr, bad = evaluate(objective, valid, seed, world, interrupt)
                     stop = interrupt.pressed and world.size == 1
-                    if score < state.best_loss and not stop:
-                        state.best_loss, state.best_epoch = score, state.epoch + 1
+                    # Rows of density zero (or bad ones, which are so in every epoch) count before the mean of the rest.
+                    if math.isfinite(score) and (bad, score) < (state.best_bad, state.best_loss) and not stop:
+                        state.best_bad, state.best_loss, state.best_epoch = bad, score, state.epoch + 1
                         best = {name: tensor.clone() for name, tensor in trained(objective).items()}
             if not stop:
                 state.batches = state.batches or state.batch  # the first epoch of a stream shows its length
                 rate = lr * learning_rate(state.fraction_done(epochs, minutes), warmup)
-                entry = state.end_epoch(score, stderr, rate)
+                entry = state.end_epoch((score, stderr, bad), rate)
                 journal.append(entry)
                 reporter.epoch(entry)
                 if state.epoch == epochs or (minutes is not None and state.seconds >= 60 * minutes):
@@ -275,11 +277,14 @@ def fit(
                 elif valid is not None and state.epoch - state.best_epoch >= patience:
                     state.stopped = "patience"
                 if state.stopped and state.step == state.skipped:
-                    raise breakdown(objective, next(train.shuffled(seed, 0)), state.skipped)
+                    raise breakdown(
+                        objective, next(train.shuffled(seed, 0)), "every batch gave a non-finite loss or gradient"
+                    )
                 if store.due and not state.stopped:
                     save()
 
         save()
+        world.wait()  # until it is on the disk for all
         if not best:
             with average.applied():
                 best = {name: tensor.clone() for name, tensor in trained(objective).items()}

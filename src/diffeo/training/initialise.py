@@ -1,4 +1,4 @@
-"""The first batch, seen before training begins."""
+"""The first rows, seen before training begins."""
 
 from itertools import islice
 
@@ -17,39 +17,47 @@ __all__ = ["breakdown", "initialise"]
 def initialise(
     objective: nn.Module, source: Rows | Stream, seed: int, device: torch.device, attempts: int
 ) -> list[Tensor]:
-    """Let layers such as ActNorm set themselves from the first good batch; return the buffers that every step moves.
+    """Let layers such as ActNorm set themselves from the data; return the buffers that every later step moves.
 
-    A batch with which anything becomes non-finite leaves no trace, and the next one is tried.
+    Rows with a non-finite loss are not shown: first those that have one while nothing is set yet (a layer set with a
+    row of 1e30 among the others makes all of them look alike), then those that have one afterwards.
 
     Raises:
-        UserError: after so many attempts, saying where the first non-finite value arose.
+        UserError: if no rows with a finite loss are found, saying where the first non-finite value arose.
     """
-    objective.train()
     tensors = [*objective.parameters(), *objective.buffers()]
     before = [tensor.clone() for tensor in tensors]
-    tried = 0
-    for batch in islice(source.shuffled(seed, 0), attempts):
-        tried += 1
-        noise = derive(seed, "initialise", tried)
+    noise = derive(seed, "initialise")
+    for batch in islice(source.examples(seed), attempts):
         seed_noise(device, noise)
-        losses = objective(batch.x, batch.context)
-        if losses.shape != (len(batch.x),):
-            raise ValueError(f"expected one loss per example, shape ({len(batch.x)},), got {tuple(losses.shape)}")
-        if losses.mean().isfinite() and not any(tensor.isnan().any() for tensor in tensors):
-            versions = [buffer._version for buffer in objective.buffers()]
-            objective(batch.x, batch.context)
-            return [b for b, version in zip(objective.buffers(), versions, strict=True) if b._version != version]
-        for tensor, old in zip(tensors, before, strict=True):
-            tensor.copy_(old)
+        good = objective.eval()(batch.x, batch.context).isfinite()
+        shown = _keep(batch, good) if good.any() else batch
+        objective.train()
+        while len(shown.x):
+            seed_noise(device, noise)
+            losses = objective(shown.x, shown.context)
+            if losses.shape != (len(shown.x),):
+                raise ValueError(f"expected one loss per example, shape ({len(shown.x)},), got {tuple(losses.shape)}")
+            good = losses.isfinite()
+            if good.all():
+                versions = [buffer._version for buffer in objective.buffers()]
+                objective(shown.x, shown.context)
+                return [b for b, version in zip(objective.buffers(), versions, strict=True) if b._version != version]
+            shown = _keep(shown, good)
+            for tensor, old in zip(tensors, before, strict=True):
+                tensor.copy_(old)
     seed_noise(device, noise)
-    raise breakdown(objective, batch, tried)
+    raise breakdown(objective, batch, "no row of the first batches has a finite loss")
 
 
-def breakdown(objective: nn.Module, batch: Batch, count: int) -> UserError:
-    """Return the error that ends a training after ``count`` bad batches, the last of which is given."""
+def _keep(batch: Batch, good: Tensor) -> Batch:
+    return Batch(batch.x[good], None if batch.context is None else batch.context[good], int(good.sum()), None)
+
+
+def breakdown(objective: nn.Module, batch: Batch, what: str) -> UserError:
+    """Return the error that ends a training: what happened, and where in the last bad batch it began."""
     with torch.enable_grad():
         where = locate(objective, batch)
     return UserError(
-        f"training stopped: {count} batches in a row gave a non-finite loss or gradient; "
-        f"in the last one the first non-finite value {where}; clean the data or lower the learning rate"
+        f"training stopped: {what}; the first non-finite value {where}; clean the data or lower the learning rate"
     )

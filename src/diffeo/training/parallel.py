@@ -1,9 +1,10 @@
 """One process or many: the same loop under ``torchrun``."""
 
+import atexit
 import os
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from types import TracebackType
 
 import torch
 import torch.distributed as dist
@@ -16,8 +17,8 @@ __all__ = ["World"]
 class World:
     """The processes that train together: their number, this one's rank and device, and what they must agree on.
 
-    Under ``torchrun`` (``WORLD_SIZE`` > 1) entering it joins a process group, gloo on the CPU and nccl on CUDA, unless
-    the program has done so already; leaving it ends a group that it began.
+    Under ``torchrun`` (``WORLD_SIZE`` > 1) they join a process group, gloo on the CPU and nccl on CUDA, unless the
+    program has done so already. It lasts as long as the process: a second group of the same launch may hang.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -27,26 +28,16 @@ class World:
             local = int(os.environ.get("LOCAL_RANK", "0")) if self.size > 1 else torch.cuda.current_device()
             device = torch.device("cuda", local)
         self.device = device
-        self._mine = False
+        if self.size > 1 and not dist.is_initialized():
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(dist.destroy_process_group)
 
     @property
     def leads(self) -> bool:
         """Whether this process is the one that writes files and talks."""
         return self.rank == 0
-
-    def __enter__(self) -> "World":
-        if self.size > 1 and not dist.is_initialized():
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-            self._mine = True
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._mine:
-            dist.destroy_process_group()
 
     def own_noise(self) -> AbstractContextManager[None]:
         """Return a block after which the caller's random generators are as they were before."""
@@ -60,7 +51,10 @@ class World:
         """Return the module, in ``DistributedDataParallel`` if there are several processes."""
         if self.size == 1:
             return module
-        return DistributedDataParallel(module, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # Its new name, forward_sync_buffers, is unknown to the torch releases before 2.13.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            return DistributedDataParallel(module, broadcast_buffers=False)
 
     def wait(self) -> None:
         """Return when all processes have come here."""

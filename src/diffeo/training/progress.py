@@ -14,6 +14,8 @@ from diffeo.atomic import atomic_write, unwritable
 
 __all__ = ["Journal", "Reporter"]
 
+SECONDS_BETWEEN_LINES = 10.0
+
 
 class Journal:
     """``metrics.jsonl`` in a folder (or nowhere), a JSON line per epoch; non-finite numbers become null.
@@ -51,7 +53,7 @@ class Reporter:
     def __init__(self, enabled: bool) -> None:
         self.bar: Any = None
         self.enabled = enabled
-        self.interval = 10.0
+        self.interval = SECONDS_BETWEEN_LINES
         self.last = self.started = time.monotonic()
         self.first_fraction: float | None = None
         self.validation = math.nan

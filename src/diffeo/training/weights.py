@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffeo.atomic import atomic_write
@@ -18,11 +18,24 @@ from diffeo.errors import UserError
 __all__ = ["digest", "hash_tensor", "load_tensors", "read_shapes", "save_tensors"]
 
 
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
 def hash_tensor(sha: "hashlib._Hash", name: str, tensor: Tensor) -> None:
     """Feed a tensor's name, dtype, shape and bytes to a hash."""
     sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    sha.update(flat.view(torch.uint8).numpy().data)
+    sha.update(_bytes(tensor))
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
@@ -36,27 +49,32 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Write tensors and metadata atomically to a safetensors file, and return their SHA-256, which the file holds too.
 
+    The format is an 8-byte length, a JSON header and the bytes. The library's own writer makes a second temporary file,
+    readable by its owner only, and refuses tied tensors; hence these lines.
+
     Raises:
         UserError: if the file cannot be written; an older file of that name is then intact.
     """
-    owners: set[int] = set()
-    unshared = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        pointer = tensor.untyped_storage().data_ptr()
-        unshared[name] = tensor.clone() if pointer in owners else tensor  # the format knows no tied tensors
-        owners.add(pointer)
-    sha256 = digest(unshared, metadata)
-    with atomic_write(path) as temporary:
-        try:
-            save_file(unshared, temporary, {**metadata, "sha256": sha256})
-        except SafetensorError as error:
-            found = re.search(r"os error (\d+)", str(error))
-            if found is None:
-                raise
-            number = int(found.group(1))
-            raise OSError(number, os.strerror(number)) from error
+    sha256 = digest(tensors, metadata)
+    header: dict[str, Any] = {"__metadata__": {**metadata, "sha256": sha256}}
+    # Larger types first, as the library does, so that every tensor is aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        dtype, shape = DTYPES[tensors[name].dtype], list(tensors[name].shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in names:
+            file.write(_bytes(tensors[name]))
     return sha256
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def load_tensors(path: str | os.PathLike[str], remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:

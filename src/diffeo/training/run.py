@@ -1,0 +1,240 @@
+"""The run directory: a model and all that is known of it, in files that anybody may open."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import diffeo
+from diffeo import recipes
+from diffeo.atomic import atomic_write, check_writable, remove_leftovers
+from diffeo.errors import UserError
+from diffeo.flow import Flow
+from diffeo.training.guard import Allowance
+from diffeo.training.weights import load_tensors, read_shapes, save_tensors
+
+__all__ = ["Run", "create_run", "load_run", "provenance", "read_model", "save_metrics", "save_weights"]
+
+FORMAT = 1
+MODEL = "model.json"
+WEIGHTS = "model.safetensors"
+LARGEST_MODEL_BYTES = 2**26
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that was read: the flow in evaluation mode, and what ``model.json`` says of it."""
+
+    path: Path
+    flow: Flow
+    recipe: dict[str, Any]
+    schema: dict[str, Any] | None
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def provenance(**extra: Any) -> dict[str, Any]:
+    """Return where a model comes from: versions, command and date, and what else is given (seed, data's hash)."""
+    return {
+        "versions": {
+            "diffeo": diffeo.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **extra,
+    }
+
+
+def create_run(
+    path: StrPath,
+    flow: Flow,
+    schema: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Path:
+    """Make a run directory that describes ``flow`` and has no weights yet.
+
+    Args:
+        path: where; a folder that does not exist or is empty.
+        flow: a flow made by a recipe.
+        schema: plain data of the caller's (columns and types).
+        provenance: plain data, as from ``provenance``.
+        force: replace an earlier run. A folder that holds something else is never touched.
+
+    Raises:
+        UserError: if the folder is not empty, or cannot be written.
+        ValueError: if the flow was not made by a recipe.
+    """
+    if not flow.recipe:
+        raise ValueError("expected a flow made by a recipe, which a run directory can store; got one made by hand")
+    folder = Path(path)
+    check_writable(folder)
+    remove_leftovers(folder)
+    if any(folder.iterdir()):
+        if not _is_run(folder):
+            raise UserError(f"{folder} is not empty and not a run directory: choose another folder")
+        if not force:
+            raise UserError(
+                f"{folder} holds a run: choose another folder, resume it (--resume) or replace it (--force)"
+            )
+    model = {
+        "format": FORMAT,
+        "diffeo": diffeo.__version__,
+        "recipe": flow.recipe,
+        "schema": schema,
+        "metrics": {},
+        "provenance": provenance or {},
+    }
+    with atomic_write(folder / MODEL) as temporary:
+        temporary.write_text(json.dumps(model, indent=2) + "\n")
+        # Only now that the new description is on the disk does the old run go, weights first: from here on it is
+        # unfinished, whatever happens.
+        (folder / WEIGHTS).unlink(missing_ok=True)
+        shutil.rmtree(folder / "train", ignore_errors=True)
+    return folder
+
+
+def save_weights(path: StrPath, flow: nn.Module) -> str:
+    """Write the flow's weights into its run directory, atomically, and return their SHA-256."""
+    return save_tensors(Path(path) / WEIGHTS, flow.state_dict(), {"format": str(FORMAT)})
+
+
+def save_metrics(path: StrPath, metrics: Mapping[str, Any]) -> None:
+    """Add metrics (plain data) to those in the run directory, atomically."""
+    model = read_model(path)
+    model["metrics"] = {**model["metrics"], **metrics}
+    with atomic_write(Path(path) / MODEL) as temporary:
+        temporary.write_text(json.dumps(model, indent=2) + "\n")
+
+
+def read_model(path: StrPath) -> dict[str, Any]:
+    """Return what ``model.json`` says: format, diffeo, recipe, schema, metrics and provenance.
+
+    Raises:
+        UserError: if it is not a run directory, or its description is damaged or of a newer format.
+    """
+    folder, file = Path(path), Path(path) / MODEL
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {what}: give a run directory, as diffeo fit makes with --out")
+    if not file.is_file():
+        raise UserError(f"{folder} is not a run directory: it has no {MODEL}; give one that diffeo fit made with --out")
+    try:
+        if file.stat().st_size > LARGEST_MODEL_BYTES:
+            raise ValueError(f"it is larger than {LARGEST_MODEL_BYTES >> 20} MiB")
+        model = json.loads(file.read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise UserError(f"{file} cannot be read: permission denied; change its permissions") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{file} is damaged ({error}); restore it or train again") from error
+    if not isinstance(model, dict) or not isinstance(model.get("format"), int):
+        raise UserError(f"{file} is no description of a model: it has no format number; restore it or train again")
+    if model["format"] > FORMAT:
+        raise UserError(
+            f"{file} has format {model['format']}, written by diffeo {model.get('diffeo', '?')}; "
+            f"this is diffeo {diffeo.__version__}, which reads up to {FORMAT}: upgrade diffeo"
+        )
+    recipe = model.get("recipe")
+    expected = {
+        "recipe": isinstance(recipe, dict)
+        and isinstance(recipe.get("name"), str)
+        and isinstance(recipe.get("arguments"), dict),
+        "schema": isinstance(model.get("schema"), dict | None),
+        "metrics": isinstance(model.setdefault("metrics", {}), dict),
+        "provenance": isinstance(model.setdefault("provenance", {}), dict),
+    }
+    for name, good in expected.items():
+        if not good:
+            raise UserError(f"{file} is damaged: its {name} is missing or of a wrong type; restore it or train again")
+    return model
+
+
+def load_run(path: StrPath, device: str | torch.device = "cpu") -> Run:
+    """Rebuild the flow of a run directory from its recipe and load its weights; no code that came with them is run.
+
+    Raises:
+        UserError: if anything about the directory is wrong, or the device does not exist.
+    """
+    folder = Path(path)
+    model = read_model(folder)
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise UserError(
+            f"{folder} has no weights yet ({WEIGHTS}): its training did not end; "
+            f"resume it with the command that began it and --resume"
+        )
+    remedy = "restore it or train again"
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {device} cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
+
+    name, arguments = model["recipe"]["name"], model["recipe"]["arguments"]
+    shapes = read_shapes(weights, remedy)
+    try:
+        with Allowance(shapes), torch.random.fork_rng([]):  # the weights drawn here are thrown away
+            flow = recipes.build(name, arguments)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError, OverflowError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{folder / MODEL}: no model can be built from its recipe: {reason:.300}; {remedy}") from error
+    expected = {key: tuple(tensor.shape) for key, tensor in flow.state_dict().items()}
+    for problem, keys in (
+        ("lacks", expected.keys() - shapes.keys()),
+        ("has unexpectedly", shapes.keys() - expected.keys()),
+    ):
+        if keys:
+            raise UserError(
+                f"{weights} {problem} the tensor {min(keys)} ({len(keys)} in all): "
+                f"it does not belong to {MODEL}; {remedy}"
+            )
+    for key, shape in expected.items():
+        if shapes[key] != shape:
+            raise UserError(
+                f"{weights}: expected {key} of shape {shape}, got {shapes[key]}: "
+                f"it does not belong to {MODEL}; {remedy}"
+            )
+
+    tensors, _ = load_tensors(weights, remedy)
+    precisions = set()
+    for key, own in flow.state_dict(keep_vars=True).items():
+        tensor = tensors[key]
+        if tensor.dtype != own.dtype and not (tensor.is_floating_point() and own.is_floating_point()):
+            raise UserError(f"{weights}: expected {key} of type {own.dtype}, got {tensor.dtype}; {remedy}")
+        if tensor.is_floating_point():
+            precisions.add(tensor.dtype)
+            # A buffer may be infinite (an open bound), a learned weight never.
+            if tensor.isnan().any() or (isinstance(own, nn.Parameter) and tensor.isinf().any()):
+                raise UserError(f"{weights}: {key} holds values that are not finite; train again")
+    if len(precisions) == 1:  # of a flow that was made double, say
+        flow.to(precisions.pop())
+    flow.load_state_dict(tensors)
+    return Run(folder, flow.to(place).eval(), model["recipe"], model["schema"], model["metrics"], model["provenance"])
+
+
+def _is_run(folder: Path) -> bool:
+    """Return whether a folder is a run directory, finished or not, sound or damaged."""
+    if not (folder / MODEL).is_file():
+        return False
+    if (folder / WEIGHTS).exists() or (folder / "train").is_dir():
+        return True
+    try:
+        read_model(folder)
+    except UserError:  # somebody else's model.json
+        return False
+    return True
