@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -105,6 +106,8 @@ def fit(
         missing="drop" if drop_missing else "error", epochs=epochs, minutes=minutes, batch_size=batch_size, lr=lr,
         seed=seed, device=device, resume=resume, force=force, figures=figures, progress=True, say=_note,
     )  # fmt: skip
+    if int(os.environ.get("RANK", "0")) > 0:
+        return 0  # under torchrun the first process speaks for all
     _print(summary, as_json, show.fit)
     if summary["stopped"] == "interrupted":
         print(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffeo.atomic import check_writable
-from diffeo.data import Schema, open_table
+from diffeo.data import Schema, Table, open_table
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.jobs.defaults import default_model, preprocessing
@@ -22,10 +22,11 @@ from diffeo.jobs.pictures import draw_figures
 from diffeo.jobs.plain import plain
 from diffeo.jobs.rows import Split, TableStream, split_table
 from diffeo.jobs.runs import choose_device
+from diffeo.jobs.settings import check_settings, earlier_settings
 from diffeo.objectives import MaximumLikelihood
-from diffeo.recipes import RECIPES, build
-from diffeo.training import FitResult, fit
-from diffeo.training.run import create_run, provenance, read_model, save_metrics, save_weights
+from diffeo.recipes import build
+from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
+from diffeo.training.parallel import World
 from diffeo.training.seeding import derive, seed_noise
 
 __all__ = ["fit_table"]
@@ -92,98 +93,84 @@ def fit_table(
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     earlier = read_model(out) if resume else None
-    settings = {**_settings_of(earlier), **given}
-    _check(settings)
-    place = choose_device(device)
-    seed = settings.get("seed", 0)
-    batch_size = settings.get("batch_size", BATCH_SIZE)
+    settings = {**(earlier_settings(out, earlier) if earlier else {}), **given}
+    check_settings(settings)
+    world = World(choose_device(device))
+    seed, batch_size = settings.get("seed", 0), settings.get("batch_size", BATCH_SIZE)
 
     table = open_table(source, missing=settings.get("missing", "error"))
-    if earlier is None:
-        _refuse_occupied(Path(out), force)
-    with _folder(Path(out)):
+    with _claimed(Path(out), earlier is not None or force):
         schema = Schema.infer(table, settings.get("context", ()), settings.get("drop", ()))
         if earlier is not None and earlier["schema"] != plain(schema.to_json()):
-            raise UserError(
-                f"{os.fspath(out)} was trained on another table; give the same one or start again (--force)"
-            )
-        notes = schema.notes()
+            folder = os.fspath(out)
+            raise UserError(f"{folder} was trained on another table; give the same one or start again (--force)")
         rows = split_table(table, schema, batch_size, seed)
-        if rows.rows < batch_size:
-            notes.append(f"a batch of {batch_size} is larger than the {rows.rows} training rows: all of them make one")
-        if table.dropped:
-            notes.append(f"{table.dropped} rows with missing or infinite values were left out")
-        for note in notes:
+        notes = _notes(schema, table, rows, batch_size)
+        for note in notes if world.leads else ():
             say(note)
-        flow = _flow(schema, rows, settings, seed)
-        if earlier is None:
-            origin = provenance(
-                data={"name": table.name, "sha256": rows.hash, "rows": schema.rows}, seed=seed, settings=settings
-            )
+        flow = _flow(schema, rows, settings, earlier, seed)
+        if earlier is None and world.leads:
+            data = {"name": table.name, "sha256": rows.hash, "rows": schema.rows}
+            origin = provenance(data=data, seed=seed, settings=settings)
             create_run(out, flow, plain(schema.to_json()), plain(origin), force)
             shutil.rmtree(Path(out) / "figures", ignore_errors=True)
+    world.wait()  # under torchrun, until the first process has made the run directory
 
-    _show_data(flow, rows, place, seed)
+    _show_data(flow, rows, world.device, seed)
     result = fit(
         MaximumLikelihood(flow), rows.x, rows.context,
         validation=(rows.valid_x, rows.valid_context) if rows.valid_context is not None else rows.valid_x,
-        batch_size=batch_size, seed=seed, device=place, out=out, resume=resume, progress=progress,
+        batch_size=batch_size, seed=seed, device=world.device, out=out, resume=resume, progress=progress,
         **{name: settings[name] for name in ("epochs", "minutes", "lr") if name in settings},
     )  # fmt: skip
-    save_weights(out, flow)
     metrics = plain({**_metrics(flow, rows, seed), **_facts(flow, schema, result), "notes": notes})
-    save_metrics(out, metrics)
     drawn: list[str] = []
-    if figures and result.stopped != "interrupted":
-        drawn = draw_figures(Path(out), flow, schema, rows, table.name, seed)
+    if world.leads:
+        save_weights(out, flow)
+        save_metrics(out, metrics)
+        if figures and result.stopped != "interrupted":
+            drawn = draw_figures(Path(out), flow, schema, rows, table.name, seed)
     return {"run": os.fspath(out), **metrics, "figures": drawn}
 
 
-def _settings_of(model: dict[str, Any] | None) -> dict[str, Any]:
-    settings = {} if model is None else model["provenance"].get("settings", {})
-    return settings if isinstance(settings, dict) else {}
+@contextmanager
+def _claimed(folder: Path, may_exist: bool) -> Iterator[None]:
+    """Prove that a run directory can be made here, before any work; remove it again if the block fails and it is new.
 
-
-def _check(settings: Mapping[str, Any]) -> None:
-    """Refuse what can be refused before any work."""
-    model = settings.get("model")
-    if model is not None and model not in RECIPES:
-        raise UserError(f"unknown model {model!r}; expected one of {', '.join(RECIPES)}")
-    numbers = {**settings, **{name: n for name, n in settings.get("arguments", {}).items() if name == "transforms"}}
-    for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("transforms", 1)):
-        if isinstance(numbers.get(name), int) and numbers[name] < least:
-            raise UserError(f"expected {name.replace('_', ' ')} of at least {least}, got {numbers[name]}")
-    for name in ("minutes", "lr"):
-        if name in settings and not 0 < settings[name] < math.inf:
-            raise UserError(f"expected {name} above 0, got {settings[name]}")
-
-
-def _refuse_occupied(folder: Path, force: bool) -> None:
-    """Say at once, before the data are read, what ``create_run`` would say afterwards."""
-    if not force and folder.is_dir() and (folder / "model.json").exists():
+    Whether an earlier run may be replaced is decided by ``create_run``; what it would refuse is refused at once.
+    """
+    if not may_exist and (folder / "model.json").exists():
         remedy = "choose another folder, resume it (--resume) or replace it (--force)"
         raise UserError(f"{folder} holds a run already: {remedy}")
-
-
-class _folder:
-    """Prove that a folder can be written, and remove it again, if it was made here, when the block fails."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.made = not path.exists()
-
-    def __enter__(self) -> None:
-        check_writable(self.path)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None and self.made:
+    new = not folder.exists()
+    check_writable(folder)
+    try:
+        yield
+    except BaseException:
+        if new:
             with suppress(OSError):  # something is in it
-                self.path.rmdir()
+                folder.rmdir()
+        raise
 
 
-def _flow(schema: Schema, rows: Split, settings: Mapping[str, Any], seed: int) -> Flow:
+def _notes(schema: Schema, table: Table, rows: Split, batch_size: int) -> list[str]:
+    """Return what a user should know about how the table was read."""
+    notes = schema.notes()
+    if rows.rows < batch_size:
+        notes.append(f"a batch of {batch_size} is larger than the {rows.rows} training rows: all of them make one")
+    if table.dropped:
+        notes.append(f"{table.dropped} rows with missing or infinite values were left out")
+    return notes
+
+
+def _flow(
+    schema: Schema, rows: Split, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int
+) -> Flow:
     """Build the model; its initial weights follow from the seed."""
-    name, arguments = default_model(schema, rows.rows)
+    if earlier is not None:
+        name, arguments = earlier["recipe"]["name"], earlier["recipe"]["arguments"]
+    else:
+        name, arguments = default_model(schema, rows.rows)
     if settings.get("model", name) != name:
         name, arguments = settings["model"], {"preprocess": preprocessing(schema)}
     sizes = {"features": schema.features, "context": schema.context_size}

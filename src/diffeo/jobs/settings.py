@@ -1,0 +1,51 @@
+"""What a training was asked for: checked before any work, kept in the run directory for resuming."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from diffeo.errors import UserError
+from diffeo.recipes import RECIPES
+
+__all__ = ["check_settings", "earlier_settings"]
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "model": (str,), "arguments": (dict,), "context": (list,), "drop": (list,), "missing": (str,), "epochs": (int,),
+    "minutes": (int, float), "batch_size": (int,), "lr": (int, float), "seed": (int,),
+}  # fmt: skip
+
+
+def earlier_settings(run: str | os.PathLike[str], model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the model.json of an earlier training holds.
+
+    Raises:
+        UserError: if they are damaged.
+    """
+    settings = model["provenance"].get("settings", {})
+    if not isinstance(settings, dict) or not all(
+        isinstance(value, _TYPES.get(name, ())) for name, value in settings.items()
+    ):
+        raise UserError(f"{os.fspath(run)}: model.json is damaged: its settings are not usable; start again (--force)")
+    return settings
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse what can be refused before the data are read.
+
+    Raises:
+        UserError: for an unknown model, or a number out of its range.
+    """
+    model = settings.get("model")
+    if model is not None and model not in RECIPES:
+        raise UserError(f"unknown model {model!r}; expected one of {', '.join(RECIPES)}")
+    numbers = {"transforms": settings.get("arguments", {}).get("transforms"), **settings}
+    for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("transforms", 1)):
+        value = numbers.get(name)
+        if isinstance(value, int) and value < least:
+            raise UserError(f"expected {name.replace('_', ' ')} of at least {least}, got {value}")
+    for name in ("minutes", "lr"):
+        if name in settings and not 0 < settings[name] < math.inf:
+            raise UserError(f"expected {name} above 0, got {settings[name]}")
