@@ -15,6 +15,7 @@ from diffeo.report.style import GREY, MODEL, REAL, figure, shades
 __all__ = ["density_2d", "digits", "latents", "learning_curve", "pairs"]
 
 COLUMNS = 6  # columns shown in a grid of pairs, and latents
+FEW = 1500  # rows drawn as points, not as counts
 
 
 def learning_curve(metrics: str | Path, path: str | Path) -> None:
@@ -43,7 +44,7 @@ def learning_curve(metrics: str | Path, path: str | Path) -> None:
         axes.set_xlabel("epoch")
         axes.set_ylabel("negative log-likelihood (nats per row)")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(loc="upper right")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)  # above, never in the way
 
 
 def _curve_limits(values: np.ndarray) -> tuple[float, float]:
@@ -76,7 +77,10 @@ def pairs(
     """
     count = min(COLUMNS, real.shape[1])
     steps = [0.0] * count if steps is None else steps
-    edges = [_edges(real[:, i], steps[i], 40 if count > 2 else 60) for i in range(count)]
+    bins = int(np.clip(2.5 * len(real) ** (1 / 3), 10, 40 if count > 2 else 60))
+    edges = [_edges(real[:, i], steps[i], bins) for i in range(count)]
+    cloud = _points if len(real) < FEW else _counts
+    drawn = sampled[: len(real)] if len(real) < FEW else sampled  # as many points of each kind
     size = 1.45 if count > 3 else 2.4
     with figure(path, (max(size * count, 3.4) + 0.6, max(size * count, 2.6) + 0.7)) as drawing:
         grid = drawing.subplots(count, count, squeeze=False)
@@ -86,10 +90,12 @@ def pairs(
                 if i == j:
                     _marginals(axes, real[:, i], sampled[:, i], edges[i])
                 elif i > j:
-                    _cloud(axes, real[:, j], real[:, i], edges[j], edges[i], REAL)
+                    cloud(axes, real[:, [j, i]], edges[j], edges[i], (steps[j], steps[i]), REAL)
                 else:
-                    _cloud(axes, sampled[:, j], sampled[:, i], edges[j], edges[i], MODEL)
+                    cloud(axes, drawn[:, [j, i]], edges[j], edges[i], (steps[j], steps[i]), MODEL)
                 axes.set_xlim(edges[j][0], edges[j][-1])
+                if i != j:
+                    axes.set_ylim(edges[i][0], edges[i][-1])
                 _ticks(axes.xaxis, steps[j], edges[j], labels[j] if labels else ())
                 if i == j:
                     axes.set_yticks([])
@@ -151,15 +157,25 @@ def _marginals(axes: Any, real: np.ndarray, sampled: np.ndarray, edges: np.ndarr
     axes.set_ylim(bottom=0)
 
 
-def _cloud(axes: Any, x: np.ndarray, y: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray, colour: str) -> None:
+def _points(
+    axes: Any, xy: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray, steps: tuple[float, float], colour: str
+) -> None:
+    # discrete values are spread over their cells, or they would hide each other
+    spread = np.random.default_rng(0).uniform(-0.4, 0.4, xy.shape) * steps
+    x, y = (xy + spread).T
+    axes.plot(x, y, color=colour, lw=0, marker=".", ms=5 if len(xy) < 400 else 3, mew=0, alpha=0.6)
+
+
+def _counts(
+    axes: Any, xy: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray, steps: tuple[float, float], colour: str
+) -> None:
     from matplotlib.colors import PowerNorm
 
-    counts, _, _ = np.histogram2d(x, y, bins=(x_edges, y_edges))
+    counts, _, _ = np.histogram2d(xy[:, 0], xy[:, 1], bins=(x_edges, y_edges))
     most = np.quantile(counts[counts > 0], 0.995) if (counts > 0).any() else 1.0
     axes.pcolormesh(
         x_edges, y_edges, counts.T, cmap=shades(colour), norm=PowerNorm(0.5, 0, max(most, 1.0)), rasterized=True
     )
-    axes.set_ylim(y_edges[0], y_edges[-1])
 
 
 def _legend(drawing: Any, labels: tuple[str, str]) -> None:
