@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ class Thresholds:
     Attributes:
         round_trip: 99.9 % quantile of |x - f(f^-1(x))| / (1 + |x|), on rows and on samples.
         round_trip_max: the largest of these.
+        off_data: the largest far off the data, uniform on [-10, 10]^D in standardised units.
         log_det: relative error of the log-determinant in float64.
         density: 99.9 % quantile of the relative difference between the sampler's density and the scorer's.
         non_finite: fraction of non-finite results, on rows and samples.
@@ -43,6 +45,7 @@ class Thresholds:
 
     round_trip: tuple[float, float] = (1e-5, 1e-3)
     round_trip_max: tuple[float, float] = (1e-3, 1e-1)
+    off_data: tuple[float, float] = (1e-2, math.inf)
     log_det: tuple[float, float] = (1e-8, 1e-5)
     density: tuple[float, float] = (1e-4, 1e-2)
     non_finite: tuple[float, float] = (0.0, 1e-3)
@@ -181,6 +184,9 @@ def judge(report: dict[str, Any], limits: Thresholds = THRESHOLDS) -> tuple[str,
         weigh(result["non_finite"] / result["rows"], limits.non_finite, f"{result['non_finite']} {where} have no image")
         weigh(tail, limits.round_trip, f"the inverse is off by {tail:.1e} on one in a thousand {where}")
         weigh(most, limits.round_trip_max, f"the inverse is off by {most:.1e} on the worst of the {where}")
+    far = report["round_trip"]["off_data"]
+    weigh(far["max"], limits.off_data, f"far off the data the inverse is off by {far['max']:.1e}")
+    weigh(far["non_finite"] / far["rows"], (0.0, 1.0), f"far off the data {far['non_finite']} points have no image")
     if report["log_det"] is not None:
         error = report["log_det"]["max"]
         weigh(error, limits.log_det, f"the log-determinant differs from autograd's by {error:.1e}")
