@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 # Networks see their inputs through a soft bound, far wider than standardised data: whatever a user scores, shifts and
 # scales stay finite, and the map stays invertible in float32 where the network has never seen data.
-INPUT_BOUND = 10.0
+INPUT_BOUND = 5.0
 
 
 def get_activation(name: str) -> Callable[[Tensor], Tensor]:

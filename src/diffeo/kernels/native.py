@@ -1,0 +1,86 @@
+"""Builds and loads ``native.c``: compiled by the machine's own C compiler at first use, kept in the user's cache.
+
+Nothing depends on it. Where there is no compiler, where building fails, or with ``DIFFEO_NATIVE=0`` in the environment,
+the plain PyTorch twins are used, and give the same results to rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+__all__ = ["library", "pointer", "usable"]
+
+_SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "spline.h")]
+# -ffp-contract=fast fuses multiply and add; nothing here depends on NaN, traps or errno being handled specially.
+_FLAGS = ["-O3", "-march=native", "-fPIC", "-shared", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math"]
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """Return the compiled library, or None where there is none to be had."""
+    if os.environ.get("DIFFEO_NATIVE", "1") == "0":
+        return None
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return None
+    try:
+        return ctypes.CDLL(str(_build(compiler)))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _build(compiler: str) -> Path:
+    """Compile into the cache, unless it holds this source for this machine and compiler already."""
+    key = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES))
+    key.update(" ".join([compiler, *_FLAGS, platform.machine(), _processor()]).encode())
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diffeo"
+    target = folder / f"native-{key.hexdigest()[:16]}.so"
+    if target.exists():
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="diffeo-"))
+        target = folder / target.name
+    for threads in (["-fopenmp"], []):  # clang on macOS comes without OpenMP
+        descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=folder)
+        os.close(descriptor)
+        command = [compiler, *_FLAGS, *threads, "-o", temporary, str(_SOURCES[0]), "-lm"]
+        done = subprocess.run(command, capture_output=True, timeout=120)
+        if done.returncode == 0:
+            os.replace(temporary, target)  # processes that build at the same time end with one whole file
+            return target
+        os.unlink(temporary)
+    raise OSError(done.stderr.decode(errors="replace"))
+
+
+def _processor() -> str:
+    """What -march=native depends on: a cache on a shared home folder may serve different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def usable(*tensors: Tensor | None) -> bool:
+    """Whether the library is there and takes these tensors: float32 on the CPU."""
+    return all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors) and (
+        library() is not None
+    )
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """The address of a tensor's first element."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
