@@ -19,10 +19,10 @@ class RowsBar:
     What is over within a second shows nothing.
     """
 
-    def __init__(self, verb: str, quiet: bool = False) -> None:
-        self.verb, self.quiet = verb, quiet
-        self.started = time.monotonic()
-        self.told = self.started + PATIENCE - INTERVAL
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self.started: float | None = None
+        self.told = -INTERVAL
         self.bar: Any = None
 
     def __enter__(self) -> RowsBar:
@@ -37,7 +37,9 @@ class RowsBar:
     def __call__(self, done: int, total: int | None) -> None:
         """Tell that so many rows are done, of so many if that is known."""
         now = time.monotonic()
-        if self.quiet or now - self.started < PATIENCE:
+        if self.started is None:  # not before: loading the model is no part of the rate
+            self.started = now
+        if now - self.started < PATIENCE:
             return
         rate = done / (now - self.started)
         if sys.stderr.isatty():

@@ -149,6 +149,7 @@ def check(report: Mapping[str, Any]) -> str:
             ("latents", f"{z['column']} is farthest from the base, by {z['distance']:.3f} (p {_p(z['p'])})"),
             ("  distances from 0", f"{z['radius_distance']:.3f} (p {_p(z['radius_p'])})"),
             ("  covariance", f"off by {z['covariance']:.3f} at most (p {_p(z['covariance_p'])})"),
+            ("  far out", f"{_many(z['far'], 'row')} with a latent beyond 6" * (z["far"] > 0)),
         ]
     impossible = ", ".join(f"{name} ({count:,})" for name, count in report["impossible_by_column"].items())
     if impossible:

@@ -60,6 +60,8 @@ def sample_table(
     contexts, total = _contexts(model, n, given, given_from)
     started = time.monotonic()
     rows = bad = 0
+    tell = progress or (lambda done, total: None)
+    tell(0, total)
     with TableWriter(out, model.schema.names, model.schema.dtypes, force=force) as writer:
         for number, (count, context) in enumerate(contexts):
             seed_noise(model.device, derive(seed, "sample", number))
@@ -68,8 +70,7 @@ def sample_table(
             bad += int((~finite).sum())
             writer.write(values)
             rows += count
-            if progress is not None:
-                progress(rows, total)
+            tell(rows, total)
     seconds = time.monotonic() - started
     return {
         "rows": rows,

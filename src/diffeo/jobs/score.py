@@ -70,6 +70,8 @@ def score_table(
     total = squares = 0.0
     low = math.inf
     reasons: dict[str, int] = {}
+    tell = progress or (lambda done, total: None)
+    tell(0, table.num_rows)
     with TableWriter(out, [*keep, COLUMN], [*dtypes, "float64"], force=force) as writer, torch.no_grad():
         for number, values in enumerate(table.batches(names)):
             encoded = model.schema.encode(values[:, : len(model.schema.names)])
@@ -87,8 +89,7 @@ def score_table(
             total += float(finite.sum())
             squares += float((finite**2).sum())
             low = min(low, float(log_prob.min()))
-            if progress is not None:
-                progress(count, table.num_rows)
+            tell(count, table.num_rows)
     seconds = time.monotonic() - started
     good = count - impossible
     mean = total / good if good else -math.inf

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffeo.flow import Flow
 from diffeo.report.baselines import held_out
 from diffeo.report.compare import classifier_test, projection_test
-from diffeo.report.latents import normal_scores, normality
+from diffeo.report.latents import FAR, normal_scores, normality
 from diffeo.report.numerics import consistency, continuous_part, log_det_error, off_data, round_trip
 
 __all__ = ["THRESHOLDS", "Thresholds", "check", "judge"]
@@ -38,7 +38,9 @@ class Thresholds:
         auc: of a classifier that tells samples from rows; two standard errors are granted.
         projection: Kolmogorov-Smirnov distance between rows and samples in the worst direction, where significant.
         latents: Kolmogorov-Smirnov distance of the worst latent dimension from the base, where significant.
+        radius: the same of the latents' distances from 0, which in many dimensions see the least misfit.
         covariance: largest entry of |covariance of latents - identity|, where significant.
+        far: fraction of rows with a latent beyond 6 standard deviations.
         simpler: nats per row by which a simple density is better than the flow; two standard errors are granted.
         significance: p-values, corrected for the number of tests, above which a deviation counts as chance.
     """
@@ -52,7 +54,9 @@ class Thresholds:
     auc: tuple[float, float] = (0.6, 0.8)
     projection: tuple[float, float] = (0.04, 0.15)
     latents: tuple[float, float] = (0.04, 0.15)
-    covariance: tuple[float, float] = (0.15, 0.6)
+    radius: tuple[float, float] = (0.08, 0.4)
+    covariance: tuple[float, float] = (0.15, 2.0)
+    far: tuple[float, float] = (0.001, 0.1)
     simpler: tuple[float, float] = (0.0, 0.5)
     significance: float = 0.001
 
@@ -212,11 +216,12 @@ def judge(report: dict[str, Any], limits: Thresholds = THRESHOLDS) -> tuple[str,
             weigh(latents["distance"], limits.latents, text)
         if latents["radius_p"] < limits.significance:
             distance = latents["radius_distance"]
-            weigh(distance, limits.latents, f"the latents' distances from 0 are {distance:.2f} away from the base's")
+            weigh(distance, limits.radius, f"the latents' distances from 0 are {distance:.2f} away from the base's")
         if latents["covariance_p"] < limits.significance:
             entry, (a, b) = latents["covariance"], latents["covariance_columns"]
             text = f"the latents' covariance ({a}, {b}) is off by {entry:.2f}"
             weigh(entry, limits.covariance, text)
+        weigh(latents["far"] / latents["rows"], limits.far, f"{latents['far']} rows have a latent beyond {FAR:g}")
     likelihood = report["likelihood"]
     if "flow" not in likelihood:
         distrust.append("no row has a finite likelihood")

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from diffeo.bases import Base, StandardLogistic, StandardNormal, Uniform
 
-__all__ = ["normal_scores", "normality"]
+__all__ = ["FAR", "normal_scores", "normality"]
+
+FAR = 6.0  # two in a billion draws of the base lie beyond
 
 
 def normal_scores(base: Base, z: Tensor) -> np.ndarray | None:
@@ -45,7 +47,7 @@ def normality(scores: np.ndarray, names: list[str]) -> dict[str, Any]:
 
     Per dimension a Kolmogorov-Smirnov test, its p-values corrected for the D tests (Bonferroni); the largest entry of
     |covariance - identity| with the same correction; and |z|^2 against chi-squared, which sees dependence that no
-    single dimension shows.
+    single dimension shows. For the covariance scores are cut off at +-6, lest a single row decide.
     """
     from scipy import stats
 
@@ -54,7 +56,7 @@ def normality(scores: np.ndarray, names: list[str]) -> dict[str, Any]:
     distances = np.array([test.statistic for test in tests])
     worst = int(distances.argmax())
     radius = stats.kstest((scores**2).sum(1), "chi2", args=(d,))
-    covariance = np.cov(scores, rowvar=False).reshape(d, d)
+    covariance = np.cov(scores.clip(-FAR, FAR), rowvar=False).reshape(d, d)
     deviation = np.abs(covariance - np.eye(d))
     # the standard errors of an entry: sqrt(2 / n) on the diagonal, sqrt(1 / n) off it
     normed = deviation / np.sqrt((1 + np.eye(d)) / n)
@@ -62,6 +64,7 @@ def normality(scores: np.ndarray, names: list[str]) -> dict[str, Any]:
     entries = d * (d + 1) / 2
     return {
         "rows": n,
+        "far": int((np.abs(scores) > FAR).any(1).sum()),
         "distance": float(distances[worst]),
         "column": names[worst],
         "p": float(min(1.0, d * min(test.pvalue for test in tests))),
