@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from diffeo.objectives import MaximumLikelihood, Objective
 from diffeo.training import fingerprint, fit
 from diffeo.training.average import Average
 from diffeo.training.batches import default_epochs, default_patience
+from diffeo.training.interrupt import SAME_PRESS
 from diffeo.training.optimizer import learning_rate, make_optimizer
 
 
@@ -74,12 +75,18 @@ def test_learns_with_a_recipe_and_a_context():
     assert flow.log_prob(x, context).mean() > exact - 0.2
 
 
-@pytest.mark.parametrize("kind", ["numpy", "float64", "readonly", "integers"])
+@pytest.mark.parametrize("kind", ["numpy", "float64", "readonly", "integers", "reversed", "big-endian", "frame"])
 def test_takes_arrays_of_any_type(kind):
     x = data()
-    given = {"numpy": x.numpy(), "float64": x.double(), "readonly": x.numpy().copy(), "integers": (x * 10).long()}[kind]
-    if kind == "readonly":
-        given.flags.writeable = False
+    given = {
+        "numpy": x.numpy(),
+        "float64": x.double(),
+        "readonly": np.frombuffer(x.numpy().tobytes(), np.float32).reshape(-1, 2),
+        "integers": (x * 10).long(),
+        "reversed": x.flip(0).numpy()[::-1],
+        "big-endian": x.numpy().astype(">f4"),
+        "frame": pd.DataFrame(x.numpy()),
+    }[kind]
     flow, reference = Gaussian(), Gaussian()
     train(flow, given)
     train(reference, (x * 10).long().float() if kind == "integers" else x)
@@ -394,35 +401,34 @@ def test_progress_in_lines(capsys, monkeypatch):
     assert " left" in err
 
 
-def test_first_interrupt_keeps_the_best_and_second_aborts(tmp_path):
-    def press(times):
-        time.sleep(0.5)
-        for _ in range(times):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.05)
+class Pressing(MaximumLikelihood):
+    """Presses Ctrl-C while a training step runs, after so many calls."""
 
+    def __init__(self, flow, pauses):
+        super().__init__(flow)
+        self.calls, self.pauses = 0, pauses
+
+    def forward(self, x, context=None):
+        self.calls += 1
+        if self.calls == 200:
+            for pause in self.pauses:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(pause)
+        return super().forward(x, context)
+
+
+def test_first_interrupt_keeps_the_best_and_second_aborts(tmp_path):
     flow = Gaussian()
-    thread = threading.Thread(target=press, args=(1,))
-    thread.start()
-    result = train(flow, data(), epochs=10**6, warmup=0, out=tmp_path / "run")
-    thread.join()
+    options = dict(epochs=10**6, batch_size=50, lr=0.02, warmup=0)
+    result = fit(Pressing(flow, [0, 0]), data(), out=tmp_path / "run", **options)
     assert result.stopped == "interrupted"
-    assert -flow.log_prob(data()).mean() < 3.5
+    assert 150 < result.steps < 200
+    assert -flow.log_prob(data()).mean() < result.history[0]["val_loss"]
     assert (tmp_path / "run/train/checkpoint.safetensors").is_file()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-    class Slow(MaximumLikelihood):
-        def forward(self, x, context=None):
-            time.sleep(5)
-            return super().forward(x, context)
-
-    thread = threading.Thread(target=press, args=(2,))
-    thread.start()
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        fit(Slow(Gaussian()), data(), epochs=100)
-    thread.join()
-    assert time.monotonic() - started < 4
+        fit(Pressing(Gaussian(), [SAME_PRESS + 0.1, 0]), data(), **options)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_fingerprint_sees_a_single_bit_and_the_shape():

@@ -77,19 +77,19 @@ class Rows:
         """Yield the batches of an epoch from number ``start`` on; seed and epoch decide the order."""
         assert self.batches is not None
         generator = torch.Generator().manual_seed(derive(seed, "shuffle", epoch))
-        order = self.rows[torch.randperm(self.size, generator=generator)]
+        order = self.rows[torch.randperm(self.size, generator=generator)].to(self.x.device)
         for batch in range(start, self.batches):
             yield self._select(order[batch * self.batch_size : (batch + 1) * self.batch_size], share)
 
     def in_order(self, share: Share = everything) -> Iterator[Batch]:
         """Yield all rows once, in larger batches: without gradients they need less memory."""
-        for rows in self.rows.split(4 * self.batch_size):
+        for rows in self.rows.to(self.x.device).split(4 * self.batch_size):
             yield self._select(rows, share)
 
     def examples(self, seed: int) -> Iterator[Batch]:
         """Yield portions of the rows, in random order, as large as statistics need and memory allows."""
         generator = torch.Generator().manual_seed(derive(seed, "shuffle", 0))
-        order = self.rows[torch.randperm(self.size, generator=generator)]
+        order = self.rows[torch.randperm(self.size, generator=generator)].to(self.x.device)
         portion = min(EXAMPLES, EXAMPLE_ELEMENTS // max(1, self.x[0].numel()))
         for rows in order.split(max(self.batch_size, portion)):
             yield self._select(rows, everything)
@@ -100,7 +100,7 @@ class Rows:
         return Batch(self._pick(self.x, mine), context, len(rows), mine)
 
     def _pick(self, data: Tensor, rows: Tensor) -> Tensor:
-        return self._place(data.index_select(0, rows.to(data.device)))
+        return self._place(data.index_select(0, rows))
 
     def _place(self, data: Tensor) -> Tensor:
         return place(data, self.device, self.dtype)
@@ -231,6 +231,8 @@ def as_tensor(data: Any, name: str) -> Tensor:
     array = np.asarray(data)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"expected numbers in {name}, got an array of type {array.dtype}")
+    if not array.dtype.isnative or any(stride < 0 for stride in array.strides):  # which tensors cannot have
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
         return torch.from_numpy(array)

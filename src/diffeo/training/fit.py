@@ -140,8 +140,8 @@ def fit(
         ema: the decay of the average; 0 for the weights themselves.
         patience: epochs without a better validation loss that end the training; ``math.inf`` for never. By default a
             tenth of the epochs, but at least 10 epochs and 1,000 steps.
-        seed: decides the split, the order and the noise. The same call gives the same weights, on the same machine with
-            the same number of threads; the initial weights are the caller's.
+        seed: decides the split, the order and the noise. The same call gives the same weights, on the same processor
+            with the same number of threads (a GPU may add in another order); the initial weights are the caller's.
         device: where to train; by default where the objective is.
         out: a run directory; ``out/train`` receives ``metrics.jsonl`` and the checkpoint.
         resume: continue from the checkpoint, with the same arguments and data. A budget in epochs ends with weights
@@ -209,7 +209,7 @@ def fit(
         started = time.monotonic() - state.seconds
         stop = False
 
-        while not (state.stopped or stop):
+        while not state.stopped:
             objective.train()
             for batch in train.shuffled(seed, state.epoch, state.batch, world.share):
                 since = time.monotonic()
@@ -263,25 +263,25 @@ def fit(
                     score, stderr, bad = evaluate(objective, valid, seed, world, interrupt)
                     stop = interrupt.pressed and world.size == 1
                     # Rows of density zero (or bad ones, which are so in every epoch) count before the mean of the rest.
-                    if math.isfinite(score) and (bad, score) < (state.best_bad, state.best_loss) and not stop:
+                    if not stop and math.isfinite(score) and (bad, score) < (state.best_bad, state.best_loss):
                         state.best_bad, state.best_loss, state.best_epoch = bad, score, state.epoch + 1
                         best = {name: tensor.clone() for name, tensor in trained(objective).items()}
-            if not stop:
-                state.batches = state.batches or state.batch  # the first epoch of a stream shows its length
-                rate = lr * learning_rate(state.fraction_done(epochs, minutes), warmup)
-                entry = state.end_epoch((score, stderr, bad), rate)
-                journal.append(entry)
-                reporter.epoch(entry)
-                if state.epoch == epochs or (minutes is not None and state.seconds >= 60 * minutes):
-                    state.stopped = "budget"
-                elif valid is not None and state.epoch - state.best_epoch >= patience:
-                    state.stopped = "patience"
-                if state.stopped and state.step == state.skipped:
-                    raise breakdown(
-                        objective, next(train.shuffled(seed, 0)), "every batch gave a non-finite loss or gradient"
-                    )
-                if store.due and not state.stopped:
-                    save()
+            if stop:  # by the user: the checkpoint says that this epoch is not over
+                break
+            state.batches = state.batches or state.batch  # the first epoch of a stream shows its length
+            rate = lr * learning_rate(state.fraction_done(epochs, minutes), warmup)
+            entry = state.end_epoch((score, stderr, bad), rate)
+            journal.append(entry)
+            reporter.epoch(entry)
+            if state.epoch == epochs or (minutes is not None and state.seconds >= 60 * minutes):
+                state.stopped = "budget"
+            elif valid is not None and state.epoch - state.best_epoch >= patience:
+                state.stopped = "patience"
+            if state.stopped and state.step == state.skipped:
+                batch = next(train.shuffled(seed, 0))
+                raise breakdown(objective, batch, "every batch gave a non-finite loss or gradient")
+            if store.due and not state.stopped:
+                save()
 
         save()
         world.wait()  # until it is on the disk for all

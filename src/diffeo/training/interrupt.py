@@ -2,17 +2,22 @@
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 __all__ = ["Interrupt"]
 
 
+SAME_PRESS = 0.5  # seconds: torchrun passes on the signal that the terminal has sent to all processes already
+
+
 class Interrupt:
-    """Inside its block the first SIGINT sets ``pressed``; the second one does what the first would have done before."""
+    """Inside its block the first SIGINT sets ``pressed``; a later one does what the first would have done before."""
 
     def __init__(self) -> None:
         self.pressed = False
+        self._when = 0.0
         self._previous: Any = None
 
     def __enter__(self) -> "Interrupt":
@@ -30,5 +35,7 @@ class Interrupt:
             signal.signal(signal.SIGINT, self._previous)
 
     def _press(self, number: int, frame: FrameType | None) -> None:
-        self.pressed = True
-        signal.signal(signal.SIGINT, self._previous)
+        if self.pressed and time.monotonic() - self._when > SAME_PRESS:
+            self._previous(number, frame)
+        elif not self.pressed:
+            self.pressed, self._when = True, time.monotonic()
