@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from diffeo.errors import UserError
-from diffeo.jobs.rows import LARGE, draw_rows, split_rows
+from diffeo.jobs.rows import ENOUGH, LARGE, draw_rows, split_rows
 from diffeo.jobs.runs import OpenRun, open_run
 from diffeo.report.check import FEWEST, check
 from diffeo.training.batches import fingerprint
@@ -17,7 +17,6 @@ from diffeo.training.batches import fingerprint
 __all__ = ["check_run"]
 
 ROWS = 10_000
-ENOUGH = 100  # held-out rows to judge by
 
 
 def check_run(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffeo.data import Schema
 from diffeo.flow import Flow
-from diffeo.jobs.rows import Split, TableStream
+from diffeo.jobs.rows import ENOUGH, Split, TableStream
 from diffeo.report import figures
 from diffeo.report.latents import normal_scores
 from diffeo.report.numerics import continuous_part
@@ -19,7 +19,6 @@ from diffeo.training.seeding import derive, seed_noise
 __all__ = ["draw_figures"]
 
 ROWS = 20_000  # drawn at most
-ENOUGH = 200  # held-out rows for a picture of the latents
 
 
 @torch.no_grad()
