@@ -172,7 +172,7 @@ def nsf(
         raise ValueError(f"expected structure among {', '.join(kinds)}, got {structure!r}")
     spline: Univariate = RationalQuadraticSpline(bins, bound)
     if affine:
-        spline = Composed(spline, Affine())
+        spline = Composed(spline, Affine(2.0))
     layers = kinds[structure](spline, features, context, transforms, hidden, activation, residual)
     return _assemble(StandardNormal(features), layers, context, preprocess)
 

@@ -18,9 +18,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
-# Networks see their inputs through a soft bound, far wider than standardised data: whatever a user scores, shifts and
-# scales stay finite, and the map stays invertible in float32 where the network has never seen data.
-INPUT_BOUND = 5.0
+# Networks see their inputs through a soft bound, in standard deviations: whatever a user scores, shifts and scales stay
+# finite, and the map stays invertible in float32 where the network has never seen data.
+INPUT_BOUND = 3.0
 
 
 def get_activation(name: str) -> Callable[[Tensor], Tensor]:
@@ -31,7 +31,7 @@ def get_activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def soften(x: Tensor) -> Tensor:
-    """Bound a network's inputs smoothly: ``c tanh(x / c)``, close to the identity on standardised data."""
+    """Bound a network's inputs smoothly: ``c tanh(x / c)``, close to the identity where standardised data are."""
     return INPUT_BOUND * torch.tanh(x / INPUT_BOUND)
 
 

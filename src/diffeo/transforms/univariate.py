@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -120,7 +120,7 @@ class RationalQuadraticSpline(Univariate):
         bins: the number of bins K; there are 3 K - 1 parameters: K widths, K heights, K - 1 inner derivatives.
         bound: half the side of the box.
         min_bin: least width and height of a bin, as a fraction of the box.
-        max_bend: largest ratio of a knot's derivative to the harmonic mean of the neighbouring slopes, and of that to it.
+        max_bend: largest ratio between a knot's derivative and the harmonic mean of the two slopes that it joins.
     """
 
     def __init__(self, bins: int = 8, bound: float = 5.0, min_bin: float = 0.03, max_bend: float = 4.0) -> None:
@@ -215,7 +215,7 @@ class Composed(Univariate):
         return _in_turn(x, [(each.inverse_and_log_det, part) for each, part in parts][::-1])
 
 
-def _in_turn(value: Tensor, steps: list[tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Tensor]]) -> Any:
+def _in_turn(value: Tensor, steps: Sequence[tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Any]]) -> Any:
     total: Tensor | float = 0.0
     for step, params in steps:
         value, log_derivative = step(value, params)
