@@ -237,7 +237,7 @@ def test_budget_in_minutes():
 
 def test_default_budget_and_patience():
     assert [default_epochs(n) for n in (1, 10, 100, 10_000, 10**6, None)] == [1000, 1000, 100, 1, 1, 10]
-    assert [default_patience(n, e) for n, e in ((1, 1000), (100, 100), (100, 1000), (100, None))] == [1000, 10, 100, 10]
+    assert [default_patience(n, e) for n, e in ((1, 1000), (100, 100), (100, 1000), (100, None))] == [300, 10, 100, 10]
 
 
 def test_learning_rate():

@@ -205,8 +205,8 @@ def default_epochs(batches: int | None) -> int:
 
 
 def default_patience(batches: int | None, epochs: int | None) -> int:
-    """Return how many epochs without improvement end a run: a tenth of the budget, at least 10 and 1,000 steps."""
-    return max(10, (epochs or 0) // 10, round(1000 / (batches or 1000)))
+    """Return how many epochs without improvement end a run: a tenth of the budget, at least 10 and 300 steps."""
+    return max(10, (epochs or 0) // 10, round(300 / (batches or 300)))
 
 
 def fingerprint(x: Tensor, context: Tensor | None = None) -> str:

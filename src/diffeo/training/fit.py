@@ -55,6 +55,7 @@ class State:
     step: int = 0
     skipped: int = 0
     bad_in_a_row: int = 0
+    typical_norm: float = 0.0  # running mean norm of the gradient
     seconds: float = 0.0
     # of the present epoch: sums over its good batches, their number, all its rows, the time spent on them
     loss: float = 0.0
@@ -105,10 +106,10 @@ def fit(
     epochs: int | None = None,
     minutes: float | None = None,
     batch_size: int = 512,
-    lr: float = 1e-3,
+    lr: float = 5e-3,
     weight_decay: float = 1e-2,
     warmup: float = 0.03,
-    clip: float = 5.0,
+    clip: float = 10.0,
     ema: float = 0.999,
     patience: float | None = None,
     seed: int = 0,
@@ -120,9 +121,9 @@ def fit(
 ) -> FitResult:
     """Minimise the mean of ``objective(x, context)``; its flow ends with the best averaged weights, in evaluation mode.
 
-    AdamW, a learning rate that warms up linearly and falls as a cosine to 0 over the budget, gradients clipped by norm,
-    an exponential moving average of the weights, early stopping on validation data. A batch with a non-finite loss or
-    gradient changes nothing but ``skipped``; 50 in a row end the training.
+    AdamW, a learning rate that warms up linearly and falls as a cosine to 0 over the budget, outlying gradients
+    clipped, an exponential moving average of the weights, early stopping on validation data. A batch with a non-finite
+    loss or gradient changes nothing but ``skipped``; 50 in a row end the training.
 
     Args:
         objective: the loss per example, for instance ``MaximumLikelihood(flow)``.
@@ -136,10 +137,11 @@ def fit(
         lr: the highest learning rate; a module's attribute ``lr_scale`` multiplies it for the module's parameters.
         weight_decay: AdamW's, on matrices only.
         warmup: the fraction of the budget over which the learning rate rises.
-        clip: the largest norm of the gradient; ``math.inf`` for any.
+        clip: the largest norm of the gradient, in multiples of the running mean norm; ``math.inf`` for any. (A fixed
+            norm cannot be right: a log-likelihood sums over the columns, and its gradients grow with them.)
         ema: the decay of the average; 0 for the weights themselves.
         patience: epochs without a better validation loss that end the training; ``math.inf`` for never. By default a
-            tenth of the epochs, but at least 10 epochs and 1,000 steps.
+            tenth of the epochs, but at least 10 epochs and 300 steps.
         seed: decides the split, the order and the noise. The same call gives the same weights, on the same processor
             with the same number of threads (a GPU may add in another order); the initial weights are the caller's.
         device: where to train; by default where the objective is.
@@ -229,8 +231,12 @@ def fit(
                     loss.detach(), norm, time.monotonic() - started, interrupt.pressed
                 )
                 if math.isfinite(loss_value) and math.isfinite(norm_value):
-                    if norm_value > clip:
-                        torch._foreach_mul_(gradients, clip / norm_value)
+                    limit = clip * state.typical_norm if state.typical_norm else math.inf
+                    if norm_value > limit:
+                        torch._foreach_mul_(gradients, limit / norm_value)
+                    state.typical_norm += (min(norm_value, limit) - state.typical_norm) * max(
+                        0.01, 1 / (state.step + 1)
+                    )
                     optimizer.step()
                     average.update()
                     world.copy_from_leader(moving)
