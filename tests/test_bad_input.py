@@ -322,7 +322,7 @@ def test_resume_with_other_data(refused, made, tmp_path):
     run = broken_run(made, tmp_path, lambda run: None)
     other = table(tmp_path / "other.csv", seed=1)
     refused(["fit", other, "--out", run, "--resume"], "broken", "another table")
-    refused(["fit", made / "data.csv", "--out", run, "--resume", "--lr", "0.5"], "lr was 0.005, now 0.5")
+    refused(["fit", made / "data.csv", "--out", run, "--resume", "--lr", "0.5"], "lr was 0.01, now 0.5")
 
 
 def test_check_needs_rows(refused, made, tmp_path):

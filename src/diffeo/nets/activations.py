@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "INPUT_BOUND", "derivative", "get_activation", "soften", "zero_last"]
+__all__ = ["ACTIVATIONS", "INPUT_BOUND", "derivative", "get_activation", "rate_for_width", "soften", "zero_last"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -46,3 +46,12 @@ def zero_last(layers: nn.ModuleList) -> None:
     """Set the last layer to zero, so that the flow that it parameterises starts as the identity."""
     for parameter in layers[-1].parameters():
         nn.init.zeros_(parameter)
+
+
+def rate_for_width(hidden: Sequence[int]) -> float:
+    """The learning rate of a network relative to one of width 128: falls as 1 / width beyond that.
+
+    A step of Adam moves every weight by the learning rate, so an output moves with the number of units that feed it
+    (Yang et al. 2022, arXiv:2203.03466).
+    """
+    return min(1.0, 128 / max(hidden, default=128))

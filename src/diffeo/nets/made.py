@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffeo.nets.activations import derivative, get_activation, soften, zero_last
+from diffeo.nets.activations import derivative, get_activation, rate_for_width, soften, zero_last
 from diffeo.nets.walk import WalkLayer, walk
 
 __all__ = ["MADE"]
@@ -48,6 +48,7 @@ class MADE(nn.Module):
             hidden = ()  # nothing to see: the outputs are constants
         self.features, self.size = features, size
         self.activation = get_activation(activation)
+        self.lr_scale = rate_for_width(hidden)
         lowest = 0 if context else 1
         self.degrees = [
             torch.arange(1, features + 1),

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffeo.nets.activations import get_activation, soften, zero_last
+from diffeo.nets.activations import get_activation, rate_for_width, soften, zero_last
 
 __all__ = ["MLP"]
 
@@ -40,6 +40,7 @@ class MLP(nn.Module):
         self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
         self.context = nn.Linear(context, sizes[1], bias=False) if context else None
         self.activation = get_activation(activation)
+        self.lr_scale = rate_for_width(hidden)
         self.residual = residual
         zero_last(self.layers)
 

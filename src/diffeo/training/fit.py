@@ -106,7 +106,7 @@ def fit(
     epochs: int | None = None,
     minutes: float | None = None,
     batch_size: int = 512,
-    lr: float = 5e-3,
+    lr: float = 1e-2,
     weight_decay: float = 1e-2,
     warmup: float = 0.03,
     clip: float = 10.0,
