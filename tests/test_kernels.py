@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from cases import randomise
 from diffeo.kernels import native
-from diffeo.transforms import RationalQuadraticSpline
+from diffeo.nets import MADE
+from diffeo.transforms import Affine, Autoregressive, Composed, RationalQuadraticSpline, Scale, Shift
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here: only the plain twins run")
 
@@ -16,6 +18,7 @@ def plain(monkeypatch):
     def run(call):
         with monkeypatch.context() as patch:
             patch.setattr("diffeo.kernels.spline.usable", lambda *tensors: False)
+            patch.setattr("diffeo.kernels.walk.usable", lambda *tensors: False)
             return call()
 
     return run
@@ -65,3 +68,66 @@ def test_spline_takes_any_layout(plain):
         assert torch.allclose(
             spline.inverse_and_log_det(value.mT, other.mT)[0].mT, spline.inverse_and_log_det(value, other)[0], atol=1e-6
         )
+
+
+MAPS = {
+    "shift": Shift,
+    "scale": Scale,
+    "affine": Affine,
+    "spline": RationalQuadraticSpline,
+    "spline-affine": lambda: Composed(RationalQuadraticSpline(), Affine(2.0)),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize(
+    ("features", "hidden", "context", "residual", "activation", "rows"),
+    [
+        (6, (20, 20), 0, False, "silu", 50),
+        (37, (50, 50, 50), 3, True, "tanh", 77),
+        (9, (4, 4), 0, True, "elu", 5),
+        (9, (4,), 2, False, "relu", 1),
+        (1, (5,), 2, False, "relu", 3),
+        (5, (), 2, False, "relu", 40),
+        (64, (128, 128), 0, True, "relu", 200),
+    ],
+)
+def test_walk_equals_its_plain_twin(plain, name, features, hidden, context, residual, activation, rows):
+    univariate = MAPS[name]()
+    transform = Autoregressive(univariate, MADE(features, univariate.size, hidden, context, activation, residual))
+    randomise(transform)
+    z = 2 * torch.randn(rows, features)
+    given = torch.randn(rows, context) if context else None
+    with torch.no_grad():
+        fast, slow = transform.forward_and_log_det(z, given), plain(lambda: transform.forward_and_log_det(z, given))
+    for a, b in zip(fast, slow, strict=True):
+        assert torch.allclose(a, b, atol=2e-5, rtol=2e-5)
+
+
+@needs_compiler
+def test_walk_is_taken_and_can_be_switched_off(monkeypatch):
+    transform = Autoregressive(Affine(), MADE(4, 2))
+    assert transform.net.walk_fused(Affine().native(), torch.randn(3, 4)) is not None
+    assert transform.net.walk_fused(Affine().native(), torch.randn(3, 4).double()) is None
+    monkeypatch.setenv("DIFFEO_NATIVE", "0")
+    native.library.cache_clear()
+    try:
+        assert transform.net.walk_fused(Affine().native(), torch.randn(3, 4)) is None
+    finally:
+        native.library.cache_clear()
+        monkeypatch.undo()
+
+
+def test_a_compiler_that_fails_leaves_the_plain_twins(monkeypatch, tmp_path):
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    native.library.cache_clear()
+    try:
+        assert native.library() is None
+        assert torch.isfinite(Autoregressive(Affine(), MADE(4, 2)).forward(torch.randn(3, 4))).all()
+    finally:
+        native.library.cache_clear()

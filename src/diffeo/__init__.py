@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from diffeo.flow import Flow, FlowDistribution
     from diffeo.objectives import MaximumLikelihood, Objective
     from diffeo.recipes import RECIPES, build, iaf, maf, nice, nsf, realnvp
-    from diffeo.training import fit, load_run
+    from diffeo.training.fit import fit
+    from diffeo.training.run import load_run
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffeo.nets.activations import derivative, get_activation, rate_for_width, soften, zero_last
+from diffeo.kernels.walk import DenseLayer, Map, walk_fused
+from diffeo.nets.activations import INPUT_BOUND, derivative, get_activation, rate_for_width, soften, zero_last
 from diffeo.nets.walk import WalkLayer, walk
 
 __all__ = ["MADE"]
@@ -47,6 +48,7 @@ class MADE(nn.Module):
         if features == 1 and not context:
             hidden = ()  # nothing to see: the outputs are constants
         self.features, self.size = features, size
+        self.activation_name = activation
         self.activation = get_activation(activation)
         self.lr_scale = rate_for_width(hidden)
         lowest = 0 if context else 1
@@ -117,23 +119,20 @@ class MADE(nn.Module):
             like: a tensor ``(rows, ...)`` that gives rows, dtype and device.
             context: ``(rows, context)``.
         """
-        weights = self._weights()
-        last = len(weights) - 1
-        shared = None if self.context is None else self.context(context).mT.contiguous()
-        hidden: list[Tensor] = [like.new_empty(len(degree), like.shape[0]) for degree in self.degrees[1:-1]]
-        output_bias = self._by_element(self.layers[last].bias)
+        dense, direct, shared = self._by_degree(context)
+        last = len(dense) - 1
+        added = None if shared is None else shared.mT.contiguous()
+        hidden: list[Tensor] = [like.new_empty(len(layer.bias), like.shape[0]) for layer in dense[:-1]]
 
-        def finish(index: int) -> Callable[[slice, Tensor], Tensor]:
-            bias = self.layers[index].bias[:, None] if index < last else output_bias[:, None]
-
+        def finish(index: int, layer: DenseLayer) -> Callable[[slice, Tensor], Tensor]:
             def apply(units: slice, sums: Tensor) -> Tensor:
-                sums += bias[units]
-                if index == 0 and shared is not None:
-                    sums += shared[units] if index < last else self._by_element(shared)[units]
+                sums += layer.bias[units, None]
+                if index == 0 and added is not None:
+                    sums += added[units]
                 if index == last:
                     return sums
                 value = self.activation(sums)
-                if self.residual[index]:
+                if layer.residual:
                     value += hidden[index - 1][units]
                 hidden[index][units] = value
                 return value
@@ -141,17 +140,33 @@ class MADE(nn.Module):
             return apply
 
         layers = [
-            WalkLayer([(index, weight)], self._ends(self.degrees[index + 1]), finish(index))
-            for index, weight in enumerate(weights)
+            WalkLayer([(index, layer.weight)], layer.ends, finish(index, layer)) for index, layer in enumerate(dense)
+        ]
+        if direct is not None:
+            layers[-1].sources.append((0, direct))
+        walk(layers, lambda i, params: soften(step(i, params))[None], self.features, 1, like)
+
+    def walk_fused(self, maps: Sequence[Map], z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """Walk and map z ``(rows, features)`` in one call, where the kernel for it is at hand; None elsewhere."""
+        dense, direct, shared = self._by_degree(context)
+        return walk_fused(dense, direct, shared, self.activation_name, INPUT_BOUND, maps, z)
+
+    def _by_degree(self, context: Tensor | None) -> tuple[list[DenseLayer], Tensor | None, Tensor | None]:
+        """The masked layers, outputs element by element; the direct connections; the context's part of the sums."""
+        layers = [
+            DenseLayer(weight, layer.bias, self._ends(degree), residual)
+            for weight, layer, degree, residual in zip(
+                self._weights(), self.layers, self.degrees[1:], self.residual, strict=True
+            )
         ]
         out = layers[-1]
-        sources = [(last, self._by_element(weights[last]))]
-        direct = self._direct_weight()
-        if direct is not None:
-            sources.append((0, self._by_element(direct)))
         ends = [min(k + 1, self.features) * self.size for k in range(self.features + 1)]
-        layers[-1] = WalkLayer(sources, ends, out.finish)
-        walk(layers, lambda i, params: soften(step(i, params))[None], self.features, 1, like)
+        layers[-1] = DenseLayer(self._by_element(out.weight), self._by_element(out.bias), ends, False)
+        direct = self._direct_weight()
+        shared = None if self.context is None else self.context(context)
+        if shared is not None and len(layers) == 1:
+            shared = self._by_element(shared.mT).mT
+        return layers, None if direct is None else self._by_element(direct), shared
 
     def walk_back(self, step: Callable[[int, Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> None:
         """Walk the transposed network from the last element to the first, at the price of one backward pass.

@@ -30,7 +30,7 @@ class WalkLayer:
         finish: maps (slice of units, their weighted sums ``(units, rows)``) to their values.
     """
 
-    sources: Sequence[tuple[int, Tensor]]
+    sources: list[tuple[int, Tensor]]
     ends: Sequence[int]
     finish: Callable[[slice, Tensor], Tensor]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from diffeo.kernels.walk import Map
 from diffeo.transforms.base import Transform
 from diffeo.transforms.coupling import params_first
 from diffeo.transforms.univariate import Univariate
@@ -24,6 +25,9 @@ class AutoregressiveNet(Protocol):
 
     def walk(self, step: Callable[[int, Tensor], Tensor], like: Tensor, context: Tensor | None = None) -> None:
         """One element at a time: ``step(i, params_i)`` gets ``(size, rows)`` and returns element i, ``(rows,)``."""
+
+    def walk_fused(self, maps: Sequence[Map], z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+        """The walk and the univariate map in one call: x and log|det dx/dz|; None where there is no kernel for it."""
 
     def walk_back(self, step: Callable[[int, Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> None:
         """The transposed network, last element first: ``step(i, d/dx_i)`` returns d/dparams_i, ``(size, rows)``."""
@@ -71,6 +75,10 @@ class Autoregressive(Transform):
         return x.reshape(z.shape), log_det.reshape(z.shape[:-1])
 
     def _generate(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        maps = self.univariate.native()
+        fused = None if maps is None else self.net.walk_fused(maps, z, context)
+        if fused is not None:
+            return fused
         by_element = z.mT.contiguous()  # (n, rows): each element is contiguous
         x = torch.empty_like(by_element)
         log_det = z.new_zeros(len(z))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffeo.kernels.spline import spline_map
+from diffeo.kernels.walk import Map
 
 __all__ = ["Affine", "Composed", "RationalQuadraticSpline", "Scale", "Shift", "Univariate", "soft_bound"]
 
@@ -37,6 +38,10 @@ class Univariate(ABC):
     def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Normalize: z and log|dz/dx|, both of x's shape."""
 
+    def native(self) -> tuple[Map, ...] | None:
+        """The map as the fused walk knows it, a chain in the order of generation; None if it does not."""
+        return None
+
 
 class Shift(Univariate):
     """x = z + t; log|dx/dz| = 0. The additive coupling of NICE (Dinh et al. 2014, arXiv:1410.8516)."""
@@ -53,6 +58,10 @@ class Shift(Univariate):
         z = x - params[0]
         return z, x.new_zeros(()).expand_as(z)
 
+    def native(self) -> tuple[Map, ...] | None:
+        """One map."""
+        return (Map("shift"),)
+
 
 class Scale(Univariate):
     """x = z exp(a); log|dx/dz| = a. NICE's diagonal rescaling (Dinh et al. 2014, arXiv:1410.8516)."""
@@ -66,6 +75,10 @@ class Scale(Univariate):
     def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """z = x exp(-a)."""
         return x * torch.exp(-params[0]), (-params[0]).expand_as(x)
+
+    def native(self) -> tuple[Map, ...] | None:
+        """One map."""
+        return (Map("scale"),)
 
 
 class Affine(Univariate):
@@ -96,6 +109,10 @@ class Affine(Univariate):
         log_scale = -soft_bound(params[1], self.bound)
         z = (x - params[0]) * torch.exp(log_scale)
         return z, log_scale.expand_as(z)
+
+    def native(self) -> tuple[Map, ...] | None:
+        """One map."""
+        return (Map("affine", bound=self.bound),)
 
 
 class RationalQuadraticSpline(Univariate):
@@ -189,6 +206,10 @@ class RationalQuadraticSpline(Univariate):
         inside = value.abs() < self.bound
         return torch.where(inside, mapped, value).to(dtype), torch.where(inside, log_det, 0).to(dtype)
 
+    def native(self) -> tuple[Map, ...] | None:
+        """One map."""
+        return (Map("spline", self.bins, self.bound, self.min_bin, self.max_log_bend),)
+
 
 class Composed(Univariate):
     """Univariate maps one after another, in the order of generation: x = f_K(... f_1(z)); log-derivatives add.
@@ -213,6 +234,11 @@ class Composed(Univariate):
         """Apply the inverse maps last to first."""
         parts = zip(self.maps, params.split(self.sizes), strict=True)
         return _in_turn(x, [(each.inverse_and_log_det, part) for each, part in parts][::-1])
+
+    def native(self) -> tuple[Map, ...] | None:
+        """The maps' own, one after another."""
+        parts = [each.native() for each in self.maps]
+        return None if None in parts else tuple(step for part in parts for step in part or ())
 
 
 def _in_turn(value: Tensor, steps: Sequence[tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Any]]) -> Any:
