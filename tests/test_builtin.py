@@ -1,6 +1,7 @@
 """The built-in sets: shapes, seeds, and that the planar ones are what their formulas say."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,3 +104,12 @@ def test_mistakes():
         load_builtin("moon")
     with pytest.raises(UserError, match="expected rows >= 1, got 0"):
         load_builtin("moons", rows=0)
+
+
+def test_a_built_in_name_comes_before_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "moons").mkdir()
+    assert open_table("moons").num_rows == 100_000
+    for folder in ("./moons", tmp_path / "moons", Path("moons")):
+        with pytest.raises(UserError, match="is a folder"):
+            open_table(folder)

@@ -275,6 +275,7 @@ def test_bad_files(tmp_path, name, text, gist):
 def test_files_that_cannot_be_opened(tmp_path):
     one_line(lambda: open_table(tmp_path / "none.csv"), "none.csv: no such file")
     one_line(lambda: open_table("moonz"), "moonz: no such file, and no built-in set of this name", "moons")
+    one_line(lambda: open_table("8gaussianz"), "8gaussianz: no such file, and no built-in set of this name")
     one_line(lambda: open_table(tmp_path), str(tmp_path), "is a folder")
     path = tmp_path / "a.csv"
     path.write_bytes("a,b\n1,2\n".encode("utf-16"))

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from diffeo.data.arrays import ArraySource, read_npy, read_npz
+from diffeo.data.builtin import BUILTIN, load_builtin
 from diffeo.data.columnar import ArrowSource, FeatherSource, ParquetSource
 from diffeo.data.delimited import DelimitedSource
 from diffeo.errors import UserError
@@ -223,7 +224,8 @@ def open_table(
 
     Args:
         source: a path that ends in .csv .csv.gz .tsv .tsv.gz .parquet .feather .arrow .npy or .npz; the name of a
-            built-in set; a numpy array; a data frame of pandas, polars, duckdb or pyarrow.
+            built-in set, which comes before a file or folder of that name (give these as ./moons, or as a ``Path``); a
+            numpy array; a data frame of pandas, polars, duckdb or pyarrow.
         columns: the columns wanted, in order; all by default.
         key: which array of a .npz file; else X, x or the only table in it.
         missing: rows with NaN, infinity or an empty cell: "error" (by default), "drop" (counted in ``Table.dropped``)
@@ -253,15 +255,12 @@ def extension(path: str | Path) -> str | None:
 
 
 def _open_path(source: str | Path, key: str | None, header: bool | None) -> Source:
+    if isinstance(source, str) and source in BUILTIN:
+        x, names, _ = load_builtin(source)
+        return ArraySource(x, source, names)
     path = Path(source)
-    if isinstance(source, str) and not path.exists():
-        from diffeo.data.builtin import BUILTIN, load_builtin
-
-        if source in BUILTIN:
-            x, names, _ = load_builtin(source)
-            return ArraySource(x, source, names)
-        if not path.suffix and path.name == source:
-            raise UserError(f"{source}: no such file, and no built-in set of this name ({', '.join(BUILTIN)})")
+    if path.name == source and not path.suffix and not path.exists():
+        raise UserError(f"{source}: no such file, and no built-in set of this name ({', '.join(BUILTIN)})")
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder, expected a file with a table ({' '.join(EXTENSIONS)})")
