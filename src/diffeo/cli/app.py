@@ -73,7 +73,7 @@ def fit(
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data at most.")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Minutes of training at most.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Rows per step.  [default: 512]")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="The highest learning rate.  [default: 0.001]")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="The highest learning rate.  [default: 0.01]")] = None,
     hidden: Annotated[
         str | None, typer.Option("--hidden", help="Widths of the hidden layers.", metavar="N,N,...")
     ] = None,
@@ -174,7 +174,7 @@ def sample(
 ) -> None:
     """Draw new rows.
 
-    They have the columns, types and order of the training table.
+    They have the columns, types and order of the training table; no value leaves the range seen there.
     """
     _check_out(out, as_json)
     values = parse.numbers(given, "--given")

@@ -64,9 +64,8 @@ def check_run(
         which = f"{rows:,} of {which}"
     if len(x) < FEWEST:
         raise UserError(f"{table.name}: has {len(x)} usable rows, expected at least {FEWEST} to check by")
-    low = np.array([grid.low if grid.step else -np.inf for grid in schema.discrete])
-    high = np.array([grid.high if grid.step else np.inf for grid in schema.discrete])
-    report = check(model.flow, x, context, bounds=(low, high), names=schema.feature_names, seed=seed)
+    bounds = np.array([grid.low for grid in schema.discrete]), np.array([grid.high for grid in schema.discrete])
+    report = check(model.flow, x, context, bounds=bounds, names=schema.feature_names, seed=seed)
     return {"run": os.fspath(run), "data": table.name, "which": which, "impossible_by_column": reasons, **report}
 
 

@@ -32,7 +32,7 @@ def sample_table(
     force: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any]:
-    """Write new rows with the columns, types and order of the training table.
+    """Write new rows with the columns, types and order of the training table, and nothing outside its range.
 
     Args:
         run: a run directory.
@@ -65,10 +65,9 @@ def sample_table(
     with TableWriter(out, model.schema.names, model.schema.dtypes, force=force) as writer:
         for number, (count, context) in enumerate(contexts):
             seed_noise(model.device, derive(seed, "sample", number))
-            values = _draw(model, count, context)
-            finite = np.isfinite(values).all(1)
-            bad += int((~finite).sum())
-            writer.write(values)
+            x = _draw(model, count, context)
+            bad += int((~np.isfinite(x).all(1)).sum())
+            writer.write(model.schema.decode(x, context))
             rows += count
             tell(rows, total)
     seconds = time.monotonic() - started
@@ -81,13 +80,13 @@ def sample_table(
 
 
 def _draw(model: OpenRun, count: int, context: np.ndarray | None) -> np.ndarray:
-    """Return rows (count, columns) of the table, given the context columns' own values (count, contexts)."""
+    """Return encoded rows (count, features), given the context columns' own values (count, contexts)."""
     encoded = None if context is None else model.schema.encode_context(context)
     if encoded is None:
         x = model.flow.sample(count)
     else:
         x = model.flow.sample((), torch.from_numpy(encoded).to(model.device))
-    return model.schema.decode(x.double().cpu().numpy(), context)
+    return x.double().cpu().numpy()
 
 
 def _contexts(
