@@ -19,7 +19,8 @@ from diffeo.errors import UserError
 from diffeo.objectives import MaximumLikelihood, Objective
 from diffeo.training import fingerprint, fit
 from diffeo.training.average import Average
-from diffeo.training.batches import default_epochs, default_patience
+from diffeo.training.batches import EXAMPLES, default_epochs, default_patience, split
+from diffeo.training.initialise import initialise
 from diffeo.training.interrupt import SAME_PRESS
 from diffeo.training.optimizer import learning_rate, make_optimizer
 
@@ -131,6 +132,23 @@ def test_streams_of_batches():
     train(reference, list(x.split(100)), validation=[data(seed=1)], epochs=3)
     # With a length unknown at first, the rate is right from the second epoch on.
     assert torch.allclose(weights(flow), weights(reference), atol=0.05)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_layers_set_themselves_from_many_rows(streamed):
+    """Statistics are those of thousands of rows, whatever the size of a batch, and of a stream's batches."""
+    from diffeo import Flow, StandardNormal
+    from diffeo.transforms import Standardize
+
+    x = data(20_000)
+    for batch_size in (50, 20_000):
+        flow = Flow(StandardNormal(2), Standardize((2,)))
+        given = Stream(list(x.split(batch_size))) if streamed else x
+        source, _ = split(given, None, 0, batch_size=batch_size, seed=0, device=x.device, dtype=None)
+        initialise(MaximumLikelihood(flow), source, 0, x.device, attempts=1)
+        seen = next(source.examples(0)).x
+        assert len(seen) == EXAMPLES
+        assert torch.allclose(flow.transform.mean, seen.mean(0))
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,6 @@ def fit_table(
             shutil.rmtree(Path(out) / "figures", ignore_errors=True)
     world.wait()  # under torchrun, until the first process has made the run directory
 
-    _show_data(flow, rows, world.device, seed)
     result = fit(
         MaximumLikelihood(flow), rows.x, rows.context,
         validation=(rows.valid_x, rows.valid_context) if rows.valid_context is not None else rows.valid_x,
@@ -167,27 +166,19 @@ def _flow(
     schema: Schema, rows: Split, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int
 ) -> Flow:
     """Build the model; its initial weights follow from the seed."""
+    x = rows.valid_x if isinstance(rows.x, TableStream) else rows.x
     if earlier is not None:
         name, arguments = earlier["recipe"]["name"], earlier["recipe"]["arguments"]
     else:
-        name, arguments = default_model(schema, rows.rows)
+        name, arguments = default_model(schema, rows.rows, x)
     if settings.get("model", name) != name:
-        name, arguments = settings["model"], {"preprocess": preprocessing(schema)}
+        name, arguments = settings["model"], {"preprocess": preprocessing(schema, x)}
     sizes = {"features": schema.features, "context": schema.context_size}
     seed_noise(torch.device("cpu"), derive(seed, "weights"))
     try:
         return build(name, {**arguments, **settings.get("arguments", {}), **sizes})
     except ValueError as error:
         raise UserError(f"model {name!r}: {error}") from error
-
-
-@torch.no_grad()
-def _show_data(flow: Flow, rows: Split, device: torch.device, seed: int) -> None:
-    """Let standardisation and the like set themselves from many rows, not from one batch."""
-    x, context = (rows.valid_x, rows.valid_context) if isinstance(rows.x, TableStream) else (rows.x, rows.context)
-    flow.to(device).train()
-    seed_noise(device, derive(seed, "first sight"))
-    flow.log_prob(x[:EVALUATED].to(device), None if context is None else context[:EVALUATED].to(device))
 
 
 @torch.no_grad()

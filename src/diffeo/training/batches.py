@@ -18,7 +18,8 @@ __all__ = ["Batch", "Rows", "Stream", "default_epochs", "default_patience", "fin
 
 RESIDENT_BYTES = 2**31  # data up to this size is moved to the device once; more is moved batch by batch
 HASHED_BYTES = 2**30  # of larger data, evenly spaced rows are hashed
-EXAMPLES, EXAMPLE_ELEMENTS = 2**14, 2**20  # rows, and numbers in them, from which layers set their statistics
+EXAMPLES = 2**14  # rows from which layers set their statistics: as many as a flow takes in one piece
+EXAMPLE_ELEMENTS = 2**20  # numbers in them at most, unless a batch has more
 
 
 Share = Callable[[int], slice]  # which of so many rows of a batch are this process's
@@ -90,8 +91,7 @@ class Rows:
         """Yield portions of the rows, in random order, as large as statistics need and memory allows."""
         generator = torch.Generator().manual_seed(derive(seed, "shuffle", 0))
         order = self.rows[torch.randperm(self.size, generator=generator)].to(self.x.device)
-        portion = min(EXAMPLES, EXAMPLE_ELEMENTS // max(1, self.x[0].numel()))
-        for rows in order.split(max(self.batch_size, portion)):
+        for rows in order.split(_portion(self.x, self.batch_size)):
             yield self._select(rows, everything)
 
     def _select(self, rows: Tensor, share: Share) -> Batch:
@@ -136,8 +136,17 @@ class Stream:
         return self.shuffled(0, 0, share=share)
 
     def examples(self, seed: int) -> Iterator[Batch]:
-        """Yield the batches of the first epoch, whole."""
-        return self.shuffled(seed, 0)
+        """Yield the rows of the first epoch, batches joined to portions of that size."""
+        held: list[Batch] = []
+        rows = 0
+        for batch in self.shuffled(seed, 0):
+            held.append(batch)
+            rows += batch.total
+            if rows >= _portion(batch.x, batch.total):
+                yield _join(held)
+                held, rows = [], 0
+        if held:
+            yield _join(held)
 
     def _read(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         if hasattr(self.stream, "set_epoch"):
@@ -148,6 +157,18 @@ class Stream:
 
     def _place(self, data: Tensor) -> Tensor:
         return place(data, self.device, self.dtype)
+
+
+def _portion(x: Tensor, batch_size: int) -> int:
+    """Return how many rows like those of x to show at once to layers that set their statistics."""
+    return min(EXAMPLES, max(batch_size, EXAMPLE_ELEMENTS // max(1, x.shape[1:].numel())))
+
+
+def _join(batches: list[Batch]) -> Batch:
+    """Return the first rows of the batches as one, no more of them than are taken in one piece."""
+    x = torch.cat([batch.x for batch in batches])[:EXAMPLES]
+    contexts = [batch.context for batch in batches if batch.context is not None]
+    return Batch(x, torch.cat(contexts)[:EXAMPLES] if contexts else None, len(x), None)
 
 
 def split(
