@@ -211,7 +211,7 @@ def test_output_exists(refused, made, tmp_path):
     refused(["sample", made / "run", "-n", "2", "--out", there], "there.csv", "exists", "--force")
     assert there.read_text() == "precious"
     before = (made / "run" / "model.safetensors").read_bytes()
-    refused(["fit", made / "data.csv", "--out", made / "run", *TINY], "holds a run already", "--resume", "--force")
+    refused(["fit", made / "data.csv", "--out", made / "run", *TINY], "holds a run", "--resume", "--force")
     assert (made / "run" / "model.safetensors").read_bytes() == before
     assert main(["sample", str(made / "run"), "-n", "2", "--out", str(there), "--force"]) == 0
     assert there.read_text().startswith("a,b,k\n")

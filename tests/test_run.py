@@ -319,7 +319,7 @@ def test_damaged_weights(run):
 
 def test_unknown_device(run):
     for device in ("abacus", "cuda:99"):
-        with pytest.raises(UserError, match=f"device {device} cannot be used here"):
+        with pytest.raises(UserError, match=f"device '{device}' cannot be used here"):
             load_run(run[0], device=device)
 
 

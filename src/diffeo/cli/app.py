@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -110,10 +111,8 @@ def fit(
         return 0  # under torchrun the first process speaks for all
     _print(summary, as_json, show.fit)
     if summary["stopped"] == "interrupted":
-        print(
-            f"diffeo: interrupted; the best so far is in {out}; go on with: diffeo fit {data} --out {out} --resume",
-            file=sys.stderr,
-        )
+        again = shlex.join(["diffeo", "fit", data, "--out", str(out), "--resume"])
+        print(f"diffeo: interrupted; the best so far is in {out}; go on with: {again}", file=sys.stderr)
         return 130
     return 0
 

@@ -6,14 +6,13 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffeo.atomic import check_writable
 from diffeo.data import Schema, Table, open_table
 from diffeo.errors import UserError
 from diffeo.flow import Flow
@@ -21,12 +20,13 @@ from diffeo.jobs.defaults import default_model, preprocessing
 from diffeo.jobs.pictures import draw_figures
 from diffeo.jobs.plain import plain
 from diffeo.jobs.rows import Split, TableStream, split_table
-from diffeo.jobs.runs import choose_device
 from diffeo.jobs.settings import check_settings, earlier_settings
 from diffeo.objectives import MaximumLikelihood
 from diffeo.recipes import build
 from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
+from diffeo.training.device import choose_device
 from diffeo.training.parallel import World
+from diffeo.training.run import claim_folder
 from diffeo.training.seeding import derive, seed_noise
 
 __all__ = ["fit_table"]
@@ -99,7 +99,8 @@ def fit_table(
     seed, batch_size = settings.get("seed", 0), settings.get("batch_size", BATCH_SIZE)
 
     table = open_table(source, missing=settings.get("missing", "error"))
-    with _claimed(Path(out), earlier is not None or force):
+    # Under torchrun one process claims the folder: another, later, would find that a run is there already.
+    with _claimed(Path(out), earlier is not None or force) if world.leads else nullcontext():
         schema = Schema.infer(table, settings.get("context", ()), settings.get("drop", ()))
         if earlier is not None and earlier["schema"] != plain(schema.to_json()):
             folder = os.fspath(out)
@@ -134,15 +135,9 @@ def fit_table(
 
 @contextmanager
 def _claimed(folder: Path, may_exist: bool) -> Iterator[None]:
-    """Prove that a run directory can be made here, before any work; remove it again if the block fails and it is new.
-
-    Whether an earlier run may be replaced is decided by ``create_run``; what it would refuse is refused at once.
-    """
-    if not may_exist and (folder / "model.json").exists():
-        remedy = "choose another folder, resume it (--resume) or replace it (--force)"
-        raise UserError(f"{folder} holds a run already: {remedy}")
+    """Prove that a run directory can be made here before any work; remove a new one again if the block fails."""
     new = not folder.exists()
-    check_writable(folder)
+    claim_folder(folder, may_exist)
     try:
         yield
     except BaseException:

@@ -11,9 +11,10 @@ import torch
 from diffeo.data import Schema
 from diffeo.errors import UserError
 from diffeo.flow import Flow
+from diffeo.training.device import choose_device
 from diffeo.training.run import load_run
 
-__all__ = ["OpenRun", "choose_device", "open_run"]
+__all__ = ["OpenRun", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,3 @@ def open_run(path: str | os.PathLike[str], device: str | None = None) -> OpenRun
     if run.flow.event_shape != (schema.features,) or run.flow.context_shape != context:
         raise UserError(f"{run.path}: model.json is damaged: its model does not fit its columns; train again")
     return OpenRun(os.fspath(path), run.flow, schema, run.metrics, run.provenance, place)
-
-
-def choose_device(name: str | None) -> torch.device:
-    """Return the device of this name; without one, a GPU if there is one.
-
-    Raises:
-        UserError: if there is no such device.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
-    return device

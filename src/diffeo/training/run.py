@@ -17,13 +17,14 @@ from torch import nn
 
 import diffeo
 from diffeo import recipes
-from diffeo.atomic import atomic_write, check_writable, remove_leftovers
+from diffeo.atomic import SUFFIX, atomic_write, check_writable, remove_leftovers
 from diffeo.errors import UserError
 from diffeo.flow import Flow
+from diffeo.training.device import choose_device
 from diffeo.training.guard import Allowance
 from diffeo.training.weights import load_tensors, read_shapes, save_tensors
 
-__all__ = ["Run", "create_run", "load_run", "provenance", "read_model", "save_metrics", "save_weights"]
+__all__ = ["Run", "claim_folder", "create_run", "load_run", "provenance", "read_model", "save_metrics", "save_weights"]
 
 FORMAT = 1
 MODEL = "model.json"
@@ -83,15 +84,8 @@ def create_run(
     if not flow.recipe:
         raise ValueError("expected a flow made by a recipe, which a run directory can store; got one made by hand")
     folder = Path(path)
-    check_writable(folder)
+    claim_folder(folder, force)
     remove_leftovers(folder)
-    if any(folder.iterdir()):
-        if not _is_run(folder):
-            raise UserError(f"{folder} is not empty and not a run directory: choose another folder")
-        if not force:
-            raise UserError(
-                f"{folder} holds a run: choose another folder, resume it (--resume) or replace it (--force)"
-            )
     model = {
         "format": FORMAT,
         "diffeo": diffeo.__version__,
@@ -107,6 +101,21 @@ def create_run(
         (folder / WEIGHTS).unlink(missing_ok=True)
         shutil.rmtree(folder / "train", ignore_errors=True)
     return folder
+
+
+def claim_folder(folder: Path, force: bool = False) -> None:
+    """Create the folder of a run if need be, and prove that a run may be written there.
+
+    Raises:
+        UserError: if it holds something that is no run, or a run and not ``force``, or cannot be written.
+    """
+    check_writable(folder)
+    if all(entry.suffix == SUFFIX for entry in folder.iterdir()):  # nothing, or what a killed process left
+        return
+    if not _is_run(folder):
+        raise UserError(f"{folder} is not empty and not a run directory: choose another folder")
+    if not force:
+        raise UserError(f"{folder} holds a run: choose another folder, resume it (--resume) or replace it (--force)")
 
 
 def save_weights(path: StrPath, flow: nn.Module) -> str:
@@ -179,11 +188,7 @@ def load_run(path: StrPath, device: str | torch.device = "cpu") -> Run:
             f"resume it with the command that began it and --resume"
         )
     remedy = "restore it or train again"
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {device} cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
+    place = choose_device(device)
 
     name, arguments = model["recipe"]["name"], model["recipe"]["arguments"]
     shapes = read_shapes(weights, remedy)
