@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffeo.kernels.walk import DenseLayer, Map, walk_fused
 from diffeo.nets.activations import INPUT_BOUND, derivative, get_activation, rate_for_width, soften, zero_last
+from diffeo.nets.masked import Blocks, masked_linear
 from diffeo.nets.walk import WalkLayer, walk
 
 __all__ = ["MADE"]
@@ -24,9 +24,12 @@ class MADE(nn.Module):
     of degree < i. Where a hidden layer is too narrow to hold every degree, masked direct connections from inputs to
     outputs are added, so that every output depends on every earlier input at any width.
 
+    All readings are feature-major, ``(features, rows)``: units are sorted by degree, so that what a group of units may
+    see is one contiguous slice.
+
     Args:
         features: the number of inputs D.
-        size: the number of parameters per input; there are ``size * features`` outputs, ordered parameter by parameter.
+        size: the number of parameters per input; there are ``features * size`` outputs, ordered input by input.
         hidden: widths of the hidden layers.
         context: size of the context, 0 for none; it reaches every output.
         activation: a name in ``ACTIVATIONS``.
@@ -55,7 +58,7 @@ class MADE(nn.Module):
         self.degrees = [
             torch.arange(1, features + 1),
             *(spread_degrees(width, lowest, features - 1) for width in hidden),
-            torch.arange(features).repeat(size),  # an output sees what has at most this degree
+            torch.arange(features).repeat_interleave(size),  # an output sees what has at most this degree
         ]
         widths = [len(degree) for degree in self.degrees]
         self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
@@ -66,11 +69,15 @@ class MADE(nn.Module):
         ]
         narrow = bool(hidden) and min(hidden) < features - lowest
         self.direct: Any = nn.Linear(features, widths[-1], bias=False) if narrow else None
+        self.blocks = []
         for index, (seen, own) in enumerate(zip(self.degrees, self.degrees[1:], strict=False)):
-            self.register_buffer(f"mask{index}", own[:, None] >= seen[None, :], persistent=False)
+            self.register_buffer(f"mask{index}", (own[:, None] >= seen[None, :]).float(), persistent=False)
+            self.blocks.append(Blocks.of(own, seen))
         if self.direct is not None:
-            self.register_buffer("mask_direct", self.degrees[-1][:, None] >= self.degrees[0][None, :], persistent=False)
-            self.direct.weight.data.zero_()
+            mask = (self.degrees[-1][:, None] >= self.degrees[0][None, :]).float()
+            self.register_buffer("mask_direct", mask, persistent=False)
+            self.direct_blocks = Blocks.of(self.degrees[-1], self.degrees[0])
+            nn.init.zeros_(self.direct.weight)
         zero_last(self.layers)
 
     def _weights(self) -> list[Tensor]:
@@ -82,32 +89,23 @@ class MADE(nn.Module):
 
     def _read(self, x: Tensor, context: Tensor | None, pre_activations: list[Tensor] | None = None) -> Tensor:
         inputs = h = soften(x)
-        weights = self._weights()
-        for index, (layer, weight) in enumerate(zip(self.layers, weights, strict=True)):
-            pre = F.linear(h, weight, layer.bias)
+        last = len(self.layers) - 1
+        for index, (layer, weight) in enumerate(zip(self.layers, self._weights(), strict=True)):
+            pre = masked_linear(h, weight, layer.bias, self.blocks[index])
             if index == 0 and self.context is not None:
-                pre = pre + self.context(context)
-            if index == len(weights) - 1:
-                direct = self._direct_weight()
-                return pre if direct is None else pre + F.linear(inputs, direct)
+                pre = pre + self.context(context).mT
+            if index == last:
+                break
             if pre_activations is not None:
                 pre_activations.append(pre)
             new = self.activation(pre)
             h = new + h if self.residual[index] else new
-        raise AssertionError("unreachable: there is always an output layer")
+        direct = self._direct_weight()
+        return pre if direct is None else pre + masked_linear(inputs, direct, None, self.direct_blocks)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Read all at once: x ``(*batch, features)`` to ``(*batch, size * features)``."""
-        return self._read(x, context)
-
-    def _ends(self, degrees: Tensor) -> list[int]:
-        """How many of the units (sorted by degree) are computable once k = 0 .. features elements are known."""
-        counts = torch.searchsorted(degrees, torch.arange(self.features + 1), right=True)
-        return counts.tolist()
-
-    def _by_element(self, weight: Tensor) -> Tensor:
-        """Reorder rows from parameter-major (as stored) to element-major (as walked)."""
-        return weight.unflatten(0, (self.size, self.features)).transpose(0, 1).flatten(0, 1)
+        """Read all at once: x ``(features, rows)``, context ``(rows, context)`` to ``(size, features, rows)``."""
+        return self._read(x, context).unflatten(0, (self.features, self.size)).transpose(0, 1)
 
     def walk(self, step: Callable[[int, Tensor], Tensor], like: Tensor, context: Tensor | None = None) -> None:
         """Read one element at a time: ``step(i, params_i)`` gets ``(size, rows)`` and returns element i, ``(rows,)``.
@@ -116,13 +114,13 @@ class MADE(nn.Module):
 
         Args:
             step: computes element i from its parameters.
-            like: a tensor ``(rows, ...)`` that gives rows, dtype and device.
+            like: a tensor ``(features, rows)`` that gives rows, dtype and device.
             context: ``(rows, context)``.
         """
         dense, direct, shared = self._by_degree(context)
         last = len(dense) - 1
         added = None if shared is None else shared.mT.contiguous()
-        hidden: list[Tensor] = [like.new_empty(len(layer.bias), like.shape[0]) for layer in dense[:-1]]
+        hidden: list[Tensor] = [like.new_empty(len(layer.bias), like.shape[1]) for layer in dense[:-1]]
 
         def finish(index: int, layer: DenseLayer) -> Callable[[slice, Tensor], Tensor]:
             def apply(units: slice, sums: Tensor) -> Tensor:
@@ -146,27 +144,25 @@ class MADE(nn.Module):
             layers[-1].sources.append((0, direct))
         walk(layers, lambda i, params: soften(step(i, params))[None], self.features, 1, like)
 
-    def walk_fused(self, maps: Sequence[Map], z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+    def walk_fused(
+        self, maps: Sequence[Map], z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """Walk and map z ``(rows, features)`` in one call, where the kernel for it is at hand; None elsewhere."""
         dense, direct, shared = self._by_degree(context)
         return walk_fused(dense, direct, shared, self.activation_name, INPUT_BOUND, maps, z)
 
     def _by_degree(self, context: Tensor | None) -> tuple[list[DenseLayer], Tensor | None, Tensor | None]:
-        """The masked layers, outputs element by element; the direct connections; the context's part of the sums."""
+        """The masked layers with how many of their units k elements decide; direct weights; the context's sums."""
+        ends = [self._ends(degree) for degree in self.degrees[1:]]
         layers = [
-            DenseLayer(weight, layer.bias, self._ends(degree), residual)
-            for weight, layer, degree, residual in zip(
-                self._weights(), self.layers, self.degrees[1:], self.residual, strict=True
-            )
+            DenseLayer(weight, layer.bias, end, residual)
+            for weight, layer, end, residual in zip(self._weights(), self.layers, ends, self.residual, strict=True)
         ]
-        out = layers[-1]
-        ends = [min(k + 1, self.features) * self.size for k in range(self.features + 1)]
-        layers[-1] = DenseLayer(self._by_element(out.weight), self._by_element(out.bias), ends, False)
-        direct = self._direct_weight()
-        shared = None if self.context is None else self.context(context)
-        if shared is not None and len(layers) == 1:
-            shared = self._by_element(shared.mT).mT
-        return layers, None if direct is None else self._by_element(direct), shared
+        return layers, self._direct_weight(), None if self.context is None else self.context(context)
+
+    def _ends(self, degrees: Tensor) -> list[int]:
+        """How many of the units (sorted by degree) are computable once k = 0 .. features elements are known."""
+        return torch.searchsorted(degrees, torch.arange(self.features + 1), right=True).tolist()
 
     def walk_back(self, step: Callable[[int, Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> None:
         """Walk the transposed network from the last element to the first, at the price of one backward pass.
@@ -174,21 +170,20 @@ class MADE(nn.Module):
         ``step(i, total)`` gets d/dx_i ``(rows,)`` of what the gradients fed so far (for later elements) send back
         through the network, and returns the gradient with respect to params_i, ``(size, rows)``.
 
+        In reversed order, of the elements and of the units of each layer, the transposed network is masked just as the
+        network is: a unit of degree m has degree D - m there.
+
         Args:
             step: computes the gradient of the parameters of element i.
-            x: where the network is linearised, ``(rows, features)``.
+            x: where the network is linearised, ``(features, rows)``.
             context: ``(rows, context)``.
         """
         pre_activations: list[Tensor] = []
         self._read(x, context, pre_activations)
-        slopes = [derivative(self.activation, pre).mT.flip(0).contiguous() for pre in pre_activations]
-        outer = derivative(soften, x).mT
-        weights = self._weights()
+        slopes = [derivative(self.activation, pre).flip(0) for pre in pre_activations]
+        outer = derivative(soften, x)
+        backward = [weight.mT.flip(0, 1) for weight in self._weights()]
         depth = len(slopes)
-        # Everything in reversed order: elements, and the units of each hidden layer, whose degree m becomes D - m.
-        backward = [weight.mT.flip(0, 1).contiguous() for weight in weights[:-1]]
-        seeds = self._by_element(weights[-1]).unflatten(0, (self.features, self.size)).flip(0).flatten(0, 1)
-        direct = self._direct_weight()
         gradients = [torch.empty_like(slope) for slope in slopes]  # with respect to each layer's values
 
         def finish(index: int) -> Callable[[slice, Tensor], Tensor]:
@@ -200,21 +195,25 @@ class MADE(nn.Module):
 
             return apply
 
-        layers = []
-        for position, index in enumerate(reversed(range(depth))):
-            weight = seeds.mT.flip(0).contiguous() if position == 0 else backward[index + 1]
-            ends = self._ends((self.features - self.degrees[index + 1]).flip(0))
-            layers.append(WalkLayer([(position, weight)], ends, finish(index)))
-        sources = [(depth, backward[0] if depth else seeds.mT.flip(0).contiguous())]
+        layers = [
+            WalkLayer(
+                [(position, backward[index + 1])],
+                self._ends((self.features - self.degrees[index + 1]).flip(0)),
+                finish(index),
+            )
+            for position, index in enumerate(reversed(range(depth)))
+        ]
+        sources = [(depth, backward[0])]
+        direct = self._direct_weight()
         if direct is not None:
-            by_element = self._by_element(direct).unflatten(0, (self.features, self.size)).flip(0).flatten(0, 1)
-            sources.append((0, by_element.mT.flip(0).contiguous()))
+            sources.append((0, direct.mT.flip(0, 1)))
         ends = [min(k + 1, self.features) for k in range(self.features + 1)]
         layers.append(WalkLayer(sources, ends, lambda units, sums: sums))
         last = self.features - 1
         walk(
             layers,
-            lambda k, total: step(last - k, total[0] * outer[last - k]),
+            # the parameters of an element, too, are met in reversed order
+            lambda k, total: step(last - k, total[0] * outer[last - k]).flip(0),
             self.features,
             self.size,
             x,

@@ -50,10 +50,10 @@ def walk(
         step: turns the last layer's units for element k ``(units, rows)`` into the network's input for element k.
         elements: the number of elements D.
         size: input units per element.
-        like: a tensor ``(rows, ...)`` that gives rows, dtype and device.
+        like: a tensor ``(., rows)`` that gives rows, dtype and device.
         block: elements per block.
     """
-    rows = like.shape[0]
+    rows = like.shape[1]
     ends = [[k * size for k in range(elements + 1)], *(layer.ends for layer in layers)]
     values = [like.new_empty(end[-1], rows) for end in ends]
     for first in range(0, elements, block):

@@ -11,23 +11,25 @@ from torch.autograd.function import once_differentiable
 
 from diffeo.kernels.walk import Map
 from diffeo.transforms.base import Transform
-from diffeo.transforms.coupling import params_first
 from diffeo.transforms.univariate import Univariate
 
 __all__ = ["Autoregressive", "AutoregressiveNet"]
 
 
 class AutoregressiveNet(Protocol):
-    """A network whose output for element i sees only the elements before i, readable in two ways that agree."""
+    """A network whose output for element i sees only the elements before i, readable in two ways that agree.
+
+    Values are feature-major, ``(n, rows)``; a context is ``(rows, context)``.
+    """
 
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """All at once: ``(*batch, n)`` to ``(*batch, size * n)``, ordered parameter by parameter."""
+        """All at once: ``(n, rows)`` to ``(size, n, rows)``."""
 
     def walk(self, step: Callable[[int, Tensor], Tensor], like: Tensor, context: Tensor | None = None) -> None:
         """One element at a time: ``step(i, params_i)`` gets ``(size, rows)`` and returns element i, ``(rows,)``."""
 
     def walk_fused(self, maps: Sequence[Map], z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
-        """The walk and the univariate map in one call: x and log|det dx/dz|; None where there is no kernel for it."""
+        """Walk and map z ``(rows, n)`` in one call: x, log|det dx/dz|; None where there is no kernel for it."""
 
     def walk_back(self, step: Callable[[int, Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> None:
         """The transposed network, last element first: ``step(i, d/dx_i)`` returns d/dparams_i, ``(size, rows)``."""
@@ -56,64 +58,69 @@ class Autoregressive(Transform):
         """Normalizing is the parallel side."""
         return "inverse"
 
-    def _params(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return params_first(self.net(x, context), self.univariate.size, -1)
-
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalize in one parallel pass."""
-        z, log_det = self.univariate.inverse_and_log_det(x, self._params(x, context))
-        return z, log_det.sum(-1)
+        columns, given = self._columns(x, context)
+        z, log_det = self._normalize(columns, given)
+        return z.mT.reshape(x.shape), log_det.reshape(x.shape[:-1])
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Generate element by element."""
-        rows = z.reshape(-1, z.shape[-1])
-        given = None if context is None else context.reshape(-1, context.shape[-1])
+        columns, given = self._columns(z, context)
         with torch.no_grad():
-            x, log_det = self._generate(rows, given)
+            x, log_det = self._generate(columns, given)
         if torch.is_grad_enabled():
-            x, log_det = self._attach(rows, x, given)
-        return x.reshape(z.shape), log_det.reshape(z.shape[:-1])
+            x, log_det = self._attach(columns, x, given)
+        return x.mT.reshape(z.shape), log_det.reshape(z.shape[:-1])
+
+    @staticmethod
+    def _columns(value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Feature-major, ``(n, rows)``, as the network reads: every element is contiguous; context ``(rows, .)``."""
+        given = None if context is None else context.reshape(-1, context.shape[-1])
+        return value.reshape(-1, value.shape[-1]).mT.contiguous(), given
+
+    def _normalize(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        z, log_det = self.univariate.inverse_and_log_det(x, self.net(x, context))
+        return z, log_det.sum(0)
 
     def _generate(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         maps = self.univariate.native()
-        fused = None if maps is None else self.net.walk_fused(maps, z, context)
+        fused = None if maps is None else self.net.walk_fused(maps, z.mT, context)
         if fused is not None:
-            return fused
-        by_element = z.mT.contiguous()  # (n, rows): each element is contiguous
-        x = torch.empty_like(by_element)
-        log_det = z.new_zeros(len(z))
+            return fused[0].mT, fused[1]
+        x = torch.empty_like(z)
+        log_det = z.new_zeros(z.shape[1])
 
         def step(i: int, params: Tensor) -> Tensor:
-            x[i], log_derivative = self.univariate.forward_and_log_det(by_element[i], params)
+            x[i], log_derivative = self.univariate.forward_and_log_det(z[i], params)
             log_det.add_(log_derivative)
             return x[i]
 
         self.net.walk(step, z, context)
-        return x.mT.contiguous(), log_det
+        return x, log_det
 
     def _attach(self, z: Tensor, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Give a solution x of z = f^-1(x) its gradients: dx = J^-1 (dz - d_theta f^-1(x)), with J = df^-1/dx."""
-        residual = z - self.inverse_and_log_det(x, context)[0]
+        residual = z - self._normalize(x, context)[0]
         x = _Implicit.apply(residual, x, lambda grad: self._solve_transposed(x, context, grad))
-        return x, -self.inverse_and_log_det(x, context)[1]
+        return x, -self._normalize(x, context)[1]
 
     def _solve_transposed(self, x: Tensor, context: Tensor | None, grad: Tensor) -> Tensor:
         """Solve J^T u = grad for u, last element first: J = df^-1/dx is lower triangular."""
         x = x.detach()
         with torch.enable_grad():
-            params = self._params(x, context).detach().requires_grad_()
+            params = self.net(x, context).detach().requires_grad_()
             z, log_det = self.univariate.inverse_and_log_det(x, params)
             (by_params,) = torch.autograd.grad(z.sum(), params)
-        diagonal = log_det.detach().exp().mT.contiguous()  # of J, by element
-        by_params, grad = by_params.mT.contiguous(), grad.mT.contiguous()
-        solution = torch.empty_like(grad)
+        diagonal = log_det.detach().exp()  # of J
+        solution = torch.empty_like(grad, memory_format=torch.contiguous_format)
 
         def step(i: int, total: Tensor) -> Tensor:
             solution[i] = (grad[i] - total) / diagonal[i]
             return by_params[:, i] * solution[i]
 
         self.net.walk_back(step, x, context)
-        return solution.mT
+        return solution
 
 
 class _Implicit(torch.autograd.Function):

@@ -49,11 +49,18 @@ class Permutation(Transform):
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reorder."""
-        return z.index_select(-self.event_dim, self.order), z.new_zeros(self._batch_shape(z))
+        return take(z, -self.event_dim, self.order), z.new_zeros(self._batch_shape(z))
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Put back in order."""
-        return x.index_select(-self.event_dim, self.back), x.new_zeros(self._batch_shape(x))
+        return take(x, -self.event_dim, self.back), x.new_zeros(self._batch_shape(x))
+
+
+def take(value: Tensor, dim: int, index: Tensor) -> Tensor:
+    """``value.index_select(dim, index)``, keeping a feature-major layout (autoregressive layers make it) as it is."""
+    if value.dim() == 2 and value.stride(0) == 1:
+        return value.mT.index_select(-3 - dim, index).mT
+    return value.index_select(dim, index)
 
 
 class LU(Transform):
