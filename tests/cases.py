@@ -114,6 +114,8 @@ CASES: dict[str, Case] = {
     "maf-narrow": Case(lambda: autoregressive(Affine(), 64, (50, 50)), (64,)),
     "maf-narrow-context": Case(lambda: autoregressive(Affine(), 9, (4, 5), CONTEXT, residual=True), (9,), True),
     "maf-one-unit": Case(lambda: autoregressive(Affine(), 5, (1,)), (5,)),
+    "maf-one-unit-context": Case(lambda: autoregressive(Affine(), 4, (1,), CONTEXT), (4,), True),
+    "maf-bottleneck-context": Case(lambda: autoregressive(Affine(), 4, (20, 1), CONTEXT), (4,), True),
     "maf-linear": Case(lambda: autoregressive(Affine(), 5, (), CONTEXT), (5,), True),
     "maf-one-feature": Case(lambda: autoregressive(Affine(), 1, (8, 8)), (1,)),
     "maf-one-feature-context": Case(lambda: autoregressive(RationalQuadraticSpline(), 1, (8, 8), CONTEXT), (1,), True),
@@ -161,7 +163,7 @@ def randomise(module: nn.Module, scale: float = 0.35) -> None:
                 part.std.uniform_(0.5, 2)
             elif isinstance(part, Gaussianize):
                 noise = torch.randn(500, *part.knots_x.shape[:-1])
-                part.initialize(noise.exp() + noise, inverse=True)
+                part.initialize(noise.exp() + noise)
 
 
 def inputs(name: str, batch: tuple[int, ...], dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor | None]:

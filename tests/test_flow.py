@@ -144,6 +144,16 @@ def test_a_fresh_flow_is_the_standardised_base(name):
     assert torch.allclose(z.std(0, correction=0), torch.ones(3), atol=1e-3)
 
 
+def test_sampling_before_training_spoils_nothing():
+    x = 1000 + 50 * torch.randn(500, 2)
+    flow = diffeo.maf(2, 1)
+    context = 7 + torch.rand(500, 1)
+    flow.sample(3, context[:2])
+    flow.train().log_prob(x, context)
+    z = flow.eval().encode(x, context)
+    assert z.std().item() == pytest.approx(1, abs=0.01)
+
+
 def test_log_likelihood_is_in_the_units_of_the_data():
     """Stretching the data by k costs log k per feature, whatever the preprocessing learns."""
     x = torch.randn(4000, 2, dtype=torch.float64)
@@ -175,6 +185,23 @@ def test_far_entries_give_a_finite_value_or_minus_infinity(name, far):
     assert (log_prob < math.inf).all()
     assert torch.isfinite(log_prob[3:]).all()
     assert torch.allclose(flow.log_prob(x[3:]), log_prob[3:], atol=1e-4), "other rows must not feel it"
+
+
+@pytest.mark.parametrize("name", RECIPE_CASES)
+def test_far_contexts_give_a_finite_value_or_minus_infinity(name):
+    flow = make(name, 5, 3, dtype=torch.float32)
+    log_prob = flow.log_prob(torch.randn(5, 5), torch.tensor([0.0, 1e10, -1e10, 1e38, -1e38])[:, None].expand(5, 3))
+    assert not torch.isnan(log_prob).any()
+
+
+def test_a_broken_model_shows():
+    """NaN weights give NaN, in the fused loops too."""
+    for name in RECIPE_CASES:
+        flow = make(name, 3, dtype=torch.float32)
+        with torch.no_grad():
+            next(p for n, p in flow.named_parameters() if n.endswith("layers.1.weight")).fill_(math.nan)
+        assert flow.log_prob(torch.randn(4, 3)).isnan().any()
+        assert flow.sample(4).isnan().any()
 
 
 @pytest.mark.parametrize("name", RECIPE_CASES)
@@ -258,7 +285,9 @@ def test_bases_of_any_event_shape(name):
 @pytest.mark.parametrize("make_base", [StandardNormal, StandardLogistic, Uniform, GaussianMixture])
 def test_bases_integrate_to_one_and_sample_themselves(make_base):
     """Kolmogorov-Smirnov of samples against the integrated density; false alarms: 1 in 10,000."""
-    base = make_base(1).double()
+    base = make_base(1)
+    randomise(base)
+    base = base.double()
     grid = torch.linspace(-40, 40, 400001, dtype=torch.float64)
     density = base.log_prob(grid[:, None]).exp().detach()
     cumulative = density.cumsum(0) * (grid[1] - grid[0])
@@ -266,6 +295,14 @@ def test_bases_integrate_to_one_and_sample_themselves(make_base):
     sample = base.sample((5000,)).squeeze(-1).detach()
     uniform = cumulative[torch.searchsorted(grid, sample).clamp_max(len(grid) - 1)]
     assert stats.kstest(uniform.numpy(), "uniform").pvalue > 1e-4
+
+
+def test_a_mixture_has_no_reparameterised_samples():
+    flow = diffeo.Flow(GaussianMixture(2), Standardize((2,)))
+    assert not flow.distribution().has_rsample
+    assert flow.distribution().sample((3,)).shape == (3, 2)
+    with pytest.raises(NotImplementedError, match="GaussianMixture"):
+        flow.distribution().rsample((3,))
 
 
 def test_outside_the_box_the_density_is_zero():

@@ -22,10 +22,9 @@ def skewed(rows: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", DATA_DEPENDENT)
-@pytest.mark.parametrize("method", ["forward", "inverse"])
-def test_first_batch_comes_out_normalised_whichever_way_it_passes(name, method):
+def test_first_batch_comes_out_normalised(name):
     transform: DataDependent = DATA_DEPENDENT[name]().train()
-    out = getattr(transform, method)(skewed(4000)).detach()
+    out = transform.inverse(skewed(4000)).detach()
     assert torch.allclose(out.mean(0), torch.zeros(3), atol=0.1)
     assert torch.allclose(out.std(0), torch.ones(3), atol=0.1)
 
@@ -48,6 +47,10 @@ def test_evaluation_and_poisoned_batches_do_not_initialise(name):
     transform = DATA_DEPENDENT[name]()
     transform.eval().inverse(skewed(50))
     assert not transform.initialized
+    transform.train().forward(skewed(50))
+    transform.inverse(skewed(1))
+    transform.inverse(skewed(0))
+    assert not transform.initialized, "noise, one row and no rows say nothing of the data"
     poisoned = skewed(50)
     poisoned[3, 1] = math.nan
     transform.train().inverse(poisoned)
@@ -63,7 +66,8 @@ def test_one_absurd_entry_does_not_set_the_scale():
     standardize.inverse(x)
     assert torch.allclose(standardize.std, torch.ones(3), atol=0.1)
     constant = Standardize((1,)).train()
-    assert torch.isfinite(constant.inverse(torch.full((10, 1), 3.0))).all()
+    assert (constant.inverse(torch.full((1000, 1), 273.15)) == 0).all()
+    assert constant.std.item() == 1
 
 
 def test_gaussianize_survives_atoms_gaps_and_heavy_tails():

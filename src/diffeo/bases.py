@@ -19,6 +19,7 @@ class Base(nn.Module, ABC):
     """A distribution of noise: ``log_prob(z)`` of ``(*batch, *event)`` and ``sample(shape)``."""
 
     device_marker: Tensor
+    has_rsample = True  # whether gradients through samples are those of the density's parameters
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()
@@ -65,8 +66,8 @@ class StandardLogistic(Base):
         """Draw logistic noise as the logit of uniform noise."""
         marker = self.device_marker
         uniform = torch.rand((*shape, *self.event_shape), dtype=marker.dtype, device=marker.device)
-        tiny = torch.finfo(uniform.dtype).tiny
-        return torch.log(uniform.clamp_min(tiny)) - torch.log1p(-uniform)
+        least = torch.finfo(uniform.dtype).eps / 2  # as far from 0 as the largest draw is from 1
+        return torch.log(uniform.clamp_min(least)) - torch.log1p(-uniform)
 
 
 class Uniform(Base):
@@ -115,6 +116,8 @@ class GaussianMixture(Base):
         components: the number of Gaussians.
         seed: of the starting means.
     """
+
+    has_rsample = False  # which component a sample comes from has no gradient
 
     def __init__(self, event_shape: int | Sequence[int], components: int = 8, seed: int = 0) -> None:
         super().__init__(event_shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -104,7 +105,7 @@ class Flow(nn.Module):
     def sample_and_log_prob(
         self, shape: int | Sequence[int] = (), context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw samples with their log-densities at the price of sampling alone; differentiable."""
+        """Draw samples with their log-densities at the price of sampling alone; differentiable (if the base is)."""
         z, batch = self._noise(shape, context)
         rows, given, _ = self._rows(z, context, self.base.event_shape, "z", batch)
         x, log_prob = _portions(self._generate, rows, given)
@@ -140,7 +141,7 @@ class Flow(nn.Module):
         return self.context_transform.inverse(context)
 
     def _noise(self, shape: int | Sequence[int], context: Tensor | None) -> tuple[Tensor, torch.Size]:
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        shape = (operator.index(shape),) if hasattr(shape, "__index__") else tuple(shape)
         if any(size < 0 for size in shape):
             raise ValueError(f"expected a sample shape without negative sizes, got {shape}")
         self._check_context(context)
@@ -205,7 +206,7 @@ class Flow(nn.Module):
             return None
         bad = rows.new_zeros(len(rows), dtype=torch.bool)
         for part in parts:
-            bad |= ~torch.isfinite(part.detach()).flatten(1).all(1)
+            bad |= ~torch.isfinite(part.detach()).reshape(len(part), -1).all(1)
         return bad
 
 
@@ -215,7 +216,6 @@ class FlowDistribution(Distribution):
     ``batch_shape`` is that of the context (without a context, empty, or what ``expand`` made of it).
     """
 
-    has_rsample = True
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - the name and form torch asks for
 
     def __init__(self, flow: Flow, context: Tensor | None = None, batch_shape: Sequence[int] | None = None) -> None:
@@ -228,6 +228,11 @@ class FlowDistribution(Distribution):
         )
 
     @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        """Whether ``rsample`` has the gradients of all parameters: that of the base."""
+        return self.flow.base.has_rsample
+
+    @property
     def support(self) -> constraints.Constraint:
         """All real vectors of the event's shape."""
         return constraints.independent(constraints.real, len(self.event_shape))
@@ -235,6 +240,7 @@ class FlowDistribution(Distribution):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
         """The same density over a larger batch, without copying the flow."""
         shape = torch.Size(batch_shape)
+        torch.empty(self.batch_shape).expand(shape)  # raises for shapes that do not fit
         context = self.context
         if context is not None:
             context = context.expand(*shape, *self.flow.context_shape)
@@ -243,10 +249,15 @@ class FlowDistribution(Distribution):
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """Draw without gradients."""
         with torch.no_grad():
-            return self.rsample(sample_shape)
+            return self._draw(sample_shape)
 
     def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """Draw with gradients through the transform."""
+        if not self.has_rsample:
+            raise NotImplementedError(f"{type(self.flow.base).__name__} has no reparameterised samples")
+        return self._draw(sample_shape)
+
+    def _draw(self, sample_shape: Sequence[int]) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
         z = self.flow.base.sample(shape)
         return self.flow.decode(z, self.context)

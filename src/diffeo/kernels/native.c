@@ -27,15 +27,16 @@ typedef int64_t l16 __attribute__((vector_size(8 * VL), aligned(8), may_alias));
 static inline v16 splat(float a) { return (v16){0} + a; }
 static inline v16 pick_f(i16 mask, v16 yes, v16 no) { return (v16)(((i16)yes & mask) | ((i16)no & ~mask)); }
 static inline d16 pick_d(l16 mask, d16 yes, d16 no) { return (d16)(((l16)yes & mask) | ((l16)no & ~mask)); }
-static inline v16 min_f(v16 a, v16 b) { return pick_f(a < b, a, b); }
-static inline v16 max_f(v16 a, v16 b) { return pick_f(a > b, a, b); }
-static inline d16 min_d(d16 a, d16 b) { return pick_d(a < b, a, b); }
-static inline d16 max_d(d16 a, d16 b) { return pick_d(a > b, a, b); }
+/* NaN passes: a NaN in the first argument is returned. */
+static inline v16 at_most_f(v16 a, v16 top) { return pick_f(a > top, top, a); }
+static inline v16 at_least_f(v16 a, v16 least) { return pick_f(a < least, least, a); }
+static inline d16 at_most_d(d16 a, d16 top) { return pick_d(a > top, top, a); }
+static inline d16 at_least_d(d16 a, d16 least) { return pick_d(a < least, least, a); }
 
 /* ---- elementary functions, branchless, in both precisions -------------------------------------------------------- */
 
 static inline v16 exp_f(v16 x) { /* relative error 1e-7 on [-87, 88], saturating outside */
-    x = max_f(min_f(x, splat(88.0f)), splat(-87.0f));
+    x = at_least_f(at_most_f(x, splat(88.0f)), splat(-87.0f));
     v16 shifted = x * 1.44269504f + 12582912.0f; /* rounds to the nearest integer, in the low bits of the mantissa */
     v16 n = shifted - 12582912.0f;
     v16 r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -50,7 +51,7 @@ static inline v16 exp_f(v16 x) { /* relative error 1e-7 on [-87, 88], saturating
 }
 
 static inline d16 exp_d(d16 x) { /* relative error 1e-15 on [-700, 700], saturating outside */
-    x = max_d(min_d(x, (d16){0} + 700.0), (d16){0} - 700.0);
+    x = at_least_d(at_most_d(x, (d16){0} + 700.0), (d16){0} - 700.0);
     d16 shifted = x * 1.4426950408889634 + 6755399441055744.0;
     d16 n = shifted - 6755399441055744.0;
     d16 r = x - n * 6.93145751953125e-1 - n * 1.42860682030941723212e-6;
@@ -96,7 +97,7 @@ static inline d16 log_d(d16 x) { /* 2 atanh((m - 1) / (m + 1)) + e log 2 for nor
 }
 
 static inline v16 tanh_f(v16 x) {
-    v16 a = max_f(x, -x), s = x * x;
+    v16 a = pick_f(x < 0, -x, x), s = x * x;
     v16 p = splat(-5.70498872745e-3f);
     p = p * s + 2.06390887954e-2f;
     p = p * s - 5.37397155531e-2f;
@@ -238,10 +239,10 @@ typedef struct {
 
 static inline v16 activate(int kind, v16 a) {
     switch (kind) {
-    case RELU: return max_f(a, splat(0));
+    case RELU: return at_least_f(a, splat(0));
     case SILU: return a / (1.0f + exp_f(-a));
     case TANH: return tanh_f(a);
-    default: return pick_f(a > 0, a, exp_f(min_f(a, splat(0))) - 1.0f);
+    default: return pick_f(a > 0, a, exp_f(at_most_f(a, splat(0))) - 1.0f);
     }
 }
 

@@ -22,8 +22,17 @@ from torch import Tensor
 __all__ = ["library", "pointer", "usable"]
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "spline.h")]
-# -ffp-contract=fast fuses multiply and add; nothing here depends on NaN, traps or errno being handled specially.
-_FLAGS = ["-O3", "-march=native", "-fPIC", "-shared", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math"]
+# -ffp-contract=fast fuses multiply and add; nothing here depends on errno or on traps.
+_FLAGS = [
+    "-O3",
+    "-march=native",
+    "-fPIC",
+    "-shared",
+    "-std=gnu11",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 
 
 @lru_cache(maxsize=1)
@@ -36,7 +45,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_build(compiler)))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):
         return None
 
 
@@ -44,24 +53,27 @@ def _build(compiler: str) -> Path:
     """Compile into the cache, unless it holds this source for this machine and compiler already."""
     key = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES))
     key.update(" ".join([compiler, *_FLAGS, platform.machine(), _processor()]).encode())
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diffeo"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffeo"
     target = folder / f"native-{key.hexdigest()[:16]}.so"
     if target.exists():
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:  # no place to keep it: build it for this process
         folder = Path(tempfile.mkdtemp(prefix="diffeo-"))
         target = folder / target.name
     for threads in (["-fopenmp"], []):  # clang on macOS comes without OpenMP
         descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=folder)
         os.close(descriptor)
         command = [compiler, *_FLAGS, *threads, "-o", temporary, str(_SOURCES[0]), "-lm"]
-        done = subprocess.run(command, capture_output=True, timeout=120)
-        if done.returncode == 0:
-            os.replace(temporary, target)  # processes that build at the same time end with one whole file
-            return target
-        os.unlink(temporary)
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=120)
+            if done.returncode == 0:
+                os.replace(temporary, target)  # processes that build at the same time end with one whole file
+                return target
+        finally:
+            Path(temporary).unlink(missing_ok=True)
     raise OSError(done.stderr.decode(errors="replace"))
 
 

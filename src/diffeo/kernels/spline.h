@@ -11,7 +11,7 @@ typedef struct {
 
 static inline void FN(shares)(int k, const V *logits, V *share) {
     V top = logits[0], sum = {0};
-    for (int j = 1; j < k; j++) top = FN(max)(logits[j], top);
+    for (int j = 1; j < k; j++) top = FN(at_least)(logits[j], top); /* a NaN shows in the sum */
     for (int j = 0; j < k; j++) sum += share[j] = FN(exp)(logits[j] - top);
     for (int j = 0; j < k; j++) share[j] /= sum;
 }
@@ -63,7 +63,7 @@ static inline void FN(find)(
 }
 
 static inline V FN(clip)(const Spline *s, V value) {
-    return FN(min)(FN(max)(value, (V){0} - (T)s->bound), (V){0} + (T)s->bound);
+    return FN(at_most)(FN(at_least)(value, (V){0} - (T)s->bound), (V){0} + (T)s->bound);
 }
 
 static inline I FN(inside)(const Spline *s, V value) { return (value < (T)s->bound) & (value > -(T)s->bound); }
@@ -86,7 +86,7 @@ static inline void FN(spline_generate)(const Spline *s, V z, const V *params, V 
     V eta = (clipped - b.bottom) / b.height, bend = b.d0 + b.d1 - 2 * b.slope;
     V qa = b.slope - b.d0 + eta * bend, qb = b.d0 - eta * bend, qc = -b.slope * eta;
     V discriminant = qb * qb - 4 * qa * qc;
-    discriminant = FN(max)(discriminant, (V){0} + 1.17549435e-38f);
+    discriminant = FN(at_least)(discriminant, (V){0} + 1.17549435e-38f);
     V xi = -2 * qc / (qb + FN(sqrt)(discriminant));
     V log_slope = FN(log_derivative)(xi, b.slope, b.d0, b.d1, b.slope + bend * xi * (1 - xi));
     *log_det = FN(pick)(FN(inside)(s, z), -log_slope, (V){0});

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffeo.kernels.native import library, pointer, usable
 
-__all__ = ["DenseLayer", "Map", "walk_fused"]
+__all__ = ["DenseLayer", "MapSpec", "walk_fused"]
 
 _ACTIVATIONS = {"relu": 0, "silu": 1, "tanh": 2, "elu": 3}
 _KINDS = {"shift": 0, "scale": 1, "affine": 2, "spline": 3}
@@ -24,7 +24,7 @@ _MAX_SIZE = 3 * _MAX_BINS + 8
 _BLOCK = 16  # elements whose earlier contributions are computed together
 
 
-class Map(NamedTuple):
+class MapSpec(NamedTuple):
     """A univariate map as the kernel knows it."""
 
     kind: str
@@ -71,7 +71,7 @@ def walk_fused(
     shared: Tensor | None,
     activation: str,
     input_bound: float,
-    maps: Sequence[Map],
+    maps: Sequence[MapSpec],
     z: Tensor,
 ) -> tuple[Tensor, Tensor] | None:
     """Solve x_i = f(z_i; net(x_<i)) for all i, or return None where the plain twin must.
@@ -88,7 +88,9 @@ def walk_fused(
     Returns:
         x ``(rows, elements)`` and log|det dx/dz| ``(rows,)``.
     """
-    size = layers[-1].weight.shape[0] // z.shape[1]
+    size = layers[-1].weight.shape[0] // layers[0].weight.shape[1]
+    if z.dim() != 2 or z.shape[1] != layers[0].weight.shape[1]:
+        raise ValueError(f"expected z of shape (rows, {layers[0].weight.shape[1]}), got {tuple(z.shape)}")
     if (
         not usable(z, shared, layers[0].weight)
         or activation not in _ACTIVATIONS
@@ -107,7 +109,7 @@ def walk_fused(
     )
     kinds = (_Map * len(maps))(*(_Map(_KINDS[each.kind], *each[1:]) for each in maps))
     direct = None if direct is None else direct.contiguous()
-    shared = None if shared is None else shared.contiguous()
+    shared = None if shared is None else shared.expand(len(z), -1).contiguous()
     x, log_det = torch.empty_like(z), z.new_empty(len(z))
     native: Any = library()
     failed = native.walk_f32(

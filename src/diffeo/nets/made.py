@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffeo.kernels.walk import DenseLayer, Map, walk_fused
+from diffeo.kernels.walk import DenseLayer, MapSpec, walk_fused
 from diffeo.nets.activations import INPUT_BOUND, derivative, get_activation, rate_for_width, soften, zero_last
 from diffeo.nets.masked import Blocks, masked_linear
 from diffeo.nets.walk import WalkLayer, walk
@@ -69,6 +69,7 @@ class MADE(nn.Module):
         ]
         narrow = bool(hidden) and min(hidden) < features - lowest
         self.direct: Any = nn.Linear(features, widths[-1], bias=False) if narrow else None
+        self.ends = [self._ends(degree) for degree in self.degrees[1:]]
         self.blocks = []
         for index, (seen, own) in enumerate(zip(self.degrees, self.degrees[1:], strict=False)):
             self.register_buffer(f"mask{index}", (own[:, None] >= seen[None, :]).float(), persistent=False)
@@ -79,6 +80,8 @@ class MADE(nn.Module):
             self.direct_blocks = Blocks.of(self.degrees[-1], self.degrees[0])
             nn.init.zeros_(self.direct.weight)
         zero_last(self.layers)
+        if len(self.layers) == 1 and self.context is not None:
+            nn.init.zeros_(self.context.weight)
 
     def _weights(self) -> list[Tensor]:
         """The masked weights, applied at every reading so that no weight, however set, can break the order."""
@@ -89,11 +92,12 @@ class MADE(nn.Module):
 
     def _read(self, x: Tensor, context: Tensor | None, pre_activations: list[Tensor] | None = None) -> Tensor:
         inputs = h = soften(x)
+        shared = self._shared(context)
         last = len(self.layers) - 1
         for index, (layer, weight) in enumerate(zip(self.layers, self._weights(), strict=True)):
             pre = masked_linear(h, weight, layer.bias, self.blocks[index])
-            if index == 0 and self.context is not None:
-                pre = pre + self.context(context).mT
+            if index == 0 and shared is not None:
+                pre = pre + shared.mT
             if index == last:
                 break
             if pre_activations is not None:
@@ -145,7 +149,7 @@ class MADE(nn.Module):
         walk(layers, lambda i, params: soften(step(i, params))[None], self.features, 1, like)
 
     def walk_fused(
-        self, maps: Sequence[Map], z: Tensor, context: Tensor | None = None
+        self, maps: Sequence[MapSpec], z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor] | None:
         """Walk and map z ``(rows, features)`` in one call, where the kernel for it is at hand; None elsewhere."""
         dense, direct, shared = self._by_degree(context)
@@ -153,12 +157,17 @@ class MADE(nn.Module):
 
     def _by_degree(self, context: Tensor | None) -> tuple[list[DenseLayer], Tensor | None, Tensor | None]:
         """The masked layers with how many of their units k elements decide; direct weights; the context's sums."""
-        ends = [self._ends(degree) for degree in self.degrees[1:]]
         layers = [
-            DenseLayer(weight, layer.bias, end, residual)
-            for weight, layer, end, residual in zip(self._weights(), self.layers, ends, self.residual, strict=True)
+            DenseLayer(weight, layer.bias, ends, residual)
+            for weight, layer, ends, residual in zip(
+                self._weights(), self.layers, self.ends, self.residual, strict=True
+            )
         ]
-        return layers, self._direct_weight(), None if self.context is None else self.context(context)
+        return layers, self._direct_weight(), self._shared(context)
+
+    def _shared(self, context: Tensor | None) -> Tensor | None:
+        """The context's part of the first layer's sums, ``(rows, units)``."""
+        return None if self.context is None or context is None else self.context(soften(context))
 
     def _ends(self, degrees: Tensor) -> list[int]:
         """How many of the units (sorted by degree) are computable once k = 0 .. features elements are known."""
@@ -226,5 +235,5 @@ def spread_degrees(width: int, lowest: int, highest: int) -> Tensor:
     ``arange(width) % highest`` would leave the last inputs unseen where width < highest.
     """
     if width == 1:
-        return torch.tensor([highest])
+        return torch.tensor([lowest])  # what a unit sees, most outputs may use; direct connections do the rest
     return torch.linspace(lowest, highest, width, dtype=torch.float64).round().long()

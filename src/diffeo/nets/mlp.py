@@ -43,14 +43,16 @@ class MLP(nn.Module):
         self.lr_scale = rate_for_width(hidden)
         self.residual = residual
         zero_last(self.layers)
+        if not hidden and self.context is not None:
+            nn.init.zeros_(self.context.weight)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map x ``(*batch, inputs)`` and the context ``(*batch, context)`` to ``(*batch, outputs)``."""
         h = soften(x)
         for index, layer in enumerate(self.layers):
             pre = layer(h)
-            if index == 0 and self.context is not None:
-                pre = pre + self.context(context)
+            if index == 0 and self.context is not None and context is not None:
+                pre = pre + self.context(soften(context))
             if index == len(self.layers) - 1:
                 return pre
             new = self.activation(pre)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from diffeo.kernels.walk import Map
+from diffeo.kernels.walk import MapSpec
 from diffeo.transforms.base import Transform
 from diffeo.transforms.univariate import Univariate
 
@@ -28,7 +28,9 @@ class AutoregressiveNet(Protocol):
     def walk(self, step: Callable[[int, Tensor], Tensor], like: Tensor, context: Tensor | None = None) -> None:
         """One element at a time: ``step(i, params_i)`` gets ``(size, rows)`` and returns element i, ``(rows,)``."""
 
-    def walk_fused(self, maps: Sequence[Map], z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+    def walk_fused(
+        self, maps: Sequence[MapSpec], z: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """Walk and map z ``(rows, n)`` in one call: x, log|det dx/dz|; None where there is no kernel for it."""
 
     def walk_back(self, step: Callable[[int, Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> None:
@@ -50,6 +52,8 @@ class Autoregressive(Transform):
 
     def __init__(self, univariate: Univariate, net: nn.Module) -> None:
         super().__init__()
+        if getattr(net, "size", univariate.size) != univariate.size:
+            raise ValueError(f"expected a network of {univariate.size} parameters per element, got {net.size}")
         self.univariate = univariate
         self.net: Any = net
 
@@ -102,8 +106,8 @@ class Autoregressive(Transform):
     def _attach(self, z: Tensor, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Give a solution x of z = f^-1(x) its gradients: dx = J^-1 (dz - d_theta f^-1(x)), with J = df^-1/dx."""
         residual = z - self._normalize(x, context)[0]
-        x = _Implicit.apply(residual, x, lambda grad: self._solve_transposed(x, context, grad))
-        return x, -self._normalize(x, context)[1]
+        attached = _Implicit.apply(residual, x, context, self)
+        return attached, -self._normalize(attached, context)[1]
 
     def _solve_transposed(self, x: Tensor, context: Tensor | None, grad: Tensor) -> Tensor:
         """Solve J^T u = grad for u, last element first: J = df^-1/dx is lower triangular."""
@@ -124,15 +128,19 @@ class Autoregressive(Transform):
 
 
 class _Implicit(torch.autograd.Function):
-    """The identity on a solution; its gradient goes to the residual through the given transposed solve."""
+    """The identity on a solution; its gradient goes to the residual through the transform's transposed solve."""
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, solution: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.solve = solve
+    def forward(
+        ctx: Any, residual: Tensor, solution: Tensor, context: Tensor | None, transform: Autoregressive
+    ) -> Tensor:
+        ctx.save_for_backward(solution, context)
+        ctx.transform = transform
         return solution.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        solution, context = ctx.saved_tensors
         with torch.no_grad():
-            return ctx.solve(grad), None, None
+            return ctx.transform._solve_transposed(solution, context, grad), None, None, None

@@ -143,10 +143,10 @@ class Inverse(Transform):
 
 
 class DataDependent(Transform):
-    """A transform whose parameters take their first values from the first batch that passes in training mode.
+    """A transform that sets its parameters from the first batch it normalizes (``inverse``) in training mode.
 
-    The buffer ``initialized`` is part of the state, so a loaded transform is never initialised again. Whichever
-    direction is called first, it is that direction's output that comes out normalised.
+    The buffer ``initialized`` is part of the state, so a loaded transform is never initialised again. Generating never
+    initialises: noise says nothing of the data.
     """
 
     initialized: Tensor
@@ -156,15 +156,16 @@ class DataDependent(Transform):
         self.register_buffer("initialized", torch.tensor(False))
 
     @abstractmethod
-    def initialize(self, value: Tensor, *, inverse: bool) -> None:
-        """Set the parameters from a batch ``(rows, *event)``, the input of ``inverse`` (or of ``forward``)."""
+    def initialize(self, x: Tensor) -> None:
+        """Set the parameters so that these rows ``(rows, *event)`` come out normalised."""
 
-    def _see(self, value: Tensor, *, inverse: bool) -> None:
+    def _see(self, x: Tensor) -> None:
         if self.training and not self.initialized:
-            batch = self._batch_shape(value)
-            rows = value.detach().reshape(math.prod(batch), *value.shape[len(batch) :])
-            if not torch.isfinite(rows).all():
-                return  # a poisoned batch must not set the scale for good: wait for the next one
+            batch = self._batch_shape(x)
+            rows = x.detach().reshape(math.prod(batch), *x.shape[len(batch) :])
+            # One row has no spread, and a poisoned batch must not set the scale for good: wait for the next one.
+            if len(rows) < 2 or not torch.isfinite(rows).all():
+                return
             with torch.no_grad():
-                self.initialize(rows, inverse=inverse)
+                self.initialize(rows)
                 self.initialized.fill_(True)

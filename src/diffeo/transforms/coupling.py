@@ -80,7 +80,7 @@ class Coupling(Transform):
             b, log_det = univariate(b, params_first(self.net(a, context), self.univariate.size, dim))
             moved = torch.cat([a, b], dim=dim).index_select(dim, self.order)
         else:
-            params = params_first(self.net(value * self.mask, context), self.univariate.size, dim)
+            params = params_first(self.net(torch.where(self.mask, value, 0), context), self.univariate.size, dim)
             b, log_det = univariate(value, params)
             moved = torch.where(self.mask, value, b)
             log_det = torch.where(self.mask, 0, log_det)

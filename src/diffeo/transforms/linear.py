@@ -35,6 +35,8 @@ class Permutation(Transform):
         self.register_load_state_dict_post_hook(Permutation._find_back)
 
     def _find_back(self, _incompatible: object) -> None:
+        if not torch.equal(self.order.sort().values, torch.arange(len(self.order), device=self.order.device)):
+            raise ValueError("expected a permutation in the state of a Permutation, got repeated or missing places")
         self.back.copy_(self.order.argsort())
 
     @classmethod
@@ -124,16 +126,12 @@ class ActNorm(DataDependent):
         self.log_scale = nn.Parameter(torch.zeros(features))
         self.bias = nn.Parameter(torch.zeros(features))
 
-    def initialize(self, value: Tensor, *, inverse: bool) -> None:
+    def initialize(self, x: Tensor) -> None:
         """Take mean and standard deviation of each channel over rows and positions."""
-        channels = value.movedim(-self.event_dim, 0).flatten(1)  # (n, rows * positions)
+        channels = x.movedim(-self.event_dim, 0).flatten(1)  # (n, rows * positions)
         mean, std = channels.mean(1), channels.std(1, correction=0).clamp_min(1e-6)
-        if inverse:  # z = (x - b) exp(-s)
-            self.bias.copy_(mean)
-            self.log_scale.copy_(std.log())
-        else:  # x = z exp(s) + b
-            self.bias.copy_(-mean / std)
-            self.log_scale.copy_(-std.log())
+        self.bias.copy_(mean)
+        self.log_scale.copy_(std.log())
 
     def _parts(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shape = (-1, *(1,) * (self.event_dim - 1))
@@ -143,12 +141,11 @@ class ActNorm(DataDependent):
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x = z exp(s) + b."""
-        self._see(z, inverse=False)
         log_scale, bias, log_det = self._parts(z)
         return z * log_scale.exp() + bias, log_det
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = (x - b) exp(-s)."""
-        self._see(x, inverse=True)
+        self._see(x)
         log_scale, bias, log_det = self._parts(x)
         return (x - bias) * (-log_scale).exp(), -log_det

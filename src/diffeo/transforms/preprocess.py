@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,8 +18,8 @@ __all__ = ["Dequantize", "Gaussianize", "Logit", "Standardize"]
 class Standardize(DataDependent):
     """x = std z + mean per element; log|det dx/dz| = sum log std.
 
-    Mean and standard deviation come from the first training batch (``diffeo.fit`` shows it the training data first) and
-    are part of the state. A constant element keeps std 1.
+    Mean and standard deviation come from the first training batch (``diffeo.fit`` shows it many training rows first)
+    and are part of the state. A constant element keeps std 1.
 
     Args:
         event_shape: the shape of one example.
@@ -33,24 +34,19 @@ class Standardize(DataDependent):
         self.register_buffer("mean", torch.zeros(tuple(event_shape)))
         self.register_buffer("std", torch.ones(tuple(event_shape)))
 
-    def initialize(self, value: Tensor, *, inverse: bool) -> None:
+    def initialize(self, x: Tensor) -> None:
         """Take mean and standard deviation over the rows."""
-        mean, std = _moments(value)
-        if inverse:
-            self.mean.copy_(mean)
-            self.std.copy_(std)
-        else:  # the output of ``forward`` is to be normalised
-            self.mean.copy_(-mean / std)
-            self.std.copy_(1 / std)
+        mean, std = _moments(x)
+        self.mean.copy_(mean)
+        self.std.copy_(std)
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x = std z + mean."""
-        self._see(z, inverse=False)
         return torch.addcmul(self.mean, z, self.std), self.std.log().sum().expand(self._batch_shape(z))
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = (x - mean) / std."""
-        self._see(x, inverse=True)
+        self._see(x)
         return (x - self.mean) / self.std, -self.std.log().sum().expand(self._batch_shape(x))
 
 
@@ -60,28 +56,30 @@ def _moments(value: Tensor) -> tuple[Tensor, Tensor]:
     A single entry of 1e30 would otherwise set the scale for good.
     """
     middle = value.median(0).values
-    far = (value - middle).abs()
+    apart = value - middle  # exactly 0 for a constant element, and precise however large the values
+    far = apart.abs()
     spread = far.median(0).values
     keep = (far <= 1e6 * spread) | (spread == 0)
+    apart = torch.where(keep, apart, 0)
     count = keep.sum(0)
-    mean = torch.where(keep, value, 0).sum(0) / count
-    std = (torch.where(keep, value - mean, 0).square().sum(0) / count).sqrt()
-    return mean, torch.where(std > 0, std, 1)
+    shift = apart.sum(0) / count
+    std = (torch.where(keep, apart - shift, 0).square().sum(0) / count).sqrt()
+    return middle + shift, torch.where(std > 0, std, 1)
 
 
 class Gaussianize(DataDependent):
     """z_i = g_i(x_i): each element's own distribution becomes a standard normal; what remains is dependence.
 
     g_i is the monotone rational-quadratic curve through K pairs (quantile of x_i at level Phi(z_k), z_k), with z_k
-    evenly spaced, and goes on linearly outside. Its slopes stay within [1 / max_slope, max_slope], so that atoms and
-    gaps in the data make neither spikes nor holes in the map. The quantiles come from the first training batch, which
-    ``diffeo.fit`` makes of the training data. Put it after ``Standardize``. The curve: Gregory and Delbourgo 1982; as
-    a layer: Meng et al. 2020 (Gaussianization flows, arXiv:2003.01941).
+    evenly spaced, and goes on linearly outside. Slopes between knots stay within [1 / max_slope, max_slope], so that
+    atoms and gaps in the data make neither spikes nor holes in the map. The quantiles come from the first training
+    batch, which ``diffeo.fit`` makes of many training rows. Put it after ``Standardize``. The curve: Gregory and
+    Delbourgo 1982; as a layer: Meng et al. 2020 (Gaussianization flows, arXiv:2003.01941).
 
     Args:
         event_shape: the shape of one example.
         knots: the number K of quantiles.
-        max_slope: bound of dz/dx and dx/dz.
+        max_slope: bound of the slope from knot to knot, and of its inverse.
     """
 
     knots_x: Tensor
@@ -101,31 +99,26 @@ class Gaussianize(DataDependent):
         self.register_buffer("knots_z", ladder.clone())
         self.register_buffer("slopes", torch.ones(*event_shape, knots))
 
-    def initialize(self, value: Tensor, *, inverse: bool) -> None:
+    def initialize(self, x: Tensor) -> None:
         """Take the quantiles of the rows."""
-        rows, count = value.double(), self.knots_x.shape[-1]
+        rows, count = x.double(), self.knots_x.shape[-1]
         # The outermost knots leave about five rows outside on each side.
         top = torch.special.ndtri(torch.tensor(1 - 5.5 / (len(rows) + 11), dtype=torch.float64)).item()
         z = torch.linspace(-top, top, count, dtype=torch.float64, device=rows.device)
         order = rows.sort(0).values
         position = torch.special.ndtr(z) * (len(rows) - 1)
-        below = position.floor().long().clamp(0, len(rows) - 2) if len(rows) > 1 else position.long()
+        below = position.floor().long().clamp(0, len(rows) - 2)
         part = (position - below).reshape(-1, *(1,) * self.event_dim)
-        x = torch.lerp(order[below], order[(below + 1).clamp_max(len(rows) - 1)], part).movedim(0, -1)  # (*event, K)
-        width = x.diff(dim=-1).clamp(2 * top / (count - 1) / self.max_slope, 2 * top / (count - 1) * self.max_slope)
-        middle = count // 2
-        x = torch.cat([torch.zeros_like(x[..., :1]), width.cumsum(-1)], -1)
-        x = x + (torch.quantile(rows, 0.5, dim=0)[..., None] - x[..., middle : middle + 1])
-        slope = z.diff() / width
+        quantiles = torch.lerp(order[below], order[below + 1], part).movedim(0, -1)  # (*event, K)
+        step = 2 * top / (count - 1)
+        width = quantiles.diff(dim=-1).clamp(step / self.max_slope, step * self.max_slope)
+        knots = torch.cat([torch.zeros_like(width[..., :1]), width.cumsum(-1)], -1)
+        middle = slice(count // 2, count // 2 + 1)
+        slope = step / width
         slopes = torch.cat([slope[..., :1], (slope[..., :-1] * slope[..., 1:]).sqrt(), slope[..., -1:]], -1)
-        if inverse:
-            self.knots_x.copy_(x)
-            self.knots_z.copy_(z.expand_as(x))
-            self.slopes.copy_(slopes)
-        else:  # the output of ``forward`` is to be normal: the same curve, read the other way
-            self.knots_x.copy_(z.expand_as(x))
-            self.knots_z.copy_(x)
-            self.slopes.copy_(1 / slopes)
+        self.knots_x.copy_(knots + (quantiles - knots)[..., middle])
+        self.knots_z.copy_(z.expand_as(knots))
+        self.slopes.copy_(slopes)
 
     def _bin(self, value: Tensor, knots: Tensor) -> tuple[Tensor, ...]:
         index = (value[..., None] >= knots[..., 1:-1]).sum(-1, keepdim=True)
@@ -139,12 +132,11 @@ class Gaussianize(DataDependent):
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = g(x)."""
-        self._see(x, inverse=True)
+        self._see(x)
         return self._map(x, self.knots_x, self.slopes, rational_quadratic)
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x = g^-1(z)."""
-        self._see(z, inverse=False)
         return self._map(z, self.knots_z, 1 / self.slopes, rational_quadratic_inverse)
 
     def _map(
@@ -187,7 +179,7 @@ class Logit(Transform):
         stretch = (self.high - self.low) / (1 - 2 * self.alpha)
         x = self.low + stretch * (torch.sigmoid(z) - self.alpha)
         # log sigmoid(z) + log sigmoid(-z), exact in the tails
-        log_det = torch.tensor(stretch).log().item() - F.softplus(z) - F.softplus(-z)
+        log_det = math.log(stretch) - F.softplus(z) - F.softplus(-z)
         return x, sum_event(log_det, self.event_dim)
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -198,7 +190,7 @@ class Logit(Transform):
         tiny = torch.finfo(x.dtype).tiny
         valid = (p > 0) & (q > 0)
         log_p, log_q = p.clamp_min(tiny).log(), q.clamp_min(tiny).log()
-        log_det = torch.where(valid, -torch.tensor(stretch).log().item() - log_p - log_q, -torch.inf)
+        log_det = torch.where(valid, -math.log(stretch) - log_p - log_q, -torch.inf)
         return log_p - log_q, sum_event(log_det, self.event_dim)
 
 
@@ -208,6 +200,8 @@ class Dequantize(Transform):
     Going back, x is the cell that holds z. The density of x + step u, averaged over u, is the probability of the value
     divided by its step, so by Jensen's inequality log p(x + step u) is on average a lower bound on the discrete
     log-likelihood (in units of one step). Elements of step 0 are continuous and pass unchanged.
+
+    Where |x| / step exceeds about 1e5, float32 itself rounds across cells.
 
     This is the one transform that is random (the draw follows torch's global generator) and no bijection: x -> z -> x
     is exact, z -> x -> z is exact up to the cell. Theis et al. 2016, arXiv:1511.01844.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffeo.kernels.spline import spline_map
-from diffeo.kernels.walk import Map
+from diffeo.kernels.walk import MapSpec
 
 __all__ = ["Affine", "Composed", "RationalQuadraticSpline", "Scale", "Shift", "Univariate", "soft_bound"]
 
@@ -38,7 +38,7 @@ class Univariate(ABC):
     def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Normalize: z and log|dz/dx|, both of x's shape."""
 
-    def native(self) -> tuple[Map, ...] | None:
+    def native(self) -> tuple[MapSpec, ...] | None:
         """The map as the fused walk knows it, a chain in the order of generation; None if it does not."""
         return None
 
@@ -58,9 +58,9 @@ class Shift(Univariate):
         z = x - params[0]
         return z, x.new_zeros(()).expand_as(z)
 
-    def native(self) -> tuple[Map, ...] | None:
+    def native(self) -> tuple[MapSpec, ...] | None:
         """One map."""
-        return (Map("shift"),)
+        return (MapSpec("shift"),)
 
 
 class Scale(Univariate):
@@ -76,9 +76,9 @@ class Scale(Univariate):
         """z = x exp(-a)."""
         return x * torch.exp(-params[0]), (-params[0]).expand_as(x)
 
-    def native(self) -> tuple[Map, ...] | None:
+    def native(self) -> tuple[MapSpec, ...] | None:
         """One map."""
-        return (Map("scale"),)
+        return (MapSpec("scale"),)
 
 
 class Affine(Univariate):
@@ -110,9 +110,9 @@ class Affine(Univariate):
         z = (x - params[0]) * torch.exp(log_scale)
         return z, log_scale.expand_as(z)
 
-    def native(self) -> tuple[Map, ...] | None:
+    def native(self) -> tuple[MapSpec, ...] | None:
         """One map."""
-        return (Map("affine", bound=self.bound),)
+        return (MapSpec("affine", bound=self.bound),)
 
 
 class RationalQuadraticSpline(Univariate):
@@ -206,9 +206,9 @@ class RationalQuadraticSpline(Univariate):
         inside = value.abs() < self.bound
         return torch.where(inside, mapped, value).to(dtype), torch.where(inside, log_det, 0).to(dtype)
 
-    def native(self) -> tuple[Map, ...] | None:
+    def native(self) -> tuple[MapSpec, ...] | None:
         """One map."""
-        return (Map("spline", self.bins, self.bound, self.min_bin, self.max_log_bend),)
+        return (MapSpec("spline", self.bins, self.bound, self.min_bin, self.max_log_bend),)
 
 
 class Composed(Univariate):
@@ -235,7 +235,7 @@ class Composed(Univariate):
         parts = zip(self.maps, params.split(self.sizes), strict=True)
         return _in_turn(x, [(each.inverse_and_log_det, part) for each, part in parts][::-1])
 
-    def native(self) -> tuple[Map, ...] | None:
+    def native(self) -> tuple[MapSpec, ...] | None:
         """The maps' own, one after another."""
         parts = [each.native() for each in self.maps]
         return None if None in parts else tuple(step for part in parts for step in part or ())
