@@ -373,8 +373,8 @@ def test_fifty_bad_batches_in_a_row_name_the_module_or_the_parameter():
     with pytest.raises(UserError, match=r"backward pass, in the gradient of flow.inner.1.slope"):
         train(Broken("backward"), data(), epochs=50)
     flow = recipes.maf(2, hidden=(8,), transforms=1)
-    with pytest.raises(UserError, match=r"largest entry: row \d+, column 1 holds 1e\+30"):
-        train(flow, data() * torch.tensor([1.0, 0.0]) + torch.tensor([0.0, 1e30]))
+    with pytest.raises(UserError, match=r"largest entry: row \d+, column 1 holds -?\d[.\d]*e\+30"):
+        train(flow, data() * torch.tensor([1.0, 1e30]))
     flow = Gaussian()
     flow.mean.data[0] = math.nan
     with pytest.raises(UserError, match=r"is in the parameter flow.mean itself"):
