@@ -2,11 +2,12 @@
 
     DIFFEO_DATA=../shared/data python benchmarks/trust.py [--epochs 40] [--out docs/trust.md]
 
-Protocol: the protein table (45,730 x 10), split and standardised as in ``protein.py``; MAF, NSF and the default model with 5
-transforms of hidden (128, 128). Error = |x - f(f^-1(x))| / (1 + |x|), worst column of a row. Limits: on all rows and on 20,000
-own samples p99.9 <= 2e-6 and max <= 2e-5; on 100,000 points uniform in [-10, 10]^10 no non-finite value and max <= 1e-2.
-Each model is trained with its soft bounds and without them (log-scales, spline slopes and network inputs as good as
-unbounded), from the same seed, to show what they cost in likelihood.
+Protocol: the protein table (45,730 x 10), split and standardised as in ``protein.py``; MAF, NSF and the default model
+with 5 transforms of hidden (128, 128). Error = |x - f(f^-1(x))| / (1 + |x|), worst column of a row. Limits: on all rows
+and on 20,000 own samples p99.9 <= 2e-6 and max <= 2e-5; on 100,000 points uniform in [-10, 10]^10 no non-finite value
+and max <= 1e-2. "Non-finite" counts those, NaN densities of entries of +-1e10 and +-1e30, and non-finite ones among
+1,000,000 samples. Each model is trained with its soft bounds and without them (log-scales, spline slopes and network
+inputs as good as unbounded), from the same seed, to show what they cost in likelihood.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import protein
 import torch
 
 import diffeo
+import protein
 from diffeo.nets import activations, made
 from diffeo.transforms import Affine, Autoregressive, RationalQuadraticSpline, Univariate
 
@@ -64,10 +65,12 @@ def round_trip(flow: diffeo.Flow, x: torch.Tensor) -> tuple[float, float, int]:
 
 
 def main() -> None:
+    """Train and measure every model with and without bounds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="the protein table; by default found through DIFFEO_DATA")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--lr", type=float, default=3e-3, help="low enough for the models without bounds to train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -99,13 +102,15 @@ def main() -> None:
             lines.append(f"| {name} | {'yes' if bounded else 'no'} | {row} | {seconds:.0f} |")
             print(lines[-1], flush=True)
     about = (
-        f"{options.epochs} epochs, seed {options.seed}, float32, {torch.get_num_threads()} threads, "
+        f"{options.epochs} epochs, learning rate {options.lr}, seed {options.seed}, float32, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}, {platform.machine()}, {time.strftime('%Y-%m-%d')}."
     )
     text = "\n".join([*lines, "", about])
     print(text)
     if options.out:
-        options.out.write_text(f"# Trust of trained models\n\n`python benchmarks/trust.py --epochs {options.epochs}`\n\n{text}\n")
+        options.out.write_text(
+            f"# Trust of trained models\n\n`python benchmarks/trust.py --epochs {options.epochs}`\n\n{text}\n"
+        )
 
 
 def evaluate(
@@ -117,16 +122,26 @@ def evaluate(
     box: torch.Tensor,
     options: argparse.Namespace,
 ) -> str:
-    diffeo.fit(diffeo.MaximumLikelihood(flow), train, validation=valid, epochs=options.epochs, seed=options.seed)
+    """One row of the table: test likelihood and round trips of a flow after training."""
+    try:
+        diffeo.fit(
+            diffeo.MaximumLikelihood(flow),
+            train,
+            validation=valid,
+            epochs=options.epochs,
+            lr=options.lr,
+            seed=options.seed,
+        )
+    except diffeo.UserError:
+        return "training breaks down: non-finite | - | - | - | -"
     with torch.no_grad():
         nll = -flow.log_prob(test)
         far = torch.zeros(4, 10) + torch.tensor([[1e10], [-1e10], [1e30], [-1e30]])
-        assert not flow.log_prob(far).isnan().any(), "a finite row must get a number or -inf"
-        assert torch.isfinite(flow.sample(1_000_000)).all(), "a sample is not finite"
+        nans = int(flow.log_prob(far).isnan().sum()) + int((~torch.isfinite(flow.sample(1_000_000))).any(1).sum())
         parts = [round_trip(flow, x) for x in (everything, flow.sample(20_000), box)]
     cells = [f"{nll.mean():.3f} ± {nll.std() / len(nll) ** 0.5:.3f}"]
     cells += [f"{high:.1e} / {largest:.1e}" for high, largest, _ in parts]
-    return " | ".join([*cells, str(sum(bad for *_, bad in parts))])
+    return " | ".join([*cells, str(nans + sum(bad for *_, bad in parts))])
 
 
 if __name__ == "__main__":
