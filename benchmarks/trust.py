@@ -102,8 +102,8 @@ def main() -> None:
             lines.append(f"| {name} | {'yes' if bounded else 'no'} | {row} | {seconds:.0f} |")
             print(lines[-1], flush=True)
     about = (
-        f"{options.epochs} epochs, learning rate {options.lr}, seed {options.seed}, float32, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, {platform.machine()}, {time.strftime('%Y-%m-%d')}."
+        f"{options.epochs} epochs, learning rate {options.lr}, seed {options.seed}, float32, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}, {time.strftime('%Y-%m-%d')}."
     )
     text = "\n".join([*lines, "", about])
     print(text)
