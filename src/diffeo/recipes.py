@@ -122,7 +122,7 @@ def maf(
     hidden: Sequence[int] = (128, 128),
     activation: str = "silu",
     residual: bool = True,
-    bound: float = 3.0,
+    bound: float = 5.0,
     preprocess: Preprocess = ("standardize",),
 ) -> Flow:
     """MAF: affine autoregressive layers, the order reversed between them (arXiv:1705.07057). Cheap to score."""
@@ -139,7 +139,7 @@ def iaf(
     hidden: Sequence[int] = (128, 128),
     activation: str = "silu",
     residual: bool = True,
-    bound: float = 3.0,
+    bound: float = 5.0,
     preprocess: Preprocess = ("standardize",),
 ) -> Flow:
     """IAF: the inverse of MAF's layers (arXiv:1606.04934). Cheap to sample, its own samples' density is free."""
