@@ -107,14 +107,14 @@ def main() -> None:
             print(lines[-1], flush=True)
     about = (
         f"{options.epochs} epochs, learning rate {options.lr}, {options.seeds} seeds (worst errors), float32, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}, {time.strftime('%Y-%m-%d')}."
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}, "
+        f"{time.strftime('%Y-%m-%d')}."
     )
     text = "\n".join([*lines, "", about])
     print(text)
     if options.out:
-        options.out.write_text(
-            f"# Trust of trained models\n\n`python benchmarks/trust.py --epochs {options.epochs} --seeds {options.seeds}`\n\n{text}\n"
-        )
+        command = f"python benchmarks/trust.py --epochs {options.epochs} --seeds {options.seeds}"
+        options.out.write_text(f"# Trust of trained models\n\n`{command}`\n\n{text}\n")
 
 
 class Measured(NamedTuple):
