@@ -1,9 +1,9 @@
-"""How close the default model comes to a density whose entropy is known: the checkerboard, ln(8 / 0.45^2) = 3.67646 nats.
+"""How close the default model comes to a known entropy: the checkerboard's, ln(8 / 0.45^2) = 3.67646 nats.
 
     python benchmarks/checkerboard.py [--minutes 1.7]
 
-Fits as ``diffeo fit checkerboard`` does, then scores 100,000 fresh rows. NLL - entropy is the Kullback-Leibler divergence
-of the model from the truth; at most 0.05 nats is asked for, in under 2 minutes.
+Fits as ``diffeo fit checkerboard`` does, then scores 100,000 fresh rows. NLL - entropy is the Kullback-Leibler
+divergence of the model from the truth; at most 0.05 nats is asked for, in under 2 minutes.
 """
 
 from __future__ import annotations
