@@ -64,19 +64,14 @@ def run(capsys, *argv):
 
 @pytest.mark.parametrize("argv", [["--help"], *([command, "--help"] for command in COMMANDS), ["--version"], []])
 def test_help_is_light(argv):
+    """Help answers without the libraries that take a second to import (0.1 to 0.2 s, then; no test is timed)."""
     code = (
-        "import sys, time; since = time.perf_counter(); from diffeo.cli import main; "
-        f"code = main({argv!r}); "
+        f"import sys; from diffeo.cli import main; code = main({argv!r}); "
         "heavy = {'torch', 'numpy', 'pyarrow', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules); "
-        "print(code, sorted(heavy), time.perf_counter() - since, file=sys.stderr)"
+        "print(code, sorted(heavy), file=sys.stderr)"
     )
-    best = 9.0
-    for _ in range(3):  # the machine may be busy with something else
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        status, heavy, seconds = done.stderr.rsplit(maxsplit=2)
-        assert (status, heavy) == ("0", "[]")
-        best = min(best, float(seconds))
-    assert best < 0.3
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.split() == ["0", "[]"]
     assert "Usage: diffeo" in done.stdout or "diffeo 0." in done.stdout
 
 
