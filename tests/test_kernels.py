@@ -108,7 +108,10 @@ def test_walk_equals_its_plain_twin(plain, name, features, hidden, context, resi
 @needs_compiler
 def test_walk_is_taken_and_can_be_switched_off(monkeypatch):
     transform = Autoregressive(Affine(), MADE(4, 2))
-    assert transform.net.walk_fused(Affine().native(), torch.randn(3, 4)) is not None
+    z = torch.randn(3, 4)
+    x, log_det = transform.net.walk_fused(Affine().native(), z)
+    assert torch.equal(x, z), "a fresh network is the identity"
+    assert torch.equal(log_det, torch.zeros(3))
     assert transform.net.walk_fused(Affine().native(), torch.randn(3, 4).double()) is None
     monkeypatch.setenv("DIFFEO_NATIVE", "0")
     native.library.cache_clear()

@@ -269,5 +269,5 @@ def test_sigkill_leaves_a_whole_checkpoint(tmp_path):
     process.kill()
     process.wait()
     scalars, groups = checkpoints.load_checkpoint(path)
-    assert scalars["state"]["step"] >= 0
+    assert isinstance(scalars["state"]["step"], int)
     assert groups["weights"].keys() >= groups["average"].keys()
