@@ -5,7 +5,7 @@ import torch
 
 from cases import randomise
 from diffeo.kernels import native
-from diffeo.nets import MADE
+from diffeo.nets import MADE, MLP
 from diffeo.transforms import Affine, Autoregressive, Composed, RationalQuadraticSpline, Scale, Shift
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here: only the plain twins run")
@@ -18,7 +18,7 @@ def plain(monkeypatch):
     def run(call):
         with monkeypatch.context() as patch:
             patch.setattr("diffeo.kernels.spline.usable", lambda *tensors: False)
-            patch.setattr("diffeo.kernels.walk.usable", lambda *tensors: False)
+            patch.setattr("diffeo.kernels.network.usable", lambda *tensors: False)
             return call()
 
     return run
@@ -103,6 +103,62 @@ def test_walk_equals_its_plain_twin(plain, name, features, hidden, context, resi
         fast, slow = transform.forward_and_log_det(z, given), plain(lambda: transform.forward_and_log_det(z, given))
     for a, b in zip(fast, slow, strict=True):
         assert torch.allclose(a, b, atol=2e-5, rtol=2e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("activation", ["relu", "silu", "tanh", "elu"])
+@pytest.mark.parametrize(
+    ("features", "size", "hidden", "context", "residual", "rows"),
+    [
+        (6, 2, (20, 20), 0, False, 50),
+        (37, 3, (50, 50, 50), 3, True, 77),
+        (9, 1, (4, 4), 0, True, 5),
+        (9, 2, (4,), 2, False, 1),
+        (1, 2, (5,), 2, False, 3),
+        (5, 2, (), 2, False, 40),
+        (64, 2, (130, 130), 0, True, 1200),
+    ],
+)
+@pytest.mark.parametrize("masked", [True, False])
+def test_network_equals_its_plain_twin(plain, features, size, hidden, context, residual, rows, activation, masked):
+    if masked:
+        net = MADE(features, size, hidden, context, activation, residual)
+    else:
+        net = MLP(features, features * size, hidden, context, activation, residual)
+    randomise(net)
+    x = 2 * torch.randn(rows, features)
+    given = torch.randn(rows, context) if context else None
+    weights = torch.randn(features * size, rows)
+
+    def results(by_feature):
+        leaves = [x.clone().requires_grad_(), *([] if given is None else [given.clone().requires_grad_()])]
+        fed = leaves[0].mT.contiguous() if by_feature else leaves[0].mT
+        out = net.read(fed, *leaves[1:])
+        leaves += net.parameters()
+        return out, *torch.autograd.grad((weights * out).sum(), leaves)
+
+    fast = results(True)
+    with torch.no_grad():
+        assert torch.equal(net.read(x.mT, given), fast[0]), "the same without gradients"
+    slow = plain(lambda: results(True))
+    for each in (fast, results(False)):
+        for a, b in zip(each, slow, strict=True):
+            assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * (1 + b.abs().max().item()))
+
+
+@needs_compiler
+def test_network_has_second_derivatives(plain):
+    net = MADE(5, 2, (12, 12), 0, "silu", True)
+    randomise(net)
+    x = torch.randn(5, 7)
+
+    def second():
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(net.read(leaf).square().sum(), leaf, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), [leaf, *net.parameters()])
+
+    for a, b in zip(second(), plain(second), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
 @needs_compiler

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 __all__ = ["library", "pointer", "usable"]
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "spline.h")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "lanes.h", "network.h", "spline.h")]
 # -ffp-contract=fast fuses multiply and add; nothing here depends on errno or on traps.
 _FLAGS = [
     "-O3",
@@ -87,9 +88,11 @@ def _processor() -> str:
 
 
 def usable(*tensors: Tensor | None) -> bool:
-    """Whether the library is there and takes these tensors: float32 on the CPU."""
-    return all(t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors) and (
-        library() is not None
+    """Whether the library is there and takes these tensors: float32 on the CPU, and no wrappers of ``torch.func``."""
+    return library() is not None and all(
+        t is None
+        or (t.dtype == torch.float32 and t.device.type == "cpu" and not is_functorch_wrapped_tensor(t))
+        for t in tensors
     )
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffeo.kernels.walk import DenseLayer, MapSpec, walk_fused
-from diffeo.nets.activations import INPUT_BOUND, derivative, get_activation, rate_for_width, soften, zero_last
-from diffeo.nets.masked import Blocks, masked_linear
+from diffeo.kernels.network import Wiring, ends_of
+from diffeo.kernels.walk import MapSpec, walk_fused
+from diffeo.nets.activations import derivative, soften
+from diffeo.nets.feedforward import Feedforward
 from diffeo.nets.walk import WalkLayer, walk
 
 __all__ = ["MADE"]
 
 
-class MADE(nn.Module):
+class MADE(Feedforward):
     """Masked autoregressive network (Germain et al. 2015, arXiv:1502.03509).
 
     Input i has degree i = 1 .. D. Hidden degrees are spread evenly over 1 .. D - 1 (over 0 .. D - 1 given a context, so
@@ -45,71 +45,25 @@ class MADE(nn.Module):
         activation: str = "relu",
         residual: bool = False,
     ) -> None:
-        super().__init__()
         if features < 1 or size < 1 or any(width < 1 for width in hidden):
             raise ValueError(f"expected positive sizes, got features={features}, size={size}, hidden={tuple(hidden)}")
         if features == 1 and not context:
             hidden = ()  # nothing to see: the outputs are constants
-        self.features, self.size = features, size
-        self.activation_name = activation
-        self.activation = get_activation(activation)
-        self.lr_scale = rate_for_width(hidden)
         lowest = 0 if context else 1
-        self.degrees = [
+        degrees = [
             torch.arange(1, features + 1),
             *(spread_degrees(width, lowest, features - 1) for width in hidden),
             torch.arange(features).repeat_interleave(size),  # an output sees what has at most this degree
         ]
-        widths = [len(degree) for degree in self.degrees]
-        self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        self.context = nn.Linear(context, widths[1], bias=False) if context else None
-        self.residual = [
-            residual and 0 < index < len(hidden) and widths[index] == widths[index + 1]
-            for index in range(len(self.layers))
-        ]
+        wirings = [Wiring.masked(own, seen, features) for seen, own in zip(degrees, degrees[1:], strict=False)]
         narrow = bool(hidden) and min(hidden) < features - lowest
-        self.direct: Any = nn.Linear(features, widths[-1], bias=False) if narrow else None
-        self.ends = [self._ends(degree) for degree in self.degrees[1:]]
-        self.blocks = []
-        for index, (seen, own) in enumerate(zip(self.degrees, self.degrees[1:], strict=False)):
-            self.register_buffer(f"mask{index}", (own[:, None] >= seen[None, :]).float(), persistent=False)
-            self.blocks.append(Blocks.of(own, seen))
-        if self.direct is not None:
-            mask = (self.degrees[-1][:, None] >= self.degrees[0][None, :]).float()
-            self.register_buffer("mask_direct", mask, persistent=False)
-            self.direct_blocks = Blocks.of(self.degrees[-1], self.degrees[0])
-            nn.init.zeros_(self.direct.weight)
-        zero_last(self.layers)
-        if len(self.layers) == 1 and self.context is not None:
-            nn.init.zeros_(self.context.weight)
-
-    def _weights(self) -> list[Tensor]:
-        """The masked weights, applied at every reading so that no weight, however set, can break the order."""
-        return [layer.weight * self.get_buffer(f"mask{index}") for index, layer in enumerate(self.layers)]
-
-    def _direct_weight(self) -> Tensor | None:
-        return None if self.direct is None else self.direct.weight * self.get_buffer("mask_direct")
-
-    def _read(self, x: Tensor, context: Tensor | None, pre_activations: list[Tensor] | None = None) -> Tensor:
-        inputs = h = soften(x)
-        shared = self._shared(context)
-        last = len(self.layers) - 1
-        for index, (layer, weight) in enumerate(zip(self.layers, self._weights(), strict=True)):
-            pre = masked_linear(h, weight, layer.bias, self.blocks[index])
-            if index == 0 and shared is not None:
-                pre = pre + shared.mT
-            if index == last:
-                break
-            if pre_activations is not None:
-                pre_activations.append(pre)
-            new = self.activation(pre)
-            h = new + h if self.residual[index] else new
-        direct = self._direct_weight()
-        return pre if direct is None else pre + masked_linear(inputs, direct, None, self.direct_blocks)
+        direct = Wiring.masked(degrees[-1], degrees[0], features) if narrow else None
+        super().__init__(wirings, direct, context, activation, residual)
+        self.features, self.size, self.degrees = features, size, degrees
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Read all at once: x ``(features, rows)``, context ``(rows, context)`` to ``(size, features, rows)``."""
-        return self._read(x, context).unflatten(0, (self.features, self.size)).transpose(0, 1)
+        return self.read(x, context).unflatten(0, (self.features, self.size)).transpose(0, 1)
 
     def walk(self, step: Callable[[int, Tensor], Tensor], like: Tensor, context: Tensor | None = None) -> None:
         """Read one element at a time: ``step(i, params_i)`` gets ``(size, rows)`` and returns element i, ``(rows,)``.
@@ -121,20 +75,20 @@ class MADE(nn.Module):
             like: a tensor ``(features, rows)`` that gives rows, dtype and device.
             context: ``(rows, context)``.
         """
-        dense, direct, shared = self._by_degree(context)
-        last = len(dense) - 1
+        shared = self._shared(context)
         added = None if shared is None else shared.mT.contiguous()
-        hidden: list[Tensor] = [like.new_empty(len(layer.bias), like.shape[1]) for layer in dense[:-1]]
+        last = len(self.layers) - 1
+        hidden: list[Tensor] = [like.new_empty(len(layer.bias), like.shape[1]) for layer in self.layers[:-1]]
 
-        def finish(index: int, layer: DenseLayer) -> Callable[[slice, Tensor], Tensor]:
+        def finish(index: int) -> Callable[[slice, Tensor], Tensor]:
             def apply(units: slice, sums: Tensor) -> Tensor:
-                sums += layer.bias[units, None]
+                sums += self.layers[index].bias[units, None]
                 if index == 0 and added is not None:
                     sums += added[units]
                 if index == last:
                     return sums
                 value = self.activation(sums)
-                if layer.residual:
+                if self.residual[index]:
                     value += hidden[index - 1][units]
                 hidden[index][units] = value
                 return value
@@ -142,36 +96,18 @@ class MADE(nn.Module):
             return apply
 
         layers = [
-            WalkLayer([(index, layer.weight)], layer.ends, finish(index, layer)) for index, layer in enumerate(dense)
+            WalkLayer([(index, layer.weight)], wiring.ends, finish(index))
+            for index, (layer, wiring) in enumerate(zip(self.layers, self.structure.layers, strict=True))
         ]
-        if direct is not None:
-            layers[-1].sources.append((0, direct))
+        if self.direct is not None:
+            layers[-1].sources.append((0, self.direct.weight))
         walk(layers, lambda i, params: soften(step(i, params))[None], self.features, 1, like)
 
     def walk_fused(
         self, maps: Sequence[MapSpec], z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor] | None:
         """Walk and map z ``(rows, features)`` in one call, where the kernel for it is at hand; None elsewhere."""
-        dense, direct, shared = self._by_degree(context)
-        return walk_fused(dense, direct, shared, self.activation_name, INPUT_BOUND, maps, z)
-
-    def _by_degree(self, context: Tensor | None) -> tuple[list[DenseLayer], Tensor | None, Tensor | None]:
-        """The masked layers with how many of their units k elements decide; direct weights; the context's sums."""
-        layers = [
-            DenseLayer(weight, layer.bias, ends, residual)
-            for weight, layer, ends, residual in zip(
-                self._weights(), self.layers, self.ends, self.residual, strict=True
-            )
-        ]
-        return layers, self._direct_weight(), self._shared(context)
-
-    def _shared(self, context: Tensor | None) -> Tensor | None:
-        """The context's part of the first layer's sums, ``(rows, units)``."""
-        return None if self.context is None or context is None else self.context(soften(context))
-
-    def _ends(self, degrees: Tensor) -> list[int]:
-        """How many of the units (sorted by degree) are computable once k = 0 .. features elements are known."""
-        return torch.searchsorted(degrees, torch.arange(self.features + 1), right=True).tolist()
+        return walk_fused(self.structure, self._tensors(), self._shared(context), maps, z)
 
     def walk_back(self, step: Callable[[int, Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> None:
         """Walk the transposed network from the last element to the first, at the price of one backward pass.
@@ -187,11 +123,11 @@ class MADE(nn.Module):
             x: where the network is linearised, ``(features, rows)``.
             context: ``(rows, context)``.
         """
-        pre_activations: list[Tensor] = []
-        self._read(x, context, pre_activations)
-        slopes = [derivative(self.activation, pre).flip(0) for pre in pre_activations]
+        totals: list[Tensor] = []
+        self._plain(x, self._shared(context), *self._tensors(), sums=totals)
+        slopes = [derivative(self.activation, total).flip(0) for total in totals]
         outer = derivative(soften, x)
-        backward = [weight.mT.flip(0, 1) for weight in self._weights()]
+        backward = [layer.weight.mT.flip(0, 1) for layer in self.layers]
         depth = len(slopes)
         gradients = [torch.empty_like(slope) for slope in slopes]  # with respect to each layer's values
 
@@ -207,15 +143,14 @@ class MADE(nn.Module):
         layers = [
             WalkLayer(
                 [(position, backward[index + 1])],
-                self._ends((self.features - self.degrees[index + 1]).flip(0)),
+                ends_of((self.features - self.degrees[index + 1]).flip(0), self.features),
                 finish(index),
             )
             for position, index in enumerate(reversed(range(depth)))
         ]
         sources = [(depth, backward[0])]
-        direct = self._direct_weight()
-        if direct is not None:
-            sources.append((0, direct.mT.flip(0, 1)))
+        if self.direct is not None:
+            sources.append((0, self.direct.weight.mT.flip(0, 1)))
         ends = [min(k + 1, self.features) for k in range(self.features + 1)]
         layers.append(WalkLayer(sources, ends, lambda units, sums: sums))
         last = self.features - 1

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffeo.nets.activations import get_activation, rate_for_width, soften, zero_last
+from diffeo.kernels.network import Wiring
+from diffeo.nets.feedforward import Feedforward
 
 __all__ = ["MLP"]
 
 
-class MLP(nn.Module):
+class MLP(Feedforward):
     """(x, context) -> outputs, with the last layer initialised to zero so that a flow starts as the identity.
 
     h_1 = act(W_1 soften(x) + C c + b_1), h_l = act(W_l h_{l-1} + b_l) (+ h_{l-1} if residual), output = W h_L + b.
@@ -35,26 +35,12 @@ class MLP(nn.Module):
         activation: str = "relu",
         residual: bool = False,
     ) -> None:
-        super().__init__()
         sizes = [inputs, *hidden, outputs]
-        self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
-        self.context = nn.Linear(context, sizes[1], bias=False) if context else None
-        self.activation = get_activation(activation)
-        self.lr_scale = rate_for_width(hidden)
-        self.residual = residual
-        zero_last(self.layers)
-        if not hidden and self.context is not None:
-            nn.init.zeros_(self.context.weight)
+        wirings = [Wiring.dense(b, a) for a, b in zip(sizes, sizes[1:], strict=False)]
+        super().__init__(wirings, None, context, activation, residual)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map x ``(*batch, inputs)`` and the context ``(*batch, context)`` to ``(*batch, outputs)``."""
-        h = soften(x)
-        for index, layer in enumerate(self.layers):
-            pre = layer(h)
-            if index == 0 and self.context is not None and context is not None:
-                pre = pre + self.context(soften(context))
-            if index == len(self.layers) - 1:
-                return pre
-            new = self.activation(pre)
-            h = new + h if self.residual and new.shape == h.shape and index else new
-        raise AssertionError("unreachable: there is always an output layer")
+        rows = x.reshape(-1, x.shape[-1])
+        given = None if context is None else context.reshape(-1, context.shape[-1])
+        return self.read(rows.mT, given).mT.reshape(*x.shape[:-1], -1)
