@@ -196,7 +196,8 @@ def build_diffeo(spec: Spec) -> TorchModel:
     """Diffeo's own recipes, without their standardization, which the other libraries leave to the user."""
     import diffeo
 
-    arguments: dict[str, Any] = {"transforms": spec.transforms, "hidden": (spec.hidden, spec.hidden), "preprocess": ()}
+    arguments: dict[str, Any] = {"transforms": spec.transforms, "hidden": (spec.hidden, spec.hidden)}
+    arguments |= {"activation": "relu", "residual": False, "preprocess": ()}  # as the other libraries
     if spec.spline:
         structure = "coupling" if spec.coupling else "autoregressive"
         arguments |= {"bins": spec.bins, "bound": spec.bound, "structure": structure}

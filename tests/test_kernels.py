@@ -17,7 +17,7 @@ def plain(monkeypatch):
 
     def run(call):
         with monkeypatch.context() as patch:
-            patch.setattr("diffeo.kernels.spline.usable", lambda *tensors: False)
+            patch.setattr("diffeo.kernels.maps.usable", lambda *tensors: False)
             patch.setattr("diffeo.kernels.network.usable", lambda *tensors: False)
             return call()
 
@@ -77,6 +77,43 @@ MAPS = {
     "spline": RationalQuadraticSpline,
     "spline-affine": lambda: Composed(RationalQuadraticSpline(), Affine(2.0)),
 }
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("shape", [(), (7,), (4, 16), (2, 3, 37)], ids=str)
+def test_map_equals_its_plain_twin(plain, name, shape):
+    univariate = MAPS[name]()
+    value, params = 2 * torch.randn(shape), torch.randn(univariate.size, *shape)
+
+    def gradients():
+        x, p = value.clone().requires_grad_(), params.clone().requires_grad_()
+        z, log_det = univariate.inverse_and_log_det(x, p)
+        weights = torch.linspace(-1, 1, z.numel()).reshape(z.shape)
+        return z, log_det, *torch.autograd.grad((weights * z + weights.cos() * log_det).sum(), (x, p))
+
+    for fast, slow in zip(gradients(), plain(gradients), strict=True):
+        assert torch.allclose(fast, slow, atol=2e-4, rtol=2e-4)
+    with torch.no_grad():
+        for method in (univariate.forward_and_log_det, univariate.inverse_and_log_det):
+            for a, b in zip(method(value, params), plain(lambda m=method: m(value, params)), strict=True):
+                assert torch.allclose(a, b, atol=1e-6, rtol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", MAPS)
+def test_map_has_second_derivatives(plain, name):
+    univariate = MAPS[name]()
+    value, params = torch.randn(6), torch.randn(univariate.size, 6)
+
+    def second():
+        x, p = value.clone().requires_grad_(), params.clone().requires_grad_()
+        z, log_det = univariate.inverse_and_log_det(x, p)
+        (first,) = torch.autograd.grad((z.square() + log_det).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum() + (x * p).sum(), (x, p))
+
+    for a, b in zip(second(), plain(second), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
 @needs_compiler

@@ -1,4 +1,4 @@
-/* The inner loops that no sequence of tensor operations does well: the rational-quadratic spline, feed-forward networks,
+/* The inner loops that no sequence of tensor operations does well: univariate maps, feed-forward networks,
  * and the incremental walk. float32, plain C (gcc and clang), no headers beyond the standard ones. Each function has a
  * plain PyTorch twin that it must equal (tests/test_kernels.py); native.py builds and loads this file.
  */
@@ -35,98 +35,161 @@ typedef struct {
 static inline d16 widen(v16 v) { return __builtin_convertvector(v, d16); }
 static inline v16 narrow(d16 v) { return __builtin_convertvector(v, v16); }
 
-static inline void spline_lanes(
-    const Spline *s, int generate, int precise, v16 value, const v16 *params, v16 *out, v16 *log_det) {
-    if (!precise) {
-        if (generate) spline_generate_f(s, value, params, out, log_det);
-        else spline_normalize_f(s, value, params, out, log_det);
-        return;
-    }
-    d16 wide[3 * MAX_BINS], mapped, log_mapped;
-    for (int j = 0; j < 3 * s->bins - 1; j++) wide[j] = widen(params[j]);
-    if (generate) spline_generate_d(s, widen(value), wide, &mapped, &log_mapped);
-    else spline_normalize_d(s, widen(value), wide, &mapped, &log_mapped);
-    *out = narrow(mapped);
-    *log_det = narrow(log_mapped);
-}
-
-/* Read the parameters of VL neighbouring columns. */
-static inline void gather(const float *params, long by_param, int size, int n, v16 *p) {
-    for (int j = 0; j < size; j++) p[j] = load(params + j * by_param, 1, n);
-}
-
-/* value, out, log_det are (rows, columns), contiguous; params are (size, rows, columns) with strides (by_param, by_row, 1).
- * `generate` chooses the side; `precise` computes in double precision. */
-void spline_map_f32(
-    long rows, long columns, const float *value, const float *params, long by_param, long by_row, int bins, double bound,
-    double min_bin, double max_log_bend, int generate, int precise, float *out, float *log_det, int threads) {
-    const Spline s = {bins, bound, min_bin, max_log_bend};
-    const int size = 3 * bins - 1;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long r = 0; r < rows; r++)
-        for (long c = 0; c < columns; c += VL) {
-            int n = columns - c < VL ? (int)(columns - c) : VL;
-            v16 p[3 * MAX_BINS], v = load(value + r * columns + c, 1, n), mapped, log_mapped;
-            gather(params + r * by_row + c, by_param, size, n, p);
-            spline_lanes(&s, generate, precise, v, p, &mapped, &log_mapped);
-            store(out + r * columns + c, n, mapped);
-            store(log_det + r * columns + c, n, log_mapped);
-        }
-}
-
-/* Gradients of sum(gz z + gl log dz/dx) for z = g(x); gparams is (rows, size, columns), contiguous. */
-void spline_backward_f32(
-    long rows, long columns, const float *x, const float *params, long by_param, long by_row, int bins, double bound,
-    double min_bin, double max_log_bend, const float *gz, const float *gl, float *gx, float *gparams, int threads) {
-    const Spline s = {bins, bound, min_bin, max_log_bend};
-    const int size = 3 * bins - 1;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long r = 0; r < rows; r++)
-        for (long c = 0; c < columns; c += VL) {
-            int n = columns - c < VL ? (int)(columns - c) : VL;
-            long at = r * columns + c;
-            v16 p[3 * MAX_BINS], grads[3 * MAX_BINS], by_x;
-            gather(params + r * by_row + c, by_param, size, n, p);
-            spline_backward_f(&s, load(x + at, 1, n), p, load(gz + at, 1, n), load(gl + at, 1, n), &by_x, grads);
-            store(gx + at, n, by_x);
-            for (int j = 0; j < size; j++) store(gparams + (r * size + j) * columns + c, n, grads[j]);
-        }
-}
-
-#include "network.h"
-
-/* ---- the incremental walk ---------------------------------------------------------------------------------------- */
+/* ---- univariate maps --------------------------------------------------------------------------------------------- */
 
 enum { SHIFT, SCALE, AFFINE, SPLINE };
 
 typedef struct {
     int kind, bins;
     double bound, min_bin, max_log_bend;
-} Map; /* a univariate map; a chain of them in the order of generation */
+} Map; /* a univariate map; a chain of them is given in the order of generation, as are their parameters */
 
-static inline void generate(const Map *maps, int count, v16 z, const v16 *params, v16 *x, v16 *log_det) {
+#define MAX_MAPS 8
+#define MAX_PARAMS (3 * MAX_BINS + 2 * MAX_MAPS)
+
+static inline int size_of(const Map *map) {
+    return map->kind == SPLINE ? 3 * map->bins - 1 : map->kind == AFFINE ? 2 : 1;
+}
+static inline Spline spline_of(const Map *map) {
+    return (Spline){map->bins, map->bound, map->min_bin, map->max_log_bend};
+}
+
+static inline void spline_lanes(
+    const Map *map, int generate, int precise, v16 value, const v16 *params, v16 *out, v16 *log_det) {
+    const Spline s = spline_of(map);
+    if (!precise) {
+        if (generate) spline_generate_f(&s, value, params, out, log_det);
+        else spline_normalize_f(&s, value, params, out, log_det);
+        return;
+    }
+    d16 wide[3 * MAX_BINS], mapped, log_mapped;
+    for (int j = 0; j < 3 * s.bins - 1; j++) wide[j] = widen(params[j]);
+    if (generate) spline_generate_d(&s, widen(value), wide, &mapped, &log_mapped);
+    else spline_normalize_d(&s, widen(value), wide, &mapped, &log_mapped);
+    *out = narrow(mapped);
+    *log_det = narrow(log_mapped);
+}
+
+/* x = f(z) and log dx/dz, splines in double precision. */
+static void generate(const Map *maps, int count, v16 z, const v16 *params, v16 *x, v16 *log_det) {
     v16 total = splat(0), step;
-    for (int m = 0; m < count; m++) {
+    for (int m = 0; m < count; params += size_of(maps + m), m++) {
         switch (maps[m].kind) {
-        case SHIFT: z += params[0]; params += 1; break;
-        case SCALE: z *= exp_f(params[0]); total += params[0]; params += 1; break;
+        case SHIFT: z += params[0]; break;
+        case SCALE: z *= exp_f(params[0]), total += params[0]; break;
         case AFFINE:
             step = (float)maps[m].bound * tanh_f(params[1] / (float)maps[m].bound);
-            z = params[0] + z * exp_f(step);
-            total += step;
-            params += 2;
+            z = params[0] + z * exp_f(step), total += step;
             break;
-        default: {
-            const Spline s = {maps[m].bins, maps[m].bound, maps[m].min_bin, maps[m].max_log_bend};
-            spline_lanes(&s, 1, 1, z, params, &z, &step);
-            total += step;
-            params += 3 * s.bins - 1;
-        }
+        default: spline_lanes(maps + m, 1, 1, z, params, &z, &step), total += step;
         }
     }
     *x = z;
     *log_det = total;
 }
+
+/* z = f^-1(x) and log dz/dx; `params` are those of all maps, `passed` (or NULL) receives what each map got. */
+static void normalize(
+    const Map *maps, int count, int precise, v16 x, const v16 *params, v16 *z, v16 *log_det, v16 *passed) {
+    v16 total = splat(0), step;
+    for (int m = 0; m < count; m++) params += size_of(maps + m);
+    for (int m = count - 1; m >= 0; m--) {
+        params -= size_of(maps + m);
+        if (passed) passed[m] = x;
+        switch (maps[m].kind) {
+        case SHIFT: x -= params[0]; break;
+        case SCALE: x *= exp_f(-params[0]), total -= params[0]; break;
+        case AFFINE:
+            step = (float)maps[m].bound * tanh_f(params[1] / (float)maps[m].bound);
+            x = (x - params[0]) * exp_f(-step), total -= step;
+            break;
+        default: spline_lanes(maps + m, 0, precise, x, params, &x, &step), total += step;
+        }
+    }
+    *z = x;
+    *log_det = total;
+}
+
+/* Gradients of gz z + gl log dz/dx for z = f^-1(x), with respect to x and the parameters. */
+static void normalize_backward(
+    const Map *maps, int count, v16 x, const v16 *params, v16 gz, v16 gl, v16 *gx, v16 *grads) {
+    v16 passed[MAX_MAPS], z, log_det;
+    normalize(maps, count, 0, x, params, &z, &log_det, passed);
+    for (int m = 0; m < count; params += size_of(maps + m), grads += size_of(maps + m), m++) {
+        switch (maps[m].kind) {
+        case SHIFT: grads[0] = -gz; break;
+        case SCALE: {
+            const v16 scale = exp_f(-params[0]);
+            grads[0] = -gz * scale * passed[m] - gl;
+            gz *= scale;
+            break;
+        }
+        case AFFINE: {
+            const float bound = (float)maps[m].bound;
+            const v16 t = tanh_f(params[1] / bound), scale = exp_f(-bound * t);
+            gz *= scale;
+            grads[0] = -gz;
+            grads[1] = -(gz * (passed[m] - params[0]) + gl) * (1.0f - t * t);
+            break;
+        }
+        default: {
+            const Spline s = spline_of(maps + m);
+            spline_backward_f(&s, passed[m], params, gz, gl, &gz, grads);
+        }
+        }
+    }
+    *gx = gz;
+}
+
+static inline int params_of(const Map *maps, int count) {
+    int size = 0;
+    for (int m = 0; m < count; m++) size += size_of(maps + m);
+    return size;
+}
+
+/* value, out, log_det are (rows, columns), contiguous; params are (size, rows, columns) with strides (by_param, by_row, 1).
+ * `forward` generates, else normalizes; `precise` computes splines in double precision. */
+void map_f32(
+    long rows, long columns, const Map *maps, int count, const float *value, const float *params, long by_param,
+    long by_row, int forward, int precise, float *out, float *log_det, int threads) {
+    const int size = params_of(maps, count);
+    const long pieces = (columns + VL - 1) / VL;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows * pieces; i++) {
+        const long r = i / pieces, c = i % pieces * VL, at = r * columns + c;
+        const int n = columns - c < VL ? (int)(columns - c) : VL;
+        v16 p[MAX_PARAMS], mapped, log_mapped;
+        for (int j = 0; j < size; j++) p[j] = load(params + j * by_param + r * by_row + c, 1, n);
+        const v16 v = load(value + at, 1, n);
+        if (forward) generate(maps, count, v, p, &mapped, &log_mapped);
+        else normalize(maps, count, precise, v, p, &mapped, &log_mapped, NULL);
+        store(out + at, n, mapped);
+        store(log_det + at, n, log_mapped);
+    }
+}
+
+/* Gradients of sum(gz z + gl log dz/dx) for z = f^-1(x); gparams has the layout of params. */
+void map_backward_f32(
+    long rows, long columns, const Map *maps, int count, const float *x, const float *params, long by_param, long by_row,
+    const float *gz, const float *gl, float *gx, float *gparams, long g_by_param, long g_by_row, int threads) {
+    const int size = params_of(maps, count);
+    const long pieces = (columns + VL - 1) / VL;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows * pieces; i++) {
+        const long r = i / pieces, c = i % pieces * VL, at = r * columns + c;
+        const int n = columns - c < VL ? (int)(columns - c) : VL;
+        v16 p[MAX_PARAMS], grads[MAX_PARAMS], by_x;
+        for (int j = 0; j < size; j++) p[j] = load(params + j * by_param + r * by_row + c, 1, n);
+        normalize_backward(
+            maps, count, load(x + at, 1, n), p, load(gz + at, 1, n), load(gl + at, 1, n), &by_x, grads);
+        store(gx + at, n, by_x);
+        for (int j = 0; j < size; j++) store(gparams + j * g_by_param + r * g_by_row + c, n, grads[j]);
+    }
+}
+
+#include "network.h"
+
+/* ---- the incremental walk ---------------------------------------------------------------------------------------- */
 
 /* x_i = f(z_i; net(x_<i)) for i = 0 .. elements - 1, one masked pass in total. z, x: (rows, elements); log_det: (rows).
  * The last layer's units are ordered element by element, `size` parameters each. `shared` (or NULL) is (rows, units of the
@@ -201,7 +264,7 @@ int walk_f32(
                     for (int v = 0; v < n; v++) {
                         const int count = lanes(chunk, v, rows);
                         const long at = (chunk.start + v * VL) * elements + k;
-                        v16 mine[3 * MAX_BINS + 8], out, log_out;
+                        v16 mine[MAX_PARAMS], out, log_out;
                         for (long p = 0; p < size; p++) mine[p] = params[p * n + v];
                         generate(maps, map_count, load(z + at, elements, count), mine, &out, &log_out);
                         for (int i = 0; i < count; i++) x[at + i * elements] = out[i];

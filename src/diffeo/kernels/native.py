@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-__all__ = ["library", "pointer", "usable"]
+__all__ = ["differentiable_gradients", "library", "pointer", "usable"]
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "lanes.h", "network.h", "spline.h")]
 # -ffp-contract=fast fuses multiply and add; nothing here depends on errno or on traps.
@@ -99,3 +100,17 @@ def usable(*tensors: Tensor | None) -> bool:
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     """The address of a tensor's first element."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def differentiable_gradients(
+    outputs: Sequence[Tensor], grads: Sequence[Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """A kernel's backward pass where a second derivative is asked for: through ``outputs`` of its plain twin."""
+    wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
+    pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, materialize_grads=True
+        )
+    )
+    return [next(found) if need else None for need in needed]

@@ -188,6 +188,9 @@ static inline void keep(
     for (int u = 0; u < tile; u++)
         for (int v = 0; v < n; v++) *kept(array, vectors, feature + u, vector + v) = from[u * n + v];
 }
+/* Ask for a tile of it while its sums are still being computed. */
+#define FETCH(array, vectors, feature, vector, n, write)                                                               \
+    for (int i_ = 0; i_ < (n) * TILE; i_++) __builtin_prefetch(kept(array, vectors, feature, vector) + i_, write)
 long kept_floats(long rows, long features) { return tiles_of(features) * TILE * vectors_of(rows) * VL; }
 
 /* out (outputs, rows) = net(x). For the backward pass, `values` (depth arrays) receives the input of every layer and
@@ -227,6 +230,7 @@ int network_f32(
                 for (long unit = 0; unit < layer->units;) {
                     const int tile = tile_of(layer->units - unit);
                     v16 sums[TILE * WIDE];
+                    if (values && l < last) FETCH(values[l + 1], vectors, unit, vector, n, 1);
                     start_sums(net, l, unit, tile, chunk, rows, shared, sums);
                     masked_product(layer, unit, tile, in, n, sums);
                     if (l == last && net->direct) masked_product(net->direct, unit, tile, panels, n, sums);
@@ -307,7 +311,7 @@ static void weight_task(
                                                    width - v * VL < VL ? width - v * VL : VL)
                                             : splat(0);
             PRODUCT_OF[tile][n - 1](
-                (float *)kept(g, vectors, u, start), VL, 1, VL, count, TILE * VL, packed, sums);
+                (const float *)kept(g, vectors, u, start), VL, 1, VL, count, TILE * VL, packed, sums);
             for (int i = 0; i < tile; i++, u++) {
                 float *line = (float *)(sums + i * n), *goal = by_weight + u * columns + column;
                 long end = layer->seen[u] - column < width ? layer->seen[u] - column : width;
@@ -433,8 +437,10 @@ int network_backward_f32(
                         const long column = t * TILE;
                         const int width = layer->columns - column < TILE ? (int)(layer->columns - column) : TILE;
                         v16 sums[TILE * WIDE];
-                        for (int i = 0; l > 0 && i < TILE * n; i++) /* will be here when the product is done */
-                            __builtin_prefetch(kept(sums_kept[l - 1], vectors, column, vector) + i);
+                        if (l > 0) {
+                            FETCH(sums_kept[l - 1], vectors, column, vector, n, 0);
+                            FETCH(grads[l - 1], vectors, column, vector, n, 1);
+                        }
                         for (int i = 0; i < TILE * n; i++)
                             sums[i] = layer->residual && i < width * n ? by_output[column * n + i] : splat(0);
                         transposed_product(layer, t, turned[l], by_sums, n, sums);

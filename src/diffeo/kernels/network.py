@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.kernels.native import library, pointer, usable
+from diffeo.kernels.native import differentiable_gradients, library, pointer, usable
 
 __all__ = ["Structure", "Wiring", "ends_of", "network"]
 
@@ -204,9 +204,8 @@ class _Network_(torch.autograd.Function):  # noqa: N801
         structure: Structure = ctx.structure
         x, shared, *tensors = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for
-            wanted = [t for t, need in zip((x, shared, *tensors), ctx.needs_input_grad[1:], strict=True) if need]
-            found = iter(torch.autograd.grad(structure.twin(x, shared, *tensors), wanted, grad, create_graph=True))
-            return None, *(next(found) if need else None for need in ctx.needs_input_grad[1:])
+            inputs = (x, shared, *tensors)
+            return None, *differentiable_gradients([structure.twin(*inputs)], [grad], inputs, ctx.needs_input_grad[1:])
         by_x = x.new_empty(x.shape) if ctx.needs_input_grad[1] else None
         by_shared = None if shared is None else x.new_empty(structure.layers[0].units, x.shape[1])
         gradients = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]

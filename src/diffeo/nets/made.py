@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from diffeo.kernels.maps import MapSpec
 from diffeo.kernels.network import Wiring, ends_of
-from diffeo.kernels.walk import MapSpec, walk_fused
+from diffeo.kernels.walk import walk_fused
 from diffeo.nets.activations import derivative, soften
 from diffeo.nets.feedforward import Feedforward
 from diffeo.nets.walk import WalkLayer, walk

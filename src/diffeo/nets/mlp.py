@@ -43,4 +43,4 @@ class MLP(Feedforward):
         """Map x ``(*batch, inputs)`` and the context ``(*batch, context)`` to ``(*batch, outputs)``."""
         rows = x.reshape(-1, x.shape[-1])
         given = None if context is None else context.reshape(-1, context.shape[-1])
-        return self.read(rows.mT, given).mT.reshape(*x.shape[:-1], -1)
+        return self.read(rows.mT, given).mT.reshape(*x.shape[:-1], self.layers[-1].out_features)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from diffeo.kernels.walk import MapSpec
+from diffeo.kernels.maps import MapSpec
 from diffeo.transforms.base import Transform
 from diffeo.transforms.univariate import Univariate
 

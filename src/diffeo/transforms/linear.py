@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffeo.transforms.base import DataDependent, Transform
 
-__all__ = ["LU", "ActNorm", "Permutation"]
+__all__ = ["LU", "ActNorm", "Permutation", "reorder"]
 
 
 class Permutation(Transform):
@@ -51,18 +52,33 @@ class Permutation(Transform):
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reorder."""
-        return take(z, -self.event_dim, self.order), z.new_zeros(self._batch_shape(z))
+        return reorder(z, -self.event_dim, self.order, self.back), z.new_zeros(self._batch_shape(z))
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Put back in order."""
-        return take(x, -self.event_dim, self.back), x.new_zeros(self._batch_shape(x))
+        return reorder(x, -self.event_dim, self.back, self.order), x.new_zeros(self._batch_shape(x))
 
 
-def take(value: Tensor, dim: int, index: Tensor) -> Tensor:
-    """``value.index_select(dim, index)``, keeping a feature-major layout (autoregressive layers make it) as it is."""
-    if value.dim() == 2 and value.stride(0) == 1:
-        return value.mT.index_select(-3 - dim, index).mT
-    return value.index_select(dim, index)
+class _Reorder(torch.autograd.Function):
+    """Index selection by a permutation, whose gradient is selection by the inverse instead of a slow scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, dim: int, order: Tensor, back: Tensor) -> Tensor:
+        ctx.dim = dim
+        ctx.save_for_backward(order, back)
+        if value.dim() == 2 and value.stride(0) == 1:  # feature-major, as autoregressive layers make it: keep it so
+            return value.mT.index_select(-3 - dim, order).mT
+        return value.index_select(dim, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        order, back = ctx.saved_tensors
+        return reorder(grad, ctx.dim, back, order), None, None, None
+
+
+def reorder(value: Tensor, dim: int, order: Tensor, back: Tensor) -> Tensor:
+    """``value.index_select(dim, order)`` for a permutation and its inverse."""
+    return _Reorder.apply(value, dim, order, back)
 
 
 class LU(Transform):

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.kernels.spline import spline_map
-from diffeo.kernels.walk import MapSpec
+from diffeo.kernels.maps import MapSpec, map_values
 
 __all__ = ["Affine", "Composed", "RationalQuadraticSpline", "Scale", "Shift", "Univariate", "soft_bound"]
 
@@ -30,16 +29,28 @@ class Univariate(ABC):
 
     size: int
 
-    @abstractmethod
     def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Generate: x and log|dx/dz|, both of z's shape."""
+        return self._fast(z, params, generate=True) or self.generate(z, params)
 
-    @abstractmethod
     def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Normalize: z and log|dz/dx|, both of x's shape."""
+        return self._fast(x, params, generate=False) or self.normalize(x, params)
+
+    def _fast(self, value: Tensor, params: Tensor, *, generate: bool) -> tuple[Tensor, Tensor] | None:
+        maps = self.native()
+        return None if maps is None else map_values(maps, value, params, self.normalize, generate=generate)
+
+    @abstractmethod
+    def generate(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``forward_and_log_det`` returns, in PyTorch's operations."""
+
+    @abstractmethod
+    def normalize(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``inverse_and_log_det`` returns, in PyTorch's operations."""
 
     def native(self) -> tuple[MapSpec, ...] | None:
-        """The map as the fused walk knows it, a chain in the order of generation; None if it does not."""
+        """The map as the kernels know it, a chain in the order of generation; None if they do not."""
         return None
 
 
@@ -48,12 +59,12 @@ class Shift(Univariate):
 
     size = 1
 
-    def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def generate(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """x = z + t."""
         x = z + params[0]
         return x, z.new_zeros(()).expand_as(x)
 
-    def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def normalize(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """z = x - t."""
         z = x - params[0]
         return z, x.new_zeros(()).expand_as(z)
@@ -68,11 +79,11 @@ class Scale(Univariate):
 
     size = 1
 
-    def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def generate(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """x = z exp(a)."""
         return z * torch.exp(params[0]), params[0].expand_as(z)
 
-    def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def normalize(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """z = x exp(-a)."""
         return x * torch.exp(-params[0]), (-params[0]).expand_as(x)
 
@@ -98,13 +109,13 @@ class Affine(Univariate):
             raise ValueError(f"expected bound > 0, got {bound}")
         self.bound = bound
 
-    def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def generate(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """x = z exp(a) + t."""
         log_scale = soft_bound(params[1], self.bound)
         x = torch.addcmul(params[0], z, torch.exp(log_scale))
         return x, log_scale.expand_as(x)
 
-    def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def normalize(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """z = (x - t) exp(-a)."""
         log_scale = -soft_bound(params[1], self.bound)
         z = (x - params[0]) * torch.exp(log_scale)
@@ -185,18 +196,15 @@ class RationalQuadraticSpline(Univariate):
             pick(derivatives[1:]),
         )
 
-    def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def normalize(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """z = g(x)."""
         return self._map(x, params, generate=False)
 
-    def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def generate(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """x = g^-1(z)."""
         return self._map(z, params, generate=True)
 
     def _map(self, value: Tensor, params: Tensor, *, generate: bool) -> tuple[Tensor, Tensor]:
-        fast = spline_map(self, value, params, generate=generate)
-        if fast is not None:
-            return fast
         dtype = value.dtype
         if not torch.is_grad_enabled():
             value, params = value.double(), params.double()
@@ -225,15 +233,15 @@ class Composed(Univariate):
         self.sizes = [each.size for each in maps]
         self.size = sum(self.sizes)
 
-    def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def generate(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the maps first to last."""
         parts = zip(self.maps, params.split(self.sizes), strict=True)
-        return _in_turn(z, [(each.forward_and_log_det, part) for each, part in parts])
+        return _in_turn(z, [(each.generate, part) for each, part in parts])
 
-    def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+    def normalize(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the inverse maps last to first."""
         parts = zip(self.maps, params.split(self.sizes), strict=True)
-        return _in_turn(x, [(each.inverse_and_log_det, part) for each, part in parts][::-1])
+        return _in_turn(x, [(each.normalize, part) for each, part in parts][::-1])
 
     def native(self) -> tuple[MapSpec, ...] | None:
         """The maps' own, one after another."""
