@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffeo.transforms.base import Transform, sum_event
+from diffeo.transforms.linear import reorder
 from diffeo.transforms.univariate import Univariate
 
 Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -43,8 +44,7 @@ class Coupling(Transform):
     """
 
     mask: Tensor
-    kept: Tensor
-    moved: Tensor
+    parts: Tensor
     order: Tensor
 
     def __init__(self, univariate: Univariate, mask: Tensor, net: nn.Module, event_dim: int | None = None) -> None:
@@ -61,9 +61,10 @@ class Coupling(Transform):
             raise ValueError(f"expected a mask of 1 or {self.event_dim} dimensions, got {mask.dim()}")
         self.register_buffer("mask", mask, persistent=False)
         kept, moved = mask.flatten().nonzero().squeeze(1), (~mask).flatten().nonzero().squeeze(1)
-        self.register_buffer("kept", kept, persistent=False)
-        self.register_buffer("moved", moved, persistent=False)
-        self.register_buffer("order", torch.cat([kept, moved]).argsort(), persistent=False)
+        self.sizes = [len(kept), len(moved)]
+        parts = torch.cat([kept, moved])
+        self.register_buffer("parts", parts, persistent=False)
+        self.register_buffer("order", parts.argsort(), persistent=False)
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Generate: b by the map, a unchanged."""
@@ -76,9 +77,9 @@ class Coupling(Transform):
     def _couple(self, value: Tensor, context: Tensor | None, univariate: Map) -> tuple[Tensor, Tensor]:
         dim = -self.event_dim
         if self.divides:
-            a, b = value.index_select(dim, self.kept), value.index_select(dim, self.moved)
+            a, b = reorder(value, dim, self.parts, self.order).split(self.sizes, dim=dim)
             b, log_det = univariate(b, params_first(self.net(a, context), self.univariate.size, dim))
-            moved = torch.cat([a, b], dim=dim).index_select(dim, self.order)
+            moved = reorder(torch.cat([a, b], dim=dim), dim, self.order, self.parts)
         else:
             params = params_first(self.net(torch.where(self.mask, value, 0), context), self.univariate.size, dim)
             b, log_det = univariate(value, params)
