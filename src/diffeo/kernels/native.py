@@ -54,7 +54,7 @@ def library() -> ctypes.CDLL | None:
 def _build(compiler: str) -> Path:
     """Compile into the cache, unless it holds this source for this machine and compiler already."""
     key = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES))
-    key.update(" ".join([compiler, *_FLAGS, platform.machine(), _processor()]).encode())
+    key.update(" ".join([compiler, *_FLAGS, *_openmp(), platform.machine(), _processor()]).encode())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffeo"
     target = folder / f"native-{key.hexdigest()[:16]}.so"
     if target.exists():
@@ -65,10 +65,10 @@ def _build(compiler: str) -> Path:
     except OSError:  # no place to keep it: build it for this process
         folder = Path(tempfile.mkdtemp(prefix="diffeo-"))
         target = folder / target.name
-    for threads in (["-fopenmp"], []):  # clang on macOS comes without OpenMP
+    for threads in (["-fopenmp", *_openmp()], []):  # clang on macOS comes without OpenMP
         descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=folder)
         os.close(descriptor)
-        command = [compiler, *_FLAGS, *threads, "-o", temporary, str(_SOURCES[0]), "-lm"]
+        command = [compiler, *_FLAGS, "-o", temporary, str(_SOURCES[0]), *threads, "-lm"]
         try:
             done = subprocess.run(command, capture_output=True, timeout=120)
             if done.returncode == 0:
@@ -77,6 +77,12 @@ def _build(compiler: str) -> Path:
         finally:
             Path(temporary).unlink(missing_ok=True)
     raise OSError(done.stderr.decode(errors="replace"))
+
+
+def _openmp() -> list[str]:
+    """PyTorch's own copy of GCC's OpenMP, to link with: two runtimes would keep two pools of threads that wait busily."""
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return ["-Wl,--as-needed", *map(str, found[:1])]
 
 
 def _processor() -> str:
