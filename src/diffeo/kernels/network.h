@@ -14,7 +14,8 @@
 #define TILE 6
 #define WIDE 1
 #endif
-#define STAIRS 64
+#define GROUP 4 /* chunks that share a reading of the weights */
+#define STAIRS 64 /* columns of a mask's edge that are filled with zeros at a time */
 #define DEPTH 1024 /* rows summed at a time where weights' gradients are */
 
 enum { RELU, SILU, TANH, ELU };
@@ -131,20 +132,35 @@ static void masked_product(const Layer *layer, long unit, int tile, const v16 *b
 /* ---- chunks of rows ---------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    long start;  /* first row */
-    int vectors; /* per feature */
+    long index, start; /* which chunk, and its first row */
+    int vectors;       /* per feature */
 } Chunk;
 
+static inline long vectors_of(long rows) { return (rows + VL - 1) / VL; }
+
 static long chunks_of(long rows, int threads) {
-    const long vectors = (rows + VL - 1) / VL;
+    const long vectors = vectors_of(rows);
     long chunks = (vectors + WIDE - 1) / WIDE;
     chunks = (chunks + threads - 1) / threads * threads; /* as many for each */
     return chunks < vectors ? chunks : vectors;
 }
 
 static Chunk chunk_of(long rows, long chunks, long index) {
-    const long vectors = (rows + VL - 1) / VL, start = vectors * index / chunks;
-    return (Chunk){start * VL, (int)(vectors * (index + 1) / chunks - start)};
+    const long vectors = vectors_of(rows), start = vectors * index / chunks;
+    return (Chunk){index, start * VL, (int)(vectors * (index + 1) / chunks - start)};
+}
+
+/* A thread takes chunks in groups: a tile's weights, once read, serve all chunks of a group. Returns how many. */
+static long groups_of(long chunks, int threads) {
+    const long groups = ((chunks + GROUP - 1) / GROUP + threads - 1) / threads * threads;
+    return groups < chunks ? groups : chunks;
+}
+
+static int group_of(long rows, long chunks, long groups, long index, Chunk *group) {
+    int count = 0;
+    for (long c = chunks * index / groups; c < chunks * (index + 1) / groups; c++)
+        group[count++] = chunk_of(rows, chunks, c);
+    return count;
 }
 
 /* How many lanes of vector v of the chunk hold rows. */
@@ -181,11 +197,10 @@ static void start_sums(
 static inline v16 *kept(const float *array, long vectors, long feature, long vector) {
     return (v16 *)array + (feature / TILE * vectors + vector) * TILE + feature % TILE;
 }
-static inline long vectors_of(long rows) { return (rows + VL - 1) / VL; }
 static inline long tiles_of(long features) { return (features + TILE - 1) / TILE; }
 static inline void keep(
-    const v16 *from, int tile, int n, float *array, long vectors, long feature, long vector) {
-    for (int u = 0; u < tile; u++)
+    const v16 *from, long count, int n, float *array, long vectors, long feature, long vector) {
+    for (long u = 0; u < count; u++)
         for (int v = 0; v < n; v++) *kept(array, vectors, feature + u, vector + v) = from[u * n + v];
 }
 /* Ask for a tile of it while its sums are still being computed. */
@@ -193,62 +208,81 @@ static inline void keep(
     for (int i_ = 0; i_ < (n) * TILE; i_++) __builtin_prefetch(kept(array, vectors, feature, vector) + i_, write)
 long kept_floats(long rows, long features) { return tiles_of(features) * TILE * vectors_of(rows) * VL; }
 
+typedef struct {
+    const Network *net;
+    long rows, vectors;
+    const float *shared;
+    float *out, *const *values, *const *sums;
+} Forward;
+
+/* One tile of layer l: `inputs` are the network's, `in` the layer's, and `hidden` receives its values. */
+static void forward_tile(
+    const Forward *f, int l, long unit, int tile, Chunk chunk, const v16 *inputs, const v16 *in, v16 *hidden) {
+    const Layer *layer = f->net->layers + l;
+    const int n = chunk.vectors, last = f->net->depth - 1;
+    const long vector = chunk.start / VL;
+    v16 sums[TILE * WIDE], *value = hidden + unit * n;
+    if (f->values && l < last) FETCH(f->values[l + 1], f->vectors, unit, vector, n, 1);
+    start_sums(f->net, l, unit, tile, chunk, f->rows, f->shared, sums);
+    masked_product(layer, unit, tile, in, n, sums);
+    if (l == last) {
+        if (f->net->direct) masked_product(f->net->direct, unit, tile, inputs, n, sums);
+        for (int u = 0; u < tile; u++)
+            for (int v = 0; v < n; v++)
+                store(f->out + (unit + u) * f->rows + chunk.start + v * VL, lanes(chunk, v, f->rows), sums[u * n + v]);
+        return;
+    }
+    activate(f->net->activation, sums, tile * n, value);
+    if (layer->residual)
+        for (int i = 0; i < tile * n; i++) value[i] += in[unit * n + i];
+    if (f->values) keep(value, tile, n, f->values[l + 1], f->vectors, unit, vector);
+    if (f->sums && f->sums[l]) keep(sums, tile, n, f->sums[l], f->vectors, unit, vector);
+}
+
 /* out (outputs, rows) = net(x). For the backward pass, `values` (depth arrays) receives the input of every layer and
  * `sums` (depth - 1 arrays) what the activations get, kept_floats long; any of these may be NULL.
  * x has strides (by_feature, by_row). Returns 1 if memory ran out. */
 int network_f32(
     long rows, const Network *net, const float *shared, const float *x, long by_feature, long by_row, float *out,
-    float *const *values, float *const *sums_kept, int threads) {
-    const Layer *const layers = net->layers;
-    const long vectors = vectors_of(rows), chunks = chunks_of(rows, threads), inputs = layers[0].columns;
-    const int last = net->depth - 1;
+    float *const *values, float *const *sums, int threads) {
+    const Forward f = {net, rows, vectors_of(rows), shared, out, values, sums};
+    const long chunks = chunks_of(rows, threads), groups = groups_of(chunks, threads), inputs = net->layers[0].columns;
     long total = inputs;
-    for (int l = 0; l < last; l++) total += layers[l].units;
+    for (int l = 0; l < net->depth - 1; l++) total += net->layers[l].units;
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        v16 *panels = scratch(OWN, sizeof(v16) * WIDE * (size_t)total);
+        v16 *panels = scratch(OWN, sizeof(v16) * GROUP * WIDE * (size_t)total);
         if (!panels) {
 #pragma omp atomic write
             failed = 1;
         }
 #pragma omp for schedule(dynamic)
-        for (long index = 0; index < chunks; index++) {
+        for (long index = 0; index < groups; index++) {
             if (!panels) continue;
-            const Chunk chunk = chunk_of(rows, chunks, index);
-            const int n = chunk.vectors;
-            const long vector = chunk.start / VL;
-            load_panel(chunk, rows, inputs, x, by_feature, by_row, panels);
-            for (long j = 0; j < inputs * n; j++) panels[j] = soften(net->bound, panels[j]);
-            if (values)
-                for (long j = 0; j < inputs; j++)
-                    for (int v = 0; v < n; v++) *kept(values[0], vectors, j, vector + v) = panels[j * n + v];
-            v16 *in = panels;
-            for (int l = 0; l <= last; l++) {
-                const Layer *layer = layers + l;
-                v16 *hidden = in + layer->columns * n;
+            Chunk group[GROUP];
+            v16 *panel[GROUP];
+            const int count = group_of(rows, chunks, groups, index, group);
+            for (int c = 0; c < count; c++) {
+                const int n = group[c].vectors;
+                panel[c] = panels + c * WIDE * total;
+                load_panel(group[c], rows, inputs, x, by_feature, by_row, panel[c]);
+                for (long j = 0; j < inputs * n; j++) panel[c][j] = soften(net->bound, panel[c][j]);
+                if (values) keep(panel[c], inputs, n, values[0], f.vectors, 0, group[c].start / VL);
+            }
+            long done = 0; /* features before this layer's input */
+            for (int l = 0; l < net->depth; l++) {
+                const Layer *layer = net->layers + l;
                 for (long unit = 0; unit < layer->units;) {
                     const int tile = tile_of(layer->units - unit);
-                    v16 sums[TILE * WIDE];
-                    if (values && l < last) FETCH(values[l + 1], vectors, unit, vector, n, 1);
-                    start_sums(net, l, unit, tile, chunk, rows, shared, sums);
-                    masked_product(layer, unit, tile, in, n, sums);
-                    if (l == last && net->direct) masked_product(net->direct, unit, tile, panels, n, sums);
-                    if (l == last) {
-                        for (int u = 0; u < tile; u++)
-                            for (int v = 0; v < n; v++)
-                                store(out + (unit + u) * rows + chunk.start + v * VL, lanes(chunk, v, rows), sums[u * n + v]);
-                    } else {
-                        v16 *value = hidden + unit * n;
-                        activate(net->activation, sums, tile * n, value);
-                        if (layer->residual)
-                            for (int i = 0; i < tile * n; i++) value[i] += in[unit * n + i];
-                        if (values) keep(value, tile, n, values[l + 1], vectors, unit, vector);
-                        if (sums_kept && sums_kept[l]) keep(sums, tile, n, sums_kept[l], vectors, unit, vector);
+                    for (int c = 0; c < count; c++) {
+                        const int n = group[c].vectors;
+                        v16 *in = panel[c] + done * n;
+                        forward_tile(&f, l, unit, tile, group[c], panel[c], in, in + layer->columns * n);
                     }
                     unit += tile;
                 }
-                in = hidden;
+                done += layer->columns;
             }
         }
     }
@@ -342,157 +376,161 @@ static inline long weight_parts(const Layer *layer, int threads) {
     return (4 * threads + weight_panels(layer) - 1) / weight_panels(layer);
 }
 
+typedef struct {
+    const Network *net;
+    long rows, vectors;
+    float *const *values, *const *sums; /* what the forward pass kept */
+    const float **turned;               /* transposed weights of the layers, then of the direct connections */
+    float **grads, **parts;             /* gradients of each layer's sums; every chunk's part of the biases' gradients */
+    float *by_x, *by_shared;
+} Backward;
+
+/* A chunk's gradients with respect to a layer's sums, to its input, and to its output where it is residual. */
+typedef struct {
+    v16 *sums, *input, *output, *next;
+} Panels;
+
+/* Begin a chunk: the gradient of the outputs is that of the last layer's sums. */
+static void backward_start(const Backward *b, const float *grad, Chunk chunk, Panels p) {
+    const int n = chunk.vectors, last = b->net->depth - 1;
+    const long outputs = b->net->layers[last].units;
+    load_panel(chunk, b->rows, outputs, grad, b->rows, 1, p.sums);
+    keep(p.sums, outputs, n, b->grads[last], b->vectors, 0, chunk.start / VL);
+    finish_grads(
+        p.sums, 0, outputs, chunk, b->rows, b->parts[last] + chunk.index * outputs, last ? NULL : b->by_shared);
+    if (!b->net->direct || !b->by_x) return;
+    /* the direct connections' share of the inputs' gradient; the rest is added when it is known */
+    const Layer *direct = b->net->direct;
+    for (long t = 0; t < tiles_of(direct->columns); t++) {
+        v16 sums[TILE * WIDE];
+        for (int i = 0; i < TILE * n; i++) sums[i] = splat(0);
+        transposed_product(direct, t, b->turned[b->net->depth], p.sums, n, sums);
+        for (int j = 0; j < TILE && t * TILE + j < direct->columns; j++)
+            for (int v = 0; v < n; v++)
+                store(b->by_x + (t * TILE + j) * b->rows + chunk.start + v * VL, lanes(chunk, v, b->rows),
+                      sums[j * n + v]);
+    }
+}
+
+/* From the gradient of layer l's sums to that of a tile of its inputs, and of the sums of the layer before. */
+static void backward_tile(const Backward *b, int l, long t, Chunk chunk, Panels p) {
+    const Layer *layer = b->net->layers + l;
+    const int n = chunk.vectors;
+    const long column = t * TILE, vector = chunk.start / VL;
+    const int width = layer->columns - column < TILE ? (int)(layer->columns - column) : TILE;
+    v16 sums[TILE * WIDE], at[TILE * WIDE];
+    if (l > 0) {
+        FETCH(b->sums[l - 1], b->vectors, column, vector, n, 0);
+        FETCH(b->grads[l - 1], b->vectors, column, vector, n, 1);
+    }
+    for (int i = 0; i < TILE * n; i++)
+        sums[i] = layer->residual && i < width * n ? p.output[column * n + i] : splat(0);
+    transposed_product(layer, t, b->turned[l], p.sums, n, sums);
+    if (l == 0) {
+        for (int j = 0; j < width; j++)
+            for (int v = 0; v < n; v++) {
+                const int count = lanes(chunk, v, b->rows);
+                const v16 seen = *kept(b->values[0], b->vectors, column + j, vector + v) / b->net->bound;
+                float *goal = b->by_x + (column + j) * b->rows + chunk.start + v * VL;
+                v16 g = sums[j * n + v];
+                if (b->net->direct) g += load(goal, 1, count);
+                store(goal, count, g * (1.0f - seen * seen));
+            }
+        return;
+    }
+    v16 *g = p.next + column * n;
+    memcpy(p.input + column * n, sums, sizeof(v16) * width * n);
+    memcpy(g, sums, sizeof(v16) * width * n);
+    for (int j = 0; j < width; j++)
+        for (int v = 0; v < n; v++) at[j * n + v] = *kept(b->sums[l - 1], b->vectors, column + j, vector + v);
+    times_slope(b->net->activation, at, width * n, g);
+    keep(g, width, n, b->grads[l - 1], b->vectors, column, vector);
+    finish_grads(g, column, width, chunk, b->rows, b->parts[l - 1] + chunk.index * layer->columns,
+                 l == 1 ? b->by_shared : NULL);
+}
+
+static inline const Layer *source_of(const Network *net, int s) { return s < net->depth ? net->layers + s : net->direct; }
+
 /* Gradients of sum(grad out) for out = net(x), given what network_f32 kept. grad is (outputs, rows). by_x is (inputs,
  * rows) or NULL; by_weights, by_biases are arrays of the layers'; by_direct goes with net->direct; by_shared is (units of the
- * first layer, rows). Sums are taken in an order that does not depend on scheduling.
- * Returns 1 if memory ran out. */
+ * first layer, rows). Sums are taken in an order that does not depend on scheduling. Returns 1 if memory ran out. */
 int network_backward_f32(
-    long rows, const Network *net, float *const *values, float *const *sums_kept, const float *grad, float *by_x,
+    long rows, const Network *net, float *const *values, float *const *sums, const float *grad, float *by_x,
     float *const *by_weights, float *const *by_biases, float *by_direct, float *by_shared, int threads) {
-    const Layer *const layers = net->layers, *const direct = net->direct;
-    const int depth = net->depth, last = depth - 1, lowest = by_x ? 0 : 1;
-    const long vectors = vectors_of(rows), chunks = chunks_of(rows, threads), inputs = layers[0].columns;
-    /* shared by all threads: the transposed weights, every layer's gradient, every chunk's part of the biases' */
-    size_t size = 0, units = 0;
-    for (int l = 0; l < depth; l++) {
-        size += (size_t)(tiles_of(layers[l].columns) * TILE * layers[l].units + kept_floats(rows, layers[l].units));
-        units += (size_t)layers[l].units;
+    const Layer *const layers = net->layers;
+    const int depth = net->depth, last = depth - 1, lowest = by_x ? 0 : 1, sources = depth + (net->direct != NULL);
+    const long vectors = vectors_of(rows), chunks = chunks_of(rows, threads), groups = groups_of(chunks, threads);
+    /* how much memory: transposed weights, gradients, parts of the biases' gradients; how much work */
+    size_t size = VL * (size_t)(depth + 1);
+    long widest = layers[0].columns, tasks = 0, tiles = 0;
+    for (int s = 0; s < sources; s++) {
+        const Layer *layer = source_of(net, s);
+        size += (size_t)(tiles_of(layer->columns) * TILE * layer->units + kept_floats(rows, layer->units) +
+                         layer->units * chunks);
+        tasks += weight_panels(layer) * weight_parts(layer, threads);
+        if (s >= lowest) tiles += tiles_of(layer->columns);
+        if (layer->units > widest) widest = layer->units;
     }
-    if (direct) size += (size_t)(tiles_of(direct->columns) * TILE * direct->units);
-    float *memory = scratch(SHARED, sizeof(float) * (size + units * chunks + VL * (3 * (size_t)depth + 1)));
-    const float **turned = malloc(sizeof(float *) * (size_t)(depth + 1));
+    float *memory = scratch(SHARED, sizeof(float) * size);
+    const float **turned = malloc(sizeof(float *) * (size_t)sources);
     float **grads = malloc(sizeof(float *) * (size_t)depth), **parts = malloc(sizeof(float *) * (size_t)depth);
+    const Backward b = {net, rows, vectors, values, sums, turned, grads, parts, by_x, by_shared};
     int failed = !memory || !turned || !grads || !parts;
-    long widest = inputs, tasks = 0, tiles = 0;
     if (!failed) {
         float *next = memory;
-        for (int l = 0; l <= depth; l++) {
-            const Layer *layer = l < depth ? layers + l : direct;
-            if (!layer) break;
-            turned[l] = next, next += tiles_of(layer->columns) * TILE * layer->units;
-        }
-        for (int l = 0; l < depth; l++) {
-            next += (VL - (next - memory) % VL) % VL;
-            grads[l] = next, next += kept_floats(rows, layers[l].units);
-            parts[l] = next, next += layers[l].units * chunks;
-            if (layers[l].units > widest) widest = layers[l].units;
-        }
-    }
-    const int sources = depth + (direct != NULL);
-    for (int l = 0; l < sources; l++) {
-        const Layer *layer = l < depth ? layers + l : direct;
-        tasks += weight_panels(layer) * weight_parts(layer, threads);
-        if (l >= lowest) tiles += tiles_of(layer->columns);
-    }
-    if (!failed) {
+        for (int l = 0; l < depth; l++) grads[l] = next, next += kept_floats(rows, layers[l].units);
+        for (int s = 0; s < sources; s++)
+            turned[s] = next, next += tiles_of(source_of(net, s)->columns) * TILE * source_of(net, s)->units;
+        for (int l = 0; l < depth; l++) parts[l] = next, next += layers[l].units * chunks;
 #pragma omp parallel num_threads(threads)
         {
-            size_t own = (size_t)WIDE * (size_t)widest * 4;
-            if (own < DEPTH * WIDE) own = DEPTH * WIDE;
-            v16 *panels = scratch(OWN, sizeof(v16) * own);
+            const size_t walk = 4 * GROUP * WIDE * (size_t)widest, packed = DEPTH * WIDE;
+            v16 *panels = scratch(OWN, sizeof(v16) * (walk > packed ? walk : packed));
             if (!panels) {
 #pragma omp atomic write
                 failed = 1;
             }
 #pragma omp for schedule(static)
-            for (long t = 0; t < tiles; t++) {
-                long tile = t;
-                int l = lowest;
-                while (tile >= tiles_of((l < depth ? layers + l : direct)->columns))
-                    tile -= tiles_of((l < depth ? layers + l : direct)->columns), l++;
-                const Layer *layer = l < depth ? layers + l : direct;
-                transpose_weight(layer, tile, (float *)turned[l] + tile * layer->units * TILE);
+            for (long task = 0; task < tiles; task++) {
+                long tile = task;
+                int s = lowest;
+                for (; tile >= tiles_of(source_of(net, s)->columns); s++) tile -= tiles_of(source_of(net, s)->columns);
+                transpose_weight(source_of(net, s), tile, (float *)turned[s] + tile * source_of(net, s)->units * TILE);
             }
 #pragma omp for schedule(dynamic)
-            for (long index = 0; index < chunks; index++) {
+            for (long index = 0; index < groups; index++) {
                 if (!panels) continue;
-                const Chunk chunk = chunk_of(rows, chunks, index);
-                const int n = chunk.vectors;
-                const long vector = chunk.start / VL;
-                /* gradients with respect to: a layer's sums, its input, and its output where it is residual */
-                v16 *by_sums = panels, *by_input = panels + WIDE * widest, *by_output = panels + 2 * WIDE * widest,
-                    *by_next = panels + 3 * WIDE * widest;
-                load_panel(chunk, rows, layers[last].units, grad, rows, 1, by_sums);
-                const long outputs = layers[last].units;
-                for (long u = 0; u < outputs; u += TILE) {
-                    const int width = outputs - u < TILE ? (int)(outputs - u) : TILE;
-                    keep(by_sums + u * n, width, n, grads[last], vectors, u, vector);
-                }
-                finish_grads(by_sums, 0, outputs, chunk, rows, parts[last] + index * outputs, last ? NULL : by_shared);
-                if (direct && by_x) { /* only the output layer's gradient matters: add it when the inputs' is complete */
-                    for (long t = 0; t < tiles_of(inputs); t++) {
-                        v16 sums[TILE * WIDE];
-                        for (int i = 0; i < TILE * n; i++) sums[i] = splat(0);
-                        transposed_product(direct, t, turned[depth], by_sums, n, sums);
-                        for (int j = 0; j < TILE && t * TILE + j < inputs; j++)
-                            for (int v = 0; v < n; v++) {
-                                const long row = chunk.start + v * VL;
-                                store(by_x + (t * TILE + j) * rows + row, lanes(chunk, v, rows), sums[j * n + v]);
-                            }
-                    }
+                Chunk group[GROUP];
+                Panels p[GROUP];
+                const int count = group_of(rows, chunks, groups, index, group);
+                for (int c = 0; c < count; c++) {
+                    v16 *own = panels + 4 * c * WIDE * widest;
+                    p[c] = (Panels){own, own + WIDE * widest, own + 2 * WIDE * widest, own + 3 * WIDE * widest};
+                    backward_start(&b, grad, group[c], p[c]);
                 }
                 for (int l = last; l >= lowest; l--) {
-                    const Layer *layer = layers + l;
-                    for (long t = 0; t < tiles_of(layer->columns); t++) {
-                        const long column = t * TILE;
-                        const int width = layer->columns - column < TILE ? (int)(layer->columns - column) : TILE;
-                        v16 sums[TILE * WIDE];
-                        if (l > 0) {
-                            FETCH(sums_kept[l - 1], vectors, column, vector, n, 0);
-                            FETCH(grads[l - 1], vectors, column, vector, n, 1);
-                        }
-                        for (int i = 0; i < TILE * n; i++)
-                            sums[i] = layer->residual && i < width * n ? by_output[column * n + i] : splat(0);
-                        transposed_product(layer, t, turned[l], by_sums, n, sums);
-                        if (l == 0) {
-                            for (int j = 0; j < width; j++)
-                                for (int v = 0; v < n; v++) {
-                                    const int count = lanes(chunk, v, rows);
-                                    const v16 seen = *kept(values[0], vectors, column + j, vector + v) / net->bound;
-                                    float *goal = by_x + (column + j) * rows + chunk.start + v * VL;
-                                    v16 g = sums[j * n + v];
-                                    if (direct) g += load(goal, 1, count);
-                                    store(goal, count, g * (1.0f - seen * seen));
-                                }
-                            continue;
-                        }
-                        v16 *g = by_next + column * n, at[TILE * WIDE];
-                        memcpy(by_input + column * n, sums, sizeof(v16) * width * n);
-                        memcpy(g, sums, sizeof(v16) * width * n);
-                        for (int j = 0; j < width; j++)
-                            for (int v = 0; v < n; v++)
-                                at[j * n + v] = *kept(sums_kept[l - 1], vectors, column + j, vector + v);
-                        times_slope(net->activation, at, width * n, g);
-                        keep(g, width, n, grads[l - 1], vectors, column, vector);
-                        finish_grads(g, column, width, chunk, rows, parts[l - 1] + index * layer->columns,
-                                     l == 1 ? by_shared : NULL);
-                    }
-                    if (l == 0) break;
+                    for (long t = 0; t < tiles_of(layers[l].columns); t++)
+                        for (int c = 0; c < count; c++) backward_tile(&b, l, t, group[c], p[c]);
                     /* what was this layer's input is the output of the one before */
-                    v16 *free_panel = by_output;
-                    by_output = by_input, by_input = free_panel;
-                    free_panel = by_sums;
-                    by_sums = by_next, by_next = free_panel;
+                    for (int c = 0; c < count; c++) p[c] = (Panels){p[c].next, p[c].output, p[c].input, p[c].sums};
                 }
             }
 #pragma omp for schedule(dynamic)
             for (long task = 0; task < tasks; task++) {
                 if (!panels) continue;
                 long rest = task;
-                int l = 0;
-                for (;; l++) {
-                    const Layer *layer = l < depth ? layers + l : direct;
-                    const long here = weight_panels(layer) * weight_parts(layer, threads);
-                    if (rest < here) break;
+                int s = 0;
+                for (long here; rest >= (here = weight_panels(source_of(net, s)) * weight_parts(source_of(net, s), threads)); s++)
                     rest -= here;
-                }
-                const Layer *layer = l < depth ? layers + l : direct;
-                const long parts = weight_parts(layer, threads), part = rest % parts;
-                const long column = rest / parts * WIDE * VL, from = layer->first[column], count = layer->units - from;
-                const long start = part ? (from + count * part / parts) / TILE * TILE : 0;
-                const long stop = part + 1 < parts ? (from + count * (part + 1) / parts) / TILE * TILE : layer->units;
-                weight_task(layer, grads[l < depth ? l : last], values[l < depth ? l : 0], vectors, column, start, stop,
-                            panels, l < depth ? by_weights[l] : by_direct);
+                const Layer *layer = source_of(net, s);
+                const long parts_here = weight_parts(layer, threads), part = rest % parts_here;
+                const long column = rest / parts_here * WIDE * VL, from = layer->first[column];
+                const long count = layer->units - from;
+                const long start = part ? (from + count * part / parts_here) / TILE * TILE : 0;
+                const long stop =
+                    part + 1 < parts_here ? (from + count * (part + 1) / parts_here) / TILE * TILE : layer->units;
+                weight_task(layer, grads[s < depth ? s : last], values[s < depth ? s : 0], vectors, column, start, stop,
+                            panels, s < depth ? by_weights[s] : by_direct);
             }
 #pragma omp for schedule(static)
             for (int l = 0; l < depth; l++)
