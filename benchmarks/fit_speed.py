@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -32,8 +33,8 @@ def fit(family: str, hidden: int, epochs: int, data: protein.Data, threads: int)
             "--hidden", f"{hidden},{hidden}", "--transforms", "5", "--epochs", str(epochs), "--no-figures",
             *SETTINGS[family],
         ]  # fmt: skip
-        environment = {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env={**protein.os.environ, **environment})
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         facts = json.loads(done.stdout)
         seconds = facts["seconds"]
     return 0.9 * len(data.raw_lines["fit"]) * epochs / seconds  # a tenth is for validation

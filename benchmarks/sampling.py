@@ -1,9 +1,9 @@
 """Sampling an autoregressive flow: time and memory against D and against the batch, and the error of the walk.
 
-`python benchmarks/sampling.py --out docs/images` draws sampling.png and prints the numbers. The models are MAFs with 5
-transforms and hidden layers (H, H); `naive` inverts them as other libraries do, by one pass of the network per element.
-Peak memory is what a fresh process adds while it samples. Errors are those of 100,000 samples of a MAF trained for a few
-hundred steps: the largest |x - naive x| in float32 and float64.
+`python benchmarks/sampling.py --out docs/images` draws sampling.png and prints the numbers. The models are MAFs with
+5 transforms and hidden layers (H, H); `naive` inverts them as other libraries do, by one pass of the network per
+element. Peak memory is what a fresh process adds while it samples. Errors are those of 100,000 samples of a MAF trained
+for a few hundred steps: the largest |x - naive x| in float32 and float64.
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ def main() -> None:
 
 def line(row: dict[str, float]) -> str:
     """One measurement in words."""
-    text = f"sample {1e3 * row['sample']:.2f} ms, log_prob {1e3 * row['log_prob']:.2f} ms, memory {row['memory']:.1f} MiB"
+    text = f"sample {1e3 * row['sample']:.2f} ms, log_prob {1e3 * row['log_prob']:.2f} ms"
+    text += f", memory {row['memory']:.1f} MiB"
     return text + (f", naive {1e3 * row['naive']:.0f} ms" if "naive" in row else "")
 
 

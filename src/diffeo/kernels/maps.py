@@ -118,7 +118,7 @@ class _Normalize(torch.autograd.Function):
         return _call(maps, x, params, generate=False, precise=False)
 
     @staticmethod
-    def backward(ctx: Any, by_z: Tensor, by_log: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, by_z: Tensor, by_log: Tensor) -> tuple[Tensor | None, ...]:
         x, params = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for
             twins = ctx.twin(x, params)

@@ -80,7 +80,7 @@ def _build(compiler: str) -> Path:
 
 
 def _openmp() -> list[str]:
-    """PyTorch's own copy of GCC's OpenMP, to link with: two runtimes would keep two pools of threads that wait busily."""
+    """PyTorch's own copy of GCC's OpenMP, to link with: two runtimes would keep two pools of busily waiting threads."""
     found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     return ["-Wl,--as-needed", *map(str, found[:1])]
 
@@ -97,8 +97,7 @@ def _processor() -> str:
 def usable(*tensors: Tensor | None) -> bool:
     """Whether the library is there and takes these tensors: float32 on the CPU, and no wrappers of ``torch.func``."""
     return library() is not None and all(
-        t is None
-        or (t.dtype == torch.float32 and t.device.type == "cpu" and not is_functorch_wrapped_tensor(t))
+        t is None or (t.dtype == torch.float32 and t.device.type == "cpu" and not is_functorch_wrapped_tensor(t))
         for t in tensors
     )
 

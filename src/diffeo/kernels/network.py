@@ -143,12 +143,14 @@ def network(structure: Structure, x: Tensor, shared: Tensor | None, tensors: Seq
     if not (structure.known(x, shared, tensors[0]) and x.numel()):
         return structure.twin(x, shared, *tensors)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, shared, *tensors)):
-        return _Network_.apply(structure, x, shared, *tensors)
+        return _Read.apply(structure, x, shared, *tensors)
     return _forward(structure, x, shared, [t.contiguous() for t in tensors], None, None)
 
 
 def _pointers(tensors: Sequence[Tensor | None] | None) -> Any:
-    return None if tensors is None else (ctypes.c_void_p * len(tensors))(*(t if t is None else t.data_ptr() for t in tensors))
+    if tensors is None:
+        return None
+    return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
 
 
 def _room(x: Tensor, features: int) -> Tensor:
@@ -179,7 +181,7 @@ def _forward(
     return out
 
 
-class _Network_(torch.autograd.Function):  # noqa: N801
+class _Read(torch.autograd.Function):
     """The network with its gradients; a second derivative is taken of the plain twin."""
 
     @staticmethod

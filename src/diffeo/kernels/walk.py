@@ -40,7 +40,7 @@ def walk_fused(
     size = structure.layers[-1].units // elements
     if z.dim() != 2 or z.shape[1] != elements:
         raise ValueError(f"expected z of shape (rows, {elements}), got {tuple(z.shape)}")
-    if not structure.known(z, shared, tensors[0]) or not known(maps):
+    if not (structure.known(z, shared, tensors[0]) and known(maps)):
         return None
     z, tensors = z.contiguous(), [t.contiguous() for t in tensors]
     shared = None if shared is None else shared.expand(len(z), -1).contiguous()
@@ -48,7 +48,7 @@ def walk_fused(
     native: Any = library()
     failed = native.walk_f32(
         ctypes.c_long(len(z)), ctypes.c_long(elements), ctypes.c_long(size),
-        ctypes.byref(structure.described(tensors)), pointer(shared), described(maps), ctypes.c_int(len(maps)), pointer(z),
-        pointer(x), pointer(log_det), ctypes.c_long(_BLOCK), ctypes.c_int(torch.get_num_threads()),
+        ctypes.byref(structure.described(tensors)), pointer(shared), described(maps), ctypes.c_int(len(maps)),
+        pointer(z), pointer(x), pointer(log_det), ctypes.c_long(_BLOCK), ctypes.c_int(torch.get_num_threads()),
     )  # fmt: skip
     return None if failed else (x, log_det)

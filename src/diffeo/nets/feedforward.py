@@ -1,4 +1,4 @@
-"""What the multilayer perceptron and MADE share: a feed-forward network, dense or masked, with context and residuals."""
+"""What the multilayer perceptron and MADE share: a feed-forward network, dense or masked."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Feedforward"]
 
 
 class Feedforward(nn.Module):
-    """h_1 = act(W_1 soften(x) + C c + b_1), h_l = act(W_l h_{l-1} + b_l) (+ h_{l-1}), output = W h_L + b (+ V soften(x)).
+    """h_1 = act(W_1 soften(x) + C c + b_1), h_l = act(W_l h_{l-1} + b_l) (+ h_{l-1}), y = W h_L + b (+ V soften(x)).
 
-    Values are feature-major, ``(features, rows)``. The last layer starts at zero, so that a flow starts as the identity.
+    Values are feature-major, ``(features, rows)``. The last layer starts at zero: a flow starts as the identity.
 
     Args:
         wirings: what the units of each layer see, the output layer last.

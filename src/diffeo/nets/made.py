@@ -97,7 +97,7 @@ class MADE(Feedforward):
             return apply
 
         layers = [
-            WalkLayer([(index, layer.weight)], wiring.ends, finish(index))
+            WalkLayer([(index, layer.weight)], wiring.ends or (), finish(index))
             for index, (layer, wiring) in enumerate(zip(self.layers, self.structure.layers, strict=True))
         ]
         if self.direct is not None:
