@@ -21,6 +21,7 @@ from torch import Tensor
 
 import diffeo
 import peers
+from diffeo.transforms import Autoregressive
 
 DIMENSIONS = (16, 32, 64, 128, 256, 512, 1024)
 BATCHES = (1, 10, 100, 1000, 10_000, 100_000)
@@ -42,7 +43,7 @@ def naive(flow: diffeo.Flow, z: Tensor) -> Tensor:
     """The same samples by one pass of each network per element."""
     x = z
     for transform in flow.transform:
-        if not isinstance(transform, diffeo.Autoregressive):
+        if not isinstance(transform, Autoregressive):
             x = transform.forward(x)
             continue
         z, x = x.mT.contiguous(), torch.zeros_like(x.mT)
