@@ -6,9 +6,27 @@ import torch
 from cases import randomise
 from diffeo.kernels import native
 from diffeo.nets import MADE, MLP
-from diffeo.transforms import Affine, Autoregressive, Composed, RationalQuadraticSpline, Scale, Shift
+from diffeo.transforms import (
+    Affine,
+    Autoregressive,
+    Composed,
+    Coupling,
+    RationalQuadraticSpline,
+    Scale,
+    Shift,
+    alternating_mask,
+)
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here: only the plain twins run")
+
+
+MAPS = {
+    "shift": Shift,
+    "scale": Scale,
+    "affine": Affine,
+    "spline": RationalQuadraticSpline,
+    "spline-affine": lambda: Composed(RationalQuadraticSpline(), Affine(2.0)),
+}
 
 
 @pytest.fixture
@@ -68,15 +86,6 @@ def test_spline_takes_any_layout(plain):
         assert torch.allclose(
             spline.inverse_and_log_det(value.mT, other.mT)[0].mT, spline.inverse_and_log_det(value, other)[0], atol=1e-6
         )
-
-
-MAPS = {
-    "shift": Shift,
-    "scale": Scale,
-    "affine": Affine,
-    "spline": RationalQuadraticSpline,
-    "spline-affine": lambda: Composed(RationalQuadraticSpline(), Affine(2.0)),
-}
 
 
 @needs_compiler
@@ -181,6 +190,45 @@ def test_network_equals_its_plain_twin(plain, features, size, hidden, context, r
     for each in (fast, results(False)):
         for a, b in zip(each, slow, strict=True):
             assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * (1 + b.abs().max().item()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("coupling", [False, True], ids=["autoregressive", "coupling"])
+@pytest.mark.parametrize(
+    ("features", "hidden", "context", "residual", "activation", "rows"),
+    [
+        (6, (20, 20), 0, False, "silu", 50),
+        (37, (50, 50, 50), 3, True, "relu", 77),
+        (9, (4, 4), 0, True, "elu", 5),
+        (5, (), 2, False, "tanh", 1100),
+    ],
+)
+def test_network_and_map_in_one_call(plain, name, coupling, features, hidden, context, residual, activation, rows):
+    univariate = MAPS[name]()
+    if coupling:
+        kept = (features + 1) // 2
+        net = MLP(kept, univariate.size * (features - kept), hidden, context, activation, residual)
+        transform = Coupling(univariate, alternating_mask(features), net)
+    else:
+        transform = Autoregressive(univariate, MADE(features, univariate.size, hidden, context, activation, residual))
+    randomise(transform)
+    x = torch.randn(rows, features)
+    given = torch.randn(rows, context) if context else None
+    weights = torch.randn(rows, features)
+
+    def results():
+        leaves = [x.clone().requires_grad_(), *([] if given is None else [given.clone().requires_grad_()])]
+        z, log_det = transform.inverse_and_log_det(*leaves)
+        leaves += transform.parameters()
+        return z, log_det, *torch.autograd.grad((weights * z).sum() + log_det.cos().sum(), leaves)
+
+    for a, b in zip(results(), plain(results), strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * (1 + b.abs().max().item()))
+    with torch.no_grad():
+        for method in (transform.inverse_and_log_det, transform.forward_and_log_det):
+            for a, b in zip(method(x, given), plain(lambda m=method: m(x, given)), strict=True):
+                assert torch.allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
 @needs_compiler

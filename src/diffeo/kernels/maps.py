@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffeo.kernels.native import differentiable_gradients, library, pointer, usable
 
-__all__ = ["MapSpec", "described", "known", "map_values"]
+__all__ = ["MapSpec", "Twin", "described", "known", "map_values"]
 
 _KINDS = {"shift": 0, "scale": 1, "affine": 2, "spline": 3}
 _MAX_BINS, _MAX_MAPS = 64, 8  # of native.c

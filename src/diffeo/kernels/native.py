@@ -46,7 +46,9 @@ def library() -> ctypes.CDLL | None:
     if compiler is None:
         return None
     try:
-        return ctypes.CDLL(str(_build(compiler)))
+        found = ctypes.CDLL(str(_build(compiler)))
+        found.kept_floats.restype = ctypes.c_long
+        return found
     except (OSError, RuntimeError, subprocess.SubprocessError):
         return None
 

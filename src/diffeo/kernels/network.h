@@ -208,10 +208,66 @@ static inline void keep(
     for (int i_ = 0; i_ < (n) * TILE; i_++) __builtin_prefetch(kept(array, vectors, feature, vector) + i_, write)
 long kept_floats(long rows, long features) { return tiles_of(features) * TILE * vectors_of(rows) * VL; }
 
+/* What to do with a network's outputs: they are the parameters of univariate maps of `value`. */
+typedef struct {
+    const Map *maps;
+    int count, generate, precise;
+    long elements, by_element, by_param; /* parameter p of element i is output i * by_element + p * by_param */
+    const float *value;                  /* (elements, rows), in any layout */
+    long value_by_element, value_by_row;
+    float *out, *log_det;   /* (elements, rows) and (rows) */
+    float *params;          /* kept for the backward pass, or NULL */
+    const float *grad_log;  /* backward: of log_det; that of out is the network's `grad` */
+    float *by_value;        /* backward: (elements, rows), or NULL; may be the gradient of the network's inputs */
+} Mapping;
+
+static inline v16 value_of(const Mapping *m, Chunk chunk, int v, long rows, long i) {
+    return load(m->value + i * m->value_by_element + (chunk.start + v * VL) * m->value_by_row, m->value_by_row,
+                lanes(chunk, v, rows));
+}
+
+static void map_chunk(const Mapping *m, Chunk chunk, long rows, const v16 *params) {
+    const int n = chunk.vectors, size = params_of(m->maps, m->count);
+    for (int v = 0; v < n; v++) {
+        const int count = lanes(chunk, v, rows);
+        v16 total = splat(0), own[MAX_PARAMS], out, log_det;
+        for (long i = 0; i < m->elements; i++) {
+            for (int p = 0; p < size; p++) own[p] = params[(i * m->by_element + p * m->by_param) * n + v];
+            const v16 value = value_of(m, chunk, v, rows, i);
+            if (m->generate) generate(m->maps, m->count, value, own, &out, &log_det);
+            else normalize(m->maps, m->count, m->precise, value, own, &out, &log_det, NULL);
+            store(m->out + i * rows + chunk.start + v * VL, count, out);
+            total += log_det;
+        }
+        store(m->log_det + chunk.start + v * VL, count, total);
+    }
+}
+
+/* by_params: gradients of the outputs of the network, a panel. */
+static void map_chunk_backward(
+    const Mapping *m, Chunk chunk, long rows, long vectors, const float *grad, v16 *by_params) {
+    const int n = chunk.vectors, size = params_of(m->maps, m->count);
+    for (int v = 0; v < n; v++) {
+        const int count = lanes(chunk, v, rows);
+        const long row = chunk.start + v * VL;
+        const v16 by_log = load(m->grad_log + row, 1, count);
+        v16 own[MAX_PARAMS], grads[MAX_PARAMS], by_value;
+        for (long i = 0; i < m->elements; i++) {
+            for (int p = 0; p < size; p++)
+                own[p] = *kept(m->params, vectors, i * m->by_element + p * m->by_param, row / VL);
+            normalize_backward(m->maps, m->count, value_of(m, chunk, v, rows, i), own,
+                               load(grad + i * rows + row, 1, count), by_log, &by_value, grads);
+            for (int p = 0; p < size; p++) by_params[(i * m->by_element + p * m->by_param) * n + v] = grads[p];
+            if (m->by_value) store(m->by_value + i * rows + row, count, by_value);
+        }
+    }
+}
+
 typedef struct {
     const Network *net;
     long rows, vectors;
     const float *shared;
+    const Mapping *mapping;
     float *out, *const *values, *const *sums;
 } Forward;
 
@@ -227,6 +283,11 @@ static void forward_tile(
     masked_product(layer, unit, tile, in, n, sums);
     if (l == last) {
         if (f->net->direct) masked_product(f->net->direct, unit, tile, inputs, n, sums);
+        if (f->mapping) {
+            memcpy(value, sums, sizeof(v16) * tile * n);
+            if (f->mapping->params) keep(sums, tile, n, f->mapping->params, f->vectors, unit, vector);
+            return;
+        }
         for (int u = 0; u < tile; u++)
             for (int v = 0; v < n; v++)
                 store(f->out + (unit + u) * f->rows + chunk.start + v * VL, lanes(chunk, v, f->rows), sums[u * n + v]);
@@ -239,16 +300,16 @@ static void forward_tile(
     if (f->sums && f->sums[l]) keep(sums, tile, n, f->sums[l], f->vectors, unit, vector);
 }
 
-/* out (outputs, rows) = net(x). For the backward pass, `values` (depth arrays) receives the input of every layer and
+/* out (outputs, rows) = net(x), or where there is a mapping (else NULL), what that does with them. For the backward pass, `values` (depth arrays) receives the input of every layer and
  * `sums` (depth - 1 arrays) what the activations get, kept_floats long; any of these may be NULL.
  * x has strides (by_feature, by_row). Returns 1 if memory ran out. */
 int network_f32(
     long rows, const Network *net, const float *shared, const float *x, long by_feature, long by_row, float *out,
-    float *const *values, float *const *sums, int threads) {
-    const Forward f = {net, rows, vectors_of(rows), shared, out, values, sums};
+    float *const *values, float *const *sums, const Mapping *mapping, int threads) {
+    const Forward f = {net, rows, vectors_of(rows), shared, mapping, out, values, sums};
     const long chunks = chunks_of(rows, threads), groups = groups_of(chunks, threads), inputs = net->layers[0].columns;
     long total = inputs;
-    for (int l = 0; l < net->depth - 1; l++) total += net->layers[l].units;
+    for (int l = 0; l < net->depth; l++) total += net->layers[l].units;
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
@@ -284,6 +345,8 @@ int network_f32(
                 }
                 done += layer->columns;
             }
+            for (int c = 0; mapping && c < count; c++)
+                map_chunk(mapping, group[c], rows, panel[c] + done * group[c].vectors);
         }
     }
     return failed;
@@ -382,19 +445,36 @@ typedef struct {
     float *const *values, *const *sums; /* what the forward pass kept */
     const float **turned;               /* transposed weights of the layers, then of the direct connections */
     float **grads, **parts;             /* gradients of each layer's sums; every chunk's part of the biases' gradients */
+    const Mapping *mapping;
     float *by_x, *by_shared;
 } Backward;
+
+/* Whether the inputs' gradient holds a part already when the first layer's is added. */
+static inline int begun(const Backward *b) {
+    return b->net->direct || (b->mapping && b->mapping->by_value == b->by_x);
+}
 
 /* A chunk's gradients with respect to a layer's sums, to its input, and to its output where it is residual. */
 typedef struct {
     v16 *sums, *input, *output, *next;
 } Panels;
 
+/* The gradient of an input from that of what the network sees of it, added where there is a part already. */
+static inline void add_to_inputs(const Backward *b, long input, Chunk chunk, int v, v16 g, int add) {
+    const int count = lanes(chunk, v, b->rows);
+    const v16 seen = *kept(b->values[0], b->vectors, input, chunk.start / VL + v) / b->net->bound;
+    float *goal = b->by_x + input * b->rows + chunk.start + v * VL;
+    g *= 1.0f - seen * seen;
+    if (add) g += load(goal, 1, count);
+    store(goal, count, g);
+}
+
 /* Begin a chunk: the gradient of the outputs is that of the last layer's sums. */
 static void backward_start(const Backward *b, const float *grad, Chunk chunk, Panels p) {
     const int n = chunk.vectors, last = b->net->depth - 1;
     const long outputs = b->net->layers[last].units;
-    load_panel(chunk, b->rows, outputs, grad, b->rows, 1, p.sums);
+    if (b->mapping) map_chunk_backward(b->mapping, chunk, b->rows, b->vectors, grad, p.sums);
+    else load_panel(chunk, b->rows, outputs, grad, b->rows, 1, p.sums);
     keep(p.sums, outputs, n, b->grads[last], b->vectors, 0, chunk.start / VL);
     finish_grads(
         p.sums, 0, outputs, chunk, b->rows, b->parts[last] + chunk.index * outputs, last ? NULL : b->by_shared);
@@ -407,8 +487,7 @@ static void backward_start(const Backward *b, const float *grad, Chunk chunk, Pa
         transposed_product(direct, t, b->turned[b->net->depth], p.sums, n, sums);
         for (int j = 0; j < TILE && t * TILE + j < direct->columns; j++)
             for (int v = 0; v < n; v++)
-                store(b->by_x + (t * TILE + j) * b->rows + chunk.start + v * VL, lanes(chunk, v, b->rows),
-                      sums[j * n + v]);
+                add_to_inputs(b, t * TILE + j, chunk, v, sums[j * n + v], b->mapping && b->mapping->by_value == b->by_x);
     }
 }
 
@@ -428,14 +507,7 @@ static void backward_tile(const Backward *b, int l, long t, Chunk chunk, Panels 
     transposed_product(layer, t, b->turned[l], p.sums, n, sums);
     if (l == 0) {
         for (int j = 0; j < width; j++)
-            for (int v = 0; v < n; v++) {
-                const int count = lanes(chunk, v, b->rows);
-                const v16 seen = *kept(b->values[0], b->vectors, column + j, vector + v) / b->net->bound;
-                float *goal = b->by_x + (column + j) * b->rows + chunk.start + v * VL;
-                v16 g = sums[j * n + v];
-                if (b->net->direct) g += load(goal, 1, count);
-                store(goal, count, g * (1.0f - seen * seen));
-            }
+            for (int v = 0; v < n; v++) add_to_inputs(b, column + j, chunk, v, sums[j * n + v], begun(b));
         return;
     }
     v16 *g = p.next + column * n;
@@ -451,12 +523,13 @@ static void backward_tile(const Backward *b, int l, long t, Chunk chunk, Panels 
 
 static inline const Layer *source_of(const Network *net, int s) { return s < net->depth ? net->layers + s : net->direct; }
 
-/* Gradients of sum(grad out) for out = net(x), given what network_f32 kept. grad is (outputs, rows). by_x is (inputs,
+/* Gradients of sum(grad out) for out of network_f32, given what that kept. grad has out's shape. by_x is (inputs,
  * rows) or NULL; by_weights, by_biases are arrays of the layers'; by_direct goes with net->direct; by_shared is (units of the
  * first layer, rows). Sums are taken in an order that does not depend on scheduling. Returns 1 if memory ran out. */
 int network_backward_f32(
     long rows, const Network *net, float *const *values, float *const *sums, const float *grad, float *by_x,
-    float *const *by_weights, float *const *by_biases, float *by_direct, float *by_shared, int threads) {
+    float *const *by_weights, float *const *by_biases, float *by_direct, float *by_shared, const Mapping *mapping,
+    int threads) {
     const Layer *const layers = net->layers;
     const int depth = net->depth, last = depth - 1, lowest = by_x ? 0 : 1, sources = depth + (net->direct != NULL);
     const long vectors = vectors_of(rows), chunks = chunks_of(rows, threads), groups = groups_of(chunks, threads);
@@ -474,7 +547,7 @@ int network_backward_f32(
     float *memory = scratch(SHARED, sizeof(float) * size);
     const float **turned = malloc(sizeof(float *) * (size_t)sources);
     float **grads = malloc(sizeof(float *) * (size_t)depth), **parts = malloc(sizeof(float *) * (size_t)depth);
-    const Backward b = {net, rows, vectors, values, sums, turned, grads, parts, by_x, by_shared};
+    const Backward b = {net, rows, vectors, values, sums, turned, grads, parts, mapping, by_x, by_shared};
     int failed = !memory || !turned || !grads || !parts;
     if (!failed) {
         float *next = memory;

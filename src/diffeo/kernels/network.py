@@ -8,14 +8,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from diffeo.kernels.maps import MapSpec, Twin, known
+from diffeo.kernels.maps import described as described_maps
 from diffeo.kernels.native import differentiable_gradients, library, pointer, usable
 
-__all__ = ["Structure", "Wiring", "ends_of", "network"]
+__all__ = ["Mapping", "Structure", "Wiring", "ends_of", "mapped", "network"]
 
 _ACTIVATIONS = {"relu": 0, "silu": 1, "tanh": 2, "elu": 3}
 
@@ -40,6 +42,26 @@ class _Network(ctypes.Structure):
         ("depth", ctypes.c_int),
         ("activation", ctypes.c_int),
         ("bound", ctypes.c_float),
+    )
+
+
+class _Mapping(ctypes.Structure):
+    _fields_ = (
+        ("maps", ctypes.c_void_p),
+        ("count", ctypes.c_int),
+        ("generate", ctypes.c_int),
+        ("precise", ctypes.c_int),
+        ("elements", ctypes.c_long),
+        ("by_element", ctypes.c_long),
+        ("by_param", ctypes.c_long),
+        ("value", ctypes.c_void_p),
+        ("value_by_element", ctypes.c_long),
+        ("value_by_row", ctypes.c_long),
+        ("out", ctypes.c_void_p),
+        ("log_det", ctypes.c_void_p),
+        ("params", ctypes.c_void_p),
+        ("grad_log", ctypes.c_void_p),
+        ("by_value", ctypes.c_void_p),
     )
 
 
@@ -131,6 +153,44 @@ class Structure:
         return _Network(layers, direct, depth, _ACTIVATIONS[self.activation], self.bound)
 
 
+class Mapping(NamedTuple):
+    """What to do with a network's outputs: they are the parameters of univariate maps of other values.
+
+    Attributes:
+        maps: a chain in the order of generation.
+        size: parameters per element.
+        interleaved: whether outputs are ordered element by element, or else parameter by parameter.
+        generate: from noise to data, or back.
+        twin: the map in PyTorch's operations: values ``(n, rows)`` and params ``(size, n, rows)`` to the mapped values
+            and log-derivatives.
+    """
+
+    maps: tuple[MapSpec, ...]
+    size: int
+    interleaved: bool
+    generate: bool
+    twin: Twin
+
+    def params(self, outputs: Tensor) -> Tensor:
+        """View a network's outputs ``(size * n, rows)`` as ``(size, n, rows)``."""
+        return (
+            outputs.unflatten(0, (-1, self.size)).transpose(0, 1)
+            if self.interleaved
+            else outputs.unflatten(0, (self.size, -1))
+        )
+
+    def described(self, value: Tensor, out: Tensor, log_det: Tensor, params: Tensor | None, **more: Any) -> _Mapping:
+        """The mapping as C sees it."""
+        maps = described_maps(self.maps)
+        result = _Mapping(
+            ctypes.addressof(maps), len(maps), self.generate, not torch.is_grad_enabled(), len(value),
+            *((self.size, 1) if self.interleaved else (1, len(value))), value.data_ptr(), *value.stride(),
+            out.data_ptr(), log_det.data_ptr(), None if params is None else params.data_ptr(), **more,
+        )  # fmt: skip
+        result.keep = maps  # alive as long as what points to it
+        return result
+
+
 def network(structure: Structure, x: Tensor, shared: Tensor | None, tensors: Sequence[Tensor]) -> Tensor:
     """Read a network at x ``(inputs, rows)``; ``(outputs, rows)``.
 
@@ -142,9 +202,43 @@ def network(structure: Structure, x: Tensor, shared: Tensor | None, tensors: Seq
     """
     if not (structure.known(x, shared, tensors[0]) and x.numel()):
         return structure.twin(x, shared, *tensors)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, shared, *tensors)):
-        return _Read.apply(structure, x, shared, *tensors)
-    return _forward(structure, x, shared, [t.contiguous() for t in tensors], None, None)
+    if _needs_grad(x, shared, *tensors):
+        return _Read.apply(structure, None, x, shared, None, *tensors)[0]
+    return _forward(structure, None, x, shared, None, tensors)[0]
+
+
+def mapped(
+    structure: Structure,
+    mapping: Mapping,
+    x: Tensor,
+    shared: Tensor | None,
+    value: Tensor,
+    tensors: Sequence[Tensor],
+) -> tuple[Tensor, Tensor] | None:
+    """Map values by the parameters that a network gives at x, in one call; None where the plain twins must.
+
+    Args:
+        structure: which network.
+        mapping: what its outputs mean.
+        x: what the network reads, ``(inputs, rows)``.
+        shared: as in ``network``.
+        value: what is mapped, ``(n, rows)``; may be x itself.
+        tensors: as in ``network``.
+
+    Returns:
+        The mapped values ``(n, rows)`` and the log-derivatives summed over elements, ``(rows,)``.
+    """
+    if not (structure.known(x, value, shared, tensors[0]) and value.numel() and known(mapping.maps)):
+        return None
+    if not _needs_grad(x, shared, value, *tensors):
+        return _forward(structure, mapping, x, shared, value, tensors)
+    if mapping.generate:  # no backward pass here: training evaluates the other side
+        return None
+    return _Read.apply(structure, mapping, x, shared, value, *tensors)
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _pointers(tensors: Sequence[Tensor | None] | None) -> Any:
@@ -153,75 +247,104 @@ def _pointers(tensors: Sequence[Tensor | None] | None) -> Any:
     return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
 
 
-def _room(x: Tensor, features: int) -> Tensor:
-    """Memory for what is kept of a layer, in the kernel's own layout."""
+def _rooms(x: Tensor, features: Sequence[int]) -> list[Tensor]:
+    """Memory for what is kept of each layer, in the kernel's own layout."""
     native: Any = library()
-    native.kept_floats.restype = ctypes.c_long
-    return x.new_empty(native.kept_floats(ctypes.c_long(x.shape[1]), ctypes.c_long(features)))
+    sizes = [native.kept_floats(ctypes.c_long(x.shape[1]), ctypes.c_long(each)) for each in features]
+    return list(x.new_empty(sum(sizes)).split(sizes))
 
 
 def _forward(
     structure: Structure,
+    mapping: Mapping | None,
     x: Tensor,
     shared: Tensor | None,
+    value: Tensor | None,
     tensors: Sequence[Tensor],
-    values: Sequence[Tensor] | None,
-    sums: Sequence[Tensor | None] | None,
-) -> Tensor:
-    out = x.new_empty(structure.layers[-1].units, x.shape[1])
-    shared = None if shared is None else shared.expand(x.shape[1], -1).contiguous()
+    values: Sequence[Tensor] | None = None,
+    sums: Sequence[Tensor | None] | None = None,
+    params: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The outputs, or the mapped values and log-derivatives; what the backward pass needs goes to the last three."""
+    tensors = [t.contiguous() for t in tensors]
+    rows = x.shape[1]
+    out = x.new_empty(structure.layers[-1].units if value is None else len(value), rows)
+    log_det = x.new_empty(0 if mapping is None else rows)
+    applied = None if mapping is None or value is None else mapping.described(value, out, log_det, params)
+    shared = None if shared is None else shared.expand(rows, -1).contiguous()
     native: Any = library()
     failed = native.network_f32(
-        ctypes.c_long(x.shape[1]), ctypes.byref(structure.described(tensors)), pointer(shared), pointer(x),
+        ctypes.c_long(rows), ctypes.byref(structure.described(tensors)), pointer(shared), pointer(x),
         ctypes.c_long(x.stride(0)), ctypes.c_long(x.stride(1)), pointer(out), _pointers(values), _pointers(sums),
-        ctypes.c_int(torch.get_num_threads()),
+        None if applied is None else ctypes.byref(applied), ctypes.c_int(torch.get_num_threads()),
     )  # fmt: skip
     if failed:
         raise MemoryError("expected memory for a network's hidden units, got none")
-    return out
+    return out, log_det
 
 
 class _Read(torch.autograd.Function):
-    """The network with its gradients; a second derivative is taken of the plain twin."""
+    """The network, and the map of its outputs if any, with gradients; second derivatives are those of the twins."""
 
     @staticmethod
-    def forward(ctx: Any, structure: Structure, x: Tensor, shared: Tensor | None, *tensors: Tensor) -> Tensor:
-        flat = [t.contiguous() for t in tensors]
+    def forward(
+        ctx: Any,
+        structure: Structure,
+        mapping: Mapping | None,
+        x: Tensor,
+        shared: Tensor | None,
+        value: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         hidden = [wiring.units for wiring in structure.layers[:-1]]
-        values = [_room(x, size) for size in (structure.layers[0].columns, *hidden)]
         # What a ReLU lets through tells its slope; other slopes are those at the sums.
-        simple = structure.activation == "relu"
-        sums = [
-            None if simple and not residual else _room(x, size)
-            for size, residual in zip(hidden, structure.residual, strict=False)
-        ]
-        out = _forward(structure, x, shared, flat, values, sums)
-        ctx.structure, ctx.values = structure, values
-        ctx.sums = [value if total is None else total for total, value in zip(sums, values[1:], strict=True)]
-        ctx.save_for_backward(x, shared, *tensors)
-        return out
+        simple = [structure.activation == "relu" and not each for each in structure.residual[:-1]]
+        sizes = [structure.layers[0].columns, *hidden, *(h for h, easy in zip(hidden, simple, strict=True) if not easy)]
+        rooms = _rooms(x, [*sizes, *([] if mapping is None else [structure.layers[-1].units])])
+        ctx.params = None if mapping is None else rooms.pop()
+        ctx.values, more = rooms[: len(hidden) + 1], iter(rooms[len(hidden) + 1 :])
+        sums = [None if easy else next(more) for easy in simple]
+        result = _forward(structure, mapping, x, shared, value, tensors, ctx.values, sums, ctx.params)
+        ctx.structure, ctx.mapping, ctx.same = structure, mapping, value is x
+        ctx.sums = [kept if total is None else total for total, kept in zip(sums, ctx.values[1:], strict=True)]
+        ctx.save_for_backward(x, shared, value, *tensors)
+        if mapping is None:
+            ctx.mark_non_differentiable(result[1])
+        return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        structure: Structure = ctx.structure
-        x, shared, *tensors = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:
+        structure, mapping = ctx.structure, ctx.mapping
+        x, shared, value, *tensors = inputs = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for
-            inputs = (x, shared, *tensors)
-            return None, *differentiable_gradients([structure.twin(*inputs)], [grad], inputs, ctx.needs_input_grad[1:])
-        by_x = x.new_empty(x.shape) if ctx.needs_input_grad[1] else None
+            outputs = [structure.twin(x, shared, *tensors)]
+            if mapping is not None:
+                moved, log_det = mapping.twin(value, mapping.params(outputs[0]))
+                outputs = [moved, log_det.sum(0)]
+            grads = [grad, grad_log][: len(outputs)]
+            return None, None, *differentiable_gradients(outputs, grads, inputs, ctx.needs_input_grad[2:])
+        needs_x, needs_value = ctx.needs_input_grad[2], ctx.needs_input_grad[4]
+        by_x = x.new_empty(x.shape) if needs_x else None
+        by_value = None if not needs_value else by_x if ctx.same else x.new_empty(value.shape)
         by_shared = None if shared is None else x.new_empty(structure.layers[0].units, x.shape[1])
-        gradients = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+        tensors = [t.contiguous() for t in tensors]
+        gradients = [torch.empty_like(t) for t in tensors]
         depth = len(structure.layers)
         direct = gradients[2 * depth] if structure.direct is not None else None
+        grad, grad_log = grad.contiguous(), grad_log.contiguous()
+        applied = mapping and mapping.described(
+            value, grad, grad_log, ctx.params, grad_log=grad_log.data_ptr(),
+            by_value=None if by_value is None else by_value.data_ptr(),
+        )  # fmt: skip
         native: Any = library()
         failed = native.network_backward_f32(
-            ctypes.c_long(x.shape[1]), ctypes.byref(structure.described([t.contiguous() for t in tensors])),
-            _pointers(ctx.values), _pointers(ctx.sums), pointer(grad.contiguous()), pointer(by_x),
-            _pointers(gradients[: 2 * depth : 2]), _pointers(gradients[1 : 2 * depth : 2]), pointer(direct),
-            pointer(by_shared), ctypes.c_int(torch.get_num_threads()),
+            ctypes.c_long(x.shape[1]), ctypes.byref(structure.described(tensors)), _pointers(ctx.values),
+            _pointers(ctx.sums), pointer(grad), pointer(by_x), _pointers(gradients[: 2 * depth : 2]),
+            _pointers(gradients[1 : 2 * depth : 2]), pointer(direct), pointer(by_shared),
+            None if applied is None else ctypes.byref(applied), ctypes.c_int(torch.get_num_threads()),
         )  # fmt: skip
         if failed:
             raise MemoryError("expected memory for a network's gradients, got none")
         if by_shared is not None:
             by_shared = by_shared.mT.sum_to_size(shared.shape)
-        return None, by_x, by_shared, *gradients
+        return None, None, by_x, by_shared, None if by_value is by_x else by_value, *gradients

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffeo.kernels.network import Structure, Wiring, network
+from diffeo.kernels.network import Mapping, Structure, Wiring, mapped, network
 from diffeo.nets.activations import INPUT_BOUND, get_activation, rate_for_width, soften, zero_last
 
 __all__ = ["Feedforward"]
@@ -52,6 +52,14 @@ class Feedforward(nn.Module):
     def read(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Read at x ``(inputs, rows)``, context ``(rows, context)``: ``(outputs, rows)``."""
         return network(self.structure, x, self._shared(context), self._tensors())
+
+    def mapped(self, mapping: Mapping, x: Tensor, value: Tensor, context: Tensor | None = None) -> Any:
+        """Map values ``(n, rows)`` by the parameters read at x, in one call where a kernel is at hand; None elsewhere.
+
+        Returns:
+            The mapped values ``(n, rows)`` and the log-derivatives summed over elements, ``(rows,)``.
+        """
+        return mapped(self.structure, mapping, x, self._shared(context), value, self._tensors())
 
     def _tensors(self) -> list[Tensor]:
         """Weight and bias of each layer, the weight of the direct connections."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from diffeo.kernels.maps import MapSpec
+from diffeo.kernels.network import Mapping
 from diffeo.transforms.base import Transform
 from diffeo.transforms.univariate import Univariate
 
@@ -24,6 +25,9 @@ class AutoregressiveNet(Protocol):
 
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """All at once: ``(n, rows)`` to ``(size, n, rows)``."""
+
+    def mapped(self, mapping: Mapping, x: Tensor, value: Tensor, context: Tensor | None = None) -> Any:
+        """Map values ``(n, rows)`` by the parameters read at x, in one call; None where there is no kernel for it."""
 
     def walk(self, step: Callable[[int, Tensor], Tensor], like: Tensor, context: Tensor | None = None) -> None:
         """One element at a time: ``step(i, params_i)`` gets ``(size, rows)`` and returns element i, ``(rows,)``."""
@@ -84,6 +88,12 @@ class Autoregressive(Transform):
         return value.reshape(-1, value.shape[-1]).mT.contiguous(), given
 
     def _normalize(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        maps, size = self.univariate.native(), self.univariate.size
+        if maps is not None:
+            mapping = Mapping(maps, size, interleaved=True, generate=False, twin=self.univariate.normalize)
+            done = self.net.mapped(mapping, x, x, context)
+            if done is not None:
+                return done
         z, log_det = self.univariate.inverse_and_log_det(x, self.net(x, context))
         return z, log_det.sum(0)
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
+from diffeo.kernels.network import Mapping
 from diffeo.transforms.base import Transform, sum_event
 from diffeo.transforms.linear import reorder
 from diffeo.transforms.univariate import Univariate
-
-Map = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 __all__ = ["Coupling", "alternating_mask", "half_mask"]
 
@@ -68,24 +65,42 @@ class Coupling(Transform):
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Generate: b by the map, a unchanged."""
-        return self._couple(z, context, self.univariate.forward_and_log_det)
+        return self._couple(z, context, generate=True)
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalize: b by the inverse map, a unchanged."""
-        return self._couple(x, context, self.univariate.inverse_and_log_det)
+        return self._couple(x, context, generate=False)
 
-    def _couple(self, value: Tensor, context: Tensor | None, univariate: Map) -> tuple[Tensor, Tensor]:
+    def _couple(self, value: Tensor, context: Tensor | None, *, generate: bool) -> tuple[Tensor, Tensor]:
         dim = -self.event_dim
         if self.divides:
             a, b = reorder(value, dim, self.parts, self.order).split(self.sizes, dim=dim)
-            b, log_det = univariate(b, params_first(self.net(a, context), self.univariate.size, dim))
+            b, log_det = self._fused(a, b, context, generate) or self._map(a, b, context, generate)
             moved = reorder(torch.cat([a, b], dim=dim), dim, self.order, self.parts)
         else:
-            params = params_first(self.net(torch.where(self.mask, value, 0), context), self.univariate.size, dim)
-            b, log_det = univariate(value, params)
+            b, log_det = self._map(torch.where(self.mask, value, 0), value, context, generate, keep=self.mask)
             moved = torch.where(self.mask, value, b)
-            log_det = torch.where(self.mask, 0, log_det)
-        return moved, sum_event(log_det, self.event_dim)
+        return moved, log_det
+
+    def _map(
+        self, a: Tensor, b: Tensor, context: Tensor | None, generate: bool, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        params = params_first(self.net(a, context), self.univariate.size, -self.event_dim)
+        univariate = self.univariate.forward_and_log_det if generate else self.univariate.inverse_and_log_det
+        b, log_det = univariate(b, params)
+        return b, sum_event(log_det if keep is None else torch.where(keep, 0, log_det), self.event_dim)
+
+    def _fused(self, a: Tensor, b: Tensor, context: Tensor | None, generate: bool) -> tuple[Tensor, Tensor] | None:
+        """Network and map in one call, for vectors, where there is a kernel for both."""
+        maps, fused = self.univariate.native(), getattr(self.net, "mapped", None)
+        if maps is None or fused is None or self.event_dim != 1:
+            return None
+        univariate = self.univariate
+        twin = univariate.generate if generate else univariate.normalize
+        mapping = Mapping(maps, univariate.size, interleaved=False, generate=generate, twin=twin)
+        given = None if context is None else context.reshape(-1, context.shape[-1])
+        done = fused(mapping, a.reshape(-1, a.shape[-1]).mT, b.reshape(-1, b.shape[-1]).mT, given)
+        return None if done is None else (done[0].mT.reshape(b.shape), done[1].reshape(b.shape[:-1]))
 
 
 def params_first(output: Tensor, size: int, dim: int) -> Tensor:
