@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from ctypes import c_int, c_long
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffeo.kernels.native import differentiable_gradients, library, pointer, usable
+from diffeo.kernels.native import differentiable_gradients, library, usable
 
 __all__ = ["MapSpec", "Twin", "described", "known", "map_values"]
 
@@ -49,7 +49,8 @@ def known(maps: Sequence[MapSpec]) -> bool:
     return len(maps) <= _MAX_MAPS and len(splines) <= 1 and max(splines, default=0) <= _MAX_BINS
 
 
-def described(maps: Sequence[MapSpec]) -> Any:
+@lru_cache
+def described(maps: tuple[MapSpec, ...]) -> Any:
     """The chain as C sees it."""
     return (_Map * len(maps))(*(_Map(_KINDS[each.kind], *each[1:]) for each in maps))
 
@@ -90,8 +91,8 @@ def _flat(params: Tensor, value: Tensor) -> Tensor:
 
 def _arguments(maps: Sequence[MapSpec], value: Tensor, flat: Tensor) -> list[Any]:
     return [
-        c_long(flat.shape[1]), c_long(flat.shape[2]), described(maps), c_int(len(maps)), pointer(value),
-        pointer(flat), c_long(flat.stride(0)), c_long(flat.stride(1)),
+        flat.shape[1], flat.shape[2], described(tuple(maps)), len(maps), value.data_ptr(), flat.data_ptr(),
+        flat.stride(0), flat.stride(1),
     ]  # fmt: skip
 
 
@@ -102,8 +103,8 @@ def _call(
     out, log_det = torch.empty_like(value), torch.empty_like(value)
     native: Any = library()
     native.map_f32(
-        *_arguments(maps, value, flat), c_int(generate), c_int(precise), pointer(out), pointer(log_det),
-        c_int(torch.get_num_threads()),
+        *_arguments(maps, value, flat), generate, precise, out.data_ptr(), log_det.data_ptr(),
+        torch.get_num_threads(),
     )  # fmt: skip
     return out, log_det
 
@@ -129,7 +130,7 @@ class _Normalize(torch.autograd.Function):
         by_z, by_log = by_z.contiguous(), by_log.contiguous()
         native: Any = library()
         native.map_backward_f32(
-            *_arguments(ctx.maps, x, flat), pointer(by_z), pointer(by_log), pointer(by_x), pointer(by_flat),
-            c_long(by_flat.stride(0)), c_long(by_flat.stride(1)), c_int(torch.get_num_threads()),
+            *_arguments(ctx.maps, x, flat), by_z.data_ptr(), by_log.data_ptr(), by_x.data_ptr(), by_flat.data_ptr(),
+            by_flat.stride(0), by_flat.stride(1), torch.get_num_threads(),
         )  # fmt: skip
         return by_x, by_flat.reshape(params.shape), None, None

@@ -36,6 +36,16 @@ _FLAGS = [
     "-fno-trapping-math",
 ]
 
+_TYPES = {"l": ctypes.c_long, "i": ctypes.c_int, "p": ctypes.c_void_p}
+_SIGNATURES = {
+    "map_f32": "llpippllii" + "ppi",
+    "map_backward_f32": "llpippll" + "ppppll" + "i",
+    "kept_floats": "ll",
+    "network_f32": "lppp" + "llp" + "ppp" + "i",
+    "network_backward_f32": "lp" + "ppppppppp" + "i",
+    "walk_f32": "lllpppi" + "ppp" + "li",
+}
+
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
@@ -47,6 +57,8 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         found = ctypes.CDLL(str(_build(compiler)))
+        for name, arguments in _SIGNATURES.items():
+            getattr(found, name).argtypes = [_TYPES[letter] for letter in arguments]
         found.kept_floats.restype = ctypes.c_long
         return found
     except (OSError, RuntimeError, subprocess.SubprocessError):
@@ -104,9 +116,9 @@ def usable(*tensors: Tensor | None) -> bool:
     )
 
 
-def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+def pointer(tensor: Tensor | None) -> int | None:
     """The address of a tensor's first element."""
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+    return None if tensor is None else tensor.data_ptr()
 
 
 def differentiable_gradients(

@@ -436,7 +436,7 @@ static void finish_grads(
 /* The weights' gradients are shared out by panels of columns, and by parts of the units where panels are few. */
 static inline long weight_panels(const Layer *layer) { return (layer->columns + WIDE * VL - 1) / (WIDE * VL); }
 static inline long weight_parts(const Layer *layer, int threads) {
-    return (4 * threads + weight_panels(layer) - 1) / weight_panels(layer);
+    return (2 * threads + weight_panels(layer) - 1) / weight_panels(layer);
 }
 
 typedef struct {

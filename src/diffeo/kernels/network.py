@@ -131,6 +131,11 @@ class Structure:
     activation: str
     bound: float
     twin: Callable[..., Tensor] = field(repr=False)
+    last: Any = field(default=None, repr=False, compare=False)  # the numbers described last, and how
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Addresses must not be copied or stored."""
+        return {**self.__dict__, "last": None}
 
     def known(self, *tensors: Tensor | None) -> bool:
         """Whether the kernels take this network and these tensors."""
@@ -138,19 +143,24 @@ class Structure:
 
     def described(self, tensors: Sequence[Tensor]) -> _Network:
         """The network as C sees it; ``tensors`` (contiguous) must outlive it."""
+        addresses = [t.data_ptr() for t in tensors]
+        if self.last is not None and self.last[0] == addresses:
+            return self.last[1]
         wirings = [*self.layers, *([] if self.direct is None else [self.direct])]
         depth = len(self.layers)
         layers = (_Layer * len(wirings))()
         for index, wiring in enumerate(wirings):
             layer = layers[index]
-            layer.weight = tensors[2 * index].data_ptr()
+            layer.weight = addresses[2 * index]
             if index < depth:
-                layer.bias = tensors[2 * index + 1].data_ptr()
+                layer.bias = addresses[2 * index + 1]
                 layer.residual = self.residual[index]
             layer.seen, layer.first, layer.ends = wiring.arrays
             layer.units, layer.columns = wiring.units, wiring.columns
         direct = None if self.direct is None else ctypes.pointer(layers[depth])
-        return _Network(layers, direct, depth, _ACTIVATIONS[self.activation], self.bound)
+        result = _Network(layers, direct, depth, _ACTIVATIONS[self.activation], self.bound)
+        self.last = addresses, result
+        return result
 
 
 class Mapping(NamedTuple):
@@ -250,7 +260,7 @@ def _pointers(tensors: Sequence[Tensor | None] | None) -> Any:
 def _rooms(x: Tensor, features: Sequence[int]) -> list[Tensor]:
     """Memory for what is kept of each layer, in the kernel's own layout."""
     native: Any = library()
-    sizes = [native.kept_floats(ctypes.c_long(x.shape[1]), ctypes.c_long(each)) for each in features]
+    sizes = [native.kept_floats(x.shape[1], each) for each in features]
     return list(x.new_empty(sum(sizes)).split(sizes))
 
 
@@ -274,9 +284,9 @@ def _forward(
     shared = None if shared is None else shared.expand(rows, -1).contiguous()
     native: Any = library()
     failed = native.network_f32(
-        ctypes.c_long(rows), ctypes.byref(structure.described(tensors)), pointer(shared), pointer(x),
-        ctypes.c_long(x.stride(0)), ctypes.c_long(x.stride(1)), pointer(out), _pointers(values), _pointers(sums),
-        None if applied is None else ctypes.byref(applied), ctypes.c_int(torch.get_num_threads()),
+        rows, ctypes.byref(structure.described(tensors)), pointer(shared), x.data_ptr(), *x.stride(), out.data_ptr(),
+        _pointers(values), _pointers(sums), None if applied is None else ctypes.byref(applied),
+        torch.get_num_threads(),
     )  # fmt: skip
     if failed:
         raise MemoryError("expected memory for a network's hidden units, got none")
@@ -338,10 +348,10 @@ class _Read(torch.autograd.Function):
         )  # fmt: skip
         native: Any = library()
         failed = native.network_backward_f32(
-            ctypes.c_long(x.shape[1]), ctypes.byref(structure.described(tensors)), _pointers(ctx.values),
-            _pointers(ctx.sums), pointer(grad), pointer(by_x), _pointers(gradients[: 2 * depth : 2]),
+            x.shape[1], ctypes.byref(structure.described(tensors)), _pointers(ctx.values), _pointers(ctx.sums),
+            grad.data_ptr(), pointer(by_x), _pointers(gradients[: 2 * depth : 2]),
             _pointers(gradients[1 : 2 * depth : 2]), pointer(direct), pointer(by_shared),
-            None if applied is None else ctypes.byref(applied), ctypes.c_int(torch.get_num_threads()),
+            None if applied is None else ctypes.byref(applied), torch.get_num_threads(),
         )  # fmt: skip
         if failed:
             raise MemoryError("expected memory for a network's gradients, got none")

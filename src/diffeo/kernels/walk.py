@@ -47,8 +47,7 @@ def walk_fused(
     x, log_det = torch.empty_like(z), z.new_empty(len(z))
     native: Any = library()
     failed = native.walk_f32(
-        ctypes.c_long(len(z)), ctypes.c_long(elements), ctypes.c_long(size),
-        ctypes.byref(structure.described(tensors)), pointer(shared), described(maps), ctypes.c_int(len(maps)),
-        pointer(z), pointer(x), pointer(log_det), ctypes.c_long(_BLOCK), ctypes.c_int(torch.get_num_threads()),
+        len(z), elements, size, ctypes.byref(structure.described(tensors)), pointer(shared), described(tuple(maps)),
+        len(maps), z.data_ptr(), x.data_ptr(), log_det.data_ptr(), _BLOCK, torch.get_num_threads(),
     )  # fmt: skip
     return None if failed else (x, log_det)
