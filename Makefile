@@ -34,7 +34,7 @@ format: $(READY)
 
 bench:  ## speed beside the other flow libraries, in an environment of its own (.venv-bench)
 	bash benchmarks/setup.sh
-	.venv-bench/bin/python benchmarks/speed.py
+	.venv-bench/bin/python benchmarks/speed.py --slow --profile --seconds 2 --rounds 4 --out docs/speed.md
 
 clean:
 	rm -rf $(VENV) .venv-bench demo .pytest_cache .ruff_cache .mypy_cache

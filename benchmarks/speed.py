@@ -308,6 +308,7 @@ def main() -> None:
     if args.quick:
         how |= {"rounds": 3, "seconds": args.seconds / 5}
     head = [
+        "# Speed beside the other libraries\n",
         f"Median (quartiles) in ms, float32, {datetime.now(UTC):%Y-%m-%d}, {machine(threads, args.device)}.",
         ", ".join(f"{name} {v}" for name, v in peers.versions(tuple(libraries)).items() if v != "-") + ".",
         "Best float32 matrix product: " + ", ".join(f"{n} {r:.0f} GFLOP/s" for n, r in rates.items()) + ".",
