@@ -1,13 +1,14 @@
 """numpy arrays, in memory or in .npy and .npz files; never a pickle."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from diffeo.errors import UserError
 
-__all__ = ["ArraySource", "read_npy", "read_npz"]
+__all__ = ["ArraySource", "check_numbers", "map_npy", "open_npz", "read_npy", "read_npz"]
 
 
 class ArraySource:
@@ -20,7 +21,7 @@ class ArraySource:
             remedy = "; use reshape(-1, 1) for a single column" if array.ndim == 1 else ""
             raise UserError(f"{name}: expected an array of shape (rows, columns), got shape {array.shape}{remedy}")
         if not fields:
-            _check_type(array.dtype, name)
+            check_numbers(array.dtype, name)
         self._array = array
         self.num_rows: int | None = len(array)
         count = len(fields) if fields else array.shape[1]
@@ -37,7 +38,7 @@ class ArraySource:
         fields = self._array.dtype.names
         if fields:
             for i in columns:
-                _check_type(self._array.dtype[fields[i]], f"{self.name}: column {self.names[i]!r}")
+                check_numbers(self._array.dtype[fields[i]], f"{self.name}: column {self.names[i]!r}")
         for start in range(0, len(self._array), rows):
             part = self._array[start : start + rows]
             if fields:
@@ -50,18 +51,19 @@ class ArraySource:
         return f"row {row}"
 
 
-def _check_type(dtype: np.dtype, name: str) -> None:
+def check_numbers(dtype: np.dtype, name: str) -> None:
+    """Raise ``UserError``, with ``name`` in front, unless an array of this type holds real numbers."""
     if dtype.kind not in "biuf":
         word = {"M": "dates", "m": "durations", "U": "text", "S": "text", "c": "complex numbers", "O": "Python objects"}
         what = word.get(dtype.kind, f"values of type {dtype}")
         raise UserError(f"{name}: expected numbers, got {what}; convert them to an array of floats")
 
 
-def read_npy(path: Path) -> ArraySource:
-    """Open a .npy file, mapped into memory.
+def map_npy(path: Path) -> np.ndarray:
+    """Return the array in a .npy file, mapped into memory, read-only.
 
     Raises:
-        UserError: if it is damaged, is a pickle, or holds no two-dimensional array of numbers.
+        UserError: if it is damaged or a pickle.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -70,7 +72,34 @@ def read_npy(path: Path) -> ArraySource:
     if not isinstance(array, np.ndarray):  # an archive under a wrong name
         array.close()
         raise UserError(f"{path}: is an archive of arrays; name it {path.stem}.npz")
-    return ArraySource(array, str(path))
+    return array
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """Yield the archive in a .npz file.
+
+    Raises:
+        UserError: if it is damaged or holds pickles, also when that shows while the block reads it.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if isinstance(archive, np.ndarray):
+                raise UserError(f"{path}: is a single array; name it {path.stem}.npy")
+            yield archive
+    except UserError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def read_npy(path: Path) -> ArraySource:
+    """Open a .npy file, mapped into memory.
+
+    Raises:
+        UserError: if it is damaged, is a pickle, or holds no two-dimensional array of numbers.
+    """
+    return ArraySource(map_npy(path), str(path))
 
 
 def read_npz(path: Path, key: str | None = None) -> ArraySource:
@@ -81,21 +110,14 @@ def read_npz(path: Path, key: str | None = None) -> ArraySource:
     Raises:
         UserError: if the file is damaged, or it is not clear which array is meant.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray):
-                raise UserError(f"{path}: is a single array; name it {path.stem}.npy")
-            chosen = _choose(archive, path, key)
-            array = archive[chosen]
-            names = None
-            if "names" in archive.files and chosen != "names" and array.ndim == 2:
-                label = archive["names"]
-                if label.dtype.kind == "U" and label.shape == array.shape[1:]:
-                    names = [str(name) for name in label]
-    except UserError:
-        raise
-    except Exception as error:
-        raise _damaged(path, error) from error
+    with open_npz(path) as archive:
+        chosen = _choose(archive, path, key)
+        array = archive[chosen]
+        names = None
+        if "names" in archive.files and chosen != "names" and array.ndim == 2:
+            label = archive["names"]
+            if label.dtype.kind == "U" and label.shape == array.shape[1:]:
+                names = [str(name) for name in label]
     return ArraySource(array, str(path), names)
 
 
