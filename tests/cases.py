@@ -3,11 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffeo.nets import MADE, MLP
+import diffeo
+from diffeo.nets import MADE, MLP, ResNet
+from diffeo.recipes import images
 from diffeo.transforms import (
     LU,
     ActNorm,
@@ -17,17 +21,22 @@ from diffeo.transforms import (
     Composed,
     Coupling,
     Elementwise,
+    Flattened,
     Gaussianize,
     Inverse,
     Logit,
+    Part,
     Permutation,
     RationalQuadraticSpline,
+    Rescale,
     Scale,
     Shift,
+    Squeezed,
     Standardize,
     Transform,
     Univariate,
     alternating_mask,
+    checkerboard_mask,
     half_mask,
 )
 
@@ -62,21 +71,13 @@ def autoregressive(
     return Autoregressive(univariate, MADE(features, univariate.size, hidden, context, "silu", residual))
 
 
-class Pointwise(nn.Module):
-    """A conditioner of pictures: a network over the channels that keeps the layout."""
-
-    def __init__(self, channels: int, outputs: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, outputs, 3, padding=1)
-        )
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.layers(x.reshape(-1, *x.shape[-3:])).reshape(*x.shape[:-3], -1, *x.shape[-2:])
+def convolutional(univariate: Univariate, mask: Tensor, context: int = 0, **net: Any) -> Coupling:
+    return images.convolutional(univariate, mask, (6, 6), partial(ResNet, context=context, activation="silu", **net))
 
 
-def checkerboard(channels: int, height: int, width: int) -> Tensor:
-    return ((torch.arange(height)[:, None] + torch.arange(width)) % 2 == 0).expand(channels, height, width).clone()
+def recipe(name: str, shape: tuple[int, ...], context: int = 0, **arguments: Any) -> Transform:
+    small = {"hidden": (6,), "activation": "silu", "transforms": 2, **arguments}
+    return diffeo.build(name, {"features": shape, "context": context, **small}).transform
 
 
 CASES: dict[str, Case] = {
@@ -88,8 +89,10 @@ CASES: dict[str, Case] = {
     "actnorm": Case(lambda: ActNorm(5), (5,)),
     "actnorm-channels": Case(lambda: ActNorm(3, event_dim=3), (3, 2, 4)),
     "standardize": Case(lambda: Standardize((5,)), (5,)),
-    "standardize-picture": Case(lambda: Standardize((3, 2, 4)), (3, 2, 4)),
+    "standardize-image": Case(lambda: Standardize((3, 2, 4)), (3, 2, 4)),
     "gaussianize": Case(lambda: Gaussianize((5,)), (5,)),
+    "rescale": Case(lambda: Rescale((5,), low=-1.0, high=3.0), (5,)),
+    "rescale-image": Case(lambda: Rescale((3, 2, 4), high=256.0), (3, 2, 4)),
     "logit": Case(lambda: Logit((5,), low=-1.0, high=3.0, alpha=1e-3), (5,)),
     **{f"elementwise-{name}": Case(lambda u=u: Elementwise(u(), (2, 3)), (2, 3)) for name, u in UNIVARIATES.items()},
     **{f"coupling-{name}": Case(lambda u=u: coupling(u(), half_mask(7)), (7,)) for name, u in UNIVARIATES.items()},
@@ -97,13 +100,34 @@ CASES: dict[str, Case] = {
         f"coupling-{name}-context": Case(lambda u=u: coupling(u(), alternating_mask(7), CONTEXT), (7,), True)
         for name, u in UNIVARIATES.items()
     },
-    "coupling-channels": Case(
-        lambda: Coupling(Affine(), half_mask(3), Pointwise(2, 2), event_dim=3),
-        (3, 2, 4),
-    ),
+    "coupling-channels": Case(lambda: convolutional(Affine(), half_mask(3)), (3, 2, 4)),
+    "coupling-channels-context": Case(lambda: convolutional(Affine(), half_mask(3), CONTEXT), (3, 2, 4), True),
     "coupling-checkerboard": Case(
-        lambda: Coupling(RationalQuadraticSpline(), checkerboard(2, 4, 4), Pointwise(2, 2 * 23)), (2, 4, 4)
+        lambda: convolutional(RationalQuadraticSpline(), checkerboard_mask((2, 4, 4))), (2, 4, 4)
     ),
+    "coupling-checkerboard-context": Case(
+        lambda: convolutional(Affine(), checkerboard_mask((1, 3, 5), flip=True), CONTEXT, kernels=(3, 3)),
+        (1, 3, 5),
+        True,
+    ),
+    "coupling-plain-convolutions": Case(
+        lambda: convolutional(Affine(), alternating_mask(4), kernels=(1,), residual=False), (4, 2, 2)
+    ),
+    "squeezed": Case(lambda: Squeezed(convolutional(Affine(), half_mask(8), CONTEXT)), (2, 4, 2), True),
+    "squeezed-twice": Case(lambda: Squeezed(Squeezed(LU(16, event_dim=3))), (1, 4, 8)),
+    "part": Case(lambda: Part(convolutional(Affine(), half_mask(3), CONTEXT), 3), (4, 2, 2), True),
+    "part-vector": Case(lambda: Part(Chain([LU(3), coupling(Affine(), half_mask(3), CONTEXT)]), 3), (5,), True),
+    "part-whole": Case(lambda: Part(LU(4, event_dim=3), 4), (4, 1, 2)),
+    "flattened": Case(
+        lambda: Flattened(Chain([coupling(Affine(), alternating_mask(12), CONTEXT), LU(12)])), (2, 2, 3), True
+    ),
+    "flattened-maf": Case(lambda: Flattened(autoregressive(Affine(), 12, (20,))), (2, 2, 3)),
+    "realnvp-image": Case(lambda: recipe("realnvp", (1, 8, 4), CONTEXT), (1, 8, 4), True),
+    "realnvp-image-masked": Case(lambda: recipe("realnvp", (2, 4, 4), packed=False, kernels=(3, 3)), (2, 4, 4)),
+    "realnvp-image-odd": Case(lambda: recipe("realnvp", (1, 5, 6), CONTEXT), (1, 5, 6), True),
+    "glow": Case(lambda: recipe("glow", (2, 4, 4), CONTEXT), (2, 4, 4), True),
+    "glow-odd": Case(lambda: recipe("glow", (1, 6, 2), scales=9), (1, 6, 2)),
+    "nice-image": Case(lambda: recipe("nice", (1, 3, 4), CONTEXT), (1, 3, 4), True),
     **{f"maf-{name}": Case(lambda u=u: autoregressive(u(), 6, (20, 20)), (6,)) for name, u in UNIVARIATES.items()},
     **{
         f"maf-{name}-context": Case(lambda u=u: autoregressive(u(), 6, (20, 20), CONTEXT), (6,), True)

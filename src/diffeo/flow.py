@@ -14,10 +14,27 @@ from torch.distributions import Distribution, constraints
 from diffeo.bases import Base
 from diffeo.transforms.base import Transform
 
-__all__ = ["Flow", "FlowDistribution"]
+__all__ = ["Flow", "FlowDistribution", "bits_per_dim"]
 
-# Without gradients, rows are taken in portions of this many, so that memory does not grow with their number.
+# Without gradients, rows are taken in portions of this many, so that memory does not grow with their number; of images
+# in fewer, of about this many elements, except in training mode, where the first portion sets data-dependent layers.
 _PORTION = 16384
+_ELEMENTS = 2**20
+
+
+def bits_per_dim(log_prob: Tensor, dims: int) -> Tensor:
+    """Bits per dimension, -log p / (D ln 2), of log-likelihoods in nats of examples of ``dims`` = D elements.
+
+    For pixels of 0 .. 255 the density must be that of the values themselves, dequantised to unit steps (``Dequantize``
+    and whatever rescales inside the flow): then a model that knows nothing has exactly 8 bits, and the figure is an
+    upper bound on the bits of the discrete values (Theis et al. 2016, arXiv:1511.01844).
+
+    Raises:
+        ValueError: for dims below 1.
+    """
+    if dims < 1:
+        raise ValueError(f"expected dims >= 1, got {dims}")
+    return -log_prob / (dims * math.log(2))
 
 
 class Flow(nn.Module):
@@ -89,7 +106,7 @@ class Flow(nn.Module):
             rows = torch.where(bad.reshape(-1, *(1,) * len(self.event_shape)), 0, rows)
             if given is not None:
                 given = torch.where(bad.reshape(-1, *(1,) * len(self.context_shape)), 0, given)
-        (log_prob,) = _portions(self._log_prob, rows, given)
+        (log_prob,) = self._portions(self._log_prob, rows, given)
         if bad is not None:
             log_prob = torch.where(bad, torch.nan, log_prob)
         return log_prob.reshape(batch)
@@ -99,7 +116,7 @@ class Flow(nn.Module):
         with torch.no_grad():
             z, batch = self._noise(shape, context)
             rows, given, _ = self._rows(z, context, self.base.event_shape, "z", batch)
-            (x,) = _portions(lambda z, c: (self.transform.forward(z, self._context(c)),), rows, given)
+            (x,) = self._portions(lambda z, c: (self.transform.forward(z, self._context(c)),), rows, given)
             return x.reshape(*batch, *self.event_shape)
 
     def sample_and_log_prob(
@@ -108,19 +125,19 @@ class Flow(nn.Module):
         """Draw samples with their log-densities at the price of sampling alone; differentiable (if the base is)."""
         z, batch = self._noise(shape, context)
         rows, given, _ = self._rows(z, context, self.base.event_shape, "z", batch)
-        x, log_prob = _portions(self._generate, rows, given)
+        x, log_prob = self._portions(self._generate, rows, given)
         return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Normalize: z = f^-1(x)."""
         rows, given, batch = self._rows(x, context, self.event_shape, "x")
-        (z,) = _portions(lambda x, c: (self.transform.inverse(x, self._context(c)),), rows, given)
+        (z,) = self._portions(lambda x, c: (self.transform.inverse(x, self._context(c)),), rows, given)
         return z.reshape(*batch, *self.base.event_shape)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Generate: x = f(z)."""
         rows, given, batch = self._rows(z, context, self.base.event_shape, "z")
-        (x,) = _portions(lambda z, c: (self.transform.forward(z, self._context(c)),), rows, given)
+        (x,) = self._portions(lambda z, c: (self.transform.forward(z, self._context(c)),), rows, given)
         return x.reshape(*batch, *self.event_shape)
 
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
@@ -134,6 +151,19 @@ class Flow(nn.Module):
     def _generate(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         x, log_det = self.transform.forward_and_log_det(z, self._context(context))
         return x, self.base.log_prob(z) - log_det
+
+    def _portions(
+        self, function: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]], rows: Tensor, context: Tensor | None
+    ) -> list[Tensor]:
+        """Call on portions of the rows where no gradient needs the whole, and join what comes back."""
+        size = _PORTION if self.training else max(1, min(_PORTION, _ELEMENTS // rows.shape[1:].numel()))
+        if torch.is_grad_enabled() or len(rows) <= size:
+            return list(function(rows, context))
+        parts = [
+            function(rows[i : i + size], None if context is None else context[i : i + size])
+            for i in range(0, len(rows), size)
+        ]
+        return [torch.cat(column) for column in zip(*parts, strict=True)]
 
     def _context(self, context: Tensor | None) -> Tensor | None:
         if context is None or self.context_transform is None:
@@ -267,19 +297,6 @@ class FlowDistribution(Distribution):
         outer = value.shape[: value.dim() - len(self.event_shape)]
         batch = torch.broadcast_shapes(outer, self.batch_shape)
         return self.flow.log_prob(value.expand(*batch, *self.event_shape), self.context)
-
-
-def _portions(
-    function: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]], rows: Tensor, context: Tensor | None
-) -> list[Tensor]:
-    """Call on portions of the rows where no gradient needs the whole, and join what comes back."""
-    if torch.is_grad_enabled() or len(rows) <= _PORTION:
-        return list(function(rows, context))
-    parts = [
-        function(rows[i : i + _PORTION], None if context is None else context[i : i + _PORTION])
-        for i in range(0, len(rows), _PORTION)
-    ]
-    return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
 def _sizes(shape: torch.Size) -> str:

@@ -2,5 +2,6 @@
 
 from diffeo.nets.made import MADE
 from diffeo.nets.mlp import MLP
+from diffeo.nets.resnet import ResNet
 
-__all__ = ["MADE", "MLP"]
+__all__ = ["MADE", "MLP", "ResNet"]

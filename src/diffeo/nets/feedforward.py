@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffeo.kernels.network import Mapping, Structure, Wiring, mapped, network
 from diffeo.nets.activations import INPUT_BOUND, get_activation, rate_for_width, soften, zero_last
+from diffeo.nets.precision import autocast, in_bfloat16
 
 __all__ = ["Feedforward"]
 
@@ -51,6 +52,9 @@ class Feedforward(nn.Module):
 
     def read(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Read at x ``(inputs, rows)``, context ``(rows, context)``: ``(outputs, rows)``."""
+        if in_bfloat16():
+            with autocast(x):
+                return self._plain(x, self._shared(context), *self._tensors()).to(x.dtype)
         return network(self.structure, x, self._shared(context), self._tensors())
 
     def mapped(self, mapping: Mapping, x: Tensor, value: Tensor, context: Tensor | None = None) -> Any:
@@ -59,6 +63,8 @@ class Feedforward(nn.Module):
         Returns:
             The mapped values ``(n, rows)`` and the log-derivatives summed over elements, ``(rows,)``.
         """
+        if in_bfloat16():
+            return None
         return mapped(self.structure, mapping, x, self._shared(context), value, self._tensors())
 
     def _tensors(self) -> list[Tensor]:

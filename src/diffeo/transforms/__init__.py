@@ -2,10 +2,11 @@
 
 from diffeo.transforms.autoregressive import Autoregressive
 from diffeo.transforms.base import Chain, DataDependent, Inverse, Transform
-from diffeo.transforms.coupling import Coupling, alternating_mask, half_mask
+from diffeo.transforms.coupling import Coupling, alternating_mask, checkerboard_mask, half_mask
 from diffeo.transforms.elementwise import Elementwise
 from diffeo.transforms.linear import LU, ActNorm, Permutation
-from diffeo.transforms.preprocess import Dequantize, Gaussianize, Logit, Standardize
+from diffeo.transforms.multiscale import Flattened, Part, Squeezed, latent_scales
+from diffeo.transforms.preprocess import Dequantize, Gaussianize, Logit, Rescale, Standardize
 from diffeo.transforms.univariate import Affine, Composed, RationalQuadraticSpline, Scale, Shift, Univariate
 
 __all__ = [
@@ -19,16 +20,22 @@ __all__ = [
     "DataDependent",
     "Dequantize",
     "Elementwise",
+    "Flattened",
     "Gaussianize",
     "Inverse",
     "Logit",
+    "Part",
     "Permutation",
     "RationalQuadraticSpline",
+    "Rescale",
     "Scale",
     "Shift",
+    "Squeezed",
     "Standardize",
     "Transform",
     "Univariate",
     "alternating_mask",
+    "checkerboard_mask",
     "half_mask",
+    "latent_scales",
 ]

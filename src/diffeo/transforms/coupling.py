@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from diffeo.transforms.base import Transform, sum_event
 from diffeo.transforms.linear import reorder
 from diffeo.transforms.univariate import Univariate
 
-__all__ = ["Coupling", "alternating_mask", "half_mask"]
+__all__ = ["Coupling", "alternating_mask", "checkerboard_mask", "half_mask"]
 
 
 def half_mask(features: int, *, flip: bool = False) -> Tensor:
@@ -21,6 +23,13 @@ def half_mask(features: int, *, flip: bool = False) -> Tensor:
 def alternating_mask(features: int, *, flip: bool = False) -> Tensor:
     """True on the elements 0, 2, 4, ...; ``flip`` gives 1, 3, 5, ... (NICE's odd/even partition)."""
     return (torch.arange(features) % 2 == 0) ^ flip
+
+
+def checkerboard_mask(shape: Sequence[int], *, flip: bool = False) -> Tensor:
+    """True where row + column is even, in every channel of ``shape`` (C, H, W); ``flip`` gives the other colour."""
+    channels, height, width = shape
+    board = (torch.arange(height)[:, None] + torch.arange(width)) % 2 == 0
+    return (board ^ flip).repeat(channels, 1, 1)
 
 
 class Coupling(Transform):

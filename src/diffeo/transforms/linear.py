@@ -41,14 +41,14 @@ class Permutation(Transform):
         self.back.copy_(self.order.argsort())
 
     @classmethod
-    def reversing(cls, features: int) -> Permutation:
+    def reversing(cls, features: int, event_dim: int = 1) -> Permutation:
         """Last first."""
-        return cls(torch.arange(features - 1, -1, -1))
+        return cls(torch.arange(features - 1, -1, -1), event_dim)
 
     @classmethod
-    def random(cls, features: int, seed: int) -> Permutation:
+    def random(cls, features: int, seed: int, event_dim: int = 1) -> Permutation:
         """A permutation drawn from the seed, so that it is the same wherever it is rebuilt."""
-        return cls(torch.randperm(features, generator=torch.Generator().manual_seed(seed)))
+        return cls(torch.randperm(features, generator=torch.Generator().manual_seed(seed)), event_dim)
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reorder."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffeo.transforms.base import DataDependent, Transform, sum_event
 from diffeo.transforms.univariate import rational_quadratic, rational_quadratic_inverse
 
-__all__ = ["Dequantize", "Gaussianize", "Logit", "Standardize"]
+__all__ = ["Dequantize", "Gaussianize", "Logit", "Rescale", "Standardize"]
 
 
 class Standardize(DataDependent):
@@ -151,6 +151,38 @@ class Gaussianize(DataDependent):
         return mapped, sum_event(log_det, self.event_dim)
 
 
+class Rescale(Transform):
+    """z = (x - low) / (high - low): a fixed range becomes [0, 1]; log|det dz/dx| = -D log(high - low).
+
+    ``Rescale(shape, 0, 256)`` after ``Dequantize`` brings pixels of 0 .. 255 to [0, 1], as NICE and most papers do.
+
+    Args:
+        event_shape: the shape of one example.
+        low: what becomes 0.
+        high: what becomes 1.
+    """
+
+    def __init__(self, event_shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> None:
+        super().__init__()
+        _check_range(low, high)
+        self.event_dim = len(event_shape)
+        self.low, self.width = low, high - low
+        self.log_det = math.prod(event_shape) * math.log(self.width)  # of generation
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x = low + (high - low) z."""
+        return self.low + self.width * z, z.new_full(self._batch_shape(z), self.log_det)
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z = (x - low) / (high - low)."""
+        return (x - self.low) / self.width, x.new_full(self._batch_shape(x), -self.log_det)
+
+
+def _check_range(low: float, high: float) -> None:
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"expected low < high, got {low} and {high}")
+
+
 class Logit(Transform):
     """z = logit(alpha + (1 - 2 alpha) u), u = (x - low) / (high - low): opens a bounded range to the whole line.
 
@@ -167,8 +199,7 @@ class Logit(Transform):
 
     def __init__(self, event_shape: Sequence[int], low: float = 0.0, high: float = 1.0, alpha: float = 1e-6) -> None:
         super().__init__()
-        if not low < high:
-            raise ValueError(f"expected low < high, got {low} and {high}")
+        _check_range(low, high)
         if not 0 < alpha < 0.5:
             raise ValueError(f"expected 0 < alpha < 0.5, got {alpha}")
         self.event_dim = len(event_shape)

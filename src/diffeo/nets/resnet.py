@@ -1,0 +1,102 @@
+"""A residual convolutional network: the conditioner of couplings on images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from diffeo.nets.activations import get_activation, rate_for_width, soften
+from diffeo.nets.precision import autocast
+
+__all__ = ["ResNet"]
+
+
+class ResNet(nn.Module):
+    """(x, context) -> outputs of the same height and width, zero at first so that a flow starts as the identity.
+
+    h_0 = conv3x3(soften(x)); block l: h_l = conv(act(conv(act(h_{l-1})) + C_l soften(context))) (+ h_{l-1});
+    output = conv3x3(act(h_L)). Every convolution keeps the size (zero padding) and has normalised weights g v / |v|
+    (Salimans and Kingma 2016, arXiv:1602.07868); the last one starts at g = 0. He et al. 2016 (arXiv:1603.05027) put
+    the activations first; RealNVP uses such networks (Dinh et al. 2016, arXiv:1605.08803). With ``hidden=(512,),
+    kernels=(1,), residual=False`` it is the network of Glow (Kingma and Dhariwal 2018, arXiv:1807.03039).
+
+    Args:
+        inputs: channels of x.
+        outputs: channels of the output.
+        hidden: channels of each block.
+        context: size of the context, 0 for none; it enters every block as a bias.
+        activation: a name in ``ACTIVATIONS``.
+        residual: add each block's input to its output where the widths agree.
+        kernels: sizes of the convolutions within a block, odd.
+
+    Raises:
+        ValueError: for sizes that are not positive, no block, or even kernels.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        hidden: Sequence[int] = (32, 32),
+        context: int = 0,
+        activation: str = "relu",
+        residual: bool = True,
+        kernels: Sequence[int] = (3, 1),
+    ) -> None:
+        super().__init__()
+        if not hidden or min(inputs, outputs, *hidden) < 1:
+            raise ValueError(f"expected positive sizes, got {inputs} inputs, {outputs} outputs, hidden={tuple(hidden)}")
+        if not kernels or any(size < 1 or size % 2 == 0 for size in kernels):
+            raise ValueError(f"expected odd kernel sizes, got {tuple(kernels)}")
+        self.activation = get_activation(activation)
+        self.lr_scale = rate_for_width(hidden)
+        self.first = _convolution(inputs, hidden[0], 3)
+        widths = zip([hidden[0], *hidden], hidden, strict=False)
+        self.blocks: Any = nn.ModuleList(_Block(a, b, context, self.activation, residual, kernels) for a, b in widths)
+        self.last = _convolution(hidden[-1], outputs, 3)
+        gains: Any = self.last.parametrizations
+        nn.init.zeros_(gains.weight.original0)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map x ``(*batch, inputs, H, W)`` and the context ``(*batch, context)`` to ``(*batch, outputs, H, W)``."""
+        images = x.reshape(-1, *x.shape[-3:])  # (rows, inputs, H, W)
+        given = None if context is None else soften(context).reshape(-1, context.shape[-1])
+        with autocast(images):
+            h = self.first(soften(images).contiguous(memory_format=torch.channels_last))
+            for block in self.blocks:
+                h = block(h, given)
+            out = self.last(self.activation(h)).to(x.dtype)
+        return out.reshape(*x.shape[:-3], *out.shape[1:])
+
+
+class _Block(nn.Module):
+    """Activation and convolution in turns, the context added after the first convolution, the input at the end."""
+
+    def __init__(
+        self, inputs: int, outputs: int, context: int, activation: Any, residual: bool, kernels: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        self.convolutions: Any = nn.ModuleList(
+            _convolution(outputs if index else inputs, outputs, size) for index, size in enumerate(kernels)
+        )
+        self.context = nn.Linear(context, outputs, bias=False) if context else None
+        self.residual = residual and inputs == outputs
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Map ``(rows, inputs, H, W)`` given ``(rows, context)`` to ``(rows, outputs, H, W)``."""
+        h = self.convolutions[0](self.activation(x))
+        if self.context is not None and context is not None:
+            h = h + self.context(context)[:, :, None, None]
+        for convolution in self.convolutions[1:]:
+            h = convolution(self.activation(h))
+        return h + x if self.residual else h
+
+
+def _convolution(inputs: int, outputs: int, size: int) -> nn.Conv2d:
+    return weight_norm(nn.Conv2d(inputs, outputs, size, padding=size // 2))

@@ -1,0 +1,32 @@
+"""Recipes: named flows, made from plain data alone, so that a run directory can store and rebuild them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from diffeo.flow import Flow
+from diffeo.recipes.images import glow
+from diffeo.recipes.vectors import iaf, maf, nice, nsf, realnvp
+
+__all__ = ["RECIPES", "build", "glow", "iaf", "maf", "nice", "nsf", "realnvp"]
+
+RECIPES: dict[str, Callable[..., Flow]] = {each.__name__: each for each in (nice, realnvp, maf, iaf, nsf, glow)}
+
+
+def build(name: str, arguments: dict[str, Any]) -> Flow:
+    """Make the flow of a recipe's name and arguments, freshly initialised.
+
+    Raises:
+        ValueError: for an unknown recipe, an unknown argument, or a value of the wrong kind.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"expected a recipe among {', '.join(RECIPES)}, got {name!r}")
+    unknown = sorted(set(arguments) - set(inspect.signature(RECIPES[name]).parameters) - {"preset"})
+    if unknown:
+        raise ValueError(f"recipe {name!r} takes no argument {', '.join(map(repr, unknown))}")
+    try:
+        return RECIPES[name](**arguments)
+    except (TypeError, AttributeError, RuntimeError, KeyError) as error:
+        raise ValueError(f"recipe {name!r} cannot be made from {arguments}: {error}") from error

@@ -1,0 +1,102 @@
+"""What all recipes share: their arguments, remembered; presets; and the preprocessing around the layers."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from diffeo.bases import Base
+from diffeo.flow import Flow
+from diffeo.transforms import (
+    Chain,
+    Dequantize,
+    Flattened,
+    Gaussianize,
+    Logit,
+    Rescale,
+    Standardize,
+    Transform,
+)
+
+__all__ = ["Features", "Preprocess", "assemble", "event_shape", "recipe"]
+
+PREPROCESS: dict[str, Callable[..., Transform]] = {
+    "standardize": Standardize,
+    "gaussianize": Gaussianize,
+    "logit": Logit,
+    "rescale": Rescale,
+    "dequantize": Dequantize,
+}
+
+Features = int | Sequence[int]  # how many columns, or the shape (C, H, W) of an image
+Preprocess = Sequence[Any]  # names, or pairs (name, arguments)
+
+
+def recipe(**presets: Mapping[str, Any]) -> Callable[[Callable[..., Flow]], Callable[..., Flow]]:
+    """Let every flow of a recipe remember the arguments it was made from, and give names to sets of arguments.
+
+    ``preset=name`` replaces the recipe's default arguments; arguments that are given replace those of the preset. An
+    image takes the preset ``laptop`` where there is one. What is remembered is every argument's value, and no preset's
+    name: a flow that was stored stays what it was when presets change.
+    """
+
+    def decorate(make: Callable[..., Flow]) -> Callable[..., Flow]:
+        signature = inspect.signature(make)
+
+        @functools.wraps(make)
+        def remember(*args: Any, preset: str | None = None, **kwargs: Any) -> Flow:
+            given = signature.bind(*args, **kwargs).arguments
+            if preset is None and len(event_shape(given["features"])) > 1 and "laptop" in presets:
+                preset = "laptop"
+            if preset is not None and preset not in presets:
+                known = f"expected a preset among {', '.join(presets)}" if presets else "expected no preset"
+                raise ValueError(f"{known} for {make.__name__!r}, got {preset!r}")
+            bound = signature.bind(**{**presets.get(preset or "", {}), **given})
+            bound.apply_defaults()
+            flow = make(*bound.args, **bound.kwargs)
+            flow.recipe = {"name": make.__name__, "arguments": json.loads(json.dumps(bound.arguments))}
+            return flow
+
+        return remember
+
+    return decorate
+
+
+def event_shape(features: Features) -> tuple[int, ...]:
+    """The shape of one example: (n,) for a number of columns, (C, H, W) as it is.
+
+    Raises:
+        ValueError: for a shape that is no image's.
+        TypeError: for anything but whole numbers.
+    """
+    shape = (features,) if isinstance(features, int) else tuple(features)
+    if not all(isinstance(size, int) for size in shape):
+        raise TypeError(f"expected features as whole numbers, got {features!r}")
+    if len(shape) not in (1, 3):
+        raise ValueError(f"expected features as a number or as (channels, height, width), got {shape}")
+    return shape
+
+
+def assemble(base: Base, layers: Sequence[Transform], context: int, preprocess: Preprocess) -> Flow:
+    """Put the preprocessing, listed from the data inwards, on the data's side of the layers.
+
+    Layers of vectors see an image flattened.
+    """
+    shape = base.event_shape
+    steps: list[Transform] = []
+    for entry in preprocess:
+        name, arguments = (entry, {}) if isinstance(entry, str) else (str(entry[0]), dict(entry[1]))
+        if name not in PREPROCESS:
+            raise ValueError(f"expected preprocessing among {', '.join(PREPROCESS)}, got {name!r}")
+        steps.append(PREPROCESS[name](shape, **arguments))
+    if max(layer.event_dim for layer in layers) < len(shape):
+        layers = [Flattened(Chain(layers), len(shape))]
+    chain = Chain([*layers, *reversed(steps)])
+    if not context:
+        return Flow(base, chain)
+    return Flow(base, chain, context_shape=(context,), context_transform=Standardize(torch.Size((context,))))
