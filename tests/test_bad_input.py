@@ -90,7 +90,7 @@ def test_tables(refused, tmp_path, name, text, gist):
 def test_missing_file(refused, tmp_path):
     refused(["fit", tmp_path / "no.csv", "--out", tmp_path / "run"], "no.csv", "no such file")
     refused(["fit", "nonsense", "--out", tmp_path / "run"], "nonsense", "no built-in set", "moons")
-    refused(["fit", tmp_path, "--out", tmp_path / "run"], "is a folder")
+    refused(["fit", tmp_path, "--out", tmp_path / "run"], "holds no pictures")
 
 
 OPTIONS = {
@@ -321,7 +321,7 @@ def test_damaged_runs(refused, made, tmp_path, change, gist):
 def test_resume_with_other_data(refused, made, tmp_path):
     run = broken_run(made, tmp_path, lambda run: None)
     other = table(tmp_path / "other.csv", seed=1)
-    refused(["fit", other, "--out", run, "--resume"], "broken", "another table")
+    refused(["fit", other, "--out", run, "--resume"], "broken", "other data")
     refused(["fit", made / "data.csv", "--out", run, "--resume", "--lr", "0.5"], "lr was 0.01, now 0.5")
 
 

@@ -16,7 +16,7 @@ import torch
 import diffeo
 from diffeo.cli import main
 from diffeo.data import Schema, open_table
-from diffeo.jobs import check_run, fit_table, info, sample_table, score_table
+from diffeo.jobs import check_run, fit_data, info, sample_table, score_table
 from diffeo.jobs.defaults import preprocessing
 
 TINY = ["--hidden", "16", "--transforms", "2", "--no-figures"]
@@ -122,7 +122,7 @@ def test_likelihoods_are_in_the_units_of_the_table(tmp_path):
     x = np.random.default_rng(0).normal(size=(400, 2))
     nll = []
     for name, factor in (("a", 1.0), ("b", 1000.0)):
-        summary = fit_table(x * [factor, 1], tmp_path / name, epochs=5, arguments={"hidden": [8]}, figures=False)
+        summary = fit_data(x * [factor, 1], tmp_path / name, epochs=5, arguments={"hidden": [8]}, figures=False)
         nll.append(summary["validation"]["nll"])
     assert nll[1] - nll[0] == pytest.approx(np.log(1000), abs=0.01)
 
@@ -202,7 +202,7 @@ def test_check(made, capsys):
 
 def test_check_uses_held_out_rows(tmp_path):
     x = np.random.default_rng(0).normal(size=(1500, 2)) @ np.array([[1.0, 0.5], [0.0, 1.0]])
-    fit_table(x, tmp_path / "run", epochs=10, arguments={"hidden": [16], "transforms": 1}, figures=False)
+    fit_data(x, tmp_path / "run", epochs=10, arguments={"hidden": [16], "transforms": 1}, figures=False)
     report = check_run(tmp_path / "run", x)
     assert (report["which"], report["rows"]) == ("rows held out of training", 150)
     assert report["verdict"] != "not trustworthy", report["reasons"]
@@ -253,7 +253,7 @@ def test_same_seed_same_weights(made, tmp_path):
         torch.manual_seed(len(name))
         arguments = {"hidden": [16], "transforms": 2}
         frame = mixed().drop(columns="id")
-        fit_table(frame, tmp_path / name, epochs=3, seed=seed, arguments=arguments, figures=False)
+        fit_data(frame, tmp_path / name, epochs=3, seed=seed, arguments=arguments, figures=False)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
     assert weights[0] == weights[1] == (made / "run" / "model.safetensors").read_bytes()
     assert weights[0] != weights[2]
@@ -267,9 +267,7 @@ def test_python_and_command_line_share_runs(made, tmp_path):
 
 
 def test_figures_of_a_fit(tmp_path):
-    summary = fit_table(
-        "moons", tmp_path / "run", epochs=1, batch_size=4096, arguments={"hidden": [8], "transforms": 1}
-    )
+    summary = fit_data("moons", tmp_path / "run", epochs=1, batch_size=4096, arguments={"hidden": [8], "transforms": 1})
     names = sorted(path.name for path in (tmp_path / "run" / "figures").iterdir())
     assert names == ["density.png", "latents.png", "learning_curve.png", "pairs.png"]
     assert sorted(summary["figures"]) == [str(tmp_path / "run" / "figures" / name) for name in names]
@@ -281,13 +279,13 @@ def test_large_tables_stream(tmp_path, monkeypatch):
     monkeypatch.setattr("diffeo.jobs.rows.POOL", 200)
     mixed(1000).drop(columns="id").to_parquet(tmp_path / "x.parquet")
     options = {"epochs": 2, "batch_size": 64, "arguments": {"hidden": [8], "transforms": 1}}
-    summary = fit_table(tmp_path / "x.parquet", tmp_path / "run", **options)
+    summary = fit_data(tmp_path / "x.parquet", tmp_path / "run", **options)
     assert 800 < summary["rows"]["train"] < 950
     assert summary["rows"]["train"] + summary["rows"]["validation"] == 1000
     assert summary["steps"] == 2 * (summary["rows"]["train"] // 64)
     assert score_table(tmp_path / "run", tmp_path / "x.parquet", tmp_path / "s.csv")["rows"] == 1000
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
-    fit_table(tmp_path / "x.parquet", tmp_path / "run", resume=True)
+    fit_data(tmp_path / "x.parquet", tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
 
 

@@ -286,7 +286,7 @@ def test_latents(tmp_path, rows, columns):
     picture(tmp_path / "a.png")
 
 
-def test_density_and_digits(tmp_path, x):
+def test_density(tmp_path, x):
     flow = gaussian_flow(x[:, :2])
     rows, samples = x[:, :2].numpy(), flow.sample(500).numpy()
     figures.density_2d(flow, rows, samples, ["a", "b"], tmp_path / "a.png")
@@ -294,9 +294,6 @@ def test_density_and_digits(tmp_path, x):
     flat = gaussian_flow(x[:, :2] * torch.tensor([1000.0, 1.0]))
     figures.density_2d(flat, rows * [1000, 1], samples * [1000, 1], ["a", "b"], tmp_path / "b.png", [0.0, 0.0])
     picture(tmp_path / "b.png")
-    pictures = np.random.default_rng(0).integers(17, size=(2, 70, 64))
-    figures.digits(*pictures, tmp_path / "c.png")
-    picture(tmp_path / "c.png")
 
 
 def test_figures_are_written_whole_or_not_at_all(tmp_path):

@@ -17,7 +17,7 @@ ORDER = [
     ["transforms"],
     ["bases"],
     ["flow"],
-    ["objectives", "recipes"],
+    ["objectives", "recipes", "inpainting"],
     ["data"],
     ["training"],
     ["report"],

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "Flow": "flow",
-    "FlowDistribution": "flow",
+    **dict.fromkeys(("Flow", "FlowDistribution", "bits_per_dim"), "flow"),
     **dict.fromkeys(("StandardNormal", "StandardLogistic", "Uniform", "GaussianMixture"), "bases"),
-    **dict.fromkeys(("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf"), "recipes"),
+    **dict.fromkeys(("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf", "glow"), "recipes"),
     **dict.fromkeys(("Objective", "MaximumLikelihood"), "objectives"),
     **dict.fromkeys(("fit", "load_run"), "training"),
+    "inpaint": "inpainting",
     **dict.fromkeys(("transforms", "nets", "data"), ""),
 }
 
@@ -25,9 +25,10 @@ from diffeo.errors import UserError
 if TYPE_CHECKING:
     from diffeo import data, nets, transforms
     from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal, Uniform
-    from diffeo.flow import Flow, FlowDistribution
+    from diffeo.flow import Flow, FlowDistribution, bits_per_dim
+    from diffeo.inpainting import inpaint
     from diffeo.objectives import MaximumLikelihood, Objective
-    from diffeo.recipes import RECIPES, build, iaf, maf, nice, nsf, realnvp
+    from diffeo.recipes import RECIPES, build, glow, iaf, maf, nice, nsf, realnvp
     from diffeo.training.fit import fit
     from diffeo.training.run import load_run
 

@@ -16,7 +16,7 @@ from diffeo.cli import parse
 from diffeo.errors import UserError
 
 app = typer.Typer(
-    help="Normalizing flows: learn the density of a table, score rows, draw new ones.",
+    help="Normalizing flows: learn the density of a table or of images, score them, draw new ones.",
     add_completion=False,
     rich_markup_mode=None,  # plain help: rich would double its time
     pretty_exceptions_enable=False,
@@ -24,8 +24,9 @@ app = typer.Typer(
 )
 
 DATA_HELP = (
-    "A table: .csv .csv.gz .tsv .parquet .feather .npy .npz, or a built-in set: moons, rings, checkerboard, "
-    "8gaussians, pinwheel, spirals, digits, wine, breast_cancer."
+    "A table (.csv .csv.gz .tsv .parquet .feather .npy .npz), images (a folder of .png or .jpg, .npy or .npz of rank 3 "
+    "or 4), or a built-in set: moons, rings, checkerboard, 8gaussians, pinwheel, spirals, wine, breast_cancer; images: "
+    "digits, mnist."
 )
 Run = Annotated[Path, typer.Argument(help="A run directory, as 'diffeo fit' makes.", metavar="RUN")]
 Data = Annotated[str, typer.Argument(help=DATA_HELP, metavar="DATA")]
@@ -64,16 +65,23 @@ def fit(
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run directory to make.", metavar="RUN")],
     model: Annotated[
-        str | None, typer.Option("--model", help="nice, realnvp, maf, iaf or nsf; chosen for the table by default.")
+        str | None,
+        typer.Option("--model", help="nice, realnvp, glow, maf, iaf or nsf; chosen for the data by default."),
     ] = None,
     context: Annotated[
-        list[str] | None, typer.Option("--context", help="Columns that the density is conditional on.", metavar="COLS")
+        list[str] | None,
+        typer.Option("--context", help="Columns that the density is conditional on; of images: label.", metavar="COLS"),
     ] = None,
     drop: Annotated[list[str] | None, typer.Option("--drop", help="Columns to leave out.", metavar="COLS")] = None,
     drop_missing: DropMissing = False,
+    size: Annotated[
+        str | None, typer.Option("--size", help="Bring pictures to this side, or height,width.", metavar="N[,N]")
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data at most.")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Minutes of training at most.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Rows per step.  [default: 512]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Rows per step.  [default: 512; images: 128]")
+    ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="The highest learning rate.  [default: 0.01]")] = None,
     hidden: Annotated[
         str | None, typer.Option("--hidden", help="Widths of the hidden layers.", metavar="N,N,...")
@@ -90,7 +98,7 @@ def fit(
     device: Device = None,
     as_json: Json = False,
 ) -> int:
-    """Learn the density of a table.
+    """Learn the density of a table or of images.
 
     Trains, validates on a tenth of the rows, keeps the best weights and draws figures. Interrupt it with Ctrl-C: the
     best so far is kept, and --resume goes on.
@@ -100,12 +108,13 @@ def fit(
     given.update(parse.assignments(set_, "--set"))
 
     from diffeo.cli import show
-    from diffeo.jobs import fit_table
+    from diffeo.jobs import fit_data
 
-    summary = fit_table(
+    summary = fit_data(
         data, out, model=model, arguments=given, context=parse.columns(context), drop=parse.columns(drop),
-        missing="drop" if drop_missing else "error", epochs=epochs, minutes=minutes, batch_size=batch_size, lr=lr,
-        seed=seed, device=device, resume=resume, force=force, figures=figures, progress=True, say=_note,
+        missing="drop" if drop_missing else "error", size=parse.whole_numbers(size, "--size") or (), epochs=epochs,
+        minutes=minutes, batch_size=batch_size, lr=lr, seed=seed, device=device, resume=resume, force=force,
+        figures=figures, progress=True, say=_note,
     )  # fmt: skip
     if int(os.environ.get("RANK", "0")) > 0:
         return 0  # under torchrun the first process speaks for all
@@ -132,7 +141,7 @@ def score(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Write the log-likelihood of every row.
+    """Write the log-likelihood of every row or image.
 
     The result has a column 'log_likelihood', in nats and in the units of the table, rows in order. Rows with a value
     that the model rules out (a level never seen, a fraction in a column of whole numbers) get -inf.
@@ -142,8 +151,13 @@ def score(
 
     from diffeo.cli import show
     from diffeo.cli.progress import RowsBar
-    from diffeo.jobs import score_table
+    from diffeo.jobs import is_image_run, score_images, score_table
 
+    if is_image_run(run):
+        with RowsBar("scored") as bar:
+            summary = score_images(run, data, out, seed=seed, device=device, force=force, progress=bar)
+        _print(summary, as_json, show.score_images, results_on_stdout=_is_stdout(out))
+        return
     with RowsBar("scored") as bar:
         summary = score_table(
             run, data, out, keep=kept, missing="drop" if drop_missing else "error", seed=seed, device=device,
@@ -171,22 +185,52 @@ def sample(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Draw new rows.
+    """Draw new rows or images.
 
-    They have the columns, types and order of the training table; no value leaves the range seen there.
+    Rows have the columns, types and order of the training table; no value leaves the range seen there. Images are
+    written as a grid (--out x.png), an array (x.npz) or a folder of pngs.
     """
     _check_out(out, as_json)
-    values = parse.numbers(given, "--given")
 
     from diffeo.cli import show
     from diffeo.cli.progress import RowsBar
-    from diffeo.jobs import sample_table
+    from diffeo.jobs import is_image_run, sample_images, sample_table
 
+    if is_image_run(run):
+        labels = dict(pair.split("=", 1) for pair in given or () if "=" in pair)
+        with RowsBar("drew") as bar:
+            summary = sample_images(run, number, out, given=labels, seed=seed, device=device, force=force, progress=bar)
+        _print(summary, as_json, show.sample_images)
+        return
+    values = parse.numbers(given, "--given")
     with RowsBar("drew") as bar:
         summary = sample_table(
             run, number, out, given=values, given_from=given_file, seed=seed, device=device, force=force, progress=bar
         )
     _print(summary, as_json, show.sample, results_on_stdout=_is_stdout(out))
+
+
+@app.command()
+def inpaint(
+    run: Run,
+    image: Annotated[str, typer.Argument(help="An image, or many: what 'diffeo fit' takes.", metavar="IMAGE")],
+    mask: Annotated[
+        str, typer.Argument(help="A picture of the same size; what is not black is hidden.", metavar="MASK")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A grid (.png), an array (.npz), or a folder of pngs.")],
+    steps: Annotated[int, typer.Option("--steps", help="Steps of the ascent.", min=1)] = 400,
+    label: Annotated[str | None, typer.Option("--label", help="The class, for a conditional model.")] = None,
+    force: Force = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Complete the hidden pixels of images by climbing the density."""
+    from diffeo.cli import show
+    from diffeo.jobs import inpaint_image
+
+    summary = inpaint_image(run, image, mask, out, steps=steps, label=label, seed=seed, device=device, force=force)
+    _print(summary, as_json, show.inpaint)
 
 
 @app.command()
@@ -247,4 +291,4 @@ def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-COMMANDS = (fit, score, sample, info, check)
+COMMANDS = (fit, score, sample, inpaint, info, check)

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["check", "fit", "info", "sample", "score"]
+__all__ = ["check", "fit", "info", "inpaint", "sample", "sample_images", "score", "score_images"]
 
 SHOWN = 40  # columns listed by info
 
@@ -15,14 +15,15 @@ SHOWN = 40  # columns listed by info
 def fit(summary: Mapping[str, Any]) -> str:
     """Describe a training."""
     rows = summary["rows"]
+    kind = _many(summary["columns"], "column") if "columns" in summary else _images(summary["shape"])
     lines = [
-        f"{summary['run']}: {summary['model']}, {summary['parameters']:,} parameters, "
-        + _many(summary["columns"], "column")
+        f"{summary['run']}: {summary['model']}, {summary['parameters']:,} parameters, {kind}"
         + (f" given {', '.join(summary['context'])}" if summary["context"] else ""),
         *_table(
             [
                 ("validation", _likelihood(summary["validation"])),
                 ("training", _likelihood(summary["train"]) if "train" in summary else ""),
+                ("test", _likelihood(summary["test"]) if "test" in summary else ""),
                 ("rows", f"{rows['train']:,} for training, {rows['validation']:,} for validation"),
                 ("time", f"{_many(summary['epochs'], 'epoch')} in {_time(summary['seconds'])}, {_stopped(summary)}"),
                 ("skipped", f"{summary['skipped_batches']} batches were not finite" * (summary["skipped_batches"] > 0)),
@@ -33,7 +34,13 @@ def fit(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _images(shape: Sequence[int]) -> str:
+    return "images of " + " x ".join(map(str, shape))
+
+
 def _likelihood(part: Mapping[str, Any]) -> str:
+    if "bits_per_dim" in part:
+        return f"{_with_error(part['nll'], part['stderr'])} nats per image, {part['bits_per_dim']:.4f} bits/dim"
     return (
         f"{_with_error(part['nll'], part['stderr'])} nats per row"
         f" ({_number(part['bits'])} bits, {_number(part['bits_per_column'])} per column)"
@@ -73,6 +80,38 @@ def sample(summary: Mapping[str, Any]) -> str:
     return text + f"; {summary['non_finite']:,} are not finite" * (summary["non_finite"] > 0)
 
 
+def score_images(summary: Mapping[str, Any]) -> str:
+    """Describe a scoring of images."""
+    lines = [
+        f"{_many(summary['images'], 'image')} in {_time(summary['seconds'])} "
+        f"({summary['images_per_second']:,.0f} images/s)",
+        *_table(
+            [
+                ("mean", f"{_with_error(summary['mean'], summary['stderr'])} nats per image"),
+                ("bits/dim", f"{summary['bits_per_dim']:.4f} ± {summary['bits_per_dim_stderr']:.4f}"),
+                ("lowest", _number(summary["min"])),
+                ("skipped", ", ".join(summary["skipped"])),
+                ("notes", "; ".join(summary["notes"])),
+            ]
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def sample_images(summary: Mapping[str, Any]) -> str:
+    """Describe images drawn."""
+    pace = f"{summary['images_per_second']:,.0f} images/s"
+    return f"{summary['out']}: {_many(summary['images'], 'image')} in {_time(summary['seconds'])} ({pace})"
+
+
+def inpaint(summary: Mapping[str, Any]) -> str:
+    """Describe images completed."""
+    return (
+        f"{summary['out']}: {_many(summary['images'], 'image')}, {summary['hidden']:,} values each completed; "
+        f"log p from {_number(summary['before'])} to {_number(summary['after'])} nats"
+    )
+
+
 def info(summary: Mapping[str, Any]) -> str:
     """Describe a run directory."""
     origin, metrics = summary["provenance"], summary["metrics"]
@@ -85,9 +124,9 @@ def info(summary: Mapping[str, Any]) -> str:
             f"{column['low']:g}" + (f" ... {column['high']:g}" if column["high"] != column["low"] else "")
             + (f" step {column['step']:g}" if column["step"] not in (0, 1) else ""),
         )
-        for column in summary["columns"][:SHOWN]
+        for column in summary.get("columns", [])[:SHOWN]
     ]  # fmt: skip
-    hidden = len(summary["columns"]) - SHOWN
+    hidden = len(summary.get("columns", [])) - SHOWN
     trained = "not to the end"
     if "epochs" in metrics:
         trained = f"{_many(metrics['epochs'], 'epoch')} in {_time(metrics['seconds'])}"
@@ -101,12 +140,16 @@ def info(summary: Mapping[str, Any]) -> str:
                 ("validation", _likelihood(metrics["validation"]) if "validation" in metrics else ""),
                 ("training", _likelihood(metrics["train"]) if "train" in metrics else ""),
                 ("trained", trained),
-                ("data", f"{data.get('name', '?')}, {summary['rows']:,} rows"),
+                (
+                    "data",
+                    f"{data.get('name', '?')}, {summary['rows']:,} {'rows' if 'columns' in summary else 'images'}",
+                ),
+                ("images", _images(summary["shape"])[len("images of ") :] if "shape" in summary else ""),
+                ("classes", ", ".join(summary.get("classes", ()))),
                 ("made", f"{origin.get('date', '?')} by {made_by}"),
             ]
         ),
-        "",
-        *_aligned(table),
+        *(["", *_aligned(table)] if len(table) > 1 else []),
         *([f"  ... and {hidden} more"] if hidden > 0 else []),
     ]
     return "\n".join(lines)

@@ -15,15 +15,15 @@ LOOKED_AT = 50_000  # rows
 STRETCHED = 5.0  # times the spread of the middle that the tails may stretch a standard deviation to
 
 
-def default_model(schema: Schema, rows: int, x: Tensor) -> tuple[str, dict[str, Any]]:
-    """Return the recipe and its arguments for a table of so many rows to train on, of which x (n, features) are some.
+def default_model(rows: int) -> tuple[str, dict[str, Any]]:
+    """Return the recipe and its arguments for a table of so many rows to train on.
 
     An autoregressive spline flow whose splines are placed by affine maps: splines for many modes and sharp edges,
     affine maps where one column nearly determines another. Small tables get a smaller network.
     """
     hidden = [128, 128] if rows >= 5_000 else [64, 64]
     network = {"hidden": hidden, "activation": "silu", "residual": True}
-    return "nsf", {"transforms": 5, **network, "affine": True, "preprocess": preprocessing(schema, x)}
+    return "nsf", {"transforms": 5, **network, "affine": True}
 
 
 def preprocessing(schema: Schema, x: Tensor) -> list[Any]:

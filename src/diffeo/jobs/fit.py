@@ -1,4 +1,4 @@
-"""From a table to a run directory."""
+"""From data to a run directory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.data import Schema, Table, open_table
 from diffeo.errors import UserError
 from diffeo.flow import Flow
-from diffeo.jobs.defaults import default_model, preprocessing
-from diffeo.jobs.pictures import draw_figures
+from diffeo.jobs.images import ImageData, shows_images
+from diffeo.jobs.material import Material
 from diffeo.jobs.plain import plain
-from diffeo.jobs.rows import Split, TableStream, split_table
 from diffeo.jobs.settings import check_settings, earlier_settings
+from diffeo.jobs.tables import TableData
 from diffeo.objectives import MaximumLikelihood
 from diffeo.recipes import build
 from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
@@ -29,13 +28,13 @@ from diffeo.training.parallel import World
 from diffeo.training.run import claim_folder
 from diffeo.training.seeding import derive, seed_noise
 
-__all__ = ["fit_table"]
+__all__ = ["fit_data"]
 
 EVALUATED = 50_000  # training rows whose likelihood is reported
-BATCH_SIZE = 512
+PORTION = 2**22  # numbers scored at a time
 
 
-def fit_table(
+def fit_data(
     source: Any,
     out: str | os.PathLike[str],
     *,
@@ -44,6 +43,7 @@ def fit_table(
     context: Sequence[str] = (),
     drop: Sequence[str] = (),
     missing: str = "error",
+    size: Sequence[int] = (),
     epochs: int | None = None,
     minutes: float | None = None,
     batch_size: int | None = None,
@@ -56,21 +56,22 @@ def fit_table(
     progress: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Learn the density of a table and write a run directory.
+    """Learn the density of a table or of images and write a run directory.
 
     A tenth of the rows, drawn by the seed, is held out: it decides when to stop and which weights to keep.
 
     Args:
-        source: what ``open_table`` takes: a path, the name of a built-in set, an array or a data frame.
+        source: what ``open_table`` or ``open_images`` takes: a path, the name of a built-in set, an array or a frame.
         out: the run directory to make.
         model: a recipe's name; by default ``default_model`` chooses.
         arguments: arguments of the recipe that replace the default ones.
-        context: columns that the density shall be conditional on.
+        context: columns that the density shall be conditional on; of images, "label" for their class.
         drop: columns to leave out.
         missing: what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
+        size: side, or height and width, that pictures are brought to.
         epochs: the budget in epochs.
         minutes: the budget in minutes.
-        batch_size: rows per step, 512 by default.
+        batch_size: rows per step; 512 by default, 128 images.
         lr: the highest learning rate.
         seed: decides the split, the initial weights, the order and the noise; 0 by default.
         device: where to train; a GPU if there is one.
@@ -88,48 +89,49 @@ def fit_table(
     """
     given = {
         "model": model, "arguments": dict(arguments or {}) or None, "context": list(context) or None,
-        "drop": list(drop) or None, "missing": missing if missing != "error" else None, "epochs": epochs,
-        "minutes": minutes, "batch_size": batch_size, "lr": lr, "seed": seed,
+        "drop": list(drop) or None, "size": list(size) or None, "missing": missing if missing != "error" else None,
+        "epochs": epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     earlier = read_model(out) if resume else None
     settings = {**(earlier_settings(out, earlier) if earlier else {}), **given}
     check_settings(settings)
     world = World(choose_device(device))
-    seed, batch_size = settings.get("seed", 0), settings.get("batch_size", BATCH_SIZE)
+    seed = settings.get("seed", 0)
 
-    table = open_table(source, missing=settings.get("missing", "error"))
+    kind: type[Material] = ImageData if shows_images(source) else TableData
+    material = kind(source, settings, seed)
     # Under torchrun one process claims the folder: another, later, would find that a run is there already.
     with _claimed(Path(out), earlier is not None or force) if world.leads else nullcontext():
-        schema = Schema.infer(table, settings.get("context", ()), settings.get("drop", ()))
-        if earlier is not None and earlier["schema"] != plain(schema.to_json()):
+        material.read()
+        description = plain(material.description)
+        if earlier is not None and earlier["schema"] != description:
             folder = os.fspath(out)
-            raise UserError(f"{folder} was trained on another table; give the same one or start again (--force)")
-        rows = split_table(table, schema, batch_size, seed)
-        notes = _notes(schema, table, rows, batch_size)
-        for note in notes if world.leads else ():
+            raise UserError(f"{folder} was trained on other data; give the same or start again (--force)")
+        for note in material.notes if world.leads else ():
             say(note)
-        flow = _flow(schema, rows, settings, earlier, seed)
+        flow = _flow(material, settings, earlier, seed)
         if earlier is None and world.leads:
-            data = {"name": table.name, "sha256": rows.hash, "rows": schema.rows}
+            data = {"name": material.name, "sha256": material.hash, "rows": material.total}
             origin = provenance(data=data, seed=seed, settings=settings)
-            create_run(out, flow, plain(schema.to_json()), plain(origin), force)
+            create_run(out, flow, description, plain(origin), force)
             shutil.rmtree(Path(out) / "figures", ignore_errors=True)
     world.wait()  # under torchrun, until the first process has made the run directory
 
+    held_out = material.valid_x if material.valid_context is None else (material.valid_x, material.valid_context)
+    chosen: dict[str, Any] = {name: settings[name] for name in ("epochs", "minutes", "lr") if name in settings}
     result = fit(
-        MaximumLikelihood(flow), rows.x, rows.context,
-        validation=(rows.valid_x, rows.valid_context) if rows.valid_context is not None else rows.valid_x,
-        batch_size=batch_size, seed=seed, device=world.device, out=out, resume=resume, progress=progress,
-        **{name: settings[name] for name in ("epochs", "minutes", "lr") if name in settings},
+        MaximumLikelihood(flow), material.x, material.context, validation=held_out, batch_size=material.batch_size,
+        seed=seed, device=world.device, out=out, resume=resume, progress=progress,
+        **{**material.training(flow), **chosen},
     )  # fmt: skip
-    metrics = plain({**_metrics(flow, rows, seed), **_facts(flow, schema, result), "notes": notes})
+    metrics = plain({**_metrics(flow, material, seed), **_facts(flow, material, result), "notes": material.notes})
     drawn: list[str] = []
     if world.leads:
         save_weights(out, flow)
         save_metrics(out, metrics)
         if figures and result.stopped != "interrupted":
-            drawn = draw_figures(Path(out), flow, schema, rows, table.name, seed)
+            drawn = material.draw(Path(out), flow)
     return {"run": os.fspath(out), **metrics, "figures": drawn}
 
 
@@ -147,28 +149,16 @@ def _claimed(folder: Path, may_exist: bool) -> Iterator[None]:
         raise
 
 
-def _notes(schema: Schema, table: Table, rows: Split, batch_size: int) -> list[str]:
-    """Return what a user should know about how the table was read."""
-    notes = schema.notes()
-    if rows.rows < batch_size:
-        notes.append(f"a batch of {batch_size} is larger than the {rows.rows} training rows: all of them make one")
-    if table.dropped:
-        notes.append(f"{table.dropped} rows with missing or infinite values were left out")
-    return notes
-
-
-def _flow(
-    schema: Schema, rows: Split, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int
-) -> Flow:
+def _flow(material: Material, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int) -> Flow:
     """Build the model; its initial weights follow from the seed."""
-    x = rows.valid_x if isinstance(rows.x, TableStream) else rows.x
     if earlier is not None:
         name, arguments = earlier["recipe"]["name"], earlier["recipe"]["arguments"]
     else:
-        name, arguments = default_model(schema, rows.rows, x)
+        name, arguments = material.default_model()
     if settings.get("model", name) != name:
-        name, arguments = settings["model"], {"preprocess": preprocessing(schema, x)}
-    sizes = {"features": schema.features, "context": schema.context_size}
+        name, arguments = settings["model"], {}
+    arguments = {"preprocess": material.preprocessing(name), **arguments}
+    sizes = {"features": material.features, "context": material.context_size}
     seed_noise(torch.device("cpu"), derive(seed, "weights"))
     try:
         return build(name, {**arguments, **settings.get("arguments", {}), **sizes})
@@ -177,34 +167,42 @@ def _flow(
 
 
 @torch.no_grad()
-def _metrics(flow: Flow, rows: Split, seed: int) -> dict[str, Any]:
+def _metrics(flow: Flow, material: Material, seed: int) -> dict[str, Any]:
     """Return negative log-likelihoods in the data's own units: nats per row with standard errors, and bits."""
     result: dict[str, Any] = {}
-    parts: dict[str, tuple[Tensor, Tensor | None]] = {"validation": (rows.valid_x, rows.valid_context)}
-    if not isinstance(rows.x, TableStream):
-        context = None if rows.context is None else rows.context[:EVALUATED]
-        parts["train"] = (rows.x[:EVALUATED], context)
     device = flow.base.device_marker.device
-    for name, (x, context) in parts.items():
+    for name, (x, context) in material.judged(EVALUATED).items():
         seed_noise(device, derive(seed, "metrics", name))
-        nll = -flow.log_prob(x.to(device), None if context is None else context.to(device)).double().cpu()
+        nll = -_log_prob(flow, x, context, device)
         mean = float(nll.mean())
         stderr = float(nll.std() / len(nll) ** 0.5) if len(nll) > 1 else math.nan
         bits = mean / math.log(2)
+        dimensions = math.prod(x.shape[1:])
         result[name] = {
-            "nll": mean, "stderr": stderr, "bits": bits, "bits_per_column": bits / x.shape[1], "rows": len(x),
+            "nll": mean, "stderr": stderr, "bits": bits, f"bits_per_{material.dimension}": bits / dimensions,
+            "rows": len(x),
         }  # fmt: skip
-    result["rows"] = {"train": rows.rows, "validation": len(rows.valid_x)}
+    result["rows"] = {"train": material.rows, "validation": len(material.valid_x)}
     return result
 
 
-def _facts(flow: Flow, schema: Schema, result: FitResult) -> dict[str, Any]:
+def _log_prob(flow: Flow, x: Tensor, context: Tensor | None, device: torch.device) -> Tensor:
+    """Log-likelihoods in double precision, in portions that fit the device."""
+    portion = max(1, PORTION // max(1, math.prod(x.shape[1:])))
+    contexts = [None] * len(x) if context is None else context.split(portion)
+    parts = [
+        flow.log_prob(part.to(device), None if given is None else given.to(device)).double().cpu()
+        for part, given in zip(x.split(portion), contexts, strict=False)
+    ]
+    return torch.cat(parts)
+
+
+def _facts(flow: Flow, material: Material, result: FitResult) -> dict[str, Any]:
     assert flow.recipe is not None
     return {
         "model": flow.recipe["name"],
         "parameters": sum(parameter.numel() for parameter in flow.parameters()),
-        "columns": schema.features,
-        "context": list(schema.context),
+        **material.facts(),
         "epochs": result.epochs,
         "best_epoch": result.best_epoch,
         "steps": result.steps,

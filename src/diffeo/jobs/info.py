@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from diffeo.data import Schema
+from diffeo.jobs.pixels import ImageRun, is_image_run, open_image_run
 from diffeo.jobs.runs import open_run
 from diffeo.training.run import read_model
 
@@ -18,7 +20,9 @@ def info(run: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: if anything about the directory is wrong.
     """
-    model, opened = read_model(run), open_run(run, "cpu")
+    model = read_model(run)
+    images = is_image_run(run)
+    opened: Any = open_image_run(run, "cpu") if images else open_run(run, "cpu")
     arguments = model["recipe"]["arguments"]
     return {
         "run": os.fspath(run),
@@ -28,19 +32,30 @@ def info(run: str | os.PathLike[str]) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in opened.flow.parameters()),
         "bytes": sum(file.stat().st_size for file in Path(run).glob("model.*")),
         "cheap": {"inverse": "scoring", "forward": "sampling"}.get(opened.flow.cheap, opened.flow.cheap),
-        "rows": opened.schema.rows,
+        **(_of_images(opened, model) if images else _of_table(opened.schema)),
+        "metrics": model["metrics"],
+        "provenance": model["provenance"],
+    }
+
+
+def _of_images(opened: ImageRun, model: dict[str, Any]) -> dict[str, Any]:
+    rows = model["provenance"].get("data", {}).get("rows", 0)
+    return {"rows": rows, "shape": list(opened.shape), "levels": opened.levels, "classes": list(opened.classes)}
+
+
+def _of_table(schema: Schema) -> dict[str, Any]:
+    return {
+        "rows": schema.rows,
         "columns": [
             {
                 "name": column.name,
                 "kind": column.kind,
-                "role": "context" if column.name in opened.schema.context else "modelled",
+                "role": "context" if column.name in schema.context else "modelled",
                 "low": column.low,
                 "high": column.high,
                 "step": column.step,
                 "levels": len(column.values),
             }
-            for column in opened.schema.columns
+            for column in schema.columns
         ],
-        "metrics": opened.metrics,
-        "provenance": opened.provenance,
     }

@@ -22,11 +22,10 @@ ROWS = 20_000  # drawn at most
 
 
 @torch.no_grad()
-def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, source: str, seed: int) -> list[str]:
+def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) -> list[str]:
     """Write ``run/figures/*.png`` and return their paths.
 
-    Learning curves, data against samples in pairs of columns, the latents, for two continuous columns the density, for
-    the built-in digits pictures.
+    Learning curves, data against samples in pairs of columns, the latents, for two continuous columns the density.
 
     Raises:
         UserError: if they cannot be written.
@@ -74,9 +73,6 @@ def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, source: str
     if schema.features == 2 and not schema.context_size and not any(grid.step for grid in schema.discrete):
         origins = [column.origin for column in columns]
         figures.density_2d(flow, real_columns, sampled_columns, names, path("density"), origins)
-    if source == "digits" and not schema.context:
-        real, fake = (schema.decode(part.double().cpu().numpy()) for part in (x, sampled))
-        figures.digits(real, fake, path("digits"))
     return drawn
 
 

@@ -39,6 +39,8 @@ def open_run(path: str | os.PathLike[str], device: str | None = None) -> OpenRun
     run = load_run(path, place)
     if run.schema is None:
         raise UserError(f"{run.path}: describes no table; give a run directory made by diffeo fit from a table")
+    if run.schema.get("kind") == "images":
+        raise UserError(f"{run.path}: was trained on images; this is for runs of tables")
     try:
         schema = Schema.from_json(run.schema)
     except UserError as error:

@@ -13,8 +13,8 @@ from diffeo.recipes import RECIPES
 __all__ = ["check_settings", "earlier_settings"]
 
 _TYPES: dict[str, tuple[type, ...]] = {
-    "model": (str,), "arguments": (dict,), "context": (list,), "drop": (list,), "missing": (str,), "epochs": (int,),
-    "minutes": (int, float), "batch_size": (int,), "lr": (int, float), "seed": (int,),
+    "model": (str,), "arguments": (dict,), "context": (list,), "drop": (list,), "size": (list,), "missing": (str,),
+    "epochs": (int,), "minutes": (int, float), "batch_size": (int,), "lr": (int, float), "seed": (int,),
 }  # fmt: skip
 
 

@@ -12,19 +12,27 @@ import numpy as np
 
 from diffeo.report.style import GREY, MODEL, REAL, figure, shades
 
-__all__ = ["density_2d", "digits", "latents", "learning_curve", "pairs"]
+__all__ = ["density_2d", "latents", "learning_curve", "pairs"]
 
 COLUMNS = 6  # columns shown in a grid of pairs, and latents
 FEW = 1500  # rows drawn as points, not as counts
 
 
-def learning_curve(metrics: str | Path, path: str | Path) -> None:
-    """Draw the losses of training and validation, epoch by epoch, from a ``metrics.jsonl``."""
+def learning_curve(metrics: str | Path, path: str | Path, dimensions: int | None = None) -> None:
+    """Draw the losses of training and validation, epoch by epoch, from a ``metrics.jsonl``.
+
+    Args:
+        metrics: the file.
+        path: of the PNG.
+        dimensions: of an image: losses are then drawn in bits per dimension, else in nats per row.
+    """
+    unit, scale = ("nats", 1.0) if dimensions is None else ("bits/dim", 1 / (dimensions * np.log(2)))
     entries = [json.loads(line) for line in Path(metrics).read_text().splitlines() if line.strip()]
     epoch = np.array([entry["epoch"] for entry in entries], dtype=float)
 
     def series(name: str) -> np.ndarray:
-        return np.array([entry.get(name) if entry.get(name) is not None else np.nan for entry in entries], dtype=float)
+        values = [entry.get(name) if entry.get(name) is not None else np.nan for entry in entries]
+        return scale * np.array(values, dtype=float)
 
     train, valid, error = series("loss"), series("val_loss"), series("val_stderr")
     with figure(path, (6.4, 3.8)) as drawing:
@@ -38,11 +46,11 @@ def learning_curve(metrics: str | Path, path: str | Path) -> None:
             best = int(np.nanargmin(valid))
             axes.plot(epoch[best], valid[best], "o", color=MODEL, ms=6, zorder=5)
             axes.axhline(valid[best], color=MODEL, lw=0.7, ls=(0, (4, 4)), zorder=0)
-            axes.set_title(f"best {valid[best]:.3f} ± {error[best]:.3f} nats in epoch {int(epoch[best])}")
+            axes.set_title(f"best {valid[best]:.3f} ± {error[best]:.3f} {unit} in epoch {int(epoch[best])}")
             shown += [valid, valid[best:] - np.nan_to_num(error[best:])]
         axes.set_ylim(*_curve_limits(np.concatenate(shown)))
         axes.set_xlabel("epoch")
-        axes.set_ylabel("negative log-likelihood (nats per row)")
+        axes.set_ylabel(f"negative log-likelihood ({unit}{' per row' * (dimensions is None)})")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)  # above, never in the way
 
@@ -289,30 +297,3 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(values, [0.001, 0.999])
     margin = 0.08 * (high - low) or 0.5
     return float(low - margin), float(high + margin)
-
-
-def digits(
-    real: np.ndarray, sampled: np.ndarray, path: str | Path, side: int = 8, shape: tuple[int, int] = (8, 8)
-) -> None:
-    """Draw a square of real pictures beside one of sampled pictures.
-
-    Args:
-        real: rows (n, height * width).
-        sampled: rows (m, height * width).
-        path: of the PNG.
-        side: pictures in a row and in a column.
-        shape: height and width of a picture.
-    """
-    high = float(real.max())
-    with figure(path, (8.2, 4.3)) as drawing:
-        for axes, title, rows, colour in zip(
-            drawing.subplots(1, 2), ("data", "samples"), (real, sampled), (REAL, MODEL), strict=True
-        ):
-            height, width = shape
-            board = np.full((side * (height + 1) + 1, side * (width + 1) + 1), np.nan)
-            for place, picture in enumerate(rows[: side * side]):
-                top, left = (place // side) * (height + 1) + 1, (place % side) * (width + 1) + 1
-                board[top : top + height, left : left + width] = picture.reshape(shape)
-            axes.imshow(board, cmap="gray_r", vmin=0, vmax=high, interpolation="nearest")
-            axes.set_title(title, color=colour)
-            axes.set_axis_off()

@@ -53,7 +53,7 @@ class Store:
         self.every, self.settings = every, dict(settings)
         self.writes = writes and out is not None
         self.saved: tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None = None
-        self.written = time.monotonic()
+        self.written, self.took = time.monotonic(), 0.0  # when, and how long it took
         if out is None:
             if resume:
                 raise UserError("nothing to resume: give the run directory as out")
@@ -83,15 +83,17 @@ class Store:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to write again."""
-        return self.writes and time.monotonic() - self.written >= self.every
+        """Whether it is time to write again. Writing takes a twentieth of the time at most, unless ``every`` is 0."""
+        wait = max(self.every, 20 * self.took) if self.every else 0.0
+        return self.writes and time.monotonic() - self.written >= wait
 
     def write(self, state: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Write a checkpoint."""
         if self.writes:
-            threads = torch.get_num_threads()
+            threads, started = torch.get_num_threads(), time.monotonic()
             save_checkpoint(self.path, {"settings": self.settings, "threads": threads, "state": state}, groups)
             self.written = time.monotonic()
+            self.took = self.written - started
 
 
 def save_checkpoint(path: Path, scalars: Mapping[str, Any], groups: Mapping[str, Mapping[str, Tensor]]) -> None:

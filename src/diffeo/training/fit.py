@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffeo.nets.precision import bfloat16 as half_precision
 from diffeo.objectives import Objective
 from diffeo.training.average import Average
 from diffeo.training.batches import default_epochs, default_patience, split
@@ -111,6 +112,7 @@ def fit(
     warmup: float = 0.03,
     clip: float = 10.0,
     ema: float = 0.999,
+    bfloat16: bool = False,
     patience: float | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -140,6 +142,8 @@ def fit(
         clip: the largest norm of the gradient, in multiples of the running mean norm; ``math.inf`` for any. (A fixed
             norm cannot be right: a log-likelihood sums over the columns, and its gradients grow with them.)
         ema: the decay of the average; 0 for the weights themselves.
+        bfloat16: multiply in bfloat16 within the networks, in training alone; weights, maps and log-determinants stay
+            as they are.
         patience: epochs without a better validation loss that end the training; ``math.inf`` for never. By default a
             tenth of the epochs, but at least 10 epochs and 300 steps.
         seed: decides the split, the order and the noise. The same call gives the same weights, on the same processor
@@ -149,7 +153,8 @@ def fit(
         resume: continue from the checkpoint, with the same arguments and data. A budget in epochs ends with weights
             identical to the bit; one in minutes depends on the clock.
         progress: show a bar, or lines if stderr is no terminal.
-        checkpoint_every: seconds between checkpoints; one is written at the end in any case.
+        checkpoint_every: seconds between checkpoints, more where writing takes long; one is written at the end in any
+            case.
 
     Raises:
         UserError: if ``out`` cannot be written or resumed, or the training breaks down (the message says where).
@@ -173,7 +178,7 @@ def fit(
         validation=valid.fingerprint if out and valid else None,
         held_out=validation if isinstance(validation, float | int) else None,
         epochs=epochs, minutes=minutes, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup=warmup,
-        clip=clip, ema=ema, patience=patience, seed=seed, processes=world.size,
+        clip=clip, ema=ema, bfloat16=bfloat16, patience=patience, seed=seed, processes=world.size,
     )  # fmt: skip
     store = Store(out, resume=resume, every=checkpoint_every, settings=settings, writes=world.leads)
 
@@ -221,7 +226,8 @@ def fit(
                 seed_noise(device, noise)
                 kept = [buffer.clone() for buffer in moving]
 
-                losses = model(batch.x, batch.context)
+                with half_precision(bfloat16):
+                    losses = model(batch.x, batch.context)
                 loss = losses.sum() * (world.size / batch.total)  # the mean over processes is then that over all rows
                 optimizer.zero_grad()
                 loss.backward()

@@ -1,0 +1,153 @@
+"""Images to learn."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffeo.data import IMAGE_SETS, Images, open_images
+from diffeo.errors import UserError
+from diffeo.flow import Flow
+from diffeo.jobs.material import Material
+from diffeo.jobs.rows import split_rows
+from diffeo.report import image_figures
+
+__all__ = ["ImageData", "one_hot", "shows_images"]
+
+BATCH_SIZE = 128
+ALPHA = 0.05  # margin of the logit, as in RealNVP
+
+
+def shows_images(source: Any) -> bool:
+    """Tell whether ``fit`` should take this for images, not for a table."""
+    if isinstance(source, Images) or (isinstance(source, str) and source in IMAGE_SETS):
+        return True
+    if isinstance(source, str | Path):
+        path = Path(source)
+        return path.is_dir() or path.suffix.lower() in (".png", ".jpg", ".jpeg") or _rank(path) > 2
+    return getattr(source, "ndim", 0) > 2
+
+
+def _rank(path: Path) -> int:
+    """The largest rank of the arrays in a .npy or .npz file, read from its headers; 0 of anything else."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.load(path, mmap_mode="r").ndim
+        if path.suffix.lower() == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                return max((_header_rank(archive, name) for name in archive.namelist()), default=0)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        pass  # whoever opens it will say what is wrong with it
+    return 0
+
+
+def _header_rank(archive: zipfile.ZipFile, name: str) -> int:
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return len(read(file)[0])
+
+
+class ImageData(Material):
+    """Images, and their labels where the density is conditional on them."""
+
+    unit, dimension = "image", "dim"
+
+    def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
+        self.settings, self.seed = settings, seed
+        self.batch_size = settings.get("batch_size", BATCH_SIZE)
+        for name, option in (("drop", "--drop"), ("missing", "--drop-missing")):
+            if settings.get(name):
+                raise UserError(f"{option} is for tables; images have no columns")
+        context = settings.get("context", [])
+        if context not in ([], ["label"]):
+            raise UserError(f"images can be given their label alone (--context label), got {', '.join(context)}")
+        self.labelled = bool(context)
+        size = settings.get("size") or None
+        if size is not None and len(size) > 2:
+            raise UserError(f"expected a side or a height and a width (--size), got {len(size)} numbers")
+        self.images = open_images(source, size if size is None or len(size) == 2 else size[0])
+        self.name = self.images.name
+
+    def read(self) -> None:
+        """Hold out what custom holds out, or else a tenth."""
+        images = self.images
+        if self.labelled and images.labels is None:
+            raise UserError(f"{images.name}: no labels to condition on; put each class into a folder of its own")
+        train, valid, self.test = images.split()
+        if valid is None:
+            kept, held = split_rows(len(images), self.seed)
+            train, valid = images.part(kept.numpy()), images.part(held.numpy())
+        self.rows, self.total = len(train), len(images)
+        self.x, self.context = _pixels(train), self._labels(train)
+        self.valid_x, self.valid_context = _pixels(valid), self._labels(valid)
+        self.hash, self.features = images.sha256, list(images.shape)
+        self.context_size = len(images.classes) if self.labelled else 0
+        self.description = {
+            "kind": "images", "shape": list(images.shape), "levels": images.levels,
+            "classes": list(images.classes) if self.labelled else [],
+        }  # fmt: skip
+        self.notes = [*images.notes, *(f"{name} was skipped: {why}" for name, why in images.skipped)]
+
+    def _labels(self, images: Images) -> Tensor | None:
+        return one_hot(images.labels, len(images.classes)) if self.labelled and images.labels is not None else None
+
+    def default_model(self) -> tuple[str, dict[str, Any]]:
+        """Couplings over several scales."""
+        return "realnvp", {}
+
+    def preprocessing(self, model: str) -> list[Any]:
+        """Dequantise; NICE then takes pixels in [0, 1] as its paper does, the others their logits."""
+        levels = self.images.levels
+        steps: list[Any] = [["dequantize", {"step": 1.0}]]
+        if model == "nice":
+            return [*steps, ["rescale", {"low": 0.0, "high": float(levels)}]]
+        return [*steps, ["logit", {"low": 0.0, "high": float(levels), "alpha": ALPHA}], "standardize"]
+
+    def training(self, flow: Flow) -> dict[str, Any]:
+        """Convolutions learn at a lower rate than the networks of tables."""
+        assert flow.recipe is not None
+        convolutional = flow.recipe["name"] in ("realnvp", "glow")
+        return {
+            "lr": 2e-3 if convolutional else 1e-2,
+            "bfloat16": has_bfloat16(flow.base.device_marker.device),
+        }
+
+    def judged(self, most: int) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Held-out images, some of those trained on, and the set's own test images."""
+        parts: dict[str, tuple[Tensor, Tensor | None]] = {"validation": (self.valid_x, self.valid_context)}
+        most = min(most, 10_000)
+        parts["train"] = (self.x[:most], None if self.context is None else self.context[:most])
+        if self.test is not None:
+            parts["test"] = (_pixels(self.test), self._labels(self.test))
+        return parts
+
+    def facts(self) -> dict[str, Any]:
+        """Shape, levels and classes."""
+        return {"shape": self.features, "levels": self.images.levels, "context": ["label"] * self.labelled}
+
+    def draw(self, run: Path, flow: Flow) -> list[str]:
+        """Learning curve, samples beside data, a path in latent space, what each scale holds."""
+        return image_figures.draw(run, flow, self.valid_x, self.valid_context, self.images.levels, self.seed)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16 faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+def one_hot(labels: np.ndarray, classes: int) -> Tensor:
+    """Labels as a network reads them, ``(n, classes)``."""
+    return torch.nn.functional.one_hot(torch.from_numpy(labels).long(), classes).float()
+
+
+def _pixels(images: Images) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images.pixels))

@@ -1,0 +1,100 @@
+"""Figures of a flow of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffeo.flow import Flow
+from diffeo.inpainting import inpaint
+from diffeo.report.figures import learning_curve
+from diffeo.report.style import figure
+from diffeo.training.seeding import derive, seed_noise
+from diffeo.transforms.multiscale import latent_scales
+
+__all__ = ["boards", "draw"]
+
+SHOWN = 64
+
+
+@torch.no_grad()
+def draw(run: Path, flow: Flow, x: Tensor, context: Tensor | None, levels: int, seed: int) -> list[str]:
+    """Write ``run/figures/*.png`` and return their paths.
+
+    The learning curve in bits per dimension; real beside sampled images; paths in latent space between pairs of images;
+    what the fine latents hold (drawn anew, coarse ones kept); images completed from their upper half.
+
+    Args:
+        run: the run directory.
+        flow: the trained flow.
+        x: held-out images ``(n, C, H, W)``.
+        context: their contexts, or None.
+        levels: values a pixel can take.
+        seed: of all that is random.
+    """
+    folder = run / "figures"
+    folder.mkdir(exist_ok=True)
+    drawn: list[str] = []
+
+    def path(name: str) -> Path:
+        drawn.append(str(folder / f"{name}.png"))
+        return folder / f"{name}.png"
+
+    metrics = run / "train" / "metrics.jsonl"
+    if metrics.is_file() and metrics.stat().st_size:
+        learning_curve(metrics, path("learning_curve"), dimensions=x[0].numel())
+    device = flow.base.device_marker.device
+    seed_noise(device, derive(seed, "figures"))
+    x = x[:SHOWN].to(device).float()
+    context = None if context is None else context[:SHOWN].to(device)
+    sampled = flow.sample((SHOWN,)) if context is None else flow.sample((), context)
+    top = levels - 1
+    boards({"data": x, "samples": sampled}, top, path("samples"))
+
+    half = min(8, len(x) // 2)
+    z = flow.encode(x[: 2 * half], None if context is None else context[: 2 * half])
+    weights = torch.linspace(0, 1, 8, device=device).view(1, 8, *(1,) * (z.dim() - 1))
+    # along the sphere of the two latents, whose typical length straight lines would leave
+    angle = weights * torch.pi / 2
+    between = z[:half, None] * angle.cos() + z[half:, None] * angle.sin()
+    given = None if context is None else context[:half].repeat_interleave(8, 0)
+    boards({"between two images, in latent space": flow.decode(between.flatten(0, 1), given)}, top, path("between"))
+
+    anew = {"data": x[:16]}
+    scales = latent_scales(flow.transform, flow.event_shape).to(device)
+    for scale in range(int(scales.max())):
+        fresh = torch.where(scales <= scale, flow.base.sample((len(z[:16]),)), z[:16])
+        given = None if context is None else context[:16]
+        anew[f"scales 1-{scale + 1} drawn anew" if scale else "finest scale drawn anew"] = flow.decode(fresh, given)
+    if len(anew) > 1:
+        boards(anew, top, path("scales"), side=4)
+
+    hidden = torch.zeros(x.shape[1:], dtype=torch.bool, device=device)
+    hidden[:, x.shape[2] // 2 :] = True
+    shown = torch.where(hidden, 0.5 * top, x[:16])
+    given = None if context is None else context[:16]
+    completed = inpaint(flow, x[:16], hidden, given, high=float(levels), steps=200).x
+    boards({"data": x[:16], "hidden": shown, "completed": completed}, top, path("inpainting"), side=4)
+    return drawn
+
+
+def boards(parts: dict[str, Any], top: float, path: Path, side: int = 8) -> None:
+    """Draw named sets of images ``(n, C, H, W)``, values 0 .. top, as squares side by side."""
+    with figure(path, (4.1 * len(parts), 4.4)) as drawing:
+        panels = np.atleast_1d(drawing.subplots(1, len(parts)))
+        for axes, (title, images) in zip(panels, parts.items(), strict=True):
+            pixels = (images.nan_to_num(0.0) / top).clamp(0, 1).cpu().numpy()
+            _, channels, height, width = pixels.shape
+            board = np.ones((side * (height + 1) + 1, side * (width + 1) + 1, 3))
+            for place, picture in enumerate(pixels[: side * side]):
+                top_row, left = (place // side) * (height + 1) + 1, (place % side) * (width + 1) + 1
+                board[top_row : top_row + height, left : left + width] = np.moveaxis(
+                    np.broadcast_to(picture, (3, height, width)) if channels == 1 else picture, 0, -1
+                )
+            axes.imshow(board, interpolation="nearest")
+            axes.set_title(title)
+            axes.set_axis_off()

@@ -1,0 +1,170 @@
+"""Images from the command line to the run directory and back."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import diffeo
+from diffeo.cli.main import main
+from diffeo.errors import UserError
+from diffeo.jobs import fit_data, info, inpaint_image, sample_images, score_images
+
+SMALL = {"hidden": [8], "transforms": 1}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A small RealNVP of the digits and a conditional NICE of bright and dark squares."""
+    folder = tmp_path_factory.mktemp("images")
+    fit_data("digits", folder / "digits", epochs=2, arguments={"hidden": [8]})
+    generator = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    pixels = (generator.integers(0, 100, (400, 6, 6)) + 150 * labels[:, None, None]).astype(np.uint8)
+    np.savez(folder / "squares.npz", x=pixels, y=labels)
+    fit_data(
+        folder / "squares.npz", folder / "squares", model="nice", context=["label"], epochs=30, batch_size=100,
+        arguments={"hidden": [32]}, figures=False,
+    )  # fmt: skip
+    return folder
+
+
+def saved(path):
+    """The pictures of an archive."""
+    with np.load(path) as archive:
+        return archive["x"]
+
+
+def test_a_run_of_images(runs):
+    facts = info(runs / "digits")
+    assert facts["shape"] == [1, 8, 8]
+    assert facts["levels"] == 17
+    assert facts["model"] == "realnvp"
+    part = facts["metrics"]["validation"]
+    assert part["bits_per_dim"] == pytest.approx(part["nll"] / (64 * math.log(2)))
+    assert {path.name for path in (runs / "digits" / "figures").iterdir()} >= {
+        "learning_curve.png", "samples.png", "between.png", "inpainting.png", "scales.png",
+    }  # fmt: skip
+
+
+def test_scores_have_a_line_per_image(runs, tmp_path):
+    summary = score_images(runs / "digits", "digits", tmp_path / "s.csv")
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    assert len(rows) == summary["images"] == 1797
+    bits = np.array([float(row["bits_per_dim"]) for row in rows])
+    assert np.isfinite(bits).all()
+    assert summary["bits_per_dim"] == pytest.approx(bits.mean())
+    again = score_images(runs / "digits", "digits", tmp_path / "t.csv")
+    assert again["mean"] == summary["mean"], "the same noise"
+
+
+def test_samples_as_grid_array_and_folder(runs, tmp_path):
+    for name in ("x.png", "x.npz", "folder"):
+        sample_images(runs / "digits", 5, tmp_path / name)
+    with Image.open(tmp_path / "x.png") as grid:
+        assert grid.size[0] > 8
+    pixels = saved(tmp_path / "x.npz")
+    assert pixels.shape[0] == 5
+    assert pixels.max() <= 16
+    assert len(list((tmp_path / "folder").glob("*.png"))) == 5
+    sample_images(runs / "digits", 5, tmp_path / "y.npz")
+    assert np.array_equal(pixels, saved(tmp_path / "y.npz")), "the same seed, the same images"
+
+
+def test_a_label_decides(runs, tmp_path):
+    for label in "01":
+        sample_images(runs / "squares", 50, tmp_path / f"{label}.npz", given={"label": label})
+    dark, bright = (saved(tmp_path / f"{label}.npz").mean() for label in "01")
+    assert dark + 30 < bright
+
+
+def test_inpainting_climbs_and_keeps_what_is_shown(runs, tmp_path):
+    flow = diffeo.load_run(runs / "digits").flow
+    x = torch.from_numpy(diffeo.data.open_images("digits").pixels[:4]).float()
+    hidden = torch.zeros(1, 8, 8, dtype=torch.bool)
+    hidden[:, 4:] = True
+    found = diffeo.inpaint(flow, x, hidden, high=17.0, steps=50)
+    assert torch.equal(found.x[:, :, :4].round(), x[:, :, :4])
+    assert (found.after > found.before).all()
+    assert ((found.x >= 0) & (found.x <= 17)).all()
+    with pytest.raises(ValueError, match="boolean mask"):
+        diffeo.inpaint(flow, x, hidden.float(), high=17.0)
+
+
+def test_inpaint_from_the_command_line(runs, tmp_path):
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, 4:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    np.savez(tmp_path / "one.npz", x=diffeo.data.open_images("digits").pixels[:3], levels=17)
+    paths = [str(tmp_path / name) for name in ("one.npz", "mask.png")]
+    assert main(["inpaint", str(runs / "digits"), *paths, "--steps", "20", "-o", str(tmp_path / "out.npz")]) == 0
+    done, was = saved(tmp_path / "out.npz"), saved(tmp_path / "one.npz")
+    assert np.array_equal(done[..., :4], was[..., :4])
+
+
+def test_commands(runs, tmp_path, capsys):
+    run = str(runs / "squares")
+    assert main(["score", run, str(runs / "squares.npz"), "-o", str(tmp_path / "s.csv"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 400
+    assert main(["sample", run, "-n", "4", "--given", "label=1", "-o", str(tmp_path / "x.png")]) == 0
+    assert main(["info", run]) == 0
+    assert "1 x 6 x 6" in capsys.readouterr().out
+
+
+def test_a_folder_of_pictures(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    for number in range(60):
+        folder = tmp_path / "photos" / ("even" if number % 2 == 0 else "odd")
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = (10, 10, 3) if number % 3 else (12, 16, 3)
+        Image.fromarray(generator.integers(0, 255, shape).astype(np.uint8)).save(folder / f"{number}.png")
+    photos, run = str(tmp_path / "photos"), str(tmp_path / "run")
+    assert main(["fit", photos, "--out", run, "--epochs", "1"]) == 2
+    assert "--size" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    options = ["--size", "8", "--context", "label", "--hidden", "8", "--set", "transforms=1", "--no-figures"]
+    assert main(["fit", photos, "--out", run, "--epochs", "1", *options]) == 0
+    facts = info(run)
+    assert facts["shape"] == [3, 8, 8]
+    assert facts["classes"] == ["even", "odd"]
+    assert main(["score", run, photos, "--out", str(tmp_path / "s.csv")]) == 0
+    assert main(["sample", run, "-n", "3", "--given", "label=odd", "--out", str(tmp_path / "x.npz")]) == 0
+    assert saved(tmp_path / "x.npz").shape == (3, 3, 8, 8)
+    assert main(["check", run, photos]) == 2
+    assert "images" in capsys.readouterr().err
+
+
+def complete(runs, folder, mask):
+    return inpaint_image(runs / "digits", "digits", mask, folder / "o.npz")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda runs, tmp: score_images(runs / "digits", runs / "squares.npz"), "8 x 8 grey, got 6 x 6"),
+        (lambda runs, tmp: sample_images(runs / "digits", 0, tmp / "x.png"), "at least 1"),
+        (lambda runs, tmp: sample_images(runs / "digits", 3, None), "need a place"),
+        (lambda runs, tmp: sample_images(runs / "squares", 3, tmp / "x.png", given={"label": "7"}), "label=0|1"),
+        (lambda runs, tmp: sample_images(runs / "digits", 3, tmp / "x.png", given={"label": "7"}), "not conditional"),
+        (lambda runs, tmp: fit_data(runs / "squares.npz", tmp / "r", context=["x"]), "label alone"),
+        (lambda runs, tmp: fit_data(np.zeros((20, 8, 8), np.uint8), tmp / "r", context=["label"]), "no labels"),
+        (lambda runs, tmp: fit_data("digits", tmp / "r", drop=["x"]), "images have no columns"),
+        (lambda runs, tmp: complete(runs, tmp, np.ones((1, 8, 8), np.uint8)), "hides"),
+        (lambda runs, tmp: complete(runs, tmp, np.ones((1, 6, 6), np.uint8)), "mask of"),
+    ],
+)
+def test_mistakes_get_one_line(runs, tmp_path, call, message):
+    with pytest.raises(UserError, match=message.replace("|", r"\|")) as caught:
+        call(runs, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grey_model_does_not_score_colour(runs, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    with pytest.raises(UserError, match="grey, got 8 x 8 RGB"):
+        score_images(runs / "digits", tmp_path / "x.npy")
