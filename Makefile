@@ -12,13 +12,15 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(READY)  ## learn the handwritten digits that come with scikit-learn; look into demo/ afterwards
-	$(BIN)/diffeo fit digits --out demo/digits --force --minutes 2
-	$(BIN)/diffeo info demo/digits
-	$(BIN)/diffeo score demo/digits digits --out demo/scores.csv --force
-	$(BIN)/diffeo sample demo/digits -n 1000 --out demo/fake.csv --force
-	$(BIN)/diffeo check demo/digits digits
-	@echo 'Pictures: demo/digits/figures. Scores of every row: demo/scores.csv. New digits: demo/fake.csv.'
+demo: $(READY)  ## learn scikit-learn's handwritten digits and a table of its; look into demo/ afterwards
+	$(BIN)/diffeo fit digits --out demo/digits --force --minutes 1.5
+	$(BIN)/diffeo score demo/digits digits --out demo/bits.csv --force
+	$(BIN)/diffeo sample demo/digits -n 64 --out demo/digits.png --force
+	$(BIN)/diffeo fit breast_cancer --out demo/cells --force --minutes 1
+	$(BIN)/diffeo score demo/cells breast_cancer --out demo/scores.csv --force
+	$(BIN)/diffeo sample demo/cells -n 1000 --out demo/fake.csv --force
+	$(BIN)/diffeo check demo/cells breast_cancer
+	@echo 'Pictures: demo/digits/figures, demo/cells/figures. New digits: demo/digits.png. Scores of every row: demo/scores.csv.'
 
 test: $(READY)  ## the laws, the bad input, the whole life of a run
 	$(BIN)/python -m pytest

@@ -17,7 +17,7 @@ import torch
 
 import diffeo
 from diffeo.data import ENTROPY, load_builtin
-from diffeo.jobs import fit_table
+from diffeo.jobs import fit_data
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        fit_table("checkerboard", Path(folder) / "run", minutes=options.minutes, seed=options.seed, figures=False)
+        fit_data("checkerboard", Path(folder) / "run", minutes=options.minutes, seed=options.seed, figures=False)
         seconds = time.monotonic() - started
         flow = diffeo.load_run(Path(folder) / "run").flow
     fresh = torch.as_tensor(load_builtin("checkerboard", 100_000, seed=options.seed + 1_000_003).x)

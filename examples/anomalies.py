@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from diffeo.data import load_builtin
-from diffeo.jobs import fit_table, score_table
+from diffeo.jobs import fit_data, score_table
 
 x, names, labels = load_builtin("breast_cancer")
 table = pd.DataFrame(x, columns=names)
@@ -19,7 +19,7 @@ malignant = [False] * (len(benign) - 250) + [True] * int((labels == 0).sum())
 
 with tempfile.TemporaryDirectory() as folder:
     run, scores = Path(folder) / "run", Path(folder) / "scores.csv"
-    summary = fit_table(usual, run, model="maf", arguments={"transforms": 2, "hidden": [32]}, epochs=150)
+    summary = fit_data(usual, run, model="maf", arguments={"transforms": 2, "hidden": [32]}, epochs=150)
     score_table(run, unseen, scores)
     likelihood = pd.read_csv(scores)["log_likelihood"]
 

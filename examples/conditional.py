@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from diffeo.cli import main
-from diffeo.jobs import fit_table, sample_table
+from diffeo.jobs import fit_data, sample_table
 
 # The noise grows with x, and its sign is a coin's: no regression can say this.
 generator = np.random.default_rng(0)
@@ -19,7 +19,7 @@ y = np.sign(generator.random(4000) - 0.5) * x + 0.1 * (1 + x) * generator.normal
 
 with tempfile.TemporaryDirectory() as folder:
     run, out = Path(folder) / "run", Path(folder) / "samples.csv"
-    fit_table(pd.DataFrame({"x": x, "y": y}), run, context=["x"], epochs=60, figures=False)
+    fit_data(pd.DataFrame({"x": x, "y": y}), run, context=["x"], epochs=60, figures=False)
     for given in (0.5, 2.5):
         sample_table(run, 2000, out, given={"x": given}, force=True)
         sampled = pd.read_csv(out)["y"]
