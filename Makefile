@@ -16,11 +16,11 @@ demo: $(READY)  ## learn scikit-learn's handwritten digits and a table of its; l
 	$(BIN)/diffeo fit digits --out demo/digits --force --minutes 1.5
 	$(BIN)/diffeo score demo/digits digits --out demo/bits.csv --force
 	$(BIN)/diffeo sample demo/digits -n 64 --out demo/digits.png --force
-	$(BIN)/diffeo fit breast_cancer --out demo/cells --force --minutes 1
-	$(BIN)/diffeo score demo/cells breast_cancer --out demo/scores.csv --force
-	$(BIN)/diffeo sample demo/cells -n 1000 --out demo/fake.csv --force
-	$(BIN)/diffeo check demo/cells breast_cancer
-	@echo 'Pictures: demo/digits/figures, demo/cells/figures. New digits: demo/digits.png. Scores of every row: demo/scores.csv.'
+	$(BIN)/diffeo fit wine --out demo/wine --force --minutes 1
+	$(BIN)/diffeo score demo/wine wine --out demo/scores.csv --force
+	$(BIN)/diffeo sample demo/wine -n 1000 --out demo/fake.csv --force
+	$(BIN)/diffeo check demo/wine wine
+	@echo 'Pictures: demo/digits/figures, demo/wine/figures. New digits: demo/digits.png. Scores of every row: demo/scores.csv.'
 
 test: $(READY)  ## the laws, the bad input, the whole life of a run
 	$(BIN)/python -m pytest
