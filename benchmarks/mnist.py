@@ -26,20 +26,24 @@ MODELS = {
 
 def main() -> None:
     """Trains and prints one line per model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [options] models ... [-- options of diffeo fit]",
+    )  # fmt: skip
     parser.add_argument("models", nargs="+", choices=MODELS)
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for the run directories")
-    parser.add_argument("options", nargs="*", help="after --: more options of diffeo fit")
-    args = parser.parse_args()
+    given = sys.argv[1:]
+    cut = given.index("--") if "--" in given else len(given)
+    args, options_given = parser.parse_args(given[:cut]), given[cut + 1 :]
     for name in args.models:
         options, unit, paper = MODELS[name]
         with tempfile.TemporaryDirectory() as folder:
             run = (args.keep or Path(folder)) / name
             command = [
                 sys.executable, "-m", "diffeo", "fit", "mnist", "--out", str(run), "--json", "--force",
-                "--minutes", str(args.minutes), "--seed", str(args.seed), *options, *args.options,
+                "--minutes", str(args.minutes), "--seed", str(args.seed), *options, *options_given,
             ]  # fmt: skip
             facts = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         figures = []
