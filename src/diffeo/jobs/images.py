@@ -103,11 +103,15 @@ class ImageData(Material):
         return "realnvp", {}
 
     def preprocessing(self, model: str) -> list[Any]:
-        """Dequantise; NICE then takes pixels in [0, 1] as its paper does, the others their logits."""
+        """Dequantise; NICE then takes the pixels themselves as its paper does, the others their logits; standardise.
+
+        For NICE the last changes no density that it can express, since a network's first and last layers can undo it;
+        but shifts are then of one size, whether a pixel spreads over 1/1000 or over 1.
+        """
         levels = self.images.levels
         steps: list[Any] = [["dequantize", {"step": 1.0}]]
         if model == "nice":
-            return [*steps, ["rescale", {"low": 0.0, "high": float(levels)}]]
+            return [*steps, "standardize"]
         return [*steps, ["logit", {"low": 0.0, "high": float(levels), "alpha": ALPHA}], "standardize"]
 
     def training(self, flow: Flow) -> dict[str, Any]:
