@@ -134,8 +134,12 @@ def test_a_folder_of_pictures(tmp_path, capsys):
     assert main(["score", run, photos, "--out", str(tmp_path / "s.csv")]) == 0
     assert main(["sample", run, "-n", "3", "--given", "label=odd", "--out", str(tmp_path / "x.npz")]) == 0
     assert saved(tmp_path / "x.npz").shape == (3, 3, 8, 8)
-    assert main(["check", run, photos]) == 2
-    assert "images" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["check", run, photos, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["which"] == "the images of training"
+    assert report["round_trip"]["rows"]["max"] < 1e-3
+    assert report["log_det"]["max"] < 1e-9
 
 
 def complete(runs, folder, mask):

@@ -257,8 +257,8 @@ def check(
 ) -> None:
     """Say whether a run can be trusted.
 
-    Examines inverse, log-determinant, latents, samples and likelihood on a table, and gives a verdict. Given the table
-    of training, only the rows that were held out are used.
+    Examines inverse, log-determinant, latents, samples and likelihood on a table or on images, and gives a verdict.
+    Given the data of training, only the rows that were held out are used.
     """
     from diffeo.cli import show
     from diffeo.jobs import check_run

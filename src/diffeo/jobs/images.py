@@ -18,7 +18,7 @@ from diffeo.jobs.material import Material
 from diffeo.jobs.rows import split_rows
 from diffeo.report import image_figures
 
-__all__ = ["ImageData", "one_hot", "shows_images"]
+__all__ = ["ImageData", "hold_out", "one_hot", "shows_images"]
 
 BATCH_SIZE = 128
 ALPHA = 0.05  # margin of the logit, as in RealNVP
@@ -80,10 +80,8 @@ class ImageData(Material):
         images = self.images
         if self.labelled and images.labels is None:
             raise UserError(f"{images.name}: no labels to condition on; put each class into a folder of its own")
-        train, valid, self.test = images.split()
-        if valid is None:
-            kept, held = split_rows(len(images), self.seed)
-            train, valid = images.part(kept.numpy()), images.part(held.numpy())
+        train, valid = hold_out(images, self.seed)
+        self.test = images.test
         self.rows, self.total = len(train), len(images)
         self.x, self.context = _pixels(train), self._labels(train)
         self.valid_x, self.valid_context = _pixels(valid), self._labels(valid)
@@ -139,6 +137,15 @@ class ImageData(Material):
     def draw(self, run: Path, flow: Flow) -> list[str]:
         """Learning curve, samples beside data, a path in latent space, what each scale holds."""
         return image_figures.draw(run, flow, self.valid_x, self.valid_context, self.images.levels, self.seed)
+
+
+def hold_out(images: Images, seed: int) -> tuple[Images, Images]:
+    """The images to train on and those held out, by custom, or else a tenth drawn by the seed."""
+    train, valid, _ = images.split()
+    if valid is None:
+        kept, held = split_rows(len(images), seed)
+        train, valid = images.part(kept.numpy()), images.part(held.numpy())
+    return train, valid
 
 
 def has_bfloat16(device: torch.device) -> bool:

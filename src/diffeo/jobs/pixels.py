@@ -40,6 +40,7 @@ class ImageRun:
     levels: int
     classes: tuple[str, ...]
     device: torch.device
+    provenance: dict[str, Any]
 
     def images(self, source: Any) -> Images:
         """Open images and prove that they are of this run's kind.
@@ -95,7 +96,7 @@ def open_image_run(run: str | os.PathLike[str], device: str | None = None) -> Im
     shape, classes = (channels, height, width), tuple(schema["classes"])
     if tuple(loaded.flow.event_shape) != shape or loaded.flow.context_shape != ((len(classes),) if classes else ()):
         raise UserError(f"{loaded.path}: model.json is damaged: its model does not fit its images; train again")
-    return ImageRun(os.fspath(run), loaded.flow, shape, schema["levels"], classes, place)
+    return ImageRun(os.fspath(run), loaded.flow, shape, schema["levels"], classes, place, loaded.provenance)
 
 
 def score_images(

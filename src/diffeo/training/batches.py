@@ -46,7 +46,9 @@ class Batch(NamedTuple):
         ends = [len(self.x) * part // count for part in range(count + 1)]
         for part in (slice(start, end) for start, end in pairwise(ends) if start < end):
             x, context, total, rows = self
-            yield Batch(x[part], None if context is None else context[part], total, None if rows is None else rows[part])
+            yield Batch(
+                x[part], None if context is None else context[part], total, None if rows is None else rows[part]
+            )
 
 
 class Rows:
