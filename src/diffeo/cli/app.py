@@ -80,7 +80,7 @@ def fit(
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data at most.")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Minutes of training at most.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Rows per step.  [default: 512; images: 128]")
+        int | None, typer.Option("--batch-size", help="Rows per step.  [default: 512; images: 64]")
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="The highest learning rate.  [default: 0.01]")] = None,
     hidden: Annotated[

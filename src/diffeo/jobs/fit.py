@@ -71,7 +71,7 @@ def fit_data(
         size: side, or height and width, that pictures are brought to.
         epochs: the budget in epochs.
         minutes: the budget in minutes.
-        batch_size: rows per step; 512 by default, 128 images.
+        batch_size: rows per step; 512 by default, 64 images.
         lr: the highest learning rate.
         seed: decides the split, the initial weights, the order and the noise; 0 by default.
         device: where to train; a GPU if there is one.

@@ -267,8 +267,8 @@ def inpaint_image(
     context = None if labels is None else one_hot(labels, len(model.classes)).to(model.device)
     x = torch.from_numpy(np.ascontiguousarray(images.pixels)).to(model.device).float()
     seed_noise(model.device, derive(seed, "inpaint"))
-    found = inpaint(model.flow, x, hidden.to(model.device), context, high=float(model.levels), steps=steps)
-    pixels = to_pixels(found.x, model.levels)
+    found = inpaint(model.flow, x, hidden.to(model.device), context, high=model.levels - 1.0, steps=steps)
+    pixels = to_pixels(found.x.round(), model.levels)
     pixels = np.where(hidden.numpy(), pixels, images.pixels)
     if target.suffix.lower() == ".npz":
         save_npz(target, pixels, None, (), model.levels)

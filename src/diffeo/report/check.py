@@ -174,7 +174,9 @@ def _compare(
 
 def _likelihood(log_prob: np.ndarray, y: Tensor, context: Tensor | None, seed: int) -> dict[str, Any]:
     """Set the flow's likelihood beside those of simple densities, in nats per row (higher is better)."""
-    others = held_out(y.flatten(1).double().cpu().numpy(), None if context is None else context.double().cpu().numpy(), seed)
+    others = held_out(
+        y.flatten(1).double().cpu().numpy(), None if context is None else context.double().cpu().numpy(), seed
+    )
     kept = np.isfinite(log_prob)
     if kept.sum() < 2:
         return {"impossible": int((~kept).sum())}
