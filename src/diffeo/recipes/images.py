@@ -32,7 +32,7 @@ __all__ = ["convolutional", "glow", "multiscale"]
 Net = Callable[[int, int, Sequence[int]], ResNet]  # from input and output channels and the hidden ones
 
 
-@recipe(laptop={}, paper={"transforms": 32, "hidden": [512], "kernels": [1], "residual": False})
+@recipe(laptop={"kernels": [3]}, paper={"transforms": 32, "hidden": [512], "kernels": [1], "residual": False})
 def glow(
     features: Sequence[int],
     context: int = 0,

@@ -63,8 +63,8 @@ class Thresholds:
 
 THRESHOLDS = Thresholds()
 
-# No flow draws images that a classifier cannot tell from real ones, nor makes a thousand latents independent: such tests
-# are reported, but what decides is whether the numbers are those of a density.
+# No flow draws images that a classifier cannot tell from real ones, nor makes a thousand latents independent. Such
+# tests are reported, but what decides is whether the numbers are those of a density.
 IMAGES = Thresholds(
     auc=(math.inf, math.inf),
     projection=(math.inf, math.inf),
