@@ -57,7 +57,7 @@ def nice(
 
 
 @recipe(
-    laptop={"transforms": 3, "hidden": [32, 32], "activation": "relu"},
+    laptop={"transforms": 2, "hidden": [32, 32], "activation": "relu", "kernels": [3]},
     paper={
         "transforms": 3,
         "hidden": [64] * 8,
