@@ -288,7 +288,7 @@ def parts(module: torch.nn.Module, kind: type) -> list:
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_realnvp_has_the_layout_of_its_paper(packed):
-    flow = diffeo.realnvp((1, 28, 28), hidden=[4], packed=packed)
+    flow = diffeo.realnvp((1, 28, 28), transforms=3, hidden=[4], packed=packed)
     couplings = parts(flow, Coupling)
     assert len(couplings) == (3 + 3) + (3 + 3) + 4
     assert len(parts(flow, ActNorm)) == len(couplings)
