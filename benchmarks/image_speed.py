@@ -1,7 +1,9 @@
 """Images per second beside normflows: `python benchmarks/image_speed.py --out docs/image_speed.md`.
 
-The same RealNVP and Glow in both libraries: the same scales, couplings and convolutions of the same widths (3x3, 1x1,
-3x3), ReLU, float32, fused Adam; log-likelihood, a training step, and samples, in turns within one run.
+Glow is the same in both libraries: scales, couplings, convolutions (3x3, 1x1, 3x3) and their widths. RealNVP has the
+same scales and couplings, but a checkerboard is read differently (normflows lays one colour out as an image of half the
+width, diffeo as channels of half the width and height), so that its width is chosen for about as many multiplications.
+ReLU, float32, fused Adam; log-likelihood, a training step, and samples, in turns within one run.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from speed import measure
 BATCH = 64
 SHAPES = {"28 x 28 grey": (1, 28, 28), "32 x 32 RGB": (3, 32, 32)}
 STEPS, WIDTH = 8, 64  # of a scale of Glow
+PACKED = 46  # diffeo's width for RealNVP, doubled with every squeeze
 COUPLINGS = 3  # of each kind at each scale of RealNVP
 
 
@@ -33,7 +36,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    head = "| model | images | diffeo's parameters | normflows' | log_prob | train | sample |"
+    head = "| model | images | parameters | million multiplications | log_prob | train | sample |"
     lines = [head, "|---|---|---|---|---|---|---|"]
     for family in ("glow", "realnvp"):
         for name, shape in SHAPES.items():
@@ -52,8 +55,9 @@ def main() -> None:
                 timed = measure(calls, {}, rounds=args.rounds, seconds=args.seconds, slow=True)
                 ours, theirs = (BATCH / float(np.median(timed[library].seconds)) for library in models)
                 cells.append(f"{ours:,.0f} / {theirs:,.0f} = {ours / theirs:.2f}x")
-            counts = [f"{model.parameters():,}" for model in models.values()]
-            lines.append(f"| {family} | {name} | {' | '.join([*counts, *cells])} |")
+            sizes = " / ".join(f"{model.parameters():,}" for model in models.values())
+            products = " / ".join(f"{_products(model, shape) / 1e6:.1f}" for model in models.values())
+            lines.append(f"| {family} | {name} | {' | '.join([sizes, products, *cells])} |")
             print(lines[-1], flush=True)
     if args.out:
         note = f"Images per second, diffeo / normflows; batches of {BATCH}, {args.threads} threads; medians."
@@ -65,7 +69,7 @@ def _diffeo(family: str, shape: tuple[int, int, int]) -> TorchModel:
     if family == "glow":
         flow = diffeo.glow(shape, transforms=STEPS, hidden=[WIDTH], scales=_scales(shape), **arguments)
     else:
-        flow = diffeo.realnvp(shape, transforms=COUPLINGS, hidden=[WIDTH], scales=2, packed=False, **arguments)
+        flow = diffeo.realnvp(shape, transforms=COUPLINGS, hidden=[PACKED], scales=2, **arguments)
     return _model(flow, shape, flow.log_prob, lambda n: flow.sample(n))
 
 
@@ -103,6 +107,21 @@ def _normflows(family: str, shape: tuple[int, int, int]) -> TorchModel:
     bases.insert(0, nf.distributions.DiagGaussian((channels, height, width), trainable=False))
     flow = nf.MultiscaleFlow(bases, levels, merges, class_cond=False)
     return _model(flow, shape, lambda x: flow.log_prob(x, None), lambda n: flow.sample(n)[0])
+
+
+def _products(model: TorchModel, shape: tuple[int, int, int]) -> int:
+    """Multiplications of all convolutions for the log-likelihood of one image."""
+    total = 0
+
+    def count(module: Any, inputs: Any, output: torch.Tensor) -> None:
+        nonlocal total
+        total += module.weight.numel() * output.shape[-2:].numel()
+
+    hooks = [part.register_forward_hook(count) for part in model.module.modules() if isinstance(part, nn.Conv2d)]
+    model.log_prob(torch.randn(1, *shape))
+    for hook in hooks:
+        hook.remove()
+    return total
 
 
 def _scales(shape: tuple[int, int, int]) -> int:
