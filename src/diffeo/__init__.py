@@ -12,10 +12,10 @@ _HOME = {
     **dict.fromkeys(("Flow", "FlowDistribution", "bits_per_dim"), "flow"),
     **dict.fromkeys(("StandardNormal", "StandardLogistic", "Uniform", "GaussianMixture"), "bases"),
     **dict.fromkeys(("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf", "glow"), "recipes"),
-    **dict.fromkeys(("Objective", "MaximumLikelihood"), "objectives"),
+    **dict.fromkeys(("Objective", "MaximumLikelihood", "PowerLoss"), "objectives"),
     **dict.fromkeys(("fit", "load_run"), "training"),
     "inpaint": "inpainting",
-    **dict.fromkeys(("transforms", "nets", "data"), ""),
+    **dict.fromkeys(("transforms", "nets", "data", "spectral"), ""),
 }
 
 __all__ = [*_HOME, "UserError"]
@@ -23,11 +23,11 @@ __all__ = [*_HOME, "UserError"]
 from diffeo.errors import UserError
 
 if TYPE_CHECKING:
-    from diffeo import data, nets, transforms
+    from diffeo import data, nets, spectral, transforms
     from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal, Uniform
     from diffeo.flow import Flow, FlowDistribution, bits_per_dim
     from diffeo.inpainting import inpaint
-    from diffeo.objectives import MaximumLikelihood, Objective
+    from diffeo.objectives import MaximumLikelihood, Objective, PowerLoss
     from diffeo.recipes import RECIPES, build, glow, iaf, maf, nice, nsf, realnvp
     from diffeo.training.fit import fit
     from diffeo.training.run import load_run

@@ -2,5 +2,6 @@
 
 from diffeo.objectives.base import Objective
 from diffeo.objectives.likelihood import MaximumLikelihood
+from diffeo.objectives.spectral import PowerLoss
 
-__all__ = ["MaximumLikelihood", "Objective"]
+__all__ = ["MaximumLikelihood", "Objective", "PowerLoss"]
