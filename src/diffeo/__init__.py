@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _HOME = {
     **dict.fromkeys(("Flow", "FlowDistribution", "bits_per_dim"), "flow"),
     **dict.fromkeys(("StandardNormal", "StandardLogistic", "Uniform", "GaussianMixture"), "bases"),
-    **dict.fromkeys(("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf", "glow"), "recipes"),
+    **dict.fromkeys(("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf", "glow", "wavenet"), "recipes"),
     **dict.fromkeys(("Objective", "MaximumLikelihood", "PowerLoss"), "objectives"),
     **dict.fromkeys(("fit", "load_run"), "training"),
     "inpaint": "inpainting",
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from diffeo.flow import Flow, FlowDistribution, bits_per_dim
     from diffeo.inpainting import inpaint
     from diffeo.objectives import MaximumLikelihood, Objective, PowerLoss
-    from diffeo.recipes import RECIPES, build, glow, iaf, maf, nice, nsf, realnvp
+    from diffeo.recipes import RECIPES, build, glow, iaf, maf, nice, nsf, realnvp, wavenet
     from diffeo.training.fit import fit
     from diffeo.training.run import load_run
 

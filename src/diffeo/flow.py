@@ -140,6 +140,28 @@ class Flow(nn.Module):
         (x,) = self._portions(lambda z, c: (self.transform.forward(z, self._context(c)),), rows, given)
         return x.reshape(*batch, *self.event_shape)
 
+    def resized(self, event_shape: Sequence[int], context_shape: Sequence[int] = ()) -> Flow:
+        """The same density of examples of another shape; parameters and statistics are shared, not copied.
+
+        For transforms that know no size, such as those of the recipes of audio, where the number of samples may vary.
+
+        Args:
+            event_shape: the shape of one example, of data and of noise.
+            context_shape: the shape of one context, ``()`` for none.
+
+        Raises:
+            ValueError: for noise with parameters of its own, which have a shape.
+        """
+        if any(True for _ in self.base.parameters()) or self.base.event_shape != self.event_shape:
+            raise ValueError(f"expected noise that has any shape, got {type(self.base).__name__}")
+        base = type(self.base)(event_shape).to(self.base.device_marker)
+        flow = Flow(base, self.transform, None, context_shape, self.context_transform)
+        flow.training = self.training
+        if self.recipe is not None:
+            features = list(event_shape) if len(event_shape) > 1 else event_shape[0]
+            flow.recipe = {**self.recipe, "arguments": {**self.recipe["arguments"], "features": features}}
+        return flow
+
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """The density given a context, as a ``torch.distributions.Distribution``."""
         return FlowDistribution(self, context)

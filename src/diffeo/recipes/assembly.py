@@ -23,7 +23,7 @@ from diffeo.transforms import (
     Transform,
 )
 
-__all__ = ["Features", "Preprocess", "assemble", "event_shape", "recipe"]
+__all__ = ["Features", "Preprocess", "assemble", "event_shape", "preprocessing", "recipe"]
 
 PREPROCESS: dict[str, Callable[..., Transform]] = {
     "standardize": Standardize,
@@ -82,21 +82,26 @@ def event_shape(features: Features) -> tuple[int, ...]:
     return shape
 
 
+def preprocessing(steps: Preprocess, shape: Sequence[int]) -> list[Transform]:
+    """Make the preprocessing of events of this shape, listed from the data inwards, in the order of generation."""
+    made: list[Transform] = []
+    for entry in steps:
+        name, arguments = (entry, {}) if isinstance(entry, str) else (str(entry[0]), dict(entry[1]))
+        if name not in PREPROCESS:
+            raise ValueError(f"expected preprocessing among {', '.join(PREPROCESS)}, got {name!r}")
+        made.append(PREPROCESS[name](shape, **arguments))
+    return made[::-1]
+
+
 def assemble(base: Base, layers: Sequence[Transform], context: int, preprocess: Preprocess) -> Flow:
     """Put the preprocessing, listed from the data inwards, on the data's side of the layers.
 
     Layers of vectors see an image flattened.
     """
     shape = base.event_shape
-    steps: list[Transform] = []
-    for entry in preprocess:
-        name, arguments = (entry, {}) if isinstance(entry, str) else (str(entry[0]), dict(entry[1]))
-        if name not in PREPROCESS:
-            raise ValueError(f"expected preprocessing among {', '.join(PREPROCESS)}, got {name!r}")
-        steps.append(PREPROCESS[name](shape, **arguments))
     if max(layer.event_dim for layer in layers) < len(shape):
         layers = [Flattened(Chain(layers), len(shape))]
-    chain = Chain([*layers, *reversed(steps)])
+    chain = Chain([*layers, *preprocessing(preprocess, shape)])
     if not context:
         return Flow(base, chain)
     return Flow(base, chain, context_shape=(context,), context_transform=Standardize(torch.Size((context,))))

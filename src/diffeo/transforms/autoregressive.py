@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ __all__ = ["Autoregressive", "AutoregressiveNet"]
 class AutoregressiveNet(Protocol):
     """A network whose output for element i sees only the elements before i, readable in two ways that agree.
 
-    Values are feature-major, ``(n, rows)``; a context is ``(rows, context)``.
+    Values are feature-major, ``(n, rows)``; a context is ``(rows, *context)``, or one row for all.
     """
 
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -83,8 +84,9 @@ class Autoregressive(Transform):
 
     @staticmethod
     def _columns(value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Feature-major, ``(n, rows)``, as the network reads: every element is contiguous; context ``(rows, .)``."""
-        given = None if context is None else context.reshape(-1, context.shape[-1])
+        """Feature-major, ``(n, rows)``, as the network reads: every element is contiguous; context ``(rows, *.)``."""
+        batch = value.dim() - 1
+        given = None if context is None else context.reshape(math.prod(context.shape[:batch]), *context.shape[batch:])
         return value.reshape(-1, value.shape[-1]).mT.contiguous(), given
 
     def _normalize(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
