@@ -22,8 +22,10 @@ _PORTION = 16384
 _ELEMENTS = 2**20
 
 
-def bits_per_dim(log_prob: Tensor, dims: int) -> Tensor:
-    """Bits per dimension, -log p / (D ln 2), of log-likelihoods in nats of examples of ``dims`` = D elements.
+def bits_per_dim(log_prob: Tensor, dims: int, step: float = 1.0) -> Tensor:
+    """Bits per dimension, -log p / (D ln 2) - log2 step, of log-likelihoods in nats of ``dims`` = D elements.
+
+    They are those of values that lie ``step`` apart, in the units of the density: 2^-15 of 16-bit sound in [-1, 1).
 
     For pixels of 0 .. 255 the density must be that of the values themselves, dequantised to unit steps (``Dequantize``
     and whatever rescales inside the flow): then a model that knows nothing has exactly 8 bits, and the figure is an
@@ -34,7 +36,7 @@ def bits_per_dim(log_prob: Tensor, dims: int) -> Tensor:
     """
     if dims < 1:
         raise ValueError(f"expected dims >= 1, got {dims}")
-    return -log_prob / (dims * math.log(2))
+    return -log_prob / (dims * math.log(2)) - math.log2(step)
 
 
 class Flow(nn.Module):

@@ -4,8 +4,9 @@ from diffeo.data.audio import AUDIO_SETS, Audio, open_audio
 from diffeo.data.builtin import BUILTIN, ENTROPY, load_builtin
 from diffeo.data.gallery import save_grid, save_npz, save_pngs
 from diffeo.data.images import IMAGE_SETS, Images, open_images
-from diffeo.data.recordings import SOUNDS, is_sound, save_wavs
+from diffeo.data.recordings import FULL_SCALE, SOUNDS, is_sound, save_wavs
 from diffeo.data.schema import Column, Encoded, Grid, Schema, load
+from diffeo.data.storage import allocate
 from diffeo.data.tables import EXTENSIONS, Table, open_table
 from diffeo.data.write import TableWriter
 
@@ -14,6 +15,7 @@ __all__ = [
     "BUILTIN",
     "ENTROPY",
     "EXTENSIONS",
+    "FULL_SCALE",
     "IMAGE_SETS",
     "SOUNDS",
     "Audio",
@@ -24,6 +26,7 @@ __all__ = [
     "Schema",
     "Table",
     "TableWriter",
+    "allocate",
     "is_sound",
     "load",
     "load_builtin",
