@@ -223,18 +223,22 @@ def sample(
     from diffeo.jobs import run_kind, sample_audio, sample_images, sample_table
 
     kind = run_kind(run)
-    labels = dict(pair.split("=", 1) for pair in given or () if "=" in pair)
+    if length is not None and kind != "audio":
+        raise UserError(f"--seconds is for sounds; {run} was trained on {kind}")
     if kind == "audio":
         with RowsBar("drew") as bar:
             summary = sample_audio(
-                run, number, out, length=length, given=labels, given_from=given_file, seed=seed, device=device,
-                force=force, progress=bar,
+                run, number, out, length=length, given=parse.texts(given, "--given"), given_from=given_file, seed=seed,
+                device=device, force=force, progress=bar,
             )  # fmt: skip
         _print(summary, as_json, show.sample_audio)
         return
     if kind == "images":
         with RowsBar("drew") as bar:
-            summary = sample_images(run, number, out, given=labels, seed=seed, device=device, force=force, progress=bar)
+            summary = sample_images(
+                run, number, out, given=parse.texts(given, "--given"), seed=seed, device=device, force=force,
+                progress=bar,
+            )  # fmt: skip
         _print(summary, as_json, show.sample_images)
         return
     values = parse.numbers(given, "--given")

@@ -4,6 +4,7 @@ from diffeo.data.audio import AUDIO_SETS, Audio, open_audio
 from diffeo.data.builtin import BUILTIN, ENTROPY, load_builtin
 from diffeo.data.gallery import save_grid, save_npz, save_pngs
 from diffeo.data.images import IMAGE_SETS, Images, open_images
+from diffeo.data.pictures import PICTURES, is_picture
 from diffeo.data.recordings import FULL_SCALE, SOUNDS, is_sound, save_wavs
 from diffeo.data.schema import Column, Encoded, Grid, Schema, load
 from diffeo.data.storage import allocate
@@ -17,6 +18,7 @@ __all__ = [
     "EXTENSIONS",
     "FULL_SCALE",
     "IMAGE_SETS",
+    "PICTURES",
     "SOUNDS",
     "Audio",
     "Column",
@@ -27,6 +29,7 @@ __all__ = [
     "Table",
     "TableWriter",
     "allocate",
+    "is_picture",
     "is_sound",
     "load",
     "load_builtin",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffeo.data import AUDIO_SETS, FULL_SCALE, SOUNDS, Audio, allocate, is_sound, open_audio
+from diffeo.data import AUDIO_SETS, FULL_SCALE, SOUNDS, Audio, allocate, is_picture, is_sound, open_audio
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.jobs.material import Material
@@ -22,7 +22,7 @@ from diffeo.report import audio_figures
 from diffeo.spectral import frames_of, log_mel
 from diffeo.training.seeding import derive
 
-__all__ = ["AudioData", "Crops", "SoundFormat", "shows_audio"]
+__all__ = ["RECIPES_OF_AUDIO", "AudioData", "Crops", "SoundFormat", "shows_audio"]
 
 BATCH_SIZE = 8
 CROP = 1.0  # seconds
@@ -32,14 +32,15 @@ RECIPES_OF_AUDIO = tuple(name for name, make in RECIPES.items() if "hop" in insp
 
 
 def shows_audio(source: Any) -> bool:
-    """Tell whether ``fit`` should take this for audio."""
+    """Tell whether ``fit`` should take this for audio; of a folder, whether it holds sound and no pictures."""
     if isinstance(source, Audio) or (isinstance(source, str) and source in AUDIO_SETS):
         return True
     if not isinstance(source, str | Path):
         return False
     path = Path(source)
     if path.is_dir():
-        return any(is_sound(file.relative_to(path)) for file in path.rglob("*"))
+        names = [file.relative_to(path) for file in path.rglob("*")]
+        return any(map(is_sound, names)) and not any(map(is_picture, names))
     return path.suffix.lower() in SOUNDS or (glob.has_magic(str(path)) and not path.exists())
 
 
@@ -159,9 +160,11 @@ class Crops:
         for batch in range(len(self)):
             yield self._batch(crops[batch * self.batch_size : (batch + 1) * self.batch_size])
 
-    def in_order(self) -> tuple[Tensor, Tensor | None]:
-        """Return all crops, of the clips in their order."""
-        return self._pick(self._cut(self._tape(self.clips)))
+    def in_order(self, most: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the crops of the clips in their order, or so many of them, evenly spaced."""
+        crops = self._cut(self._tape(self.clips))
+        chosen = np.arange(self.count) if most is None else np.linspace(0, self.count - 1, min(most, self.count))
+        return self._pick(crops[chosen.astype(int)])
 
     def _tape(self, clips: np.ndarray) -> np.ndarray:
         """The numbers of the clips' frames, end to end."""
@@ -192,14 +195,12 @@ class Crops:
 class AudioData(Material):
     """Recordings, with their log-mel features and labels where the density is conditional on them."""
 
+    options = ("rate", "crop", "mels", "label_pattern")
     unit, dimension, step = "crop", "sample", STEP
 
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
         self.settings, self.seed = settings, seed
         self.batch_size = settings.get("batch_size", BATCH_SIZE)
-        for name, option in (("drop", "--drop"), ("missing", "--drop-missing"), ("size", "--size")):
-            if settings.get(name):
-                raise UserError(f"{option} is not for audio; leave it out")
         self.given = settings.get("context", [])
         if not set(self.given) <= {"mel", "label"}:
             raise UserError(f"audio can be given mel, label or both (--context mel,label), got {', '.join(self.given)}")
@@ -227,9 +228,7 @@ class AudioData(Material):
         self.x = self._crops(audio, trained, frames)
         self.context = None
         self.valid_x, self.valid_context = self._crops(audio, held, frames, self.x.mel).in_order()
-        self.parts = {"train": self.x.in_order()}
-        if audio.test is not None:
-            self.parts["test"] = self._crops(audio.test, np.arange(len(audio.test)), frames).in_order()
+        self.test = None if audio.test is None else self._crops(audio.test, np.arange(len(audio.test)), frames)
         self.rows, self.total, self.hash = self.x.count, len(audio), audio.sha256
         self.features, self.context_size, self.sizes = frames * hop, self.form.channels, {"hop": hop}
         self.description = {"kind": "audio", "crop": self.features, **self.form.to_json()}
@@ -263,12 +262,11 @@ class AudioData(Material):
 
     def judged(self, most: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Crops of held-out recordings, of some of those trained on, and of the set's own test recordings."""
-        few = max(1, min(most, len(self.valid_x)))
-        parts = {
-            name: (x[:few], None if context is None else context[:few]) if name == "train" else (x, context)
-            for name, (x, context) in self.parts.items()
-        }
-        return {"validation": (self.valid_x, self.valid_context), **parts}
+        parts = {"validation": (self.valid_x, self.valid_context)}
+        parts["train"] = self.x.in_order(min(most, len(self.valid_x)))
+        if self.test is not None:
+            parts["test"] = self.test.in_order()
+        return parts
 
     def facts(self) -> dict[str, Any]:
         """Rate, frames, how long the recordings are together, and what the density is given."""

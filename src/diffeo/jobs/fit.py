@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffeo.errors import UserError
 from diffeo.flow import Flow, bits_per_dim
-from diffeo.jobs.audio import AudioData, shows_audio
+from diffeo.jobs.audio import RECIPES_OF_AUDIO, AudioData, shows_audio
 from diffeo.jobs.images import ImageData, shows_images
 from diffeo.jobs.material import Material
 from diffeo.jobs.plain import plain
@@ -111,7 +111,7 @@ def fit_data(
     world = World(choose_device(device))
     seed = settings.get("seed", 0)
 
-    material = _kind(source)(source, settings, seed)
+    material = _kind(source, settings)(source, settings, seed)
     # Under torchrun one process claims the folder: another, later, would find that a run is there already.
     with _claimed(Path(out), earlier is not None or force) if world.leads else nullcontext():
         material.read()
@@ -146,10 +146,19 @@ def fit_data(
     return {"run": os.fspath(out), **metrics, "figures": drawn}
 
 
-def _kind(source: Any) -> type[Material]:
-    if shows_audio(source):
-        return AudioData
-    return ImageData if shows_images(source) else TableData
+def _kind(source: Any, settings: Mapping[str, Any]) -> type[Material]:
+    """Find out what the data are, and refuse the options of other kinds."""
+    kinds: dict[str, type[Material]] = {"tables": TableData, "images": ImageData, "audio": AudioData}
+    if shows_audio(source) or settings.get("model") in RECIPES_OF_AUDIO:
+        name = "audio"
+    else:
+        name = "images" if shows_images(source) else "tables"
+    for other, kind in kinds.items():
+        foreign = [option for option in kind.options if other != name and settings.get(option)]
+        if foreign:
+            option = {"missing": "drop-missing"}.get(foreign[0], foreign[0].replace("_", "-"))
+            raise UserError(f"--{option} is for {other}, and these data are {name}; leave it out")
+    return kinds[name]
 
 
 @contextmanager

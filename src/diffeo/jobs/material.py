@@ -19,6 +19,7 @@ class Material(ABC):
     """Data to learn: rows to train on and rows held out, what they are called, and which model suits them.
 
     Attributes:
+        options: settings of a training that this kind of data alone has.
         unit: what one example is called, ``dimension`` what one of its numbers is.
         step: bits are those of values this far apart: 1 in the data's own units, 2^-15 of 16-bit sound in [-1, 1).
         name: the data's own.
@@ -31,6 +32,7 @@ class Material(ABC):
         x, context: examples to train on, tensors or a stream; ``valid_x``, ``valid_context``: those held out.
     """
 
+    options: tuple[str, ...]
     unit: str
     dimension: str
     step: float = 1.0

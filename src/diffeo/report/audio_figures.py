@@ -52,8 +52,9 @@ def draw(run: Path, flow: Flow, x: Tensor, context: Tensor | None, rate: int, st
         learning_curve(metrics, path("learning_curve"), dimensions=x[0].numel(), step=step, unit="bits/sample")
     device = flow.base.device_marker.device
     seed_noise(device, derive(seed, "figures"))
-    x = x[:DRAWN].to(device).float()
-    context = None if context is None else context[:DRAWN].to(device)
+    spaced = torch.linspace(0, len(x) - 1, min(DRAWN, len(x))).long()  # neighbours come from the same recording
+    x = x[spaced].to(device).float()
+    context = None if context is None else context[spaced].to(device)
     sampled = flow.sample(len(x)) if context is None else flow.sample((), context)
     sounds({"data": x, "samples": sampled}, rate, path("sounds"))
     bits = {
@@ -65,13 +66,14 @@ def draw(run: Path, flow: Flow, x: Tensor, context: Tensor | None, rate: int, st
 
 
 def sounds(parts: Mapping[str, Tensor], rate: int, path: str | Path) -> None:
-    """Draw sets of sounds ``(n, T)`` side by side, by name: the first three of each, waveform above spectrogram.
+    """Draw sets of sounds ``(n, T)`` side by side, by name: three of each, evenly spaced, waveforms above spectrograms.
 
     All spectrograms share one scale of dB, all waveforms one of amplitudes. Up to three sets: real, teacher, student.
     """
     rows = min(SHOWN, *(len(part) for part in parts.values()))
     size = max(4, round(0.032 * rate))
-    clips = {name: part[:rows].detach().cpu().double().nan_to_num(0.0).clamp(-1, 1) for name, part in parts.items()}
+    shown = torch.linspace(0, min(len(part) for part in parts.values()) - 1, rows).long()
+    clips = {name: part.detach().cpu()[shown].double().nan_to_num(0.0).clamp(-1, 1) for name, part in parts.items()}
     decibels = {
         name: 20 * magnitudes(part, size, max(1, size // 8)).clamp_min(1e-7).log10() for name, part in clips.items()
     }
