@@ -25,6 +25,7 @@ from diffeo.transforms import (
     Gaussianize,
     Inverse,
     Logit,
+    MixtureOfLogistics,
     Part,
     Permutation,
     RationalQuadraticSpline,
@@ -46,6 +47,7 @@ UNIVARIATES = {
     "scale": Scale,
     "affine": Affine,
     "spline": RationalQuadraticSpline,
+    "logistics": lambda: MixtureOfLogistics(3),
     "spline-affine": lambda: Composed(RationalQuadraticSpline(), Affine()),
 }
 

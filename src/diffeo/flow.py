@@ -118,7 +118,7 @@ class Flow(nn.Module):
         with torch.no_grad():
             z, batch = self._noise(shape, context)
             rows, given, _ = self._rows(z, context, self.base.event_shape, "z", batch)
-            (x,) = self._portions(lambda z, c: (self.transform.forward(z, self._context(c)),), rows, given)
+            (x,) = self._portions(lambda z, c: (self.transform.forward(z, self.normalize_context(c)),), rows, given)
             return x.reshape(*batch, *self.event_shape)
 
     def sample_and_log_prob(
@@ -133,13 +133,13 @@ class Flow(nn.Module):
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Normalize: z = f^-1(x)."""
         rows, given, batch = self._rows(x, context, self.event_shape, "x")
-        (z,) = self._portions(lambda x, c: (self.transform.inverse(x, self._context(c)),), rows, given)
+        (z,) = self._portions(lambda x, c: (self.transform.inverse(x, self.normalize_context(c)),), rows, given)
         return z.reshape(*batch, *self.base.event_shape)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Generate: x = f(z)."""
         rows, given, batch = self._rows(z, context, self.base.event_shape, "z")
-        (x,) = self._portions(lambda z, c: (self.transform.forward(z, self._context(c)),), rows, given)
+        (x,) = self._portions(lambda z, c: (self.transform.forward(z, self.normalize_context(c)),), rows, given)
         return x.reshape(*batch, *self.event_shape)
 
     def resized(self, event_shape: Sequence[int], context_shape: Sequence[int] = ()) -> Flow:
@@ -169,11 +169,11 @@ class Flow(nn.Module):
         return FlowDistribution(self, context)
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
-        z, log_det = self.transform.inverse_and_log_det(x, self._context(context))
+        z, log_det = self.transform.inverse_and_log_det(x, self.normalize_context(context))
         return (self.base.log_prob(z) + log_det,)
 
     def _generate(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, log_det = self.transform.forward_and_log_det(z, self._context(context))
+        x, log_det = self.transform.forward_and_log_det(z, self.normalize_context(context))
         return x, self.base.log_prob(z) - log_det
 
     def _portions(
@@ -189,7 +189,8 @@ class Flow(nn.Module):
         ]
         return [torch.cat(column) for column in zip(*parts, strict=True)]
 
-    def _context(self, context: Tensor | None) -> Tensor | None:
+    def normalize_context(self, context: Tensor | None) -> Tensor | None:
+        """Give the context as the transform sees it."""
         if context is None or self.context_transform is None:
             return context
         return self.context_transform.inverse(context)
