@@ -19,7 +19,7 @@ from diffeo.errors import UserError
 __all__ = ["AUDIO_SETS", "Audio", "open_audio"]
 
 AUDIO_SETS = ("fsdd", *(f"fsdd-{speaker}" for speaker in SPEAKERS))
-FOLDER_PATTERN, NAME_PATTERN = r"^([^/]+)/", r"^([^_]+)_"
+FOLDER_PATTERN, NAME_PATTERN = r"^([^/]+)/", r"([^/_]+)_[^/]*$"
 _LISTED = 10  # classes named in a message
 
 

@@ -42,7 +42,7 @@ def find_fsdd(speakers: tuple[str, ...], cache: Path | None = None) -> list[Path
     Raises:
         UserError: if the files below ``DIFFEO_DATA`` are others, or there are none and the home cannot be reached.
     """
-    names = {speaker: sorted(f"{d}_{speaker}_{i}.wav" for d in range(10) for i in _TAKES) for speaker in speakers}
+    names = {speaker: [f"{d}_{speaker}_{i}.wav" for d in range(10) for i in _TAKES] for speaker in speakers}
     if folder := os.environ.get("DIFFEO_DATA"):
         given = Path(folder) / "fsdd" / "recordings"
         if given.is_dir():
@@ -56,16 +56,20 @@ def find_fsdd(speakers: tuple[str, ...], cache: Path | None = None) -> list[Path
 
 def _verified(folder: Path, names: dict[str, list[str]]) -> list[Path]:
     for speaker, files in names.items():
-        sha = hashlib.sha256()
-        with suppress(OSError):  # a file that is missing changes the sum
-            for name in files:
-                sha.update(name.encode() + (folder / name).read_bytes())
-        if sha.hexdigest() != SPEAKERS[speaker]:
+        if _sha256(folder, files) != SPEAKERS[speaker]:
             raise UserError(
                 f"{folder}: its recordings of {speaker} are not those of fsdd (by SHA-256); remove the folder, to"
                 " download them anew"
             )
     return [folder / name for files in names.values() for name in files]
+
+
+def _sha256(folder: Path, names: list[str]) -> str:
+    sha = hashlib.sha256()
+    with suppress(OSError):  # a file that is missing changes the sum
+        for name in sorted(names):
+            sha.update(name.encode() + (folder / name).read_bytes())
+    return sha.hexdigest()
 
 
 def _download(folder: Path) -> None:

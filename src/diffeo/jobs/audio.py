@@ -98,10 +98,13 @@ class SoundFormat:
         given = torch.tensor([label]) if self.classes else None
         return x, self.context(mel, given, frames_of(len(x), self.hop))
 
+    def context_shape(self, samples: int) -> tuple[int, ...]:
+        """The shape of the context of a sound of this length, () for none."""
+        return (self.channels, frames_of(samples, self.hop)) if self.channels else ()
+
     def sized(self, flow: Flow, samples: int) -> Flow:
         """Return a flow's density of sounds of this length."""
-        context = (self.channels, frames_of(samples, self.hop)) if self.channels else ()
-        return flow.resized((samples,), context)
+        return flow.resized((samples,), self.context_shape(samples))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, from which ``SoundFormat(**data)`` makes the same."""

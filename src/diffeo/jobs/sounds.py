@@ -64,9 +64,9 @@ def open_audio_run(run: str | os.PathLike[str], device: str | None = None) -> Au
     try:
         crop = schema.pop("crop")
         form = SoundFormat(**{**schema, "classes": tuple(schema["classes"])})
-        context = (form.channels, frames_of(crop, form.hop)) if form.channels else ()
-        fits = loaded.flow.event_shape == (crop,) and loaded.flow.context_shape == context
-    except (TypeError, KeyError, ZeroDivisionError) as error:
+        shapes = (crop,), form.context_shape(crop) if form.hop >= 1 else None
+        fits = form.rate >= 1 and shapes == (loaded.flow.event_shape, loaded.flow.context_shape)
+    except (TypeError, KeyError) as error:
         raise UserError(f"{loaded.path}: model.json is damaged: its sounds are not described; train again") from error
     if not fits:
         raise UserError(f"{loaded.path}: model.json is damaged: its model does not fit its sounds; train again")
