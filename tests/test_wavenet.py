@@ -182,7 +182,9 @@ def equal_pair(head: str) -> tuple[diffeo.Flow, diffeo.Flow]:
             location, log_scale = 0.3, 0.7
             scale = math.exp(math.tanh(log_scale / 5) * 5)
             # the student's layer is an inverse: x = (z - m) exp(-a)
-            net.last.bias[-2], net.last.bias[-1] = (-location / scale, -log_scale) if sign > 0 else (location, log_scale)
+            net.last.bias[-2], net.last.bias[-1] = (
+                (-location / scale, -log_scale) if sign > 0 else (location, log_scale)
+            )
         flow.transform.transforms[1].load_state_dict(one.transform.transforms[1].state_dict())
     if head == "gaussian":
         other.transform.transforms[0].univariate.bound = 5.0

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from diffeo.kernels.maps import MapSpec
 from diffeo.kernels.network import Mapping
+from diffeo.kernels.wavenet import Dilated, read
 from diffeo.nets.activations import rate_for_width, soften
-from diffeo.nets.precision import autocast
 
 __all__ = ["WaveNet"]
 
@@ -89,6 +89,7 @@ class WaveNet(nn.Module):
         self.last: Any = nn.Linear(skip, size)
         self.frames: Any = nn.Conv1d(context, channels, 3, padding=1) if context else None
         self.condition: Any = nn.Linear(channels, depth * 2 * channels, bias=False) if context else None
+        self.structure = Dilated(size, channels, self.dilations, kernel, skip, hop, self._plain)
         self.lr_scale = rate_for_width([channels, skip])
         for parameter in self.last.parameters():
             nn.init.zeros_(parameter)
@@ -101,8 +102,7 @@ class WaveNet(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Read all at once: x ``(T, rows)``, context ``(rows, context, frames)`` to ``(size, T, rows)``."""
         shared = self._shared(context, len(x))
-        with autocast(x):
-            return self._read(x, shared).to(x.dtype).permute(1, 2, 0)
+        return read(self.structure, x.mT, shared, self._tensors()).permute(1, 2, 0)
 
     def mapped(self, mapping: Mapping, x: Tensor, value: Tensor, context: Tensor | None = None) -> Any:
         """None: there is no kernel that reads and maps at once."""
@@ -196,39 +196,44 @@ class WaveNet(nn.Module):
         columns = F.silu(self.frames(soften(context)))  # (rows, channels, frames)
         return (self.condition.weight @ columns).unflatten(1, (len(self.dilations), 2 * self.channels))
 
-    def _gates(self, index: int, h: Tensor, shared: Tensor | None) -> Tensor:
-        """Both halves of a layer's gate ``(rows, 2 channels, T)``."""
-        length = h.shape[2]
-        total = torch.matmul(self.taps[index, 0], h) + self.gate_bias[index][:, None]
-        for tap in range(1, self.kernel):
-            reach = tap * self.dilations[index]
-            if reach < length:
-                total = total + F.pad(torch.matmul(self.taps[index, tap], h[:, :, :-reach]), (reach, 0))
-        if shared is not None:
-            total = total + shared[:, index].repeat_interleave(self.hop, 2)[:, :, :length]
-        return total
+    def _tensors(self) -> list[Tensor]:
+        """All weights but those of the context, in the order of the kernel."""
+        head = [tensor for layer in (self.skip, self.mid, self.last) for tensor in (layer.weight, layer.bias)]
+        stack = [self.taps, self.gate_bias, self.residual, self.residual_bias]
+        return [self.first.weight, self.first.bias, *stack, *head]
 
-    def _read(self, x: Tensor, shared: Tensor | None, totals: list[Tensor] | None = None) -> Tensor:
-        """The outputs ``(rows, size, T)``; ``totals`` receives every layer's gates and what each rectifier gets."""
-        past = F.pad(x.mT[:, None], (1, -1))  # (rows, 1, T): sample t - 1 at t
-        h = self.first.weight * past + self.first.bias[:, None]
-        units, kept = [], [] if totals is None else totals
-        for index in range(len(self.dilations)):
-            kept.append(self._gates(index, h, shared))
-            units.append(_gated(kept[-1], 1))
-            if index < len(self.residual):
-                h = h + torch.matmul(self.residual[index], units[-1]) + self.residual_bias[index][:, None]
-            if totals is None:
-                kept.clear()
+    def _plain(self, x: Tensor, shared: Tensor | None, *tensors: Tensor, totals: list[Tensor] | None = None) -> Tensor:
+        """The network in PyTorch's operations: x ``(rows, T)`` to ``(rows, size, T)``.
+
+        ``totals`` receives every layer's gates ``(rows, 2 channels, T)`` and what each rectifier gets.
+        """
+        first, first_bias, taps, gate_bias, residual, residual_bias, *head = tensors
+        length = x.shape[1]
+        h = first * F.pad(x[:, None], (1, -1)) + first_bias[:, None]  # sample t - 1 at t
+        units = []
+        for index, dilation in enumerate(self.dilations):
+            reach = (self.kernel - 1) * dilation
+            # the kernel's taps look back from the present, those of conv1d forward from the most distant past
+            weight = taps[index].flip(0).permute(1, 2, 0)  # (2 channels, channels, k)
+            total = F.conv1d(F.pad(h, (reach, 0)), weight, gate_bias[index], dilation=dilation)
+            if shared is not None:
+                total = total + shared[:, index].repeat_interleave(self.hop, 2)[:, :, :length]
+            if totals is not None:
+                totals.append(total)
+            units.append(_gated(total, 1))
+            if index < len(residual):
+                h = h + F.conv1d(units[-1], residual[index][:, :, None], residual_bias[index])
         hidden = torch.cat(units, 1)
-        for layer in (self.skip, self.mid):
-            kept.append(torch.matmul(layer.weight, hidden) + layer.bias[:, None])
-            hidden = F.relu(kept[-1])
-        return torch.matmul(self.last.weight, hidden) + self.last.bias[:, None]
+        for weight, bias in (head[:2], head[2:4]):
+            total = F.conv1d(hidden, weight[:, :, None], bias)
+            if totals is not None:
+                totals.append(total)
+            hidden = F.relu(total)
+        return F.conv1d(hidden, head[4][:, :, None], head[5])
 
     def _linearised(self, x: Tensor, shared: Tensor | None) -> _Slopes:
         totals: list[Tensor] = []
-        self._read(x, shared, totals)
+        self._plain(x.mT, shared, *self._tensors(), totals=totals)
         *gates, skip, mid = totals
         slopes = []
         for total in gates:
