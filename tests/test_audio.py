@@ -196,7 +196,7 @@ def test_wavs_are_written_safely(tmp_path):
     assert rate == RATE
     np.testing.assert_array_equal(open_audio(tmp_path / "out" / "0000.wav").scaled(0), sounds[0].astype(np.float32))
     with pytest.raises(UserError, match="holds files already"):
-        save_wavs(tmp_path / "out", sounds, RATE)
+        save_wavs(tmp_path / "out", (pytest.fail("work before the folder is claimed") for _ in sounds), RATE)
     save_wavs(tmp_path / "out", sounds[:1], RATE, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["0000.wav"]

@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -121,12 +121,13 @@ def read_recordings(
 
 
 def save_wavs(
-    folder: str | os.PathLike[str], clips: Sequence[np.ndarray], rate: int, force: bool = False
+    folder: str | os.PathLike[str], clips: Iterable[np.ndarray], rate: int, force: bool = False
 ) -> dict[str, int]:
     """Write sounds (n,), floats in [-1, 1), to 0000.wav, 0001.wav, ... (16-bit, one channel) in a new folder.
 
-    The folder appears when all are written. With ``force`` it replaces one that holds nothing but such files. Peaks
-    beyond full scale are cut off there (a 16-bit value would wrap around to the other side), NaN becomes 0.
+    The folder is claimed before the first sound is asked for, and appears when all are written. With ``force`` it
+    replaces one that holds nothing but such files. Peaks beyond full scale are cut off there (a 16-bit value would wrap
+    around to the other side), NaN becomes 0.
 
     Returns:
         How many samples were cut off, and how many were not finite.
@@ -136,7 +137,6 @@ def save_wavs(
     """
     import soundfile
 
-    digits = max(4, len(str(len(clips) - 1)))
     cut = bad = 0
     with atomic_folder(folder, r"\d{4,}\.wav", force) as temporary:
         for i, clip in enumerate(clips):
@@ -144,7 +144,7 @@ def save_wavs(
             bad += int((~finite).sum())
             values, beyond = _to_16_bits(np.where(finite, clip, 0))
             cut += beyond
-            soundfile.write(temporary / f"{i:0{digits}d}.wav", values, rate, subtype="PCM_16")
+            soundfile.write(temporary / f"{i:04d}.wav", values, rate, subtype="PCM_16")
     return {"cut": cut, "non_finite": bad}
 
 

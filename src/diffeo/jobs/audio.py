@@ -41,7 +41,9 @@ def shows_audio(source: Any) -> bool:
     if path.is_dir():
         names = [file.relative_to(path) for file in path.rglob("*")]
         return any(map(is_sound, names)) and not any(map(is_picture, names))
-    return path.suffix.lower() in SOUNDS or (glob.has_magic(str(path)) and not path.exists())
+    if path.exists() or not glob.has_magic(str(path)):
+        return path.suffix.lower() in SOUNDS
+    return any(is_sound(Path(Path(name).name)) for name in glob.glob(str(path), recursive=True))
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,11 @@ class SoundFormat:
             parts.append(one_hot.expand(*one_hot.shape[:-1], frames))
         return torch.cat(parts, -2) if parts else None
 
-    def of_clip(self, audio: Audio, index: int, label: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return a clip ``(T,)`` in [-1, 1) and its context; ``label`` replaces the clip's own."""
+    def of_clip(self, audio: Audio, index: int) -> tuple[Tensor, Tensor | None]:
+        """Return a clip ``(T,)`` in [-1, 1) and its context; it has a label where the context has classes."""
         x = torch.from_numpy(audio.scaled(index))
-        if label is None and audio.labels is not None:
-            label = int(audio.labels[index])
-        mel = self.mel(x) if self.mels else None
-        given = torch.tensor([label]) if self.classes else None
-        return x, self.context(mel, given, frames_of(len(x), self.hop))
+        label = torch.from_numpy(audio.labels[[index]]) if self.classes and audio.labels is not None else None
+        return x, self.context(self.mel(x) if self.mels else None, label, frames_of(len(x), self.hop))
 
     def context_shape(self, samples: int) -> tuple[int, ...]:
         """The shape of the context of a sound of this length, () for none."""
@@ -215,15 +214,18 @@ class AudioData(Material):
 
     def read(self) -> None:
         """Compute the features and hold out a tenth of the recordings, of each label alike."""
-        settings = self.settings
-        audio = self.audio = self.audio.labelled(settings.get("label_pattern")) if "label" in self.given else self.audio
+        settings, audio = self.settings, self.audio
+        given_label, pattern = "label" in self.given, settings.get("label_pattern")
+        if given_label and (pattern or audio.labels is None):
+            audio = self.audio = audio.labelled(pattern)
         if len(audio) < 2:
             raise UserError(f"{audio.name}: a single recording; at least two are needed, since one is held out")
         hop = settings.get("arguments", {}).get("hop", round(audio.rate / 100))
         if not isinstance(hop, int) or hop < 1:
             raise UserError(f"expected a hop of at least one sample (--set hop=80), got {hop!r}")
         mels = settings.get("mels", 40 if audio.rate < 12_000 else 80) if "mel" in self.given else 0
-        self.form = SoundFormat(audio.rate, hop, mels, 4 * hop if mels else 0, audio.classes, audio.pattern)
+        classes, pattern = (audio.classes, audio.pattern) if given_label else ((), "")
+        self.form = SoundFormat(audio.rate, hop, mels, 4 * hop if mels else 0, classes, pattern)
         frames = max(1, round(settings.get("crop", CROP) * audio.rate / hop))
         trained, held = _split(audio, self.seed)
         if not (audio.lengths[trained] >= hop).any() or not (audio.lengths[held] >= hop).any():
@@ -236,7 +238,7 @@ class AudioData(Material):
         self.features, self.context_size, self.sizes = frames * hop, self.form.channels, {"hop": hop}
         self.description = {"kind": "audio", "crop": self.features, **self.form.to_json()}
         self.notes = [*audio.notes, *(f"{name} was skipped: {why}" for name, why in audio.skipped)]
-        if audio.pattern:
+        if self.form.pattern:
             self.notes.append(f"{len(audio.classes)} labels from the files' names, by the pattern {audio.pattern!r}")
 
     def _crops(self, audio: Audio, clips: np.ndarray, frames: int, mel: np.ndarray | None = None) -> Crops:
@@ -284,7 +286,7 @@ class AudioData(Material):
 
 
 def _split(audio: Audio, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of the clips to train on and of those held out, a tenth of each label's and at least one."""
+    """Return the numbers of the clips to train on and of those held out: a tenth, evenly over the labels."""
     order = np.random.default_rng(seed).permutation(len(audio))
     if audio.labels is not None:
         order = order[np.argsort(audio.labels[order], kind="stable")]  # label after label, each shuffled

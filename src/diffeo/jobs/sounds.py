@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,14 @@ from diffeo.training.seeding import derive, seed_noise
 __all__ = ["AudioRun", "open_audio_run", "sample_audio", "score_audio"]
 
 PORTION = 64  # sounds drawn at a time
+
+
+class _Group(NamedTuple):
+    """Sounds to draw of one length: samples, features ``(mels, frames)`` or None, and the label of each."""
+
+    samples: int
+    mel: Tensor | None
+    labels: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -188,24 +196,28 @@ def sample_audio(
     total = sum(len(labels) for _, _, labels in contexts)
     started = time.monotonic()
     tell = progress or (lambda done, total: None)
-    tell(0, total)
-    clips: list[np.ndarray] = []
+    lost = save_wavs(out, _draw(model, contexts, seed, lambda done: tell(done, total)), model.form.rate, force)
+    seconds = time.monotonic() - started
+    duration = sum(samples * len(labels) for samples, _, labels in contexts) / model.form.rate
+    return {
+        "out": str(out), "clips": total, "duration": duration, **lost, "seconds": seconds,
+        "real_time_factor": duration / seconds if seconds else math.inf,
+    }  # fmt: skip
+
+
+def _draw(model: AudioRun, contexts: list[_Group], seed: int, tell: Callable[[int], None]) -> Iterator[np.ndarray]:
+    done = 0
+    tell(done)
     for samples, mel, labels in contexts:
         flow = model.form.sized(model.flow, samples)
         for start in range(0, len(labels), PORTION):
             part = labels[start : start + PORTION]
             context = _context(model.form, mel, part, frames_of(samples, model.form.hop))
-            seed_noise(model.device, derive(seed, "sample", len(clips)))
+            seed_noise(model.device, derive(seed, "sample", done))
             x = flow.sample(len(part)) if context is None else flow.sample((), context.to(model.device))
-            clips.extend(x.cpu().numpy())
-            tell(len(clips), total)
-    seconds = time.monotonic() - started
-    lost = save_wavs(out, clips, model.form.rate, force)
-    duration = sum(map(len, clips)) / model.form.rate
-    return {
-        "out": str(out), "clips": len(clips), "duration": duration, **lost, "seconds": seconds,
-        "real_time_factor": duration / seconds if seconds else math.inf,
-    }  # fmt: skip
+            yield from x.cpu().numpy()
+            done += len(part)
+            tell(done)
 
 
 def _context(form: SoundFormat, mel: Tensor | None, labels: np.ndarray, frames: int) -> Tensor | None:
@@ -216,8 +228,7 @@ def _context(form: SoundFormat, mel: Tensor | None, labels: np.ndarray, frames: 
 
 def _contexts(
     model: AudioRun, n: int, length: float | None, given: Mapping[str, Any] | None, given_from: Any
-) -> list[tuple[int, Tensor | None, np.ndarray]]:
-    """Groups of sounds of one length each: samples, features ``(mels, frames)`` or None, and the sounds' labels."""
+) -> list[_Group]:
     form = model.form
     label = _given_label(model, given)
     if given_from is None:
@@ -225,20 +236,18 @@ def _contexts(
             raise UserError(f"{model.path}: is conditional on log-mel features; give a recording (--given-file)")
         samples = model.crop if length is None else max(1, round(length * form.rate))
         turns = np.arange(n) % max(1, len(form.classes)) if label is None else np.full(n, label)
-        return [(samples, None, turns)]
+        return [_Group(samples, None, turns)]
     if not form.mels:
         raise UserError(f"{model.path}: is not conditional on log-mel features; leave the recording out (--given-file)")
     return list(_features_of(model, model.audio(given_from, labelled=label is None), n, length, label))
 
 
-def _features_of(
-    model: AudioRun, audio: Audio, n: int, length: float | None, label: int | None
-) -> Iterator[tuple[int, Tensor | None, np.ndarray]]:
+def _features_of(model: AudioRun, audio: Audio, n: int, length: float | None, label: int | None) -> Iterator[_Group]:
     for i in range(len(audio)):
         x = torch.from_numpy(audio.scaled(i))
         x = x if length is None else x[: max(1, round(length * audio.rate))]
         own = int(audio.labels[i]) if label is None and audio.labels is not None else label or 0
-        yield len(x), model.form.mel(x), np.full(n, own)
+        yield _Group(len(x), model.form.mel(x), np.full(n, own))
 
 
 def _given_label(model: AudioRun, given: Mapping[str, Any] | None) -> int | None:
