@@ -340,3 +340,131 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
     }
     return failed;
 }
+
+/* ---- sample by sample -------------------------------------------------------------------------------------------- */
+
+#define CROWD 4 /* rows that share a reading of the weights */
+
+/* y[r, u] += sum over k < count of a[k, u] x[r, k] for R rows and N vectors of units: lanes are units. Sums over k run in D
+ * strands, for one strand would wait for itself. */
+#define RESPOND(R, N, D)                                                                                               \
+    static void respond_##R##_##N(                                                                                     \
+        const float *restrict a, long units, long count, const float *restrict x, long by_x, float *restrict y,        \
+        long by_y) {                                                                                                   \
+        v16 total[D][R][N] = {{{{0}}}};                                                                                \
+        for (long k = 0; k < count; k += D)                                                                            \
+            UNROLL for (int d = 0; d < D; d++) {                                                                       \
+                UNROLL for (int v = 0; v < N; v++) {                                                                   \
+                    const v16 weight = *(const v16 *)(a + (k + d) * units + v * VL);                                   \
+                    UNROLL for (int r = 0; r < R; r++) total[d][r][v] += weight * splat(x[r * by_x + k + d]);          \
+                }                                                                                                      \
+            }                                                                                                          \
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < N; v++) {                                        \
+            v16 sum = total[0][r][v];                                                                                  \
+            UNROLL for (int d = 1; d < D; d++) sum += total[d][r][v];                                                  \
+            *(v16 *)(y + r * by_y + v * VL) += sum;                                                                    \
+        }                                                                                                              \
+    }
+RESPOND(1, 4, 2) RESPOND(1, 2, 4) RESPOND(1, 1, 8) RESPOND(4, 4, 1) RESPOND(4, 2, 2) RESPOND(4, 1, 4)
+
+typedef void (*Respond)(const float *, long, long, const float *, long, float *, long);
+static const Respond RESPOND_OF[2][5] = {{NULL, respond_1_1, respond_1_2, NULL, respond_1_4},
+                                         {NULL, respond_4_1, respond_4_2, NULL, respond_4_4}};
+
+/* The same for any number of units. Units and counts are whole vectors. */
+static void respond(int crowd, const float *a, long units, long count, const float *x, long by_x, float *y, long by_y) {
+    for (long u = 0; u < units;) {
+        const long left = (units - u) / VL, vectors = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        RESPOND_OF[crowd > 1][vectors](a + u, units, count, x, by_x, y + u, by_y);
+        u += vectors * VL;
+    }
+}
+
+static void fill(int crowd, const float *bias, long units, const float *more, float *y, long by_y) {
+    for (int r = 0; r < crowd; r++)
+        for (long u = 0; u < units; u += VL)
+            *(v16 *)(y + r * by_y + u) = *(const v16 *)(bias + u) + (more ? *(const v16 *)(more + u) : splat(0));
+}
+
+/* x_t = f(z_t; net(x_<t)) for t = 0 .. length - 1. Here all widths are whole vectors, filled up with zeros, and weights
+ * are transposed: taps (depth, kernel, channels, 2 channels), residual (depth - 1, channels, channels), skip (depth,
+ * channels, skip), mid (skip, skip), last (skip, size); shared (rows, depth, frames, 2 channels) or NULL. z, x: (rows,
+ * length); log_det: (rows). Each layer's past is a ring as long as its convolution reaches back. Returns 1 if memory ran
+ * out. */
+int wavenet_walk_f32(long rows, long length, const WaveNet *net, const float *shared, const Map *maps, int map_count,
+                     const float *z, float *x, float *log_det, int threads) {
+    const long C = net->channels, S = net->skip, depth = net->depth, size = net->size, kernel = net->kernel;
+    const float *const *const w = net->weights;
+    const int count = params_of(maps, map_count);
+    long past = 0;
+    for (long l = 0; l < depth; l++) past += (kernel - 1) * net->dilations[l];
+    const long crowds = rows / CROWD, groups = crowds + rows % CROWD; /* what is left over walks alone */
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        float *const memory = scratch(OWN, sizeof(float) * (size_t)(CROWD * (past * C + 4 * C + 2 * S + size)));
+        if (!memory) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic)
+        for (long group = 0; group < groups; group++) {
+            if (!memory) continue;
+            const int crowd = group < crowds ? CROWD : 1;
+            const long first = group < crowds ? group * CROWD : crowds * CROWD + group - crowds;
+            float *const h = memory, *const units = h + CROWD * C, *const gate = units + CROWD * C;
+            float *const skips = gate + CROWD * 2 * C, *const mids = skips + CROWD * S, *const params = mids + CROWD * S;
+            float *const rings = params + CROWD * size;
+            memset(rings, 0, sizeof(float) * (size_t)(crowd * past * C));
+            float last[CROWD] = {0};
+            v16 log_sum = {0};
+            for (long t = 0; t < length; t++) {
+                for (int r = 0; r < crowd; r++)
+                    for (long u = 0; u < C; u += VL)
+                        *(v16 *)(h + r * C + u) =
+                            *(const v16 *)(w[FIRST_BIAS] + u) + *(const v16 *)(w[FIRST] + u) * splat(last[r]);
+                fill(crowd, w[SKIP_BIAS], S, NULL, skips, S);
+                float *ring = rings;
+                for (long l = 0; l < depth; l++) {
+                    const long dilation = net->dilations[l], span = (kernel - 1) * dilation;
+                    for (int r = 0; r < crowd; r++)
+                        fill(1, w[GATE_BIAS] + l * 2 * C, 2 * C,
+                             shared ? shared + (((first + r) * depth + l) * net->frames + t / net->hop) * 2 * C : NULL,
+                             gate + r * 2 * C, 2 * C);
+                    const float *const taps = w[TAPS] + l * kernel * 2 * C * C;
+                    respond(crowd, taps, 2 * C, C, h, C, gate, 2 * C);
+                    for (long tap = 1; tap < kernel; tap++) {
+                        const long place = (t + span - tap * dilation) % span;
+                        respond(crowd, taps + tap * 2 * C * C, 2 * C, C, ring + place * crowd * C, C, gate, 2 * C);
+                    }
+                    memcpy(ring + t % span * crowd * C, h, sizeof(float) * (size_t)(crowd * C));
+                    ring += span * crowd * C;
+                    for (int r = 0; r < crowd; r++)
+                        for (long u = 0; u < C; u += VL) {
+                            const v16 a = *(const v16 *)(gate + r * 2 * C + u), b = *(const v16 *)(gate + r * 2 * C + C + u);
+                            *(v16 *)(units + r * C + u) = tanh_f(a) / (1.0f + exp_f(-b));
+                        }
+                    respond(crowd, w[SKIP] + l * C * S, S, C, units, C, skips, S);
+                    if (l == depth - 1) break;
+                    for (int r = 0; r < crowd; r++)
+                        for (long u = 0; u < C; u += VL)
+                            *(v16 *)(h + r * C + u) += *(const v16 *)(w[RESIDUAL_BIAS] + l * C + u);
+                    respond(crowd, w[RESIDUAL] + l * C * C, C, C, units, C, h, C);
+                }
+                rectify(skips, S, crowd, S);
+                fill(crowd, w[MID_BIAS], S, NULL, mids, S);
+                respond(crowd, w[MID], S, S, skips, S, mids, S);
+                rectify(mids, S, crowd, S);
+                fill(crowd, w[LAST_BIAS], size, NULL, params, size);
+                respond(crowd, w[LAST], size, S, mids, S, params, size);
+                v16 mine[MAX_PARAMS], out, log_out;
+                for (int p = 0; p < count; p++) mine[p] = load(params + p, size, crowd);
+                generate(maps, map_count, load(z + first * length + t, length, crowd), mine, &out, &log_out);
+                for (int r = 0; r < crowd; r++) x[(first + r) * length + t] = last[r] = out[r];
+                log_sum += log_out;
+            }
+            store(log_det + first, crowd, log_sum);
+        }
+    }
+    return failed;
+}
