@@ -148,11 +148,19 @@ static void rectify(float *values, long by_row, long rows, long times) {
 }
 
 /* x (rows, length), shared (rows, depth, 2 channels, frames) or NULL, out (rows, size, length); `kept` (or NULL) receives
- * what the backward pass needs, wavenet_kept floats per row. Returns 1 if memory ran out. */
+ * what the backward pass needs, wavenet_kept floats per row. Without it, a row is cut where there are threads to spare: a
+ * piece begins as far before its first output as outputs see, and what is wrong there, for lack of a past, reaches none
+ * of its own. Returns 1 if memory ran out. */
 int wavenet_f32(long rows, long length, const WaveNet *net, const float *shared, const float *x, float *out, float *kept,
                 int threads) {
     const long C = net->channels, S = net->skip, depth = net->depth, size = net->size;
-    const long width = padded(length), before = reach_of(net), by_h = before + width;
+    long field = 1; /* an output sees the samples up to this far before its own */
+    for (long l = 0; l < net->depth; l++) field += (net->kernel - 1) * net->dilations[l];
+    long pieces = kept || rows >= threads ? 1 : threads / rows;
+    const long most = length / (4 * field + BLOCK); /* or the repeated part would cost too much */
+    if (pieces > most) pieces = most > 1 ? most : 1;
+    const long piece = (padded(length) / PANEL + pieces - 1) / pieces * PANEL, lead = pieces > 1 ? padded(field) : 0;
+    const long width = pieces > 1 ? lead + piece : padded(length), before = reach_of(net), by_h = before + width;
     const long by_value = kept ? width : BLOCK; /* without a backward pass, one block of one layer is enough */
     const long layers = kept ? depth : 1;
     const float *const *const w = net->weights;
@@ -166,29 +174,33 @@ int wavenet_f32(long rows, long length, const WaveNet *net, const float *shared,
             failed = 1;
         }
 #pragma omp for schedule(dynamic)
-        for (long r = 0; r < rows; r++) {
+        for (long index = 0; index < rows * pieces; index++) {
             if (!memory) continue;
+            const long r = index / pieces, own_start = index % pieces * piece;
+            const long origin = own_start > lead ? own_start - lead : 0; /* what the piece's times count from */
+            const long end = own_start + piece < length && pieces > 1 ? own_start + piece : length;
+            const long span = padded(end - origin);
             float *const units = memory, *const outputs = units + C * BLOCK;
             float *const inputs = kept ? kept + r * wavenet_kept(length, net) : outputs + size * BLOCK;
             float *const factors = inputs + depth * C * by_h;
             float *const skips = factors + layers * 2 * C * by_value, *const mids = skips + S * by_value;
             for (long i = 0; i < depth * C; i++) memset(inputs + i * by_h, 0, sizeof(float) * (size_t)before);
-            for (long first = 0; first < width; first += BLOCK) {
-                const long times = width - first < BLOCK ? width - first : BLOCK, at = kept ? first : 0;
+            for (long first = 0; first < span; first += BLOCK) {
+                const long times = span - first < BLOCK ? span - first : BLOCK, at = kept ? first : 0;
                 for (long i = 0; i < C; i++) {
                     float *const h = inputs + i * by_h + before + first;
                     const float slope = w[FIRST][i], bias = w[FIRST_BIAS][i];
                     for (long t = 0; t < times; t++) {
-                        const long past = first + t - 1;
+                        const long past = origin + first + t - 1;
                         h[t] = bias + (past >= 0 && past < length ? slope * x[r * length + past] : 0);
                     }
                 }
-                start(w[SKIP_BIAS], S, NULL, net, first, times, skips + at, by_value);
+                start(w[SKIP_BIAS], S, NULL, net, 0, times, skips + at, by_value);
                 for (long l = 0; l < depth; l++) {
                     const float *const h = inputs + l * C * by_h + before + first;
                     float *const gate = factors + (kept ? l : 0) * 2 * C * by_value + at;
                     start(w[GATE_BIAS] + l * 2 * C, 2 * C, shared ? shared + (r * depth + l) * 2 * C * net->frames : NULL, net,
-                          first, times, gate, by_value);
+                          origin + first, times, gate, by_value);
                     for (long tap = 0; tap < net->kernel; tap++)
                         multiply(w[TAPS] + (l * net->kernel + tap) * 2 * C * C, C, 1, 2 * C, C,
                                  h - tap * net->dilations[l], by_h, gate, by_value, times);
@@ -208,14 +220,17 @@ int wavenet_f32(long rows, long length, const WaveNet *net, const float *shared,
                     multiply(w[RESIDUAL] + l * C * C, C, 1, C, C, units, BLOCK, next, by_h, times);
                 }
                 rectify(skips + at, by_value, S, times);
-                start(w[MID_BIAS], S, NULL, net, first, times, mids + at, by_value);
+                start(w[MID_BIAS], S, NULL, net, 0, times, mids + at, by_value);
                 multiply(w[MID], S, 1, S, S, skips + at, by_value, mids + at, by_value, times);
                 rectify(mids + at, by_value, S, times);
-                start(w[LAST_BIAS], size, NULL, net, first, times, outputs, BLOCK);
+                start(w[LAST_BIAS], size, NULL, net, 0, times, outputs, BLOCK);
                 multiply(w[LAST], S, 1, size, S, mids + at, by_value, outputs, BLOCK, times);
-                const long valid = length - first < times ? length - first : times;
+                const long from = origin + first > own_start ? origin + first : own_start;
+                const long to = origin + first + times < end ? origin + first + times : end;
+                if (from >= to) continue;
                 for (long i = 0; i < size; i++)
-                    memcpy(out + (r * size + i) * length + first, outputs + i * BLOCK, sizeof(float) * (size_t)valid);
+                    memcpy(out + (r * size + i) * length + from, outputs + i * BLOCK + from - origin - first,
+                           sizeof(float) * (size_t)(to - from));
             }
         }
     }
