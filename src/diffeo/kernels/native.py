@@ -47,6 +47,7 @@ _SIGNATURES = {
     "wavenet_kept": "lp",
     "wavenet_f32": "llppppp" + "i",
     "wavenet_backward_f32": "llpppp" + "ppp" + "i",
+    "wavenet_walk_f32": "llpppi" + "ppp" + "i",
 }
 
 

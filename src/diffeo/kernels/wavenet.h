@@ -148,11 +148,19 @@ static void rectify(float *values, long by_row, long rows, long times) {
 }
 
 /* x (rows, length), shared (rows, depth, 2 channels, frames) or NULL, out (rows, size, length); `kept` (or NULL) receives
- * what the backward pass needs, wavenet_kept floats per row. Returns 1 if memory ran out. */
+ * what the backward pass needs, wavenet_kept floats per row. Without it, a row is cut where there are threads to spare: a
+ * piece begins as far before its first output as outputs see, and what is wrong there, for lack of a past, reaches none
+ * of its own. Returns 1 if memory ran out. */
 int wavenet_f32(long rows, long length, const WaveNet *net, const float *shared, const float *x, float *out, float *kept,
                 int threads) {
     const long C = net->channels, S = net->skip, depth = net->depth, size = net->size;
-    const long width = padded(length), before = reach_of(net), by_h = before + width;
+    long field = 1; /* an output sees the samples up to this far before its own */
+    for (long l = 0; l < net->depth; l++) field += (net->kernel - 1) * net->dilations[l];
+    long pieces = kept || rows >= threads ? 1 : threads / rows;
+    const long most = length / (4 * field + BLOCK); /* or the repeated part would cost too much */
+    if (pieces > most) pieces = most > 1 ? most : 1;
+    const long piece = (padded(length) / PANEL + pieces - 1) / pieces * PANEL, lead = pieces > 1 ? padded(field) : 0;
+    const long width = pieces > 1 ? lead + piece : padded(length), before = reach_of(net), by_h = before + width;
     const long by_value = kept ? width : BLOCK; /* without a backward pass, one block of one layer is enough */
     const long layers = kept ? depth : 1;
     const float *const *const w = net->weights;
@@ -166,29 +174,33 @@ int wavenet_f32(long rows, long length, const WaveNet *net, const float *shared,
             failed = 1;
         }
 #pragma omp for schedule(dynamic)
-        for (long r = 0; r < rows; r++) {
+        for (long index = 0; index < rows * pieces; index++) {
             if (!memory) continue;
+            const long r = index / pieces, own_start = index % pieces * piece;
+            const long origin = own_start > lead ? own_start - lead : 0; /* what the piece's times count from */
+            const long end = own_start + piece < length && pieces > 1 ? own_start + piece : length;
+            const long span = padded(end - origin);
             float *const units = memory, *const outputs = units + C * BLOCK;
             float *const inputs = kept ? kept + r * wavenet_kept(length, net) : outputs + size * BLOCK;
             float *const factors = inputs + depth * C * by_h;
             float *const skips = factors + layers * 2 * C * by_value, *const mids = skips + S * by_value;
             for (long i = 0; i < depth * C; i++) memset(inputs + i * by_h, 0, sizeof(float) * (size_t)before);
-            for (long first = 0; first < width; first += BLOCK) {
-                const long times = width - first < BLOCK ? width - first : BLOCK, at = kept ? first : 0;
+            for (long first = 0; first < span; first += BLOCK) {
+                const long times = span - first < BLOCK ? span - first : BLOCK, at = kept ? first : 0;
                 for (long i = 0; i < C; i++) {
                     float *const h = inputs + i * by_h + before + first;
                     const float slope = w[FIRST][i], bias = w[FIRST_BIAS][i];
                     for (long t = 0; t < times; t++) {
-                        const long past = first + t - 1;
+                        const long past = origin + first + t - 1;
                         h[t] = bias + (past >= 0 && past < length ? slope * x[r * length + past] : 0);
                     }
                 }
-                start(w[SKIP_BIAS], S, NULL, net, first, times, skips + at, by_value);
+                start(w[SKIP_BIAS], S, NULL, net, 0, times, skips + at, by_value);
                 for (long l = 0; l < depth; l++) {
                     const float *const h = inputs + l * C * by_h + before + first;
                     float *const gate = factors + (kept ? l : 0) * 2 * C * by_value + at;
                     start(w[GATE_BIAS] + l * 2 * C, 2 * C, shared ? shared + (r * depth + l) * 2 * C * net->frames : NULL, net,
-                          first, times, gate, by_value);
+                          origin + first, times, gate, by_value);
                     for (long tap = 0; tap < net->kernel; tap++)
                         multiply(w[TAPS] + (l * net->kernel + tap) * 2 * C * C, C, 1, 2 * C, C,
                                  h - tap * net->dilations[l], by_h, gate, by_value, times);
@@ -208,14 +220,17 @@ int wavenet_f32(long rows, long length, const WaveNet *net, const float *shared,
                     multiply(w[RESIDUAL] + l * C * C, C, 1, C, C, units, BLOCK, next, by_h, times);
                 }
                 rectify(skips + at, by_value, S, times);
-                start(w[MID_BIAS], S, NULL, net, first, times, mids + at, by_value);
+                start(w[MID_BIAS], S, NULL, net, 0, times, mids + at, by_value);
                 multiply(w[MID], S, 1, S, S, skips + at, by_value, mids + at, by_value, times);
                 rectify(mids + at, by_value, S, times);
-                start(w[LAST_BIAS], size, NULL, net, first, times, outputs, BLOCK);
+                start(w[LAST_BIAS], size, NULL, net, 0, times, outputs, BLOCK);
                 multiply(w[LAST], S, 1, size, S, mids + at, by_value, outputs, BLOCK, times);
-                const long valid = length - first < times ? length - first : times;
+                const long from = origin + first > own_start ? origin + first : own_start;
+                const long to = origin + first + times < end ? origin + first + times : end;
+                if (from >= to) continue;
                 for (long i = 0; i < size; i++)
-                    memcpy(out + (r * size + i) * length + first, outputs + i * BLOCK, sizeof(float) * (size_t)valid);
+                    memcpy(out + (r * size + i) * length + from, outputs + i * BLOCK + from - origin - first,
+                           sizeof(float) * (size_t)(to - from));
             }
         }
     }
@@ -336,6 +351,134 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
                 }
                 if (by_x && first == (width - 1) / BLOCK * BLOCK) by_x[r * length + length - 1] = 0; /* nobody sees it */
             }
+        }
+    }
+    return failed;
+}
+
+/* ---- sample by sample -------------------------------------------------------------------------------------------- */
+
+#define CROWD 4 /* rows that share a reading of the weights */
+
+/* y[r, u] += sum over k < count of a[k, u] x[r, k] for R rows and N vectors of units: lanes are units. Sums over k run in D
+ * strands, for one strand would wait for itself. */
+#define RESPOND(R, N, D)                                                                                               \
+    static void respond_##R##_##N(                                                                                     \
+        const float *restrict a, long units, long count, const float *restrict x, long by_x, float *restrict y,        \
+        long by_y) {                                                                                                   \
+        v16 total[D][R][N] = {{{{0}}}};                                                                                \
+        for (long k = 0; k < count; k += D)                                                                            \
+            UNROLL for (int d = 0; d < D; d++) {                                                                       \
+                UNROLL for (int v = 0; v < N; v++) {                                                                   \
+                    const v16 weight = *(const v16 *)(a + (k + d) * units + v * VL);                                   \
+                    UNROLL for (int r = 0; r < R; r++) total[d][r][v] += weight * splat(x[r * by_x + k + d]);          \
+                }                                                                                                      \
+            }                                                                                                          \
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < N; v++) {                                        \
+            v16 sum = total[0][r][v];                                                                                  \
+            UNROLL for (int d = 1; d < D; d++) sum += total[d][r][v];                                                  \
+            *(v16 *)(y + r * by_y + v * VL) += sum;                                                                    \
+        }                                                                                                              \
+    }
+RESPOND(1, 4, 2) RESPOND(1, 2, 4) RESPOND(1, 1, 8) RESPOND(4, 4, 1) RESPOND(4, 2, 2) RESPOND(4, 1, 4)
+
+typedef void (*Respond)(const float *, long, long, const float *, long, float *, long);
+static const Respond RESPOND_OF[2][5] = {{NULL, respond_1_1, respond_1_2, NULL, respond_1_4},
+                                         {NULL, respond_4_1, respond_4_2, NULL, respond_4_4}};
+
+/* The same for any number of units. Units and counts are whole vectors. */
+static void respond(int crowd, const float *a, long units, long count, const float *x, long by_x, float *y, long by_y) {
+    for (long u = 0; u < units;) {
+        const long left = (units - u) / VL, vectors = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        RESPOND_OF[crowd > 1][vectors](a + u, units, count, x, by_x, y + u, by_y);
+        u += vectors * VL;
+    }
+}
+
+static void fill(int crowd, const float *bias, long units, const float *more, float *y, long by_y) {
+    for (int r = 0; r < crowd; r++)
+        for (long u = 0; u < units; u += VL)
+            *(v16 *)(y + r * by_y + u) = *(const v16 *)(bias + u) + (more ? *(const v16 *)(more + u) : splat(0));
+}
+
+/* x_t = f(z_t; net(x_<t)) for t = 0 .. length - 1. Here all widths are whole vectors, filled up with zeros, and weights
+ * are transposed: taps (depth, kernel, channels, 2 channels), residual (depth - 1, channels, channels), skip (depth,
+ * channels, skip), mid (skip, skip), last (skip, size); shared (rows, depth, frames, 2 channels) or NULL. z, x: (rows,
+ * length); log_det: (rows). Each layer's past is a ring as long as its convolution reaches back. Returns 1 if memory ran
+ * out. */
+int wavenet_walk_f32(long rows, long length, const WaveNet *net, const float *shared, const Map *maps, int map_count,
+                     const float *z, float *x, float *log_det, int threads) {
+    const long C = net->channels, S = net->skip, depth = net->depth, size = net->size, kernel = net->kernel;
+    const float *const *const w = net->weights;
+    const int count = params_of(maps, map_count);
+    long past = 0;
+    for (long l = 0; l < depth; l++) past += (kernel - 1) * net->dilations[l];
+    const long crowds = rows / CROWD, groups = crowds + rows % CROWD; /* what is left over walks alone */
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        float *const memory = scratch(OWN, sizeof(float) * (size_t)(CROWD * (past * C + 4 * C + 2 * S + size)));
+        if (!memory) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic)
+        for (long group = 0; group < groups; group++) {
+            if (!memory) continue;
+            const int crowd = group < crowds ? CROWD : 1;
+            const long first = group < crowds ? group * CROWD : crowds * CROWD + group - crowds;
+            float *const h = memory, *const units = h + CROWD * C, *const gate = units + CROWD * C;
+            float *const skips = gate + CROWD * 2 * C, *const mids = skips + CROWD * S, *const params = mids + CROWD * S;
+            float *const rings = params + CROWD * size;
+            memset(rings, 0, sizeof(float) * (size_t)(crowd * past * C));
+            float last[CROWD] = {0};
+            v16 log_sum = {0};
+            for (long t = 0; t < length; t++) {
+                for (int r = 0; r < crowd; r++)
+                    for (long u = 0; u < C; u += VL)
+                        *(v16 *)(h + r * C + u) =
+                            *(const v16 *)(w[FIRST_BIAS] + u) + *(const v16 *)(w[FIRST] + u) * splat(last[r]);
+                fill(crowd, w[SKIP_BIAS], S, NULL, skips, S);
+                float *ring = rings;
+                for (long l = 0; l < depth; l++) {
+                    const long dilation = net->dilations[l], span = (kernel - 1) * dilation;
+                    for (int r = 0; r < crowd; r++)
+                        fill(1, w[GATE_BIAS] + l * 2 * C, 2 * C,
+                             shared ? shared + (((first + r) * depth + l) * net->frames + t / net->hop) * 2 * C : NULL,
+                             gate + r * 2 * C, 2 * C);
+                    const float *const taps = w[TAPS] + l * kernel * 2 * C * C;
+                    respond(crowd, taps, 2 * C, C, h, C, gate, 2 * C);
+                    for (long tap = 1; tap < kernel; tap++) {
+                        const long place = (t + span - tap * dilation) % span;
+                        respond(crowd, taps + tap * 2 * C * C, 2 * C, C, ring + place * crowd * C, C, gate, 2 * C);
+                    }
+                    memcpy(ring + t % span * crowd * C, h, sizeof(float) * (size_t)(crowd * C));
+                    ring += span * crowd * C;
+                    for (int r = 0; r < crowd; r++)
+                        for (long u = 0; u < C; u += VL) {
+                            const v16 a = *(const v16 *)(gate + r * 2 * C + u), b = *(const v16 *)(gate + r * 2 * C + C + u);
+                            *(v16 *)(units + r * C + u) = tanh_f(a) / (1.0f + exp_f(-b));
+                        }
+                    respond(crowd, w[SKIP] + l * C * S, S, C, units, C, skips, S);
+                    if (l == depth - 1) break;
+                    for (int r = 0; r < crowd; r++)
+                        for (long u = 0; u < C; u += VL)
+                            *(v16 *)(h + r * C + u) += *(const v16 *)(w[RESIDUAL_BIAS] + l * C + u);
+                    respond(crowd, w[RESIDUAL] + l * C * C, C, C, units, C, h, C);
+                }
+                rectify(skips, S, crowd, S);
+                fill(crowd, w[MID_BIAS], S, NULL, mids, S);
+                respond(crowd, w[MID], S, S, skips, S, mids, S);
+                rectify(mids, S, crowd, S);
+                fill(crowd, w[LAST_BIAS], size, NULL, params, size);
+                respond(crowd, w[LAST], size, S, mids, S, params, size);
+                v16 mine[MAX_PARAMS], out, log_out;
+                for (int p = 0; p < count; p++) mine[p] = load(params + p, size, crowd);
+                generate(maps, map_count, load(z + first * length + t, length, crowd), mine, &out, &log_out);
+                for (int r = 0; r < crowd; r++) x[(first + r) * length + t] = last[r] = out[r];
+                log_sum += log_out;
+            }
+            store(log_det + first, crowd, log_sum);
         }
     }
     return failed;

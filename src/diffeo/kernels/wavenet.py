@@ -11,11 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from diffeo.kernels.maps import MapSpec, known
+from diffeo.kernels.maps import described as described_maps
 from diffeo.kernels.native import differentiable_gradients, library, pointer, usable
 
-__all__ = ["Dilated", "read"]
+__all__ = ["Dilated", "read", "walk"]
+
+_LANES = 16  # of native.c: in the walk all widths are whole vectors
 
 
 class _WaveNet(ctypes.Structure):
@@ -38,14 +43,19 @@ class Dilated:
     hop: int
     twin: Callable[..., Tensor] = field(repr=False)
 
-    def described(self, weights: Sequence[Tensor], shared: Tensor | None) -> _WaveNet:
-        """The network as C sees it; the weights (contiguous) must outlive it."""
+    def described(self, weights: Sequence[Tensor], frames: int, widths: tuple[int, int, int] | None = None) -> _WaveNet:
+        """The network as C sees it; the weights (contiguous) must outlive it. Widths: size, channels, skip."""
+        size, channels, skip = widths or (self.size, self.channels, self.skip)
         depth = len(self.dilations)
         return _WaveNet(
             (ctypes.c_void_p * 12)(*(each.data_ptr() for each in weights)),
             (ctypes.c_long * depth)(*self.dilations),
-            self.size, self.channels, depth, self.kernel, self.skip, self.hop, 0 if shared is None else shared.shape[-1],
-        )  # fmt: skip
+            *(size, channels, depth, self.kernel, skip, self.hop, frames),
+        )
+
+
+def _frames(shared: Tensor | None) -> int:
+    return 0 if shared is None else shared.shape[-1]
 
 
 def read(net: Dilated, x: Tensor, shared: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
@@ -64,12 +74,67 @@ def read(net: Dilated, x: Tensor, shared: Tensor | None, weights: Sequence[Tenso
     return _forward(net, x, shared, weights, None)
 
 
+def walk(
+    net: Dilated, maps: Sequence[MapSpec], z: Tensor, shared: Tensor | None, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor] | None:
+    """Solve x_t = f(z_t; net(x_<t)) for all t, or return None where the plain twin must.
+
+    Args:
+        net: which network.
+        maps: the univariate map, as a chain in the order of generation.
+        z: ``(rows, T)``.
+        shared: as in ``read``.
+        weights: as in ``read``.
+
+    Returns:
+        x ``(rows, T)`` and log|det dx/dz| ``(rows,)``.
+    """
+    if not (usable(z, shared, *weights) and known(maps) and z.numel()):
+        return None
+    z, shared, weights = _contiguous(z, shared, weights)
+    first, first_bias, taps, gate_bias, residual, residual_bias, skip, skip_bias, mid, mid_bias, last, last_bias = (
+        weights
+    )
+    depth, halves = len(net.dilations), [2, net.channels]
+    packed = [
+        _filled(first.mT),
+        _filled(first_bias),
+        _filled(_filled(taps.unflatten(2, halves).permute(0, 1, 4, 2, 3)).flatten(3), rows=True),
+        _filled(gate_bias.unflatten(1, halves)),
+        _filled(residual.mT, rows=True),
+        _filled(residual_bias),
+        _filled(skip.unflatten(1, [depth, net.channels]).permute(1, 2, 0), rows=True),
+        _filled(skip_bias),
+        _filled(mid.mT, rows=True),
+        _filled(mid_bias),
+        _filled(last.mT, rows=True),
+        _filled(last_bias),
+    ]
+    if shared is not None:  # (rows, depth, frames, 2, channels)
+        shared = _filled(shared.unflatten(2, halves).permute(0, 1, 4, 2, 3))
+    widths = len(packed[11]), len(packed[1]), len(packed[7])
+    described = net.described(packed, 0 if shared is None else shared.shape[2], widths)
+    x, log_det = torch.empty_like(z), z.new_empty(len(z))
+    native: Any = library()
+    failed = native.wavenet_walk_f32(
+        *z.shape, ctypes.byref(described), pointer(shared), described_maps(tuple(maps)), len(maps), z.data_ptr(),
+        x.data_ptr(), log_det.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return None if failed else (x, log_det)
+
+
+def _filled(value: Tensor, *, rows: bool = False) -> Tensor:
+    """Fill the last dimension, and with ``rows`` the one before it, up to whole vectors with zeros."""
+    columns = (0, -value.shape[-1] % _LANES)
+    return F.pad(value, (*columns, 0, -value.shape[-2] % _LANES) if rows else columns).contiguous()
+
+
 def _forward(net: Dilated, x: Tensor, shared: Tensor | None, weights: Sequence[Tensor], kept: Tensor | None) -> Tensor:
     out = x.new_empty(len(x), net.size, x.shape[1])
     x, shared, weights = _contiguous(x, shared, weights)
     native: Any = library()
     failed = native.wavenet_f32(
-        *x.shape, ctypes.byref(net.described(weights, shared)), pointer(shared), x.data_ptr(), out.data_ptr(),
+        *x.shape, ctypes.byref(net.described(weights, _frames(shared))), pointer(shared), x.data_ptr(), out.data_ptr(),
         pointer(kept), torch.get_num_threads(),
     )  # fmt: skip
     if failed:
@@ -90,7 +155,7 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, net: Dilated, x: Tensor, shared: Tensor | None, *weights: Tensor) -> Tensor:
         native: Any = library()
-        size = native.wavenet_kept(x.shape[1], ctypes.byref(net.described(weights, shared)))
+        size = native.wavenet_kept(x.shape[1], ctypes.byref(net.described(weights, _frames(shared))))
         ctx.net, ctx.kept = net, x.new_empty(len(x), size)
         ctx.save_for_backward(x, shared, *weights)
         return _forward(net, x, shared, weights, ctx.kept)
@@ -109,7 +174,7 @@ class _Read(torch.autograd.Function):
         by_weights = fed.new_empty(len(fed), sum(each.numel() for each in tensors))
         native: Any = library()
         failed = native.wavenet_backward_f32(
-            *fed.shape, ctypes.byref(net.described(tensors, given)), fed.data_ptr(), ctx.kept.data_ptr(),
+            *fed.shape, ctypes.byref(net.described(tensors, _frames(given))), fed.data_ptr(), ctx.kept.data_ptr(),
             grad.data_ptr(), pointer(by_x), pointer(by_shared), by_weights.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         if failed:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffeo.kernels.maps import MapSpec
 from diffeo.kernels.network import Mapping
-from diffeo.kernels.wavenet import Dilated, read
+from diffeo.kernels.wavenet import Dilated, read, walk
 from diffeo.nets.activations import rate_for_width, soften
 
 __all__ = ["WaveNet"]
@@ -143,7 +143,8 @@ class WaveNet(nn.Module):
     def walk_fused(
         self, maps: Sequence[MapSpec], z: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor] | None:
-        """None: the plain walk must."""
+        """Walk and map z ``(rows, T)`` in one call, where the kernel for it is at hand; None elsewhere."""
+        return walk(self.structure, maps, z, self._shared(context, z.shape[1]), self._tensors())
 
     def walk_back(self, step: Callable[[int, Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> None:
         """Walk the transposed network from the last sample to the first, at the price of one backward pass.
