@@ -189,6 +189,18 @@ def test_a_batch_larger_than_the_data_is_all_of_it():
     assert result.steps == 3
 
 
+@pytest.mark.parametrize("parts", [2, 3, 7, 1000])
+def test_a_gradient_accumulated_over_portions_is_that_of_the_batch(parts):
+    flows = [Gaussian().double() for _ in range(2)]
+    x = data().double()
+    context = torch.randn_like(x)
+    results = [train(flow, x, context, accumulate=count) for flow, count in zip(flows, (1, parts), strict=True)]
+    torch.testing.assert_close(weights(flows[1]), weights(flows[0]), rtol=1e-9, atol=1e-12)
+    assert results[1].history[-1]["loss"] == pytest.approx(results[0].history[-1]["loss"])
+    with pytest.raises(ValueError, match="accumulate"):
+        train(flows[0], x, accumulate=0)
+
+
 def test_the_last_smaller_batch_is_dropped():
     assert train(Gaussian(), data(149), validation=0, epochs=1).steps == 2
 

@@ -443,6 +443,9 @@ def test_more_pixels_than_memory_go_to_a_nameless_file(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert isinstance(open_images(GREY / 255.0).pixels, np.memmap)
     assert (tmp_path / "home" / "diffeo").is_dir()
+    some = images.part(np.arange(99, -1, -3))
+    assert isinstance(some.pixels, np.memmap)
+    np.testing.assert_array_equal(some.pixels, images.pixels[99::-3])
     refused(GREY / 255.0, "cannot write", "bad.png", cache=folder / "bad.png")
 
 

@@ -97,7 +97,7 @@ def fit(
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data at most.")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Minutes of training at most.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Rows per step.  [default: 512; images: 128; audio: 8]")
+        int | None, typer.Option("--batch-size", help="Rows per step.  [default: 512; images: 64; audio: 8]")
     ] = None,
     lr: Annotated[
         float | None, typer.Option("--lr", help="The highest learning rate.  [default: 0.01, or 0.002]")
@@ -296,8 +296,8 @@ def check(
 ) -> None:
     """Say whether a run can be trusted.
 
-    Examines inverse, log-determinant, latents, samples and likelihood on a table, and gives a verdict. Given the table
-    of training, only the rows that were held out are used.
+    Examines inverse, log-determinant, latents, samples and likelihood on a table or on images, and gives a verdict.
+    Given the data of training, only the rows that were held out are used.
     """
     from diffeo.cli import show
     from diffeo.jobs import check_run

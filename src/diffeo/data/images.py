@@ -15,7 +15,7 @@ from diffeo.data.builtin import load_builtin
 from diffeo.data.folders import Progress
 from diffeo.data.mnist import VALIDATION, load_mnist
 from diffeo.data.pictures import PICTURES, Decoded, is_picture, read_pictures, resize
-from diffeo.data.pixels import chunks, complete, to_classes, to_pixels
+from diffeo.data.pixels import chunks, complete, gather, to_classes, to_pixels
 from diffeo.errors import UserError
 
 __all__ = ["IMAGE_SETS", "Images", "open_images"]
@@ -81,7 +81,8 @@ class Images:
     def part(self, rows: slice | np.ndarray) -> "Images":
         """Return the pictures of these rows, with their labels; of a slice no pixel is copied."""
         labels = None if self.labels is None else self.labels[rows]
-        return replace(self, pixels=self.pixels[rows], labels=labels, validation=0, test=None)
+        pixels = self.pixels[rows] if isinstance(rows, slice) else gather(self.pixels, rows)
+        return replace(self, pixels=pixels, labels=labels, validation=0, test=None)
 
     def split(self) -> tuple["Images", "Images | None", "Images | None"]:
         """Return the pictures to train on, those for validation and those for the test, as custom has it."""

@@ -8,7 +8,7 @@ from diffeo.data.arrays import check_numbers
 from diffeo.data.storage import allocate
 from diffeo.errors import UserError
 
-__all__ = ["chunks", "complete", "to_classes", "to_pixels"]
+__all__ = ["chunks", "complete", "gather", "to_classes", "to_pixels"]
 
 _CHUNK = 1 << 22  # values converted at a time
 
@@ -87,6 +87,16 @@ def to_classes(labels: np.ndarray, name: str, classes: np.ndarray | None = None)
         return labels, tuple(str(c) for c in classes)
     found, numbers = np.unique(labels, return_inverse=True)
     return numbers.astype(np.int64), tuple(str(label) for label in found)
+
+
+def gather(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the pictures of these rows; if they are too many for memory, mapped into it as the others are."""
+    gathered = allocate((len(rows), *pixels.shape[1:]))
+    start = 0
+    for part in chunks(gathered):
+        part[...] = pixels[rows[start : start + len(part)]]
+        start += len(part)
+    return gathered
 
 
 def chunks(array: np.ndarray) -> list[np.ndarray]:

@@ -1,22 +1,27 @@
-"""Whether a run can be trusted on a table."""
+"""Whether a run can be trusted on a table or on images."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffeo.errors import UserError
+from diffeo.jobs.images import hold_out
+from diffeo.jobs.pixels import ImageRun, open_image_run
 from diffeo.jobs.rows import ENOUGH, LARGE, draw_rows, split_rows
-from diffeo.jobs.runs import OpenRun, open_run
-from diffeo.report.check import FEWEST, check
+from diffeo.jobs.runs import OpenRun, open_run, run_kind
+from diffeo.report.check import FEWEST, IMAGES, check
 from diffeo.training.batches import fingerprint
 
 __all__ = ["check_run"]
 
 ROWS = 10_000
+MOST_IMAGES = 2_000  # drawing and classifying more would take minutes
 
 
 def check_run(
@@ -28,14 +33,14 @@ def check_run(
     seed: int = 0,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Examine a run on a table: numerics, latents, samples, likelihood, and a verdict.
+    """Examine a run on a table or on images: numerics, latents, samples, likelihood, and a verdict.
 
-    If the table is the one that the run was trained on, only the rows that were held out are used.
+    If the data are those that the run was trained on, only the rows that were held out are used.
 
     Args:
         run: a run directory.
-        source: what ``open_table`` takes.
-        rows: at most so many rows are used, drawn at random.
+        source: what ``open_table`` or ``open_images`` takes.
+        rows: at most so many rows or images are used, drawn at random.
         missing: what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
         seed: of the draws.
         device: where to compute; a GPU if there is one.
@@ -45,6 +50,8 @@ def check_run(
     """
     if rows < FEWEST:
         raise UserError(f"expected at least {FEWEST} rows to check by, got {rows}")
+    if run_kind(run) == "images":
+        return _check_images(open_image_run(run, device), source, rows, seed)
     model = open_run(run, device)
     schema = model.schema
     table = schema.open(source, missing=missing)
@@ -58,18 +65,39 @@ def check_run(
         if len(held_out) >= ENOUGH:
             which = "rows held out of training"
             x, context = x[held_out], None if context is None else context[held_out]
-    if len(x) > rows:
-        chosen = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(x))[:rows]))
-        x, context = x[chosen], None if context is None else context[chosen]
-        which = f"{rows:,} of {which}"
-    if len(x) < FEWEST:
-        raise UserError(f"{table.name}: has {len(x)} usable rows, expected at least {FEWEST} to check by")
+    x, context, which = _some(x, context, rows, which, table.name, seed)
     bounds = np.array([grid.low for grid in schema.discrete]), np.array([grid.high for grid in schema.discrete])
     report = check(model.flow, x, context, bounds=bounds, names=schema.feature_names, seed=seed)
     return {"run": os.fspath(run), "data": table.name, "which": which, "impossible_by_column": reasons, **report}
 
 
-def _trained_on(model: OpenRun) -> str | None:
+def _check_images(model: ImageRun, source: Any, most: int, seed: int) -> dict[str, Any]:
+    images, which = model.images(source), "all images"
+    if images.sha256 == _trained_on(model):
+        held_out = hold_out(images, model.provenance["seed"])[1]
+        which = "the images of training"
+        if len(held_out) >= ENOUGH:
+            images, which = held_out, "images held out of training"
+    x = torch.from_numpy(np.ascontiguousarray(images.pixels))
+    x, context, which = _some(x, model.context(images), min(most, MOST_IMAGES), which, images.name, seed)
+    names = [f"pixel {place}" for place in itertools.product(*map(range, model.shape))]
+    report = check(model.flow, x, context, box=(0.0, float(model.levels)), names=names, limits=IMAGES, seed=seed)
+    return {"run": model.path, "data": images.name, "which": which, "impossible_by_column": {}, **report}
+
+
+def _some(
+    x: Tensor, context: Tensor | None, most: int, which: str, name: str, seed: int
+) -> tuple[Tensor, Tensor | None, str]:
+    """Draw at most so many rows, and say which they are."""
+    if len(x) < FEWEST:
+        raise UserError(f"{name}: has {len(x)} usable rows, expected at least {FEWEST} to check by")
+    if len(x) <= most:
+        return x, context, which
+    chosen = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(x))[:most]))
+    return x[chosen], None if context is None else context[chosen], f"{most:,} of {which}"
+
+
+def _trained_on(model: OpenRun | ImageRun) -> str | None:
     data = model.provenance.get("data")
     if not isinstance(data, dict) or not isinstance(model.provenance.get("seed"), int):
         return None

@@ -82,7 +82,7 @@ def fit_data(
         label_pattern: the regular expression that finds a label in the name of a recording (``Audio.labelled``).
         epochs: the budget in epochs.
         minutes: the budget in minutes.
-        batch_size: rows per step; 512 by default, 128 images, 8 crops of audio.
+        batch_size: rows per step; 512 by default, 64 images, 8 crops of audio.
         lr: the highest learning rate.
         seed: decides the split, the initial weights, the order and the noise; 0 by default.
         device: where to train; a GPU if there is one.

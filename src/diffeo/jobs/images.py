@@ -18,10 +18,10 @@ from diffeo.jobs.material import Material
 from diffeo.jobs.rows import split_rows
 from diffeo.report import image_figures
 
-__all__ = ["ImageData", "one_hot", "shows_images"]
+__all__ = ["ImageData", "hold_out", "one_hot", "shows_images"]
 
-BATCH_SIZE = 128
-ALPHA = 0.05  # margin of the logit, as in RealNVP
+BATCH_SIZE = 64
+ALPHA = 2e-3  # margin of the logit: small enough to tell the lowest levels apart
 
 
 def shows_images(source: Any) -> bool:
@@ -78,10 +78,8 @@ class ImageData(Material):
         images = self.images
         if self.labelled and images.labels is None:
             raise UserError(f"{images.name}: no labels to condition on; put each class into a folder of its own")
-        train, valid, self.test = images.split()
-        if valid is None:
-            kept, held = split_rows(len(images), self.seed)
-            train, valid = images.part(kept.numpy()), images.part(held.numpy())
+        train, valid = hold_out(images, self.seed)
+        self.test = images.test
         self.rows, self.total = len(train), len(images)
         self.x, self.context = _pixels(train), self._labels(train)
         self.valid_x, self.valid_context = _pixels(valid), self._labels(valid)
@@ -101,19 +99,26 @@ class ImageData(Material):
         return "realnvp", {}
 
     def preprocessing(self, model: str) -> list[Any]:
-        """Dequantise; NICE then takes pixels in [0, 1] as its paper does, the others their logits."""
+        """Dequantise and standardise; what is not NICE takes logits, their pooled distribution made normal.
+
+        For NICE standardising changes no density that it can express, since a network's first and last layers can undo
+        it; but shifts are then of one size, whether a pixel spreads over 1/1000 or over 1. For the others, a background
+        of one level is uniform noise once dequantised, which affine maps alone would take for a Gaussian: a quarter of
+        a bit lost on each such pixel, or more.
+        """
         levels = self.images.levels
         steps: list[Any] = [["dequantize", {"step": 1.0}]]
-        if model == "nice":
-            return [*steps, ["rescale", {"low": 0.0, "high": float(levels)}]]
-        return [*steps, ["logit", {"low": 0.0, "high": float(levels), "alpha": ALPHA}], "standardize"]
+        if model != "nice":
+            steps.append(["logit", {"low": 0.0, "high": float(levels), "alpha": ALPHA}])
+            steps += [[name, {"shared": True}] for name in ("standardize", "gaussianize")]
+        return [*steps, "standardize"]
 
     def training(self, flow: Flow) -> dict[str, Any]:
         """Convolutions learn at a lower rate than the networks of tables."""
         assert flow.recipe is not None
         convolutional = flow.recipe["name"] in ("realnvp", "glow")
         return {
-            "lr": 2e-3 if convolutional else 1e-2,
+            "lr": 6e-3 if convolutional else 1e-2,
             "bfloat16": has_bfloat16(flow.base.device_marker.device),
         }
 
@@ -133,6 +138,15 @@ class ImageData(Material):
     def draw(self, run: Path, flow: Flow) -> list[str]:
         """Learning curve, samples beside data, a path in latent space, what each scale holds."""
         return image_figures.draw(run, flow, self.valid_x, self.valid_context, self.images.levels, self.seed)
+
+
+def hold_out(images: Images, seed: int) -> tuple[Images, Images]:
+    """The images to train on and those held out, by custom, or else a tenth drawn by the seed."""
+    train, valid, _ = images.split()
+    if valid is None:
+        kept, held = split_rows(len(images), seed)
+        train, valid = images.part(kept.numpy()), images.part(held.numpy())
+    return train, valid
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -40,6 +40,7 @@ class ImageRun:
     levels: int
     classes: tuple[str, ...]
     device: torch.device
+    provenance: dict[str, Any]
 
     def images(self, source: Any) -> Images:
         """Open images and prove that they are of this run's kind.
@@ -86,7 +87,7 @@ def open_image_run(run: str | os.PathLike[str], device: str | None = None) -> Im
     shape, classes = (channels, height, width), tuple(schema["classes"])
     if tuple(loaded.flow.event_shape) != shape or loaded.flow.context_shape != ((len(classes),) if classes else ()):
         raise UserError(f"{loaded.path}: model.json is damaged: its model does not fit its images; train again")
-    return ImageRun(os.fspath(run), loaded.flow, shape, schema["levels"], classes, place)
+    return ImageRun(os.fspath(run), loaded.flow, shape, schema["levels"], classes, place, loaded.provenance)
 
 
 def score_images(
@@ -257,8 +258,8 @@ def inpaint_image(
     context = None if labels is None else one_hot(labels, len(model.classes)).to(model.device)
     x = torch.from_numpy(np.ascontiguousarray(images.pixels)).to(model.device).float()
     seed_noise(model.device, derive(seed, "inpaint"))
-    found = inpaint(model.flow, x, hidden.to(model.device), context, high=float(model.levels), steps=steps)
-    pixels = to_pixels(found.x, model.levels)
+    found = inpaint(model.flow, x, hidden.to(model.device), context, high=model.levels - 1.0, steps=steps)
+    pixels = to_pixels(found.x.round(), model.levels)
     pixels = np.where(hidden.numpy(), pixels, images.pixels)
     if target.suffix.lower() == ".npz":
         save_npz(target, pixels, None, (), model.levels)

@@ -83,13 +83,16 @@ def event_shape(features: Features) -> tuple[int, ...]:
 
 
 def preprocessing(steps: Preprocess, shape: Sequence[int]) -> list[Transform]:
-    """Make the preprocessing of events of this shape, listed from the data inwards, in the order of generation."""
+    """Make the preprocessing of events of this shape, listed from the data inwards, in the order of generation.
+
+    With the argument ``shared`` all elements have the same map.
+    """
     made: list[Transform] = []
     for entry in steps:
         name, arguments = (entry, {}) if isinstance(entry, str) else (str(entry[0]), dict(entry[1]))
         if name not in PREPROCESS:
             raise ValueError(f"expected preprocessing among {', '.join(PREPROCESS)}, got {name!r}")
-        made.append(PREPROCESS[name](shape, **arguments))
+        made.append(PREPROCESS[name](() if arguments.pop("shared", False) else shape, **arguments))
     return made[::-1]
 
 

@@ -77,7 +77,7 @@ def draw(run: Path, flow: Flow, x: Tensor, context: Tensor | None, levels: int, 
     hidden[:, x.shape[2] // 2 :] = True
     shown = torch.where(hidden, 0.5 * top, x[:16])
     given = None if context is None else context[:16]
-    completed = inpaint(flow, x[:16], hidden, given, high=float(levels), steps=200).x
+    completed = inpaint(flow, x[:16], hidden, given, high=levels - 1.0, steps=200).x
     boards({"data": x[:16], "hidden": shown, "completed": completed}, top, path("inpainting"), side=4)
     return drawn
 

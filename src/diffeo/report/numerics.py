@@ -49,13 +49,19 @@ def round_trip(flow: Flow, x: Tensor, context: Tensor | None, mean: Tensor, std:
 
 @torch.no_grad()
 def off_data(
-    flow: Flow, context: Tensor | None, mean: Tensor, std: Tensor, rows: int, generator: np.random.Generator
+    flow: Flow,
+    context: Tensor | None,
+    mean: Tensor,
+    std: Tensor,
+    box: tuple[Tensor, Tensor],
+    rows: int,
+    generator: np.random.Generator,
 ) -> dict[str, Any]:
-    """Return the round trip's error on points uniform in [-10, 10]^D (standardised units), far off the data."""
-    uniform = torch.from_numpy(generator.uniform(-10, 10, (rows, *mean.shape))).to(mean)
+    """Return the round trip's error on points uniform in a box, (low, high) of the event's shape, far off the data."""
+    uniform = torch.from_numpy(generator.uniform(0, 1, (rows, *mean.shape))).to(mean)
     if context is not None:
         context = context[torch.from_numpy(generator.integers(len(context), size=rows)).to(context.device)]
-    return round_trip(flow, mean + std * uniform, context, mean, std)
+    return round_trip(flow, box[0] + (box[1] - box[0]) * uniform, context, mean, std)
 
 
 def log_det_error(flow: Flow, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:

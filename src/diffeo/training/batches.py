@@ -4,7 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +40,15 @@ class Batch(NamedTuple):
     context: Tensor | None
     total: int
     rows: Tensor | None
+
+    def portions(self, count: int) -> "Iterator[Batch]":
+        """Yield the batch in so many parts of about the same size, fewer if it has fewer rows."""
+        ends = [len(self.x) * part // count for part in range(count + 1)]
+        for part in (slice(start, end) for start, end in pairwise(ends) if start < end):
+            x, context, total, rows = self
+            yield Batch(
+                x[part], None if context is None else context[part], total, None if rows is None else rows[part]
+            )
 
 
 class Rows:

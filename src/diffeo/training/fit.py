@@ -113,6 +113,7 @@ def fit(
     clip: float = 10.0,
     ema: float = 0.999,
     bfloat16: bool = False,
+    accumulate: int = 1,
     patience: float | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -144,6 +145,8 @@ def fit(
         ema: the decay of the average; 0 for the weights themselves.
         bfloat16: multiply in bfloat16 within the networks, in training alone; weights, maps and log-determinants stay
             as they are.
+        accumulate: take the gradient of a step over so many portions of the batch, one after the other, where it does
+            not fit into memory at once.
         patience: epochs without a better validation loss that end the training; ``math.inf`` for never. By default a
             tenth of the epochs, but at least 10 epochs and 300 steps.
         seed: decides the split, the order and the noise. The same call gives the same weights, on the same processor
@@ -159,7 +162,10 @@ def fit(
     Raises:
         UserError: if ``out`` cannot be written or resumed, or the training breaks down (the message says where).
     """
-    for name, number, low in (("lr", lr, 0.0), ("clip", clip, 0.0), ("epochs", epochs, 0), ("minutes", minutes, 0.0)):
+    for name, number, low in (
+        ("lr", lr, 0.0), ("clip", clip, 0.0), ("epochs", epochs, 0), ("minutes", minutes, 0.0),
+        ("accumulate", accumulate, 0),
+    ):  # fmt: skip
         if number is not None and not number > low:
             raise ValueError(f"expected {name} > {low}, got {number}")
     if not 0 <= warmup < 1:
@@ -178,7 +184,8 @@ def fit(
         validation=valid.fingerprint if out and valid else None,
         held_out=validation if isinstance(validation, float | int) else None,
         epochs=epochs, minutes=minutes, batch_size=batch_size, lr=lr, weight_decay=weight_decay, warmup=warmup,
-        clip=clip, ema=ema, bfloat16=bfloat16, patience=patience, seed=seed, processes=world.size,
+        clip=clip, ema=ema, bfloat16=bfloat16, accumulate=accumulate, patience=patience, seed=seed,
+        processes=world.size,
     )  # fmt: skip
     store = Store(out, resume=resume, every=checkpoint_every, settings=settings, writes=world.leads)
 
@@ -226,11 +233,14 @@ def fit(
                 seed_noise(device, noise)
                 kept = [buffer.clone() for buffer in moving]
 
-                with half_precision(bfloat16):
-                    losses = model(batch.x, batch.context)
-                loss = losses.sum() * (world.size / batch.total)  # the mean over processes is then that over all rows
                 optimizer.zero_grad()
-                loss.backward()
+                loss = first.new_zeros((), device=device)
+                for part in batch.portions(accumulate):
+                    with half_precision(bfloat16):
+                        losses = model(part.x, part.context)
+                    share = losses.sum() * (world.size / batch.total)  # the mean over processes is that over all rows
+                    share.backward()
+                    loss += share.detach()
                 gradients = [p.grad for p in parameters if p.grad is not None]
                 norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
                 loss_value, norm_value, state.seconds, stop = world.agree(
