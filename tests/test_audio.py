@@ -16,6 +16,7 @@ from diffeo.data import Audio, fsdd, open_audio, save_wavs, storage
 from diffeo.errors import UserError
 from diffeo.jobs import fit_data, info, sample_audio, score_audio
 from diffeo.jobs.audio import Crops, SoundFormat
+from diffeo.report import audio_figures
 
 RATE, HOP = 1000, 10
 SMALL = {"channels": 4, "layers": 3, "cycles": 1, "skip": 8, "hop": HOP}
@@ -406,6 +407,26 @@ def test_clips_shorter_than_the_receptive_field(runs, tmp_path):
     )
     kept = info(tmp_path / "r")["metrics"]["notes"]
     assert any("shorter than the" in note for note in [*notes, *kept])
+
+
+def test_digital_silence_has_a_finite_likelihood(runs, tmp_path):
+    sound = tone(0.3)
+    sound[:200] = 0
+    write(tmp_path / "low_quiet.wav", sound)
+    for run in (runs.run, runs.plain):
+        bits = score_audio(run, tmp_path / "low_quiet.wav", tmp_path / "s.csv", force=True)["bits_per_sample"]
+        assert 0 < bits < 20
+
+
+def test_figures_of_three_sets(tmp_path):
+    sets = {name: torch.randn(4, 500) / 10 for name in ("data", "teacher", "student")}
+    sets["student"][0, 3] = torch.nan
+    audio_figures.sounds(sets, RATE, tmp_path / "sounds.png")
+    bits = {name: np.append(part.std(1).numpy(), np.nan) for name, part in sets.items()}
+    audio_figures.likelihoods(bits, tmp_path / "likelihoods.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"sounds.png", "likelihoods.png"}
+    with pytest.raises(ValueError, match="at most 3 sets"):
+        audio_figures.likelihoods({**bits, "fourth": bits["data"]}, tmp_path / "more.png")
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def sounds(parts: Mapping[str, Tensor], rate: int, path: str | Path) -> None:
         grid = drawing.subplots(
             2 * rows, len(parts), squeeze=False, gridspec_kw={"height_ratios": [1, 2] * rows}, sharex=True
         )
-        for column, (name, colour) in enumerate(zip(parts, _COLOURS, strict=False)):
+        for column, (name, colour) in enumerate(_coloured(parts).items()):
             grid[0, column].set_title(name)
             for row in range(rows):
                 wave, spectrogram = grid[2 * row, column], grid[2 * row + 1, column]
@@ -119,7 +119,8 @@ def likelihoods(parts: Mapping[str, np.ndarray], path: str | Path) -> None:
     edges = np.linspace(low - margin, high + margin, int(np.clip(2.5 * len(every) ** (1 / 3), 8, 40)) + 1)
     with figure(path, (6.4, 3.4)) as drawing:
         axes = drawing.add_subplot()
-        for (name, part), colour in zip(values.items(), _COLOURS, strict=False):
+        for name, colour in _coloured(parts).items():
+            part = values[name]
             mean = f": {part.mean():.2f} on average" if len(part) else ": none is finite"
             weights = np.full(len(part), 1 / max(1, len(part)))
             axes.hist(part, bins=edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.3, lw=0)
@@ -127,3 +128,10 @@ def likelihoods(parts: Mapping[str, np.ndarray], path: str | Path) -> None:
         axes.set_xlabel("bits per sample under the model")
         axes.set_ylabel("share of sounds")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(parts), borderaxespad=0)
+
+
+def _coloured(parts: Mapping[str, object]) -> dict[str, str]:
+    """A colour for each set."""
+    if len(parts) > len(_COLOURS):
+        raise ValueError(f"expected at most {len(_COLOURS)} sets, got {', '.join(parts)}")
+    return dict(zip(parts, _COLOURS, strict=False))
