@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import diffeo
-from diffeo.nets import MADE, MLP, ResNet
+from diffeo.nets import MADE, MLP, ResNet, WaveNet
 from diffeo.recipes import images
 from diffeo.transforms import (
     LU,
@@ -25,6 +25,7 @@ from diffeo.transforms import (
     Gaussianize,
     Inverse,
     Logit,
+    MixtureOfLogistics,
     Part,
     Permutation,
     RationalQuadraticSpline,
@@ -46,17 +47,19 @@ UNIVARIATES = {
     "scale": Scale,
     "affine": Affine,
     "spline": RationalQuadraticSpline,
+    "logistics": lambda: MixtureOfLogistics(3),
     "spline-affine": lambda: Composed(RationalQuadraticSpline(), Affine()),
 }
 
 
 @dataclass
 class Case:
-    """A transform to be made, the shape of its events, and whether it uses a context of ``CONTEXT`` numbers."""
+    """A transform to be made, the shape of its events, whether it uses a context, and the shape of that."""
 
     make: Callable[[], Transform]
     event_shape: tuple[int, ...]
     contextual: bool = False
+    context_shape: tuple[int, ...] = (CONTEXT,)
 
 
 def coupling(univariate: Univariate, mask: Tensor, context: int = 0) -> Coupling:
@@ -78,6 +81,11 @@ def convolutional(univariate: Univariate, mask: Tensor, context: int = 0, **net:
 def recipe(name: str, shape: tuple[int, ...], context: int = 0, **arguments: Any) -> Transform:
     small = {"hidden": (6,), "activation": "silu", "transforms": 2, **arguments}
     return diffeo.build(name, {"features": shape, "context": context, **small}).transform
+
+
+def over_time(univariate: Univariate, context: int = 0, hop: int = 1, **net: Any) -> Autoregressive:
+    small = {"channels": 4, "layers": 2, "cycles": 2, "skip": 6, **net}
+    return Autoregressive(univariate, WaveNet(univariate.size, context=context, hop=hop, **small))
 
 
 CASES: dict[str, Case] = {
@@ -144,6 +152,9 @@ CASES: dict[str, Case] = {
     "maf-one-feature": Case(lambda: autoregressive(Affine(), 1, (8, 8)), (1,)),
     "maf-one-feature-context": Case(lambda: autoregressive(RationalQuadraticSpline(), 1, (8, 8), CONTEXT), (1,), True),
     "nsf-narrow": Case(lambda: autoregressive(RationalQuadraticSpline(), 24, (16, 16)), (24,)),
+    **{f"wavenet-{name}": Case(lambda u=u: over_time(u()), (7,)) for name, u in UNIVARIATES.items()},
+    "wavenet-context": Case(lambda: over_time(Affine(), 3, 16), (7,), True, (3, 1)),
+    "wavenet-taps": Case(lambda: over_time(Affine(), layers=1, kernel=4), (7,)),
     "chain": Case(
         lambda: Chain(
             [
@@ -194,7 +205,7 @@ def inputs(name: str, batch: tuple[int, ...], dtype: torch.dtype = torch.float64
     """Random events of both tails and the middle, and a context where the case takes one."""
     this = case(name)
     value = 1.5 * torch.randn(*batch, *this.event_shape, dtype=torch.float64)
-    context = torch.randn(*batch, CONTEXT, dtype=torch.float64) if this.contextual else None
+    context = torch.randn(*batch, *this.context_shape, dtype=torch.float64) if this.contextual else None
     if name == "inverse-logit":  # its z-side is the bounded one
         value = 1 + 1.9 * torch.tanh(value)
     return value.to(dtype), None if context is None else context.to(dtype)

@@ -156,7 +156,7 @@ def complete(runs, folder, mask):
         (lambda runs, tmp: sample_images(runs / "digits", 3, tmp / "x.png", given={"label": "7"}), "not conditional"),
         (lambda runs, tmp: fit_data(runs / "squares.npz", tmp / "r", context=["x"]), "label alone"),
         (lambda runs, tmp: fit_data(np.zeros((20, 8, 8), np.uint8), tmp / "r", context=["label"]), "no labels"),
-        (lambda runs, tmp: fit_data("digits", tmp / "r", drop=["x"]), "images have no columns"),
+        (lambda runs, tmp: fit_data("digits", tmp / "r", drop=["x"]), "is for tables, and these data are images"),
         (lambda runs, tmp: complete(runs, tmp, np.ones((1, 8, 8), np.uint8)), "hides"),
         (lambda runs, tmp: complete(runs, tmp, np.ones((1, 6, 6), np.uint8)), "mask of"),
     ],

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffeo.data import Images, open_images, save_grid, save_npz, save_pngs, storage
+from diffeo.data import Images, folders, open_images, save_grid, save_npz, save_pngs, storage
 from diffeo.data import mnist as mnist_module
-from diffeo.data import pictures as pictures_module
 from diffeo.errors import UserError
 
 GENERATOR = np.random.default_rng(0)
@@ -433,7 +432,7 @@ def test_parts_keep_labels():
 
 def test_more_pixels_than_memory_go_to_a_nameless_file(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "MEMORY", 100)
-    monkeypatch.setattr(pictures_module, "_AHEAD", 7)
+    monkeypatch.setattr(folders, "_AHEAD", 7)
     folder = many(tmp_path / "set")
     (folder / "bad.png").write_text("hello")
     images = open_images(folder, cache=tmp_path / "cache")

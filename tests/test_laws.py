@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from cases import CASES, CONTEXT, NAMES, autoregressive, case, inputs, make, randomise
+from cases import CASES, CONTEXT, NAMES, Case, autoregressive, case, inputs, make, randomise
 from diffeo.nets import MADE
 from diffeo.nets.made import spread_degrees
 from diffeo.transforms import (
@@ -146,25 +146,28 @@ def test_incremental_reading_equals_the_parallel_one(name):
         assert relative(log_det, -transform.inverse_and_log_det(naive, context)[1]) <= tolerance
 
 
-def dependence(transform: Transform, features: int, context: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def dependence(transform: Transform, this: Case) -> tuple[torch.Tensor, torch.Tensor]:
     """Largest absolute Jacobian entries of the map x -> z over many points, for inputs and for the context."""
+    (features,) = this.event_shape
     x = torch.randn(64, features, dtype=torch.float64, requires_grad=True)
-    given = torch.randn(64, CONTEXT, dtype=torch.float64, requires_grad=True) if context else None
+    given = torch.randn(64, *this.context_shape, dtype=torch.float64, requires_grad=True) if this.contextual else None
     z = transform.inverse(x, given)
     by_x, by_context = [], []
     for i in range(features):
         grads = torch.autograd.grad(
-            z[:, i].sum(), (x, given) if context else (x,), retain_graph=True, allow_unused=True
+            z[:, i].sum(), (x, given) if this.contextual else (x,), retain_graph=True, allow_unused=True
         )
         by_x.append(grads[0].abs().amax(0))
-        by_context.append(torch.zeros(CONTEXT) if len(grads) < 2 or grads[1] is None else grads[1].abs().amax(0))
+        by_context.append(
+            torch.zeros(this.context_shape) if len(grads) < 2 or grads[1] is None else grads[1].abs().amax(0)
+        )
     return torch.stack(by_x), torch.stack(by_context)
 
 
 @pytest.mark.parametrize("name", AUTOREGRESSIVE)
 def test_each_output_depends_on_exactly_the_earlier_inputs_and_on_the_context(name):
     features = CASES[name].event_shape[0]
-    by_x, by_context = dependence(make(name), features, CASES[name].contextual)
+    by_x, by_context = dependence(make(name), CASES[name])
     later = torch.ones(features, features).triu(1).bool()
     assert (by_x[later] == 0).all()
     assert (by_x[~later] > 0).all()
@@ -178,7 +181,7 @@ def test_each_output_depends_on_exactly_the_earlier_inputs_and_on_the_context(na
 def test_each_coupled_output_depends_on_itself_and_on_the_kept_part(name):
     transform = make(name)
     features, mask = case(name).event_shape[0], transform.mask
-    by_x, by_context = dependence(transform, features, case(name).contextual)
+    by_x, by_context = dependence(transform, case(name))
     expected = torch.eye(features).bool() | (~mask[:, None] & mask[None, :])
     assert torch.equal(by_x > 0, expected)
     if case(name).contextual:
@@ -190,7 +193,7 @@ def test_masks_hold_whatever_the_weights():
     transform = make("maf-affine")
     for parameter in transform.parameters():
         parameter.data.fill_(1.0)
-    by_x, _ = dependence(transform, 6, False)
+    by_x, _ = dependence(transform, CASES["maf-affine"])
     assert (by_x.triu(1) == 0).all()
 
 

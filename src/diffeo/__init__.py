@@ -11,11 +11,13 @@ __version__ = "0.1.0"
 _HOME = {
     **dict.fromkeys(("Flow", "FlowDistribution", "bits_per_dim"), "flow"),
     **dict.fromkeys(("StandardNormal", "StandardLogistic", "Uniform", "GaussianMixture"), "bases"),
-    **dict.fromkeys(("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf", "glow"), "recipes"),
-    **dict.fromkeys(("Objective", "MaximumLikelihood"), "objectives"),
+    **dict.fromkeys(
+        ("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf", "glow", "wavenet", "parallel_wavenet"), "recipes"
+    ),
+    **dict.fromkeys(("Objective", "MaximumLikelihood", "ConditionalKL", "PowerLoss"), "objectives"),
     **dict.fromkeys(("fit", "load_run"), "training"),
     "inpaint": "inpainting",
-    **dict.fromkeys(("transforms", "nets", "data"), ""),
+    **dict.fromkeys(("transforms", "nets", "data", "spectral"), ""),
 }
 
 __all__ = [*_HOME, "UserError"]
@@ -23,12 +25,12 @@ __all__ = [*_HOME, "UserError"]
 from diffeo.errors import UserError
 
 if TYPE_CHECKING:
-    from diffeo import data, nets, transforms
+    from diffeo import data, nets, spectral, transforms
     from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal, Uniform
     from diffeo.flow import Flow, FlowDistribution, bits_per_dim
     from diffeo.inpainting import inpaint
-    from diffeo.objectives import MaximumLikelihood, Objective
-    from diffeo.recipes import RECIPES, build, glow, iaf, maf, nice, nsf, realnvp
+    from diffeo.objectives import ConditionalKL, MaximumLikelihood, Objective, PowerLoss
+    from diffeo.recipes import RECIPES, build, glow, iaf, maf, nice, nsf, parallel_wavenet, realnvp, wavenet
     from diffeo.training.fit import fit
     from diffeo.training.run import load_run
 

@@ -2,13 +2,15 @@
 
 import errno
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffeo.errors import UserError
 
-__all__ = ["SUFFIX", "atomic_write", "check_writable", "remove_leftovers", "unwritable"]
+__all__ = ["SUFFIX", "atomic_folder", "atomic_write", "check_writable", "remove_leftovers", "unwritable"]
 
 SUFFIX = ".tmp"
 
@@ -68,6 +70,38 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename in (None, str(temporary), str(target), temporary):
             raise unwritable(path, error) from error
         raise
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str], names: str, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder; when the block ends well, rename it to ``path``, else remove it.
+
+    Args:
+        path: a folder that does not exist, or is empty.
+        names: a regular expression; with ``force`` a folder is replaced that holds nothing but files with such names.
+        force: replace it.
+
+    Raises:
+        UserError: if the folder holds anything, or (with ``force``) anything else, or cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    temporary, replaced = (target.with_name(f"{target.name}.{word}.{os.getpid()}{SUFFIX}") for word in ("new", "old"))
+    try:
+        held = [entry.name for entry in target.iterdir()] if target.exists() else []
+        if held and not force:
+            raise UserError(f"{os.fspath(path)}: holds files already; choose another folder or replace it with --force")
+        if strange := next((name for name in held if not re.fullmatch(names, name)), None):
+            raise UserError(f"{os.fspath(path)}: holds {strange!r}, so it is not replaced; choose another folder")
+        temporary.mkdir(parents=True)
+        yield temporary
+        if held:  # moved away first: a kill while it is being deleted must not leave half of it under its name
+            os.replace(target, replaced)
+        os.replace(temporary, target)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:

@@ -22,8 +22,10 @@ _PORTION = 16384
 _ELEMENTS = 2**20
 
 
-def bits_per_dim(log_prob: Tensor, dims: int) -> Tensor:
-    """Bits per dimension, -log p / (D ln 2), of log-likelihoods in nats of examples of ``dims`` = D elements.
+def bits_per_dim(log_prob: Tensor, dims: int, step: float = 1.0) -> Tensor:
+    """Bits per dimension, -log p / (D ln 2) - log2 step, of log-likelihoods in nats of ``dims`` = D elements.
+
+    They are those of values that lie ``step`` apart, in the units of the density: 2^-15 of 16-bit sound in [-1, 1).
 
     For pixels of 0 .. 255 the density must be that of the values themselves, dequantised to unit steps (``Dequantize``
     and whatever rescales inside the flow): then a model that knows nothing has exactly 8 bits, and the figure is an
@@ -34,7 +36,7 @@ def bits_per_dim(log_prob: Tensor, dims: int) -> Tensor:
     """
     if dims < 1:
         raise ValueError(f"expected dims >= 1, got {dims}")
-    return -log_prob / (dims * math.log(2))
+    return -log_prob / (dims * math.log(2)) - math.log2(step)
 
 
 class Flow(nn.Module):
@@ -116,7 +118,7 @@ class Flow(nn.Module):
         with torch.no_grad():
             z, batch = self._noise(shape, context)
             rows, given, _ = self._rows(z, context, self.base.event_shape, "z", batch)
-            (x,) = self._portions(lambda z, c: (self.transform.forward(z, self._context(c)),), rows, given)
+            (x,) = self._portions(lambda z, c: (self.transform.forward(z, self.normalize_context(c)),), rows, given)
             return x.reshape(*batch, *self.event_shape)
 
     def sample_and_log_prob(
@@ -131,25 +133,47 @@ class Flow(nn.Module):
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Normalize: z = f^-1(x)."""
         rows, given, batch = self._rows(x, context, self.event_shape, "x")
-        (z,) = self._portions(lambda x, c: (self.transform.inverse(x, self._context(c)),), rows, given)
+        (z,) = self._portions(lambda x, c: (self.transform.inverse(x, self.normalize_context(c)),), rows, given)
         return z.reshape(*batch, *self.base.event_shape)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Generate: x = f(z)."""
         rows, given, batch = self._rows(z, context, self.base.event_shape, "z")
-        (x,) = self._portions(lambda z, c: (self.transform.forward(z, self._context(c)),), rows, given)
+        (x,) = self._portions(lambda z, c: (self.transform.forward(z, self.normalize_context(c)),), rows, given)
         return x.reshape(*batch, *self.event_shape)
+
+    def resized(self, event_shape: Sequence[int], context_shape: Sequence[int] = ()) -> Flow:
+        """The same density of examples of another shape; parameters and statistics are shared, not copied.
+
+        For transforms that know no size, such as those of the recipes of audio, where the number of samples may vary.
+
+        Args:
+            event_shape: the shape of one example, of data and of noise.
+            context_shape: the shape of one context, ``()`` for none.
+
+        Raises:
+            ValueError: for noise with parameters of its own, which have a shape.
+        """
+        if any(True for _ in self.base.parameters()) or self.base.event_shape != self.event_shape:
+            raise ValueError(f"expected noise that has any shape, got {type(self.base).__name__}")
+        base = type(self.base)(event_shape).to(self.base.device_marker)
+        flow = Flow(base, self.transform, None, context_shape, self.context_transform)
+        flow.training = self.training
+        if self.recipe is not None:
+            features = list(event_shape) if len(event_shape) > 1 else event_shape[0]
+            flow.recipe = {**self.recipe, "arguments": {**self.recipe["arguments"], "features": features}}
+        return flow
 
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """The density given a context, as a ``torch.distributions.Distribution``."""
         return FlowDistribution(self, context)
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
-        z, log_det = self.transform.inverse_and_log_det(x, self._context(context))
+        z, log_det = self.transform.inverse_and_log_det(x, self.normalize_context(context))
         return (self.base.log_prob(z) + log_det,)
 
     def _generate(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, log_det = self.transform.forward_and_log_det(z, self._context(context))
+        x, log_det = self.transform.forward_and_log_det(z, self.normalize_context(context))
         return x, self.base.log_prob(z) - log_det
 
     def _portions(
@@ -165,7 +189,8 @@ class Flow(nn.Module):
         ]
         return [torch.cat(column) for column in zip(*parts, strict=True)]
 
-    def _context(self, context: Tensor | None) -> Tensor | None:
+    def normalize_context(self, context: Tensor | None) -> Tensor | None:
+        """Give the context as the transform sees it."""
         if context is None or self.context_transform is None:
             return context
         return self.context_transform.inverse(context)

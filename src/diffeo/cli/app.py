@@ -16,7 +16,7 @@ from diffeo.cli import parse
 from diffeo.errors import UserError
 
 app = typer.Typer(
-    help="Normalizing flows: learn the density of a table or of images, score them, draw new ones.",
+    help="Normalizing flows: learn the density of a table, of images or of audio, score them, draw new ones.",
     add_completion=False,
     rich_markup_mode=None,  # plain help: rich would double its time
     pretty_exceptions_enable=False,
@@ -25,8 +25,8 @@ app = typer.Typer(
 
 DATA_HELP = (
     "A table (.csv .csv.gz .tsv .parquet .feather .npy .npz), images (a folder of .png or .jpg, .npy or .npz of rank 3 "
-    "or 4), or a built-in set: moons, rings, checkerboard, 8gaussians, pinwheel, spirals, wine, breast_cancer; images: "
-    "digits, mnist."
+    "or 4), audio (a folder of .wav, .flac or .ogg, or a pattern of paths), or a built-in set: moons, rings, "
+    "checkerboard, 8gaussians, pinwheel, spirals, wine, breast_cancer; images: digits, mnist; audio: fsdd."
 )
 Run = Annotated[Path, typer.Argument(help="A run directory, as 'diffeo fit' makes.", metavar="RUN")]
 Data = Annotated[str, typer.Argument(help=DATA_HELP, metavar="DATA")]
@@ -66,23 +66,42 @@ def fit(
     out: Annotated[Path, typer.Option("--out", "-o", help="The run directory to make.", metavar="RUN")],
     model: Annotated[
         str | None,
-        typer.Option("--model", help="nice, realnvp, glow, maf, iaf or nsf; chosen for the data by default."),
+        typer.Option("--model", help="nice, realnvp, glow, maf, iaf, nsf or wavenet; chosen for the data by default."),
     ] = None,
     context: Annotated[
         list[str] | None,
-        typer.Option("--context", help="Columns that the density is conditional on; of images: label.", metavar="COLS"),
+        typer.Option(
+            "--context",
+            help="Columns that the density is conditional on; of images: label; of audio: mel, label.",
+            metavar="COLS",
+        ),
     ] = None,
     drop: Annotated[list[str] | None, typer.Option("--drop", help="Columns to leave out.", metavar="COLS")] = None,
     drop_missing: DropMissing = False,
     size: Annotated[
         str | None, typer.Option("--size", help="Bring pictures to this side, or height,width.", metavar="N[,N]")
     ] = None,
+    rate: Annotated[
+        int | None, typer.Option("--rate", help="Bring audio to so many samples per second.", metavar="HZ")
+    ] = None,
+    crop: Annotated[
+        float | None, typer.Option("--crop", help="Seconds of audio in an example.  [default: 1]", metavar="SECONDS")
+    ] = None,
+    mels: Annotated[
+        int | None, typer.Option("--mels", help="Log-mel channels.  [default: 40; from 12 kHz on: 80]")
+    ] = None,
+    label_pattern: Annotated[
+        str | None,
+        typer.Option("--label-pattern", help="Finds a label in the name of a recording.", metavar="REGEX"),
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data at most.")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Minutes of training at most.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Rows per step.  [default: 512; images: 64]")
+        int | None, typer.Option("--batch-size", help="Rows per step.  [default: 512; images: 64; audio: 8]")
     ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="The highest learning rate.  [default: 0.01]")] = None,
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="The highest learning rate.  [default: 0.01, or 0.002]")
+    ] = None,
     hidden: Annotated[
         str | None, typer.Option("--hidden", help="Widths of the hidden layers.", metavar="N,N,...")
     ] = None,
@@ -98,7 +117,7 @@ def fit(
     device: Device = None,
     as_json: Json = False,
 ) -> int:
-    """Learn the density of a table or of images.
+    """Learn the density of a table, of images or of audio.
 
     Trains, validates on a tenth of the rows, keeps the best weights and draws figures. Interrupt it with Ctrl-C: the
     best so far is kept, and --resume goes on.
@@ -112,7 +131,8 @@ def fit(
 
     summary = fit_data(
         data, out, model=model, arguments=given, context=parse.columns(context), drop=parse.columns(drop),
-        missing="drop" if drop_missing else "error", size=parse.whole_numbers(size, "--size") or (), epochs=epochs,
+        missing="drop" if drop_missing else "error", size=parse.whole_numbers(size, "--size") or (), rate=rate,
+        crop=crop, mels=mels, label_pattern=label_pattern, epochs=epochs,
         minutes=minutes, batch_size=batch_size, lr=lr, seed=seed, device=device, resume=resume, force=force,
         figures=figures, progress=True, say=_note,
     )  # fmt: skip
@@ -141,7 +161,7 @@ def score(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Write the log-likelihood of every row or image.
+    """Write the log-likelihood of every row, image or recording.
 
     The result has a column 'log_likelihood', in nats and in the units of the table, rows in order. Rows with a value
     that the model rules out (a level never seen, a fraction in a column of whole numbers) get -inf.
@@ -151,12 +171,14 @@ def score(
 
     from diffeo.cli import show
     from diffeo.cli.progress import RowsBar
-    from diffeo.jobs import is_image_run, score_images, score_table
+    from diffeo.jobs import run_kind, score_audio, score_images, score_table
 
-    if is_image_run(run):
+    kind = run_kind(run)
+    if kind != "table":
+        job, shown = (score_images, show.score_images) if kind == "images" else (score_audio, show.score_audio)
         with RowsBar("scored") as bar:
-            summary = score_images(run, data, out, seed=seed, device=device, force=force, progress=bar)
-        _print(summary, as_json, show.score_images, results_on_stdout=_is_stdout(out))
+            summary = job(run, data, out, seed=seed, device=device, force=force, progress=bar)
+        _print(summary, as_json, shown, results_on_stdout=_is_stdout(out))
         return
     with RowsBar("scored") as bar:
         summary = score_table(
@@ -178,28 +200,45 @@ def sample(
         typer.Option("--given", help="A context column's value, for a conditional model.", metavar="COL=VALUE"),
     ] = None,
     given_file: Annotated[
-        str | None, typer.Option("--given-file", help="A table of contexts instead.", metavar="DATA")
+        str | None,
+        typer.Option("--given-file", help="A table of contexts instead; recordings for their mel.", metavar="DATA"),
+    ] = None,
+    length: Annotated[
+        float | None, typer.Option("--seconds", help="How long sounds shall be.", metavar="SECONDS")
     ] = None,
     force: Force = False,
     seed: Seed = 0,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Draw new rows or images.
+    """Draw new rows, images or sounds.
 
     Rows have the columns, types and order of the training table; no value leaves the range seen there. Images are
-    written as a grid (--out x.png), an array (x.npz) or a folder of pngs.
+    written as a grid (--out x.png), an array (x.npz) or a folder of pngs, sounds as a folder of wavs.
     """
     _check_out(out, as_json)
 
     from diffeo.cli import show
     from diffeo.cli.progress import RowsBar
-    from diffeo.jobs import is_image_run, sample_images, sample_table
+    from diffeo.jobs import run_kind, sample_audio, sample_images, sample_table
 
-    if is_image_run(run):
-        labels = dict(pair.split("=", 1) for pair in given or () if "=" in pair)
+    kind = run_kind(run)
+    if length is not None and kind != "audio":
+        raise UserError(f"--seconds is for sounds; {run} was trained on {kind}")
+    if kind == "audio":
         with RowsBar("drew") as bar:
-            summary = sample_images(run, number, out, given=labels, seed=seed, device=device, force=force, progress=bar)
+            summary = sample_audio(
+                run, number, out, length=length, given=parse.texts(given, "--given"), given_from=given_file, seed=seed,
+                device=device, force=force, progress=bar,
+            )  # fmt: skip
+        _print(summary, as_json, show.sample_audio)
+        return
+    if kind == "images":
+        with RowsBar("drew") as bar:
+            summary = sample_images(
+                run, number, out, given=parse.texts(given, "--given"), seed=seed, device=device, force=force,
+                progress=bar,
+            )  # fmt: skip
         _print(summary, as_json, show.sample_images)
         return
     values = parse.numbers(given, "--given")

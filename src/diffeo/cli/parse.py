@@ -9,7 +9,7 @@ from typing import Any
 
 from diffeo.errors import UserError
 
-__all__ = ["assignments", "columns", "numbers", "whole_numbers"]
+__all__ = ["assignments", "columns", "numbers", "texts", "whole_numbers"]
 
 
 def columns(words: Sequence[str] | None) -> list[str]:
@@ -33,17 +33,25 @@ def whole_numbers(text: str | None, option: str) -> list[int] | None:
     return sizes
 
 
-def assignments(words: Sequence[str] | None, option: str) -> dict[str, Any]:
-    """Return names and values from options such as ``--set bins=16 --set activation=silu``; values are JSON or text."""
+def texts(words: Sequence[str] | None, option: str) -> dict[str, str]:
+    """Return names and texts from options such as ``--given label=left``."""
     result = {}
     for word in words or []:
         name, equals, value = word.partition("=")
         if not (name and equals):
             raise UserError(f"expected {option} NAME=VALUE, got {word!r}")
+        result[name.strip()] = value
+    return result
+
+
+def assignments(words: Sequence[str] | None, option: str) -> dict[str, Any]:
+    """Return names and values from options such as ``--set bins=16 --set activation=silu``; values are JSON or text."""
+    result: dict[str, Any] = {}
+    for name, value in texts(words, option).items():
         try:
-            result[name.strip()] = json.loads(value)
+            result[name] = json.loads(value)
         except ValueError:
-            result[name.strip()] = value
+            result[name] = value
     return result
 
 

@@ -7,7 +7,18 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["check", "fit", "info", "inpaint", "sample", "sample_images", "score", "score_images"]
+__all__ = [
+    "check",
+    "fit",
+    "info",
+    "inpaint",
+    "sample",
+    "sample_audio",
+    "sample_images",
+    "score",
+    "score_audio",
+    "score_images",
+]
 
 SHOWN = 40  # columns listed by info
 
@@ -15,9 +26,8 @@ SHOWN = 40  # columns listed by info
 def fit(summary: Mapping[str, Any]) -> str:
     """Describe a training."""
     rows = summary["rows"]
-    kind = _many(summary["columns"], "column") if "columns" in summary else _images(summary["shape"])
     lines = [
-        f"{summary['run']}: {summary['model']}, {summary['parameters']:,} parameters, {kind}"
+        f"{summary['run']}: {summary['model']}, {summary['parameters']:,} parameters, {_what(summary)}"
         + (f" given {', '.join(summary['context'])}" if summary["context"] else ""),
         *_table(
             [
@@ -34,6 +44,14 @@ def fit(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _what(summary: Mapping[str, Any]) -> str:
+    if "columns" in summary:
+        return _many(summary["columns"], "column")
+    if "shape" in summary:
+        return _images(summary["shape"])
+    return f"{_time(summary['duration'])} of audio at {summary['rate']:,} Hz"
+
+
 def _images(shape: Sequence[int]) -> str:
     return "images of " + " x ".join(map(str, shape))
 
@@ -41,6 +59,8 @@ def _images(shape: Sequence[int]) -> str:
 def _likelihood(part: Mapping[str, Any]) -> str:
     if "bits_per_dim" in part:
         return f"{_with_error(part['nll'], part['stderr'])} nats per image, {part['bits_per_dim']:.4f} bits/dim"
+    if "bits_per_sample" in part:
+        return f"{_with_error(part['bits_per_sample'], part['bits_per_sample_stderr'])} bits per 16-bit sample"
     return (
         f"{_with_error(part['nll'], part['stderr'])} nats per row"
         f" ({_number(part['bits'])} bits, {_number(part['bits_per_column'])} per column)"
@@ -98,6 +118,36 @@ def score_images(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def score_audio(summary: Mapping[str, Any]) -> str:
+    """Describe a scoring of recordings."""
+    bits = _with_error(summary["bits_per_sample"], summary["bits_per_sample_stderr"])
+    lines = [
+        f"{_many(summary['clips'], 'recording')}, {_time(summary['duration'])}, in {_time(summary['seconds'])}",
+        *_table(
+            [
+                ("bits/sample", f"{bits} of the 16-bit values"),
+                ("mean", f"{_with_error(summary['mean'], summary['stderr'])} nats per recording"),
+                ("lowest", _number(summary["min"])),
+                ("skipped", ", ".join(summary["skipped"])),
+                ("notes", "; ".join(summary["notes"])),
+            ]
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def sample_audio(summary: Mapping[str, Any]) -> str:
+    """Describe sounds drawn."""
+    lost = [
+        f"{summary[name]:,} samples {what}"
+        for name, what in (("cut", "beyond full scale were cut off"), ("non_finite", "are not finite"))
+        if summary[name]
+    ]
+    pace = f"{summary['real_time_factor']:.3g} x real time"
+    made = f"{_many(summary['clips'], 'sound')}, {_time(summary['duration'])}"
+    return "; ".join([f"{summary['out']}: {made}, in {_time(summary['seconds'])} ({pace})", *lost])
+
+
 def sample_images(summary: Mapping[str, Any]) -> str:
     """Describe images drawn."""
     pace = f"{summary['images_per_second']:,.0f} images/s"
@@ -142,9 +192,10 @@ def info(summary: Mapping[str, Any]) -> str:
                 ("trained", trained),
                 (
                     "data",
-                    f"{data.get('name', '?')}, {summary['rows']:,} {'rows' if 'columns' in summary else 'images'}",
+                    f"{data.get('name', '?')}, {summary['rows']:,} {_unit(summary)}",
                 ),
                 ("images", _images(summary["shape"])[len("images of ") :] if "shape" in summary else ""),
+                ("audio", _sound(summary) if "rate" in summary else ""),
                 ("classes", ", ".join(summary.get("classes", ()))),
                 ("made", f"{origin.get('date', '?')} by {made_by}"),
             ]
@@ -153,6 +204,16 @@ def info(summary: Mapping[str, Any]) -> str:
         *([f"  ... and {hidden} more"] if hidden > 0 else []),
     ]
     return "\n".join(lines)
+
+
+def _unit(summary: Mapping[str, Any]) -> str:
+    return "rows" if "columns" in summary else "images" if "shape" in summary else "recordings"
+
+
+def _sound(summary: Mapping[str, Any]) -> str:
+    given = f", given {' and '.join(summary['context'])}" if summary["context"] else ""
+    mels = f" ({summary['mels']} channels, window {summary['window']})" if summary["mels"] else ""
+    return f"{summary['rate']:,} Hz, crops of {summary['crop']:,} samples, {summary['hop']} per frame{given}{mels}"
 
 
 def check(report: Mapping[str, Any]) -> str:

@@ -2,16 +2,15 @@
 
 import math
 import os
-import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffeo.atomic import SUFFIX, atomic_write, unwritable
-from diffeo.data.pictures import as_picture, in_order, threads
+from diffeo.atomic import atomic_folder, atomic_write
+from diffeo.data.folders import in_order, threads
+from diffeo.data.pictures import as_picture
 from diffeo.errors import UserError
 
 __all__ = ["save_grid", "save_npz", "save_pngs"]
@@ -55,34 +54,15 @@ def save_pngs(folder: str | os.PathLike[str], pixels: np.ndarray, levels: int = 
     Raises:
         UserError: if the folder holds anything, or (with ``force``) anything else, or cannot be written.
     """
-    target = Path(os.path.realpath(folder))
     shown = _displayed(pixels, levels)
     digits = max(4, len(str(len(shown) - 1)))
-    temporary, replaced = (target.with_name(f"{target.name}.{word}.{os.getpid()}{SUFFIX}") for word in ("new", "old"))
-    try:
-        held = [entry.name for entry in target.iterdir()] if target.exists() else []
-        if held and not force:
-            raise UserError(
-                f"{os.fspath(folder)}: holds files already; choose another folder or replace it with --force"
-            )
-        if strange := next((name for name in held if not re.fullmatch(r"\d{4,}\.png", name)), None):
-            raise UserError(f"{os.fspath(folder)}: holds {strange!r}, so it is not replaced; choose another folder")
-        temporary.mkdir(parents=True)
-        with threads() as pool:
+    with atomic_folder(folder, r"\d{4,}\.png", force) as temporary, threads() as pool:
 
-            def write(i: int) -> None:
-                as_picture(shown[i]).save(temporary / f"{i:0{digits}d}.png")
+        def write(i: int) -> None:
+            as_picture(shown[i]).save(temporary / f"{i:0{digits}d}.png")
 
-            for _ in in_order(pool, write, range(len(shown))):
-                pass
-        if held:  # moved away first: a kill while it is being deleted must not leave half of it under its name
-            os.replace(target, replaced)
-        os.replace(temporary, target)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for _ in in_order(pool, write, range(len(shown))):
+            pass
 
 
 def save_npz(

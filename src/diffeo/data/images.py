@@ -12,8 +12,9 @@ import numpy as np
 
 from diffeo.data.arrays import map_npy, open_npz
 from diffeo.data.builtin import load_builtin
+from diffeo.data.folders import Progress
 from diffeo.data.mnist import VALIDATION, load_mnist
-from diffeo.data.pictures import PICTURES, Decoded, Progress, is_picture, read_pictures, resize
+from diffeo.data.pictures import PICTURES, Decoded, is_picture, read_pictures, resize
 from diffeo.data.pixels import chunks, complete, gather, to_classes, to_pixels
 from diffeo.errors import UserError
 

@@ -1,6 +1,5 @@
 """Pictures in png and jpg files: decoded by a pool of threads into one array, and resized."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,31 +11,18 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diffeo.data.folders import Progress, Unusable, check_share, in_order, is_among, name_within, read_each, threads
 from diffeo.data.storage import allocate
 from diffeo.errors import UserError
 
-__all__ = [
-    "PICTURES",
-    "Decoded",
-    "Progress",
-    "as_picture",
-    "in_order",
-    "is_picture",
-    "read_pictures",
-    "resize",
-    "threads",
-]
+__all__ = ["PICTURES", "Decoded", "as_picture", "is_picture", "read_pictures", "resize"]
 
 PICTURES = (".png", ".jpg", ".jpeg")
-TOLERATED = 0.01  # the share of bad files above which something is wrong with all of them
 _OTHERS = (".bmp", ".gif", ".heic", ".tif", ".tiff", ".webp")  # pictures too: counted as bad, not overlooked
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3}  # of Pillow's modes with 8 bits or fewer
-_AHEAD = 256  # pictures under way at a time, so that memory stays bounded
-_SHOWN = 3  # bad files named in a message
+_SHOWN = 3  # sizes named in a message
 
-Progress = Callable[[int, int | None], None]
 T = TypeVar("T")
-P = TypeVar("P")
 
 
 class Decoded(NamedTuple):
@@ -59,13 +45,9 @@ class _Picture(NamedTuple):
     transparent: bool
 
 
-class _Unusable(Exception):
-    """Why a file cannot be used."""
-
-
 def is_picture(path: Path) -> bool:
     """Return whether a path within a folder names a picture, readable or not, and nothing in it is hidden."""
-    return path.suffix.lower() in (*PICTURES, *_OTHERS) and not any(part.startswith(".") for part in path.parts)
+    return is_among(path, (*PICTURES, *_OTHERS))
 
 
 def read_pictures(
@@ -95,10 +77,10 @@ def read_pictures(
     with threads() as pool:
         for path, found in zip(files, _each(pool, _header, files), strict=True):
             if isinstance(found, str):
-                skipped.append((_name(path, root), found))
+                skipped.append((name_within(path, root), found))
             else:
                 headers[path] = found
-        _check_share(skipped, len(files), root)
+        check_share(skipped, len(files), root, "pictures")
         height, width = size or _common_size(headers, root)
         channels = max(header.channels for header in headers.values())
         pixels = allocate((len(headers), channels, height, width), cache)
@@ -107,14 +89,14 @@ def read_pictures(
         decode = partial(_decode, channels, (height, width))
         for i, (path, picture) in enumerate(zip(headers, _each(pool, decode, list(headers)), strict=True)):
             if isinstance(picture, str):
-                skipped.append((_name(path, root), picture))
+                skipped.append((name_within(path, root), picture))
             else:
                 pixels[len(good)] = picture.pixels
                 transparent += picture.transparent
                 good.append(path)
             if progress is not None:
                 progress(i + 1, len(headers))
-    _check_share(skipped, len(files), root)
+    check_share(skipped, len(files), root, "pictures")
     grey = sum(headers[path].channels == 1 for path in good)
     small = sum(headers[path].height < height or headers[path].width < width for path in good)
     notes = [
@@ -138,35 +120,8 @@ def resize(pixels: np.ndarray, size: tuple[int, int], levels: int = 256, cache: 
     return np.minimum(resized, levels - 1, out=resized)  # the antialiasing overshoots at edges
 
 
-def threads() -> ThreadPoolExecutor:
-    """Return a pool with a thread for each processor: Pillow works outside the interpreter's lock."""
-    return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
-
-
-def in_order(pool: ThreadPoolExecutor, function: Callable[[P], T], items: Sequence[P] | np.ndarray) -> Iterator[T]:
-    """Yield function(item) in the order of the items; only a few hundred results wait at a time."""
-    for start in range(0, len(items), _AHEAD):
-        yield from pool.map(function, items[start : start + _AHEAD])
-
-
 def _each(pool: ThreadPoolExecutor, function: Callable[[Path], T], files: Sequence[Path]) -> Iterator[T | str]:
-    """Yield function(file) in order, or the reason why there is none."""
-
-    def attempt(path: Path) -> T | str:
-        try:
-            return function(path)
-        except UnidentifiedImageError:
-            return "damaged, empty, or no png or jpg"
-        except _Unusable as error:
-            return str(error)
-        except OSError as error:
-            return f"cannot be opened ({error.strerror})" if error.errno else f"truncated or damaged ({error})"
-        except MemoryError:
-            raise
-        except Exception as error:  # damaged bytes raise whatever Pillow's decoders stumble over
-            return f"cannot be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-
-    return in_order(pool, attempt, files)
+    return read_each(pool, function, files, UnidentifiedImageError, "damaged, empty, or no png or jpg")
 
 
 @contextmanager
@@ -175,14 +130,14 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     with Image.open(path, formats=("PNG", "JPEG", "GIF")) as picture:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and picture.format != "MPO":  # a jpg whose camera put a preview behind it
-            raise _Unusable(f"an animated {picture.format} of {frames} frames; save one of them as png")
+            raise Unusable(f"an animated {picture.format} of {frames} frames; save one of them as png")
         if picture.format == "GIF":
-            raise _Unusable("a GIF; convert it to png")
+            raise Unusable("a GIF; convert it to png")
         # Pillow would cut 16-bit colours to 8 bits without a word.
         if "16" in picture.mode or picture.mode in ("I", "F") or (picture.tile and "16" in str(picture.tile[0][3])):
-            raise _Unusable("more than 8 bits a channel; convert it to 8 bits")
+            raise Unusable("more than 8 bits a channel; convert it to 8 bits")
         if picture.mode not in _CHANNELS:
-            raise _Unusable(f"{picture.mode} colours; convert it to RGB")
+            raise Unusable(f"{picture.mode} colours; convert it to RGB")
         yield picture
 
 
@@ -238,29 +193,12 @@ def as_picture(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def _name(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path != root else path.name
-
-
-def _check_share(skipped: list[tuple[str, str]], total: int, root: Path) -> None:
-    if len(skipped) <= TOLERATED * total:
-        return
-    named = "; ".join(f"{name}: {reason}" for name, reason in skipped[:_SHOWN])
-    if root.is_file():
-        raise UserError(f"{root}: {skipped[0][1]}")
-    more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-    raise UserError(
-        f"{root}: {len(skipped)} of {total} pictures cannot be used, more than {TOLERATED:.0%}; mend or remove them"
-        f" ({named}{more})"
-    )
-
-
 def _common_size(headers: dict[Path, _Header], root: Path) -> tuple[int, int]:
     sizes = Counter((header.height, header.width) for header in headers.values())
     if len(sizes) > 1:
         first = {(header.height, header.width): path for path, header in reversed(headers.items())}
         listed = ", ".join(
-            f"{h}x{w} ({count}, as {_name(first[h, w], root)})" for (h, w), count in sizes.most_common(_SHOWN)
+            f"{h}x{w} ({count}, as {name_within(first[h, w], root)})" for (h, w), count in sizes.most_common(_SHOWN)
         )
         raise UserError(
             f"{root}: pictures of {len(sizes)} sizes, {listed}{', ...' if len(sizes) > _SHOWN else ''};"

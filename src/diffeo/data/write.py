@@ -25,7 +25,13 @@ from diffeo.errors import UserError
 
 __all__ = ["TableWriter"]
 
-_ARROW = {"float64": pa.float64(), "float32": pa.float32(), "int64": pa.int64(), "bool": pa.bool_()}
+_ARROW = {
+    "float64": pa.float64(),
+    "float32": pa.float32(),
+    "int64": pa.int64(),
+    "bool": pa.bool_(),
+    "string": pa.string(),
+}
 _NPY_HEADER = 128  # bytes, with room for any number of rows
 
 
@@ -48,8 +54,8 @@ class TableWriter:
     Args:
         path: ends in .csv .csv.gz .tsv .tsv.gz .parquet .feather .arrow .npy or .npz.
         names: of the columns.
-        dtypes: float64 (by default), float32, int64 or bool for each column. Integers are rounded, and written as such;
-            .npy and .npz hold a single type, float64 unless all columns share another one.
+        dtypes: float64 (by default), float32, int64, bool or string for each column. Integers are rounded, and written
+            as such; .npy and .npz hold a single type, float64 unless all columns share another one, and no strings.
         force: whether to replace a file that exists.
 
     Raises:
@@ -78,6 +84,9 @@ class TableWriter:
         kind = extension(target)
         if kind is None and (target.is_file() or not target.exists()):
             raise UserError(f"{self.path}: unknown extension {target.suffix!r}; diffeo writes {' '.join(EXTENSIONS)}")
+        if "string" in self.dtypes and kind in (".npy", ".npz"):
+            text = self.names[self.dtypes.index("string")]
+            raise UserError(f"{self.path}: {kind} holds numbers alone, and {text!r} is text; choose .csv")
         if target.is_file() and not force:
             raise UserError(f"{self.path}: exists already; choose another name or replace it with --force")
         try:
@@ -95,7 +104,7 @@ class TableWriter:
         return self
 
     def write(self, values: np.ndarray) -> None:
-        """Append rows (n, columns)."""
+        """Append rows (n, columns), of objects where some are strings."""
         values = np.asarray(values)
         if values.ndim != 2 or values.shape[1] != len(self.names):
             raise ValueError(f"expected values of shape (n, {len(self.names)}), got {values.shape}")
@@ -133,6 +142,8 @@ class TableWriter:
                 finite = np.isfinite(column)
                 column = np.rint(np.where(finite, column, 0)).astype(np.int64 if dtype == "int64" else bool)
                 arrays.append(pa.array(column, type=_ARROW[dtype], mask=~finite))
+            elif dtype == "string":
+                arrays.append(pa.array(column.tolist(), type=_ARROW[dtype]))
             else:
                 arrays.append(pa.array(column.astype(dtype)))
         return arrays

@@ -3,18 +3,22 @@
 from diffeo.jobs.check import check_run
 from diffeo.jobs.fit import fit_data
 from diffeo.jobs.info import info
-from diffeo.jobs.pixels import inpaint_image, is_image_run, sample_images, score_images
+from diffeo.jobs.pixels import inpaint_image, sample_images, score_images
+from diffeo.jobs.runs import run_kind
 from diffeo.jobs.sample import sample_table
 from diffeo.jobs.score import score_table
+from diffeo.jobs.sounds import sample_audio, score_audio
 
 __all__ = [
     "check_run",
     "fit_data",
     "info",
     "inpaint_image",
-    "is_image_run",
+    "run_kind",
+    "sample_audio",
     "sample_images",
     "sample_table",
+    "score_audio",
     "score_images",
     "score_table",
 ]

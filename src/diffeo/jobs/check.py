@@ -12,9 +12,9 @@ from torch import Tensor
 
 from diffeo.errors import UserError
 from diffeo.jobs.images import hold_out
-from diffeo.jobs.pixels import ImageRun, is_image_run, open_image_run
+from diffeo.jobs.pixels import ImageRun, open_image_run
 from diffeo.jobs.rows import ENOUGH, LARGE, draw_rows, split_rows
-from diffeo.jobs.runs import OpenRun, open_run
+from diffeo.jobs.runs import OpenRun, open_run, run_kind
 from diffeo.report.check import FEWEST, IMAGES, check
 from diffeo.training.batches import fingerprint
 
@@ -50,7 +50,7 @@ def check_run(
     """
     if rows < FEWEST:
         raise UserError(f"expected at least {FEWEST} rows to check by, got {rows}")
-    if is_image_run(run):
+    if run_kind(run) == "images":
         return _check_images(open_image_run(run, device), source, rows, seed)
     model = open_run(run, device)
     schema = model.schema

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from diffeo.errors import UserError
-from diffeo.flow import Flow
+from diffeo.flow import Flow, bits_per_dim
+from diffeo.jobs.audio import RECIPES_OF_AUDIO, AudioData, shows_audio
 from diffeo.jobs.images import ImageData, shows_images
 from diffeo.jobs.material import Material
 from diffeo.jobs.plain import plain
@@ -44,6 +45,10 @@ def fit_data(
     drop: Sequence[str] = (),
     missing: str = "error",
     size: Sequence[int] = (),
+    rate: int | None = None,
+    crop: float | None = None,
+    mels: int | None = None,
+    label_pattern: str | None = None,
     epochs: int | None = None,
     minutes: float | None = None,
     batch_size: int | None = None,
@@ -56,22 +61,28 @@ def fit_data(
     progress: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Learn the density of a table or of images and write a run directory.
+    """Learn the density of a table, of images or of audio and write a run directory.
 
     A tenth of the rows, drawn by the seed, is held out: it decides when to stop and which weights to keep.
 
     Args:
-        source: what ``open_table`` or ``open_images`` takes: a path, the name of a built-in set, an array or a frame.
+        source: what ``open_table``, ``open_images`` or ``open_audio`` takes: a path, the name of a built-in set, an
+            array or a frame.
         out: the run directory to make.
         model: a recipe's name; by default ``default_model`` chooses.
         arguments: arguments of the recipe that replace the default ones.
-        context: columns that the density shall be conditional on; of images, "label" for their class.
+        context: columns that the density shall be conditional on; of images, "label" for their class; of audio, "mel"
+            for log-mel features, "label" for what the files' names say.
         drop: columns to leave out.
         missing: what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
         size: side, or height and width, that pictures are brought to.
+        rate: samples per second that audio is brought to; by default what most files have.
+        crop: seconds of audio in an example; 1 by default.
+        mels: log-mel channels; by default 40, or 80 from 12 kHz on.
+        label_pattern: the regular expression that finds a label in the name of a recording (``Audio.labelled``).
         epochs: the budget in epochs.
         minutes: the budget in minutes.
-        batch_size: rows per step; 512 by default, 64 images.
+        batch_size: rows per step; 512 by default, 64 images, 8 crops of audio.
         lr: the highest learning rate.
         seed: decides the split, the initial weights, the order and the noise; 0 by default.
         device: where to train; a GPU if there is one.
@@ -90,6 +101,7 @@ def fit_data(
     given = {
         "model": model, "arguments": dict(arguments or {}) or None, "context": list(context) or None,
         "drop": list(drop) or None, "size": list(size) or None, "missing": missing if missing != "error" else None,
+        "rate": rate, "crop": crop, "mels": mels, "label_pattern": label_pattern,
         "epochs": epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
@@ -99,8 +111,7 @@ def fit_data(
     world = World(choose_device(device))
     seed = settings.get("seed", 0)
 
-    kind: type[Material] = ImageData if shows_images(source) else TableData
-    material = kind(source, settings, seed)
+    material = _kind(source, settings)(source, settings, seed)
     # Under torchrun one process claims the folder: another, later, would find that a run is there already.
     with _claimed(Path(out), earlier is not None or force) if world.leads else nullcontext():
         material.read()
@@ -135,6 +146,21 @@ def fit_data(
     return {"run": os.fspath(out), **metrics, "figures": drawn}
 
 
+def _kind(source: Any, settings: Mapping[str, Any]) -> type[Material]:
+    """Find out what the data are, and refuse the options of other kinds."""
+    kinds: dict[str, type[Material]] = {"tables": TableData, "images": ImageData, "audio": AudioData}
+    if shows_audio(source) or settings.get("model") in RECIPES_OF_AUDIO:
+        name = "audio"
+    else:
+        name = "images" if shows_images(source) else "tables"
+    for other, kind in kinds.items():
+        foreign = [option for option in kind.options if other != name and settings.get(option)]
+        if foreign:
+            option = {"missing": "drop-missing"}.get(foreign[0], foreign[0].replace("_", "-"))
+            raise UserError(f"--{option} is for {other}, and these data are {name}; leave it out")
+    return kinds[name]
+
+
 @contextmanager
 def _claimed(folder: Path, may_exist: bool) -> Iterator[None]:
     """Prove that a run directory can be made here before any work; remove a new one again if the block fails."""
@@ -158,7 +184,7 @@ def _flow(material: Material, settings: Mapping[str, Any], earlier: Mapping[str,
     if settings.get("model", name) != name:
         name, arguments = settings["model"], {}
     arguments = {"preprocess": material.preprocessing(name), **arguments}
-    sizes = {"features": material.features, "context": material.context_size}
+    sizes = {"features": material.features, "context": material.context_size, **material.sizes}
     seed_noise(torch.device("cpu"), derive(seed, "weights"))
     try:
         return build(name, {**arguments, **settings.get("arguments", {}), **sizes})
@@ -176,11 +202,12 @@ def _metrics(flow: Flow, material: Material, seed: int) -> dict[str, Any]:
         nll = -_log_prob(flow, x, context, device)
         mean = float(nll.mean())
         stderr = float(nll.std() / len(nll) ** 0.5) if len(nll) > 1 else math.nan
-        bits = mean / math.log(2)
         dimensions = math.prod(x.shape[1:])
+        bits = float(bits_per_dim(-nll.mean(), dimensions, material.step))
+        each = f"bits_per_{material.dimension}"
         result[name] = {
-            "nll": mean, "stderr": stderr, "bits": bits, f"bits_per_{material.dimension}": bits / dimensions,
-            "rows": len(x),
+            "nll": mean, "stderr": stderr, "bits": bits * dimensions, each: bits,
+            f"{each}_stderr": stderr / (dimensions * math.log(2)), "rows": len(x),
         }  # fmt: skip
     result["rows"] = {"train": material.rows, "validation": len(material.valid_x)}
     return result

@@ -57,14 +57,12 @@ def _header_rank(archive: zipfile.ZipFile, name: str) -> int:
 class ImageData(Material):
     """Images, and their labels where the density is conditional on them."""
 
+    options = ("size",)
     unit, dimension = "image", "dim"
 
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
         self.settings, self.seed = settings, seed
         self.batch_size = settings.get("batch_size", BATCH_SIZE)
-        for name, option in (("drop", "--drop"), ("missing", "--drop-missing")):
-            if settings.get(name):
-                raise UserError(f"{option} is for tables; images have no columns")
         context = settings.get("context", [])
         if context not in ([], ["label"]):
             raise UserError(f"images can be given their label alone (--context label), got {', '.join(context)}")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from diffeo.data import Schema
-from diffeo.jobs.pixels import ImageRun, is_image_run, open_image_run
-from diffeo.jobs.runs import open_run
+from diffeo.jobs.pixels import ImageRun, open_image_run
+from diffeo.jobs.runs import open_run, run_kind
+from diffeo.jobs.sounds import AudioRun, open_audio_run
 from diffeo.training.run import read_model
 
 __all__ = ["info"]
@@ -21,8 +22,8 @@ def info(run: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: if anything about the directory is wrong.
     """
     model = read_model(run)
-    images = is_image_run(run)
-    opened: Any = open_image_run(run, "cpu") if images else open_run(run, "cpu")
+    openers: dict[str, Any] = {"images": open_image_run, "audio": open_audio_run}
+    opened: Any = openers.get(run_kind(run), open_run)(run, "cpu")
     arguments = model["recipe"]["arguments"]
     return {
         "run": os.fspath(run),
@@ -32,14 +33,21 @@ def info(run: str | os.PathLike[str]) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in opened.flow.parameters()),
         "bytes": sum(file.stat().st_size for file in Path(run).glob("model.*")),
         "cheap": {"inverse": "scoring", "forward": "sampling"}.get(opened.flow.cheap, opened.flow.cheap),
-        **(_of_images(opened, model) if images else _of_table(opened.schema)),
+        **_of(opened, model),
         "metrics": model["metrics"],
         "provenance": model["provenance"],
     }
 
 
-def _of_images(opened: ImageRun, model: dict[str, Any]) -> dict[str, Any]:
+def _of(opened: Any, model: dict[str, Any]) -> dict[str, Any]:
+    """What the run's data are like."""
     rows = model["provenance"].get("data", {}).get("rows", 0)
+    if isinstance(opened, AudioRun):
+        return {"rows": rows, "crop": opened.crop, **opened.form.to_json(), "context": opened.form.parts}
+    return _of_images(opened, rows) if isinstance(opened, ImageRun) else _of_table(opened.schema)
+
+
+def _of_images(opened: ImageRun, rows: int) -> dict[str, Any]:
     return {"rows": rows, "shape": list(opened.shape), "levels": opened.levels, "classes": list(opened.classes)}
 
 

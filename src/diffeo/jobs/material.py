@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -18,19 +19,23 @@ class Material(ABC):
     """Data to learn: rows to train on and rows held out, what they are called, and which model suits them.
 
     Attributes:
+        options: settings of a training that this kind of data alone has.
         unit: what one example is called, ``dimension`` what one of its numbers is.
+        step: bits are those of values this far apart: 1 in the data's own units, 2^-15 of 16-bit sound in [-1, 1).
         name: the data's own.
         hash: identifies all of the data.
         total: how many examples there are; ``rows``: how many of them to train on.
         notes: what a user should know about how the data were read.
         description: plain data from which a run directory knows what it was trained on.
-        features, context_size: what a recipe is told.
+        features, context_size: what a recipe is told, with ``sizes`` for what else the data decide.
         batch_size: examples per step.
         x, context: examples to train on, tensors or a stream; ``valid_x``, ``valid_context``: those held out.
     """
 
+    options: tuple[str, ...]
     unit: str
     dimension: str
+    step: float = 1.0
     name: str
     hash: str
     total: int
@@ -39,6 +44,7 @@ class Material(ABC):
     description: Mapping[str, Any]
     features: int | Sequence[int]
     context_size: int
+    sizes: Mapping[str, Any] = MappingProxyType({})
     batch_size: int
     x: Any
     context: Tensor | None

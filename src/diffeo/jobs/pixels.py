@@ -20,10 +20,10 @@ from diffeo.flow import Flow
 from diffeo.inpainting import inpaint
 from diffeo.jobs.images import one_hot
 from diffeo.training.device import choose_device
-from diffeo.training.run import load_run, read_model
+from diffeo.training.run import load_run
 from diffeo.training.seeding import derive, seed_noise
 
-__all__ = ["ImageRun", "inpaint_image", "is_image_run", "open_image_run", "sample_images", "score_images"]
+__all__ = ["ImageRun", "inpaint_image", "open_image_run", "sample_images", "score_images"]
 
 PORTION = 500  # images at a time
 
@@ -70,15 +70,6 @@ class ImageRun:
             known, got = (", ".join(names) for names in (self.classes, images.classes))
             raise UserError(f"{images.name}: {self.path} knows the classes {known}, got {got}")
         return one_hot(images.labels, len(self.classes)).to(self.device)
-
-
-def is_image_run(run: str | os.PathLike[str]) -> bool:
-    """Tell whether a run directory was trained on images.
-
-    Raises:
-        UserError: if it is none, or damaged.
-    """
-    return (read_model(run)["schema"] or {}).get("kind") == "images"
 
 
 def open_image_run(run: str | os.PathLike[str], device: str | None = None) -> ImageRun:

@@ -12,9 +12,9 @@ from diffeo.data import Schema
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.training.device import choose_device
-from diffeo.training.run import load_run
+from diffeo.training.run import load_run, read_model
 
-__all__ = ["OpenRun", "open_run"]
+__all__ = ["OpenRun", "open_run", "run_kind"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,15 @@ class OpenRun:
     device: torch.device
 
 
+def run_kind(run: str | os.PathLike[str]) -> str:
+    """Return what a run directory was trained on: "table", "images" or "audio".
+
+    Raises:
+        UserError: if it is none, or damaged.
+    """
+    return (read_model(run)["schema"] or {}).get("kind", "table")
+
+
 def open_run(path: str | os.PathLike[str], device: str | None = None) -> OpenRun:
     """Load a run directory that describes a table.
 
@@ -39,8 +48,8 @@ def open_run(path: str | os.PathLike[str], device: str | None = None) -> OpenRun
     run = load_run(path, place)
     if run.schema is None:
         raise UserError(f"{run.path}: describes no table; give a run directory made by diffeo fit from a table")
-    if run.schema.get("kind") == "images":
-        raise UserError(f"{run.path}: was trained on images; this is for runs of tables")
+    if (kind := run.schema.get("kind", "table")) != "table":
+        raise UserError(f"{run.path}: was trained on {kind}; this is for runs of tables")
     try:
         schema = Schema.from_json(run.schema)
     except UserError as error:

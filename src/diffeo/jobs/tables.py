@@ -23,6 +23,7 @@ BATCH_SIZE = 512
 class TableData(Material):
     """The rows of a table."""
 
+    options = ("drop", "missing")
     unit, dimension = "row", "column"
     split: Split
 

@@ -278,3 +278,5 @@ int walk_f32(
     }
     return failed;
 }
+
+#include "wavenet.h"

@@ -23,7 +23,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 __all__ = ["differentiable_gradients", "library", "pointer", "usable"]
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "lanes.h", "network.h", "spline.h")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "lanes.h", "network.h", "spline.h", "wavenet.h")]
 # -ffp-contract=fast fuses multiply and add; nothing here depends on errno or on traps.
 _FLAGS = [
     "-O3",
@@ -44,6 +44,10 @@ _SIGNATURES = {
     "network_f32": "lppp" + "llp" + "ppp" + "i",
     "network_backward_f32": "lp" + "ppppppppp" + "i",
     "walk_f32": "lllpppi" + "ppp" + "li",
+    "wavenet_kept": "lp",
+    "wavenet_f32": "llppppp" + "i",
+    "wavenet_backward_f32": "llpppp" + "ppp" + "i",
+    "wavenet_walk_f32": "llpppi" + "ppp" + "i",
 }
 
 
@@ -59,7 +63,8 @@ def library() -> ctypes.CDLL | None:
         found = ctypes.CDLL(str(_build(compiler)))
         for name, arguments in _SIGNATURES.items():
             getattr(found, name).argtypes = [_TYPES[letter] for letter in arguments]
-        found.kept_floats.restype = ctypes.c_long
+        for name in ("kept_floats", "wavenet_kept"):
+            getattr(found, name).restype = ctypes.c_long
         return found
     except (OSError, RuntimeError, subprocess.SubprocessError):
         return None

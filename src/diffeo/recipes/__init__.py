@@ -7,12 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from diffeo.flow import Flow
+from diffeo.recipes.audio import parallel_wavenet, wavenet
 from diffeo.recipes.images import glow
 from diffeo.recipes.vectors import iaf, maf, nice, nsf, realnvp
 
-__all__ = ["RECIPES", "build", "glow", "iaf", "maf", "nice", "nsf", "realnvp"]
+__all__ = ["RECIPES", "build", "glow", "iaf", "maf", "nice", "nsf", "parallel_wavenet", "realnvp", "wavenet"]
 
-RECIPES: dict[str, Callable[..., Flow]] = {each.__name__: each for each in (nice, realnvp, maf, iaf, nsf, glow)}
+RECIPES: dict[str, Callable[..., Flow]] = {
+    each.__name__: each for each in (nice, realnvp, maf, iaf, nsf, glow, wavenet, parallel_wavenet)
+}
 
 
 def build(name: str, arguments: dict[str, Any]) -> Flow:

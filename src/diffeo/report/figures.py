@@ -18,15 +18,20 @@ COLUMNS = 6  # columns shown in a grid of pairs, and latents
 FEW = 1500  # rows drawn as points, not as counts
 
 
-def learning_curve(metrics: str | Path, path: str | Path, dimensions: int | None = None) -> None:
+def learning_curve(
+    metrics: str | Path, path: str | Path, dimensions: int | None = None, step: float = 1.0, unit: str = "bits/dim"
+) -> None:
     """Draw the losses of training and validation, epoch by epoch, from a ``metrics.jsonl``.
 
     Args:
         metrics: the file.
         path: of the PNG.
-        dimensions: of an image: losses are then drawn in bits per dimension, else in nats per row.
+        dimensions: of an image or a sound: losses are then drawn in bits for each of them, else in nats per row.
+        step: the distance of neighbouring values, in which those bits are counted.
+        unit: what they are called.
     """
-    unit, scale = ("nats", 1.0) if dimensions is None else ("bits/dim", 1 / (dimensions * np.log(2)))
+    unit, scale = ("nats", 1.0) if dimensions is None else (unit, 1 / (dimensions * np.log(2)))
+    offset = 0.0 if dimensions is None else -np.log2(step)
     entries = [json.loads(line) for line in Path(metrics).read_text().splitlines() if line.strip()]
     epoch = np.array([entry["epoch"] for entry in entries], dtype=float)
 
@@ -34,7 +39,7 @@ def learning_curve(metrics: str | Path, path: str | Path, dimensions: int | None
         values = [entry.get(name) if entry.get(name) is not None else np.nan for entry in entries]
         return scale * np.array(values, dtype=float)
 
-    train, valid, error = series("loss"), series("val_loss"), series("val_stderr")
+    train, valid, error = offset + series("loss"), offset + series("val_loss"), series("val_stderr")
     with figure(path, (6.4, 3.8)) as drawing:
         axes = drawing.add_subplot()
         marker = "o" if len(epoch) < 15 else None

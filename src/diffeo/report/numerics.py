@@ -73,7 +73,7 @@ def log_det_error(flow: Flow, x: Tensor, context: Tensor | None) -> dict[str, An
         return None
     double = copy.deepcopy(flow).double()
     x, context = x.double(), None if context is None else context.double()
-    prepared = double._context(context)
+    prepared = double.normalize_context(context)
     sampling = flow.cheap == "forward"
     with torch.no_grad():
         x = double.encode(x, context) if sampling else x

@@ -9,10 +9,11 @@ from typing import Any
 
 from diffeo.atomic import atomic_write
 
-__all__ = ["GREY", "MODEL", "REAL", "figure", "shades"]
+__all__ = ["GREY", "MODEL", "OTHER", "REAL", "figure", "shades"]
 
-# Okabe and Ito's palette: real data are always blue, what the model makes always vermilion.
-REAL, MODEL, GREY = "#0072B2", "#D55E00", "#6B6B6B"
+# Okabe and Ito's palette: real data are always blue, what the model makes always vermilion, and
+# what a second model makes green.
+REAL, MODEL, OTHER, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
 
 _STYLE: Any = {
     "font.size": 9,

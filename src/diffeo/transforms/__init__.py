@@ -7,7 +7,15 @@ from diffeo.transforms.elementwise import Elementwise
 from diffeo.transforms.linear import LU, ActNorm, Permutation
 from diffeo.transforms.multiscale import Flattened, Part, Squeezed, latent_scales
 from diffeo.transforms.preprocess import Dequantize, Gaussianize, Logit, Rescale, Standardize
-from diffeo.transforms.univariate import Affine, Composed, RationalQuadraticSpline, Scale, Shift, Univariate
+from diffeo.transforms.univariate import (
+    Affine,
+    Composed,
+    MixtureOfLogistics,
+    RationalQuadraticSpline,
+    Scale,
+    Shift,
+    Univariate,
+)
 
 __all__ = [
     "LU",
@@ -24,6 +32,7 @@ __all__ = [
     "Gaussianize",
     "Inverse",
     "Logit",
+    "MixtureOfLogistics",
     "Part",
     "Permutation",
     "RationalQuadraticSpline",

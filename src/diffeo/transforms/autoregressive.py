@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ __all__ = ["Autoregressive", "AutoregressiveNet"]
 class AutoregressiveNet(Protocol):
     """A network whose output for element i sees only the elements before i, readable in two ways that agree.
 
-    Values are feature-major, ``(n, rows)``; a context is ``(rows, context)``.
+    Values are feature-major, ``(n, rows)``; a context is ``(rows, *context)``, or one row for all.
     """
 
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -81,10 +82,35 @@ class Autoregressive(Transform):
             x, log_det = self._attach(columns, x, given)
         return x.mT.reshape(z.shape), log_det.reshape(z.shape[:-1])
 
+    def inverse_and_log_diagonal(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Normalize in one parallel pass."""
+        return self.conditionals(x, context)(x)
+
+    def forward_and_log_diagonal(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Generate element by element."""
+        x = self.forward(z, context)
+        return x, -self.inverse_and_log_diagonal(x, context)[1]
+
+    def conditionals(self, x: Tensor, context: Tensor | None = None) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """The map of each element given those before it in x, from one parallel pass.
+
+        Returns:
+            A function of values y ``(*draws, *x.shape)``, which normalizes every y_i by the parameters that x_<i gives:
+            z_i and log|dz_i/dy_i|, of y's shape.
+        """
+        params = self.net(*self._columns(x, context)).mT.reshape(self.univariate.size, *x.shape)
+
+        def normalize(y: Tensor) -> tuple[Tensor, Tensor]:
+            extra = (1,) * (y.dim() - x.dim())
+            return self.univariate.inverse_and_log_det(y, params.reshape(-1, *extra, *x.shape))
+
+        return normalize
+
     @staticmethod
     def _columns(value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Feature-major, ``(n, rows)``, as the network reads: every element is contiguous; context ``(rows, .)``."""
-        given = None if context is None else context.reshape(-1, context.shape[-1])
+        """Feature-major, ``(n, rows)``, as the network reads: every element is contiguous; context ``(rows, *.)``."""
+        batch = value.dim() - 1
+        given = None if context is None else context.reshape(math.prod(context.shape[:batch]), *context.shape[batch:])
         return value.reshape(-1, value.shape[-1]).mT.contiguous(), given
 
     def _normalize(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

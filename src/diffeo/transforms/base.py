@@ -44,6 +44,26 @@ class Transform(nn.Module, ABC):
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalize: z = f^-1(x) and log|det df^-1/dx|."""
 
+    def forward_and_log_diagonal(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Generate: x = f(z) and log|dx_i/dz_i| of each element, for a transform that keeps one order throughout.
+
+        Where each element depends on itself and on the ones before it alone, these are the diagonal of the Jacobian,
+        of the shape of x, and log|det| is their sum.
+
+        Raises:
+            ValueError: for a transform without such an order.
+        """
+        return self._diagonal("forward_and_log_det", z, context)
+
+    def inverse_and_log_diagonal(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Normalize: z = f^-1(x) and log|dz_i/dx_i| of each element; see ``forward_and_log_diagonal``."""
+        return self._diagonal("inverse_and_log_det", x, context)
+
+    def _diagonal(self, method: str, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.event_dim:
+            raise ValueError(f"expected a transform whose elements keep one order, got {type(self).__name__}")
+        return getattr(self, method)(value, context)  # an event is one element
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Generate: x = f(z)."""
         return self.forward_and_log_det(z, context)[0]
@@ -89,6 +109,14 @@ class Chain(Transform):
         """Apply the inverse parts last to first; log-dets add."""
         return self._run(x, context, reversed(self.transforms), "inverse_and_log_det")
 
+    def forward_and_log_diagonal(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the parts first to last; the logs of the diagonals add."""
+        return self._run(z, context, self.transforms, "forward_and_log_diagonal")
+
+    def inverse_and_log_diagonal(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the inverse parts last to first; the logs of the diagonals add."""
+        return self._run(x, context, reversed(self.transforms), "inverse_and_log_diagonal")
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Apply the parts first to last, without their log-dets."""
         for transform in self:
@@ -104,10 +132,10 @@ class Chain(Transform):
     def _run(self, value: Tensor, context: Tensor | None, parts: Iterable, method: str) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None
         for part in parts:
-            value, log_det = getattr(part, method)(value, context)
-            # A part that acts on fewer event dimensions leaves the others in its batch.
-            log_det = sum_event(log_det, self.event_dim - part.event_dim)
-            total = log_det if total is None else total + log_det
+            value, logs = getattr(part, method)(value, context)
+            if method.endswith("det"):  # a part that acts on fewer event dimensions leaves the others in its batch
+                logs = sum_event(logs, self.event_dim - part.event_dim)
+            total = logs if total is None else total + logs
         assert total is not None  # the constructor refuses an empty chain
         return value, total
 
@@ -132,6 +160,14 @@ class Inverse(Transform):
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the wrapped forward."""
         return self.transform.forward_and_log_det(x, context)
+
+    def forward_and_log_diagonal(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the wrapped inverse."""
+        return self.transform.inverse_and_log_diagonal(z, context)
+
+    def inverse_and_log_diagonal(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the wrapped forward."""
+        return self.transform.forward_and_log_diagonal(x, context)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Apply the wrapped inverse, without its log-det."""

@@ -22,7 +22,8 @@ class Standardize(DataDependent):
     and are part of the state. A constant element keeps std 1.
 
     Args:
-        event_shape: the shape of one example.
+        event_shape: the shape of one example; a size of 1 stands for any, with one mean and std for all of it:
+            ``(channels, 1)`` normalizes channels over time.
     """
 
     mean: Tensor
@@ -36,18 +37,24 @@ class Standardize(DataDependent):
 
     def initialize(self, x: Tensor) -> None:
         """Take mean and standard deviation over the rows."""
-        mean, std = _moments(x)
-        self.mean.copy_(mean)
-        self.std.copy_(std)
+        shared = [dim for dim, size in enumerate(self.std.shape, start=1) if size == 1]
+        rows = x.movedim(shared, list(range(1, len(shared) + 1))).flatten(0, len(shared))
+        mean, std = _moments(rows)
+        self.mean.copy_(mean.reshape(self.mean.shape))
+        self.std.copy_(std.reshape(self.std.shape))
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x = std z + mean."""
-        return torch.addcmul(self.mean, z, self.std), self.std.log().sum().expand(self._batch_shape(z))
+        return torch.addcmul(self.mean, z, self.std), self._log_std(z)
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = (x - mean) / std."""
         self._see(x)
-        return (x - self.mean) / self.std, -self.std.log().sum().expand(self._batch_shape(x))
+        return (x - self.mean) / self.std, -self._log_std(x)
+
+    def _log_std(self, value: Tensor) -> Tensor:
+        batch = self._batch_shape(value)
+        return self.std.log().expand(value.shape[len(batch) :]).sum().expand(batch)
 
 
 def _moments(value: Tensor) -> tuple[Tensor, Tensor]:

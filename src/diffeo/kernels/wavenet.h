@@ -1,0 +1,485 @@
+/* WaveNet (nets/wavenet.py) read in parallel, forward and backward, and sample by sample.
+ *
+ * In parallel, lanes are consecutive times of one row. A row is taken in blocks of BLOCK times through all layers, so that
+ * what a layer makes is still in the cache when the next one reads it; a dilated convolution is a product with the same
+ * rows read some times earlier. Values are (channels, times); before the first time there are zeros.
+ */
+
+#define PANEL (WIDE * VL)    /* times computed together */
+#define BLOCK (PANEL * (768 / PANEL))
+
+enum { FIRST, FIRST_BIAS, TAPS, GATE_BIAS, RESIDUAL, RESIDUAL_BIAS, SKIP, SKIP_BIAS, MID, MID_BIAS, LAST, LAST_BIAS };
+
+typedef struct {
+    const float *weights[12];
+    const long *dilations; /* of each layer */
+    long size, channels, depth, kernel, skip, hop, frames;
+} WaveNet;
+
+static inline long padded(long length) { return (length + PANEL - 1) / PANEL * PANEL; }
+
+/* How far the layers reach back, in whole vectors: the zeros before the first time. */
+static long reach_of(const WaveNet *net) {
+    long most = 0;
+    for (long l = 0; l < net->depth; l++)
+        if ((net->kernel - 1) * net->dilations[l] > most) most = (net->kernel - 1) * net->dilations[l];
+    return (most + VL - 1) / VL * VL;
+}
+
+/* Floats that the backward pass needs of one row: all layers' inputs, both factors of their units, and what both
+ * rectifiers of the head let through. */
+long wavenet_kept(long length, const WaveNet *net) {
+    const long width = padded(length);
+    return net->depth * net->channels * (reach_of(net) + width) + (net->depth * 2 * net->channels + 2 * net->skip) * width;
+}
+
+/* sums[u, t] += sum over k < count of a[u, k] b[k, t], for U units and a panel of times */
+#define STRETCH(U)                                                                                                     \
+    static void stretch_##U(                                                                                           \
+        const float *restrict a, long by_unit, long by_column, long count, const float *restrict b, long by_b,          \
+        float *restrict sums, long by_sums) {                                                                          \
+        v16 total[U][WIDE];                                                                                            \
+        UNROLL for (int u = 0; u < U; u++) UNROLL for (int v = 0; v < WIDE; v++)                                       \
+            total[u][v] = *(const v16 *)(sums + u * by_sums + v * VL);                                                 \
+        for (long k = 0; k < count; k++) {                                                                             \
+            v16 value[WIDE];                                                                                           \
+            UNROLL for (int v = 0; v < WIDE; v++) value[v] = *(const v16 *)(b + k * by_b + v * VL);                    \
+            UNROLL for (int u = 0; u < U; u++) {                                                                       \
+                const v16 weight = splat(a[u * by_unit + k * by_column]);                                              \
+                UNROLL for (int v = 0; v < WIDE; v++) total[u][v] += weight * value[v];                                \
+            }                                                                                                          \
+        }                                                                                                              \
+        UNROLL for (int u = 0; u < U; u++) UNROLL for (int v = 0; v < WIDE; v++)                                       \
+            *(v16 *)(sums + u * by_sums + v * VL) = total[u][v];                                                       \
+    }
+typedef void (*Stretch)(const float *, long, long, long, const float *, long, float *, long);
+STRETCH(1) STRETCH(2) STRETCH(4)
+#if TILE == 8
+STRETCH(8)
+static const Stretch STRETCH_OF[TILE + 1] = {[1] = stretch_1, [2] = stretch_2, [4] = stretch_4, [8] = stretch_8};
+#else
+STRETCH(6)
+static const Stretch STRETCH_OF[TILE + 1] = {[1] = stretch_1, [2] = stretch_2, [4] = stretch_4, [6] = stretch_6};
+#endif
+
+/* The same for any number of units and of panels. */
+static void multiply(const float *a, long by_unit, long by_column, long units, long count, const float *b, long by_b,
+                     float *sums, long by_sums, long times) {
+    for (long t = 0; t < times; t += PANEL)
+        for (long u = 0; u < units;) {
+            const int tile = tile_of(units - u);
+            STRETCH_OF[tile](
+                a + u * by_unit, by_unit, by_column, count, b + t, by_b, sums + u * by_sums + t, by_sums);
+            u += tile;
+        }
+}
+
+/* g[i, j] += sum over times of a[i, t] b[j, t]: a weight's gradient. */
+#define OUTER(U, W)                                                                                                    \
+    static void outer_##U##_##W(                                                                                       \
+        const float *restrict a, long by_a, const float *restrict b, long by_b, long times, float *g, long by_row) {   \
+        v16 total[U][W] = {{{0}}};                                                                                     \
+        for (long t = 0; t < times; t += VL) {                                                                         \
+            v16 other[W];                                                                                              \
+            UNROLL for (int j = 0; j < W; j++) other[j] = *(const v16 *)(b + j * by_b + t);                            \
+            UNROLL for (int i = 0; i < U; i++) {                                                                       \
+                const v16 own = *(const v16 *)(a + i * by_a + t);                                                      \
+                UNROLL for (int j = 0; j < W; j++) total[i][j] += own * other[j];                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+        for (int i = 0; i < U; i++)                                                                                    \
+            for (int j = 0; j < W; j++) g[i * by_row + j] += sum_of(total[i][j]);                                      \
+    }
+static inline float sum_of(v16 v) {
+    float total = 0;
+    for (int i = 0; i < VL; i++) total += v[i];
+    return total;
+}
+OUTER(4, 4) OUTER(4, 1) OUTER(1, 1)
+
+static void outer(const float *a, long by_a, long rows, const float *b, long by_b, long columns, long times, float *g,
+                  long by_row) {
+    for (long i = 0; i < rows;) {
+        const int tall = rows - i >= 4;
+        for (long j = 0; j < columns;) {
+            const int wide = tall && columns - j >= 4;
+            (wide ? outer_4_4 : tall ? outer_4_1 : outer_1_1)(
+                a + i * by_a, by_a, b + j * by_b, by_b, times, g + i * by_row + j, by_row);
+            j += wide ? 4 : 1;
+        }
+        i += tall ? 4 : 1;
+    }
+}
+
+static void sum_rows(const float *a, long by_a, long rows, long times, float *g) {
+    for (long i = 0; i < rows; i++) {
+        v16 total = {0};
+        for (long t = 0; t < times; t += VL) total += *(const v16 *)(a + i * by_a + t);
+        g[i] += sum_of(total);
+    }
+}
+
+/* Set (rows, times) to one number per row, plus one per row and frame. */
+static void start(const float *bias, long rows, const float *shared, const WaveNet *net, long first, long times,
+                  float *sums, long by_sums) {
+    for (long i = 0; i < rows; i++)
+        for (long t = 0; t < times; t += VL) {
+            v16 value = splat(bias[i]);
+            if (shared) {
+                const long last = net->frames - 1, from = (first + t) / net->hop, to = (first + t + VL - 1) / net->hop;
+                const float *mine = shared + i * net->frames;
+                if (from == to) value += splat(mine[from < last ? from : last]);
+                else
+                    for (int lane = 0; lane < VL; lane++) {
+                        const long frame = (first + t + lane) / net->hop;
+                        value[lane] += mine[frame < last ? frame : last];
+                    }
+            }
+            *(v16 *)(sums + i * by_sums + t) = value;
+        }
+}
+
+static void rectify(float *values, long by_row, long rows, long times) {
+    for (long i = 0; i < rows; i++)
+        for (long t = 0; t < times; t += VL) {
+            v16 *at = (v16 *)(values + i * by_row + t);
+            *at = at_least_f(*at, splat(0));
+        }
+}
+
+/* x (rows, length), shared (rows, depth, 2 channels, frames) or NULL, out (rows, size, length); `kept` (or NULL) receives
+ * what the backward pass needs, wavenet_kept floats per row. Without it, a row is cut where there are threads to spare: a
+ * piece begins as far before its first output as outputs see, and what is wrong there, for lack of a past, reaches none
+ * of its own. Returns 1 if memory ran out. */
+int wavenet_f32(long rows, long length, const WaveNet *net, const float *shared, const float *x, float *out, float *kept,
+                int threads) {
+    const long C = net->channels, S = net->skip, depth = net->depth, size = net->size;
+    long field = 1; /* an output sees the samples up to this far before its own */
+    for (long l = 0; l < net->depth; l++) field += (net->kernel - 1) * net->dilations[l];
+    long pieces = kept || rows >= threads ? 1 : threads / rows;
+    const long most = length / (4 * field + BLOCK); /* or the repeated part would cost too much */
+    if (pieces > most) pieces = most > 1 ? most : 1;
+    const long piece = (padded(length) / PANEL + pieces - 1) / pieces * PANEL, lead = pieces > 1 ? padded(field) : 0;
+    const long width = pieces > 1 ? lead + piece : padded(length), before = reach_of(net), by_h = before + width;
+    const long by_value = kept ? width : BLOCK; /* without a backward pass, one block of one layer is enough */
+    const long layers = kept ? depth : 1;
+    const float *const *const w = net->weights;
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        const long own = depth * C * by_h + layers * 2 * C * by_value + 2 * S * by_value;
+        float *const memory = scratch(OWN, sizeof(float) * (size_t)((kept ? 0 : own) + (C + size) * BLOCK));
+        if (!memory) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic)
+        for (long index = 0; index < rows * pieces; index++) {
+            if (!memory) continue;
+            const long r = index / pieces, own_start = index % pieces * piece;
+            const long origin = own_start > lead ? own_start - lead : 0; /* what the piece's times count from */
+            const long end = own_start + piece < length && pieces > 1 ? own_start + piece : length;
+            const long span = padded(end - origin);
+            float *const units = memory, *const outputs = units + C * BLOCK;
+            float *const inputs = kept ? kept + r * wavenet_kept(length, net) : outputs + size * BLOCK;
+            float *const factors = inputs + depth * C * by_h;
+            float *const skips = factors + layers * 2 * C * by_value, *const mids = skips + S * by_value;
+            for (long i = 0; i < depth * C; i++) memset(inputs + i * by_h, 0, sizeof(float) * (size_t)before);
+            for (long first = 0; first < span; first += BLOCK) {
+                const long times = span - first < BLOCK ? span - first : BLOCK, at = kept ? first : 0;
+                for (long i = 0; i < C; i++) {
+                    float *const h = inputs + i * by_h + before + first;
+                    const float slope = w[FIRST][i], bias = w[FIRST_BIAS][i];
+                    for (long t = 0; t < times; t++) {
+                        const long past = origin + first + t - 1;
+                        h[t] = bias + (past >= 0 && past < length ? slope * x[r * length + past] : 0);
+                    }
+                }
+                start(w[SKIP_BIAS], S, NULL, net, 0, times, skips + at, by_value);
+                for (long l = 0; l < depth; l++) {
+                    const float *const h = inputs + l * C * by_h + before + first;
+                    float *const gate = factors + (kept ? l : 0) * 2 * C * by_value + at;
+                    start(w[GATE_BIAS] + l * 2 * C, 2 * C, shared ? shared + (r * depth + l) * 2 * C * net->frames : NULL, net,
+                          origin + first, times, gate, by_value);
+                    for (long tap = 0; tap < net->kernel; tap++)
+                        multiply(w[TAPS] + (l * net->kernel + tap) * 2 * C * C, C, 1, 2 * C, C,
+                                 h - tap * net->dilations[l], by_h, gate, by_value, times);
+                    for (long i = 0; i < C; i++)
+                        for (long t = 0; t < times; t += VL) {
+                            v16 *const a = (v16 *)(gate + i * by_value + t), *const b = (v16 *)(gate + (C + i) * by_value + t);
+                            *a = tanh_f(*a);
+                            *b = 1.0f / (1.0f + exp_f(-*b));
+                            *(v16 *)(units + i * BLOCK + t) = *a * *b;
+                        }
+                    multiply(w[SKIP] + l * C, depth * C, 1, S, C, units, BLOCK, skips + at, by_value, times);
+                    if (l == depth - 1) break;
+                    float *const next = inputs + (l + 1) * C * by_h + before + first;
+                    for (long i = 0; i < C; i++)
+                        for (long t = 0; t < times; t += VL)
+                            *(v16 *)(next + i * by_h + t) = *(const v16 *)(h + i * by_h + t) + w[RESIDUAL_BIAS][l * C + i];
+                    multiply(w[RESIDUAL] + l * C * C, C, 1, C, C, units, BLOCK, next, by_h, times);
+                }
+                rectify(skips + at, by_value, S, times);
+                start(w[MID_BIAS], S, NULL, net, 0, times, mids + at, by_value);
+                multiply(w[MID], S, 1, S, S, skips + at, by_value, mids + at, by_value, times);
+                rectify(mids + at, by_value, S, times);
+                start(w[LAST_BIAS], size, NULL, net, 0, times, outputs, BLOCK);
+                multiply(w[LAST], S, 1, size, S, mids + at, by_value, outputs, BLOCK, times);
+                const long from = origin + first > own_start ? origin + first : own_start;
+                const long to = origin + first + times < end ? origin + first + times : end;
+                if (from >= to) continue;
+                for (long i = 0; i < size; i++)
+                    memcpy(out + (r * size + i) * length + from, outputs + i * BLOCK + from - origin - first,
+                           sizeof(float) * (size_t)(to - from));
+            }
+        }
+    }
+    return failed;
+}
+
+/* Gradients, given by_out (rows, size, length): of x (or NULL), of shared (or NULL), and of all weights, one after
+ * another in their order, (rows, total): summing over rows is left to the caller, in an order that no scheduling changes. */
+int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float *x, const float *kept, const float *by_out,
+                         float *by_x, float *by_shared, float *by_weights, int threads) {
+    const long C = net->channels, S = net->skip, depth = net->depth, size = net->size, kernel = net->kernel;
+    const long width = padded(length), before = reach_of(net), by_h = before + width;
+    const long sizes[12] = {C, C, depth * kernel * 2 * C * C, depth * 2 * C, (depth - 1) * C * C, (depth - 1) * C,
+                            S * depth * C, S, S * S, S, size * S, size};
+    const float *const *const w = net->weights;
+    long total = 0;
+    for (int i = 0; i < 12; i++) total += sizes[i];
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        const long need = depth * 2 * C * by_h + (3 * C + 2 * S + size) * BLOCK;
+        float *const memory = scratch(OWN, sizeof(float) * (size_t)need);
+        if (!memory) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic)
+        for (long r = 0; r < rows; r++) {
+            if (!memory) continue;
+            /* what the gates send back, with zeros behind the last time; and one block of the rest */
+            float *const by_gates = memory, *const by_next = by_gates + depth * 2 * C * by_h;
+            float *const by_units = by_next + C * BLOCK, *const units = by_units + C * BLOCK;
+            float *const by_skip = units + C * BLOCK, *const by_mid = by_skip + S * BLOCK, *const outs = by_mid + S * BLOCK;
+            const float *const inputs = kept + r * wavenet_kept(length, net), *const factors = inputs + depth * C * by_h;
+            const float *const skips = factors + depth * 2 * C * width, *const mids = skips + S * width;
+            float *g[12], *next = by_weights + r * total;
+            for (int i = 0; i < 12; next += sizes[i++]) g[i] = next;
+            memset(g[0], 0, sizeof(float) * (size_t)total);
+            if (by_shared)
+                memset(by_shared + r * depth * 2 * C * net->frames, 0, sizeof(float) * (size_t)(depth * 2 * C * net->frames));
+            for (long i = 0; i < depth * 2 * C; i++)
+                memset(by_gates + i * by_h + width, 0, sizeof(float) * (size_t)before);
+            for (long first = (width - 1) / BLOCK * BLOCK; first >= 0; first -= BLOCK) {
+                const long times = width - first < BLOCK ? width - first : BLOCK;
+                const long valid = length - first < times ? length - first : times;
+                memset(outs, 0, sizeof(float) * (size_t)(size * BLOCK));
+                for (long i = 0; i < size; i++)
+                    memcpy(outs + i * BLOCK, by_out + (r * size + i) * length + first, sizeof(float) * (size_t)valid);
+                outer(outs, BLOCK, size, mids + first, width, S, times, g[LAST], S);
+                sum_rows(outs, BLOCK, size, times, g[LAST_BIAS]);
+                memset(by_mid, 0, sizeof(float) * (size_t)(S * BLOCK));
+                multiply(w[LAST], 1, S, S, size, outs, BLOCK, by_mid, BLOCK, times);
+                for (long i = 0; i < S; i++)
+                    for (long t = 0; t < times; t += VL) {
+                        v16 *const at = (v16 *)(by_mid + i * BLOCK + t);
+                        *at = pick_f(*(const v16 *)(mids + i * width + first + t) > 0, *at, splat(0));
+                    }
+                outer(by_mid, BLOCK, S, skips + first, width, S, times, g[MID], S);
+                sum_rows(by_mid, BLOCK, S, times, g[MID_BIAS]);
+                memset(by_skip, 0, sizeof(float) * (size_t)(S * BLOCK));
+                multiply(w[MID], 1, S, S, S, by_mid, BLOCK, by_skip, BLOCK, times);
+                for (long i = 0; i < S; i++)
+                    for (long t = 0; t < times; t += VL) {
+                        v16 *const at = (v16 *)(by_skip + i * BLOCK + t);
+                        *at = pick_f(*(const v16 *)(skips + i * width + first + t) > 0, *at, splat(0));
+                    }
+                sum_rows(by_skip, BLOCK, S, times, g[SKIP_BIAS]);
+                memset(by_next, 0, sizeof(float) * (size_t)(C * BLOCK));
+                for (long l = depth - 1; l >= 0; l--) {
+                    const float *const gate = factors + l * 2 * C * width + first;
+                    const float *const h = inputs + l * C * by_h + before + first;
+                    float *const by_gate = by_gates + l * 2 * C * by_h + first;
+                    memset(by_units, 0, sizeof(float) * (size_t)(C * BLOCK));
+                    multiply(w[SKIP] + l * C, 1, depth * C, C, S, by_skip, BLOCK, by_units, BLOCK, times);
+                    if (l < depth - 1)
+                        multiply(w[RESIDUAL] + l * C * C, 1, C, C, C, by_next, BLOCK, by_units, BLOCK, times);
+                    for (long i = 0; i < C; i++)
+                        for (long t = 0; t < times; t += VL) {
+                            const v16 a = *(const v16 *)(gate + i * width + t), b = *(const v16 *)(gate + (C + i) * width + t);
+                            const v16 by = *(const v16 *)(by_units + i * BLOCK + t);
+                            *(v16 *)(units + i * BLOCK + t) = a * b;
+                            *(v16 *)(by_gate + i * by_h + t) = by * b * (1.0f - a * a);
+                            *(v16 *)(by_gate + (C + i) * by_h + t) = by * a * b * (1.0f - b);
+                        }
+                    outer(by_skip, BLOCK, S, units, BLOCK, C, times, g[SKIP] + l * C, depth * C);
+                    if (l < depth - 1) {
+                        outer(by_next, BLOCK, C, units, BLOCK, C, times, g[RESIDUAL] + l * C * C, C);
+                        sum_rows(by_next, BLOCK, C, times, g[RESIDUAL_BIAS] + l * C);
+                    }
+                    sum_rows(by_gate, by_h, 2 * C, times, g[GATE_BIAS] + l * 2 * C);
+                    if (by_shared)
+                        for (long i = 0; i < 2 * C; i++) {
+                            float *const mine = by_shared + ((r * depth + l) * 2 * C + i) * net->frames;
+                            for (long t = 0; t < valid;) {
+                                const long frame = (first + t) / net->hop, end = (frame + 1) * net->hop - first;
+                                float sum = 0;
+                                for (; t < valid && t < end; t++) sum += by_gate[i * by_h + t];
+                                mine[frame] += sum;
+                            }
+                        }
+                    for (long tap = 0; tap < kernel; tap++) {
+                        const long shift = tap * net->dilations[l], at = (l * kernel + tap) * 2 * C * C;
+                        outer(by_gate, by_h, 2 * C, h - shift, by_h, C, times, g[TAPS] + at, C);
+                        multiply(w[TAPS] + at, 1, C, C, 2 * C, by_gate + shift, by_h, by_next, BLOCK, times);
+                    }
+                }
+                sum_rows(by_next, BLOCK, C, times, g[FIRST_BIAS]);
+                for (long t = 0; t < times; t++) {
+                    const long past = first + t - 1;
+                    if (past < 0 || past >= length) continue;
+                    float sum = 0;
+                    for (long i = 0; i < C; i++) {
+                        const float by = by_next[i * BLOCK + t];
+                        sum += w[FIRST][i] * by;
+                        g[FIRST][i] += x[r * length + past] * by;
+                    }
+                    if (by_x && past < length) by_x[r * length + past] = sum;
+                }
+                if (by_x && first == (width - 1) / BLOCK * BLOCK) by_x[r * length + length - 1] = 0; /* nobody sees it */
+            }
+        }
+    }
+    return failed;
+}
+
+/* ---- sample by sample -------------------------------------------------------------------------------------------- */
+
+#define CROWD 4 /* rows that share a reading of the weights */
+
+/* y[r, u] += sum over k < count of a[k, u] x[r, k] for R rows and N vectors of units: lanes are units. Sums over k run in D
+ * strands, for one strand would wait for itself. */
+#define RESPOND(R, N, D)                                                                                               \
+    static void respond_##R##_##N(                                                                                     \
+        const float *restrict a, long units, long count, const float *restrict x, long by_x, float *restrict y,        \
+        long by_y) {                                                                                                   \
+        v16 total[D][R][N] = {{{{0}}}};                                                                                \
+        for (long k = 0; k < count; k += D)                                                                            \
+            UNROLL for (int d = 0; d < D; d++) {                                                                       \
+                UNROLL for (int v = 0; v < N; v++) {                                                                   \
+                    const v16 weight = *(const v16 *)(a + (k + d) * units + v * VL);                                   \
+                    UNROLL for (int r = 0; r < R; r++) total[d][r][v] += weight * splat(x[r * by_x + k + d]);          \
+                }                                                                                                      \
+            }                                                                                                          \
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < N; v++) {                                        \
+            v16 sum = total[0][r][v];                                                                                  \
+            UNROLL for (int d = 1; d < D; d++) sum += total[d][r][v];                                                  \
+            *(v16 *)(y + r * by_y + v * VL) += sum;                                                                    \
+        }                                                                                                              \
+    }
+RESPOND(1, 4, 2) RESPOND(1, 2, 4) RESPOND(1, 1, 8) RESPOND(4, 4, 1) RESPOND(4, 2, 2) RESPOND(4, 1, 4)
+
+typedef void (*Respond)(const float *, long, long, const float *, long, float *, long);
+static const Respond RESPOND_OF[2][5] = {{NULL, respond_1_1, respond_1_2, NULL, respond_1_4},
+                                         {NULL, respond_4_1, respond_4_2, NULL, respond_4_4}};
+
+/* The same for any number of units. Units and counts are whole vectors. */
+static void respond(int crowd, const float *a, long units, long count, const float *x, long by_x, float *y, long by_y) {
+    for (long u = 0; u < units;) {
+        const long left = (units - u) / VL, vectors = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        RESPOND_OF[crowd > 1][vectors](a + u, units, count, x, by_x, y + u, by_y);
+        u += vectors * VL;
+    }
+}
+
+static void fill(int crowd, const float *bias, long units, const float *more, float *y, long by_y) {
+    for (int r = 0; r < crowd; r++)
+        for (long u = 0; u < units; u += VL)
+            *(v16 *)(y + r * by_y + u) = *(const v16 *)(bias + u) + (more ? *(const v16 *)(more + u) : splat(0));
+}
+
+/* x_t = f(z_t; net(x_<t)) for t = 0 .. length - 1. Here all widths are whole vectors, filled up with zeros, and weights
+ * are transposed: taps (depth, kernel, channels, 2 channels), residual (depth - 1, channels, channels), skip (depth,
+ * channels, skip), mid (skip, skip), last (skip, size); shared (rows, depth, frames, 2 channels) or NULL. z, x: (rows,
+ * length); log_det: (rows). Each layer's past is a ring as long as its convolution reaches back. Returns 1 if memory ran
+ * out. */
+int wavenet_walk_f32(long rows, long length, const WaveNet *net, const float *shared, const Map *maps, int map_count,
+                     const float *z, float *x, float *log_det, int threads) {
+    const long C = net->channels, S = net->skip, depth = net->depth, size = net->size, kernel = net->kernel;
+    const float *const *const w = net->weights;
+    const int count = params_of(maps, map_count);
+    long past = 0;
+    for (long l = 0; l < depth; l++) past += (kernel - 1) * net->dilations[l];
+    const long crowds = rows / CROWD, groups = crowds + rows % CROWD; /* what is left over walks alone */
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        float *const memory = scratch(OWN, sizeof(float) * (size_t)(CROWD * (past * C + 4 * C + 2 * S + size)));
+        if (!memory) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic)
+        for (long group = 0; group < groups; group++) {
+            if (!memory) continue;
+            const int crowd = group < crowds ? CROWD : 1;
+            const long first = group < crowds ? group * CROWD : crowds * CROWD + group - crowds;
+            float *const h = memory, *const units = h + CROWD * C, *const gate = units + CROWD * C;
+            float *const skips = gate + CROWD * 2 * C, *const mids = skips + CROWD * S, *const params = mids + CROWD * S;
+            float *const rings = params + CROWD * size;
+            memset(rings, 0, sizeof(float) * (size_t)(crowd * past * C));
+            float last[CROWD] = {0};
+            v16 log_sum = {0};
+            for (long t = 0; t < length; t++) {
+                for (int r = 0; r < crowd; r++)
+                    for (long u = 0; u < C; u += VL)
+                        *(v16 *)(h + r * C + u) =
+                            *(const v16 *)(w[FIRST_BIAS] + u) + *(const v16 *)(w[FIRST] + u) * splat(last[r]);
+                fill(crowd, w[SKIP_BIAS], S, NULL, skips, S);
+                float *ring = rings;
+                for (long l = 0; l < depth; l++) {
+                    const long dilation = net->dilations[l], span = (kernel - 1) * dilation;
+                    for (int r = 0; r < crowd; r++)
+                        fill(1, w[GATE_BIAS] + l * 2 * C, 2 * C,
+                             shared ? shared + (((first + r) * depth + l) * net->frames + t / net->hop) * 2 * C : NULL,
+                             gate + r * 2 * C, 2 * C);
+                    const float *const taps = w[TAPS] + l * kernel * 2 * C * C;
+                    respond(crowd, taps, 2 * C, C, h, C, gate, 2 * C);
+                    for (long tap = 1; tap < kernel; tap++) {
+                        const long place = (t + span - tap * dilation) % span;
+                        respond(crowd, taps + tap * 2 * C * C, 2 * C, C, ring + place * crowd * C, C, gate, 2 * C);
+                    }
+                    memcpy(ring + t % span * crowd * C, h, sizeof(float) * (size_t)(crowd * C));
+                    ring += span * crowd * C;
+                    for (int r = 0; r < crowd; r++)
+                        for (long u = 0; u < C; u += VL) {
+                            const v16 a = *(const v16 *)(gate + r * 2 * C + u), b = *(const v16 *)(gate + r * 2 * C + C + u);
+                            *(v16 *)(units + r * C + u) = tanh_f(a) / (1.0f + exp_f(-b));
+                        }
+                    respond(crowd, w[SKIP] + l * C * S, S, C, units, C, skips, S);
+                    if (l == depth - 1) break;
+                    for (int r = 0; r < crowd; r++)
+                        for (long u = 0; u < C; u += VL)
+                            *(v16 *)(h + r * C + u) += *(const v16 *)(w[RESIDUAL_BIAS] + l * C + u);
+                    respond(crowd, w[RESIDUAL] + l * C * C, C, C, units, C, h, C);
+                }
+                rectify(skips, S, crowd, S);
+                fill(crowd, w[MID_BIAS], S, NULL, mids, S);
+                respond(crowd, w[MID], S, S, skips, S, mids, S);
+                rectify(mids, S, crowd, S);
+                fill(crowd, w[LAST_BIAS], size, NULL, params, size);
+                respond(crowd, w[LAST], size, S, mids, S, params, size);
+                v16 mine[MAX_PARAMS], out, log_out;
+                for (int p = 0; p < count; p++) mine[p] = load(params + p, size, crowd);
+                generate(maps, map_count, load(z + first * length + t, length, crowd), mine, &out, &log_out);
+                for (int r = 0; r < crowd; r++) x[(first + r) * length + t] = last[r] = out[r];
+                log_sum += log_out;
+            }
+            store(log_det + first, crowd, log_sum);
+        }
+    }
+    return failed;
+}

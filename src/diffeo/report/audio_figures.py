@@ -1,0 +1,137 @@
+"""Figures of a flow of audio."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffeo.flow import Flow, bits_per_dim
+from diffeo.report.figures import learning_curve
+from diffeo.report.style import MODEL, OTHER, REAL, figure
+from diffeo.spectral import magnitudes
+from diffeo.training.seeding import derive, seed_noise
+
+__all__ = ["draw", "likelihoods", "sounds"]
+
+SHOWN = 3  # sounds of each set
+DRAWN = 32  # sounds whose likelihoods are compared
+DEPTH = 70.0  # dB below the loudest that a spectrogram shows
+_COLOURS = (REAL, MODEL, OTHER)
+
+
+@torch.no_grad()
+def draw(run: Path, flow: Flow, x: Tensor, context: Tensor | None, rate: int, step: float, seed: int) -> list[str]:
+    """Write ``run/figures/*.png`` and return their paths.
+
+    The learning curve in bits per sample; waveforms and spectrograms of real and of drawn sounds in the same contexts;
+    the likelihoods of both under the model.
+
+    Args:
+        run: the run directory.
+        flow: the trained flow.
+        x: held-out sounds ``(n, T)``.
+        context: their contexts, or None.
+        rate: samples per second.
+        step: the distance of neighbouring values, in which bits are counted.
+        seed: of all that is random.
+    """
+    folder = run / "figures"
+    folder.mkdir(exist_ok=True)
+    drawn: list[str] = []
+
+    def path(name: str) -> Path:
+        drawn.append(str(folder / f"{name}.png"))
+        return folder / f"{name}.png"
+
+    metrics = run / "train" / "metrics.jsonl"
+    if metrics.is_file() and metrics.stat().st_size:
+        learning_curve(metrics, path("learning_curve"), dimensions=x[0].numel(), step=step, unit="bits/sample")
+    device = flow.base.device_marker.device
+    seed_noise(device, derive(seed, "figures"))
+    spaced = torch.linspace(0, len(x) - 1, min(DRAWN, len(x))).long()  # neighbours come from the same recording
+    x = x[spaced].to(device).float()
+    context = None if context is None else context[spaced].to(device)
+    sampled = flow.sample(len(x)) if context is None else flow.sample((), context)
+    sounds({"data": x, "samples": sampled}, rate, path("sounds"))
+    bits = {
+        name: bits_per_dim(flow.log_prob(part, context, nan="propagate"), x.shape[1], step).cpu().numpy()
+        for name, part in (("data", x), ("samples", sampled))
+    }
+    likelihoods(bits, path("likelihoods"))
+    return drawn
+
+
+def sounds(parts: Mapping[str, Tensor], rate: int, path: str | Path) -> None:
+    """Draw sets of sounds ``(n, T)`` side by side, by name: three of each, evenly spaced, waveforms above spectrograms.
+
+    All spectrograms share one scale of dB, all waveforms one of amplitudes. Up to three sets: real, teacher, student.
+    """
+    rows = min(SHOWN, *(len(part) for part in parts.values()))
+    size = max(4, round(0.032 * rate))
+    shown = torch.linspace(0, min(len(part) for part in parts.values()) - 1, rows).long()
+    clips = {name: part.detach().cpu()[shown].double().nan_to_num(0.0).clamp(-1, 1) for name, part in parts.items()}
+    decibels = {
+        name: 20 * magnitudes(part, size, max(1, size // 8)).clamp_min(1e-7).log10() for name, part in clips.items()
+    }
+    first = next(iter(parts))
+    loudest = float(decibels[first].max())
+    reach = 1.05 * max(float(part.abs().quantile(0.999)) for part in clips.values()) or 1.0
+    with figure(path, (4.2 * len(parts), 2.1 * rows + 0.4)) as drawing:
+        grid = drawing.subplots(
+            2 * rows, len(parts), squeeze=False, gridspec_kw={"height_ratios": [1, 2] * rows}, sharex=True
+        )
+        for column, (name, colour) in enumerate(_coloured(parts).items()):
+            grid[0, column].set_title(name)
+            for row in range(rows):
+                wave, spectrogram = grid[2 * row, column], grid[2 * row + 1, column]
+                clip = clips[name][row].numpy()
+                seconds = len(clip) / rate
+                wave.plot(np.arange(len(clip)) / rate, clip, color=colour, lw=0.4)
+                wave.set_ylim(-reach, reach)
+                spectrogram.imshow(
+                    decibels[name][row].numpy(), origin="lower", aspect="auto", cmap="magma", vmin=loudest - DEPTH,
+                    vmax=loudest, extent=(0, seconds, 0, rate / 2000), interpolation="nearest",
+                )  # fmt: skip
+                wave.set_xlim(0, seconds)
+                for axes in (wave, spectrogram):
+                    axes.tick_params(labelleft=column == 0, labelbottom=False)
+                if column == 0:
+                    spectrogram.set_ylabel("kHz")
+            grid[-1, column].tick_params(labelbottom=True)
+            grid[-1, column].set_xlabel("seconds")
+
+
+def likelihoods(parts: Mapping[str, np.ndarray], path: str | Path) -> None:
+    """Draw histograms of bits per sample (n,) under a model, of sets by name; up to three.
+
+    A model's own samples should look to it as real sound does: fewer bits and they buzz, more and they whisper.
+    """
+    values = {name: part[np.isfinite(part)] for name, part in parts.items()}
+    every = np.concatenate(list(values.values()))
+    if not len(every):
+        return
+    low, high = np.quantile(every, [0.0, 0.99]) if len(every) > 200 else (every.min(), every.max())
+    margin = 0.04 * (high - low) or 0.5
+    edges = np.linspace(low - margin, high + margin, int(np.clip(2.5 * len(every) ** (1 / 3), 8, 40)) + 1)
+    with figure(path, (6.4, 3.4)) as drawing:
+        axes = drawing.add_subplot()
+        for name, colour in _coloured(parts).items():
+            part = values[name]
+            mean = f": {part.mean():.2f} on average" if len(part) else ": none is finite"
+            weights = np.full(len(part), 1 / max(1, len(part)))
+            axes.hist(part, bins=edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.3, lw=0)
+            axes.hist(part, bins=edges, weights=weights, histtype="step", color=colour, lw=1.3, label=name + mean)
+        axes.set_xlabel("bits per sample under the model")
+        axes.set_ylabel("share of sounds")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(parts), borderaxespad=0)
+
+
+def _coloured(parts: Mapping[str, object]) -> dict[str, str]:
+    """A colour for each set."""
+    if len(parts) > len(_COLOURS):
+        raise ValueError(f"expected at most {len(_COLOURS)} sets, got {', '.join(parts)}")
+    return dict(zip(parts, _COLOURS, strict=False))
