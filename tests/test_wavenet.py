@@ -110,14 +110,12 @@ def test_the_kernel_equals_its_plain_twin(plain, shape):
 
 
 @needs_compiler
-@pytest.mark.parametrize("univariate", [Affine, Shift], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("univariate", [Affine, Shift, MixtureOfLogistics], ids=lambda each: each.__name__)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_walk_in_one_call_equals_its_plain_twin(plain, univariate, shape):
     channels, layers, cycles, kernel, skip, context, hop, length, rows = shape
-    length = min(length, 100)
-    transform = Autoregressive(
-        univariate(), WaveNet(univariate.size, channels, layers, cycles, kernel, skip, context, hop)
-    )
+    length, map_ = min(length, 100), univariate()
+    transform = Autoregressive(map_, WaveNet(map_.size, channels, layers, cycles, kernel, skip, context, hop))
     randomise(transform, 0.8)
     z = torch.randn(rows, length)
     given = torch.randn(rows, context, -(-length // hop)) if context else None
@@ -125,6 +123,18 @@ def test_the_walk_in_one_call_equals_its_plain_twin(plain, univariate, shape):
         fast, slow = transform.forward_and_log_det(z, given), plain(lambda: transform.forward_and_log_det(z, given))
     for a, b in zip(fast, slow, strict=True):
         assert torch.allclose(a, b, atol=2e-5, rtol=2e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("components", [1, 5, 64])
+def test_mixtures_are_generated_as_by_the_plain_twin(plain, components):
+    mixture = MixtureOfLogistics(components)
+    z = torch.cat([2 * torch.randn(500), torch.tensor([0.0, 30.0, -30.0, 1e6, -1e6])])
+    params = 2 * torch.randn(mixture.size, len(z))
+    with torch.no_grad():
+        fast, slow = mixture.forward_and_log_det(z, params), plain(lambda: mixture.forward_and_log_det(z, params))
+        assert torch.allclose(fast[0], slow[0], rtol=1e-5, atol=1e-5)
+        assert torch.allclose(fast[1], slow[1], rtol=1e-3, atol=1e-3)
 
 
 @needs_compiler

@@ -17,7 +17,7 @@ from diffeo.kernels.native import differentiable_gradients, library, usable
 
 __all__ = ["MapSpec", "Twin", "described", "known", "map_values"]
 
-_KINDS = {"shift": 0, "scale": 1, "affine": 2, "spline": 3}
+_KINDS = {"shift": 0, "scale": 1, "affine": 2, "spline": 3, "logistics": 4}
 _MAX_BINS, _MAX_MAPS = 64, 8  # of native.c
 
 Twin = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -43,10 +43,12 @@ class _Map(ctypes.Structure):
     )
 
 
-def known(maps: Sequence[MapSpec]) -> bool:
-    """Whether the kernels take this chain of maps."""
-    splines = [each.bins for each in maps if each.kind == "spline"]
-    return len(maps) <= _MAX_MAPS and len(splines) <= 1 and max(splines, default=0) <= _MAX_BINS
+def known(maps: Sequence[MapSpec], *, generate: bool) -> bool:
+    """Whether the kernels take this chain of maps; mixtures of logistics only to generate."""
+    large = [each.bins for each in maps if each.kind in ("spline", "logistics")]
+    kinds = {each.kind for each in maps}
+    fit = len(maps) <= _MAX_MAPS and len(large) <= 1 and max(large, default=0) <= _MAX_BINS
+    return fit and (generate or "logistics" not in kinds)
 
 
 @lru_cache
@@ -69,7 +71,12 @@ def map_values(
         twin: the same in PyTorch's operations, for second derivatives.
         generate: from noise to data, or back.
     """
-    if not usable(value, params) or params.shape[1:] != value.shape or not value.numel() or not known(maps):
+    if (
+        not usable(value, params)
+        or params.shape[1:] != value.shape
+        or not value.numel()
+        or not known(maps, generate=generate)
+    ):
         return None
     needs_grad = torch.is_grad_enabled() and (value.requires_grad or params.requires_grad)
     if needs_grad and generate:

@@ -37,7 +37,7 @@ static inline v16 narrow(d16 v) { return __builtin_convertvector(v, v16); }
 
 /* ---- univariate maps --------------------------------------------------------------------------------------------- */
 
-enum { SHIFT, SCALE, AFFINE, SPLINE };
+enum { SHIFT, SCALE, AFFINE, SPLINE, LOGISTICS };
 
 typedef struct {
     int kind, bins;
@@ -48,7 +48,12 @@ typedef struct {
 #define MAX_PARAMS (3 * MAX_BINS + 2 * MAX_MAPS)
 
 static inline int size_of(const Map *map) {
-    return map->kind == SPLINE ? 3 * map->bins - 1 : map->kind == AFFINE ? 2 : 1;
+    switch (map->kind) {
+    case SPLINE: return 3 * map->bins - 1;
+    case LOGISTICS: return 3 * map->bins;
+    case AFFINE: return 2;
+    default: return 1;
+    }
 }
 static inline Spline spline_of(const Map *map) {
     return (Spline){map->bins, map->bound, map->min_bin, map->max_log_bend};
@@ -70,6 +75,56 @@ static inline void spline_lanes(
     *log_det = narrow(log_mapped);
 }
 
+static inline d16 log_sum_d(const d16 *terms, int count) {
+    d16 top = terms[0], sum = {0};
+    for (int k = 1; k < count; k++) top = at_least_d(top, terms[k]);
+    for (int k = 0; k < count; k++) sum += exp_d(terms[k] - top);
+    return top + log_d(sum);
+}
+
+/* x = F^-1(sigmoid(z)) of a mixture of logistics F, by Newton's method within a bracket, in double precision. */
+static void logistics_lanes(const Map *map, v16 value, const v16 *params, v16 *out, v16 *log_det) {
+    const int count = map->bins;
+    const d16 z = widen(value);
+    d16 weight[MAX_BINS], mean[MAX_BINS], log_scale[MAX_BINS], below[MAX_BINS], above[MAX_BINS], both[MAX_BINS];
+    d16 low, high, log_slope = {0};
+    for (int k = 0; k < count; k++) weight[k] = widen(params[k]);
+    const d16 total = log_sum_d(weight, count);
+    for (int k = 0; k < count; k++) {
+        weight[k] -= total;
+        mean[k] = widen(params[count + k]);
+        log_scale[k] = map->bound * tanh_d(widen(params[2 * count + k]) / map->bound);
+        const d16 own = mean[k] + exp_d(log_scale[k]) * z;
+        low = k ? at_most_d(low, own) : own;
+        high = k ? at_least_d(high, own) : own;
+    }
+    d16 x = 0.5 * (low + high);
+    for (int round = 0; round < 100; round++) {
+        for (int k = 0; k < count; k++) {
+            const d16 u = (x - mean[k]) * exp_d(-log_scale[k]);
+            const d16 tail = log_d(1.0 + exp_d(pick_d(u < 0, u, -u)));
+            below[k] = weight[k] + at_most_d(u, (d16){0}) - tail;  /* log sigmoid(u) */
+            above[k] = weight[k] + at_most_d(-u, (d16){0}) - tail; /* log sigmoid(-u) */
+            both[k] = below[k] + above[k] - weight[k] - log_scale[k];
+        }
+        const d16 log_below = log_sum_d(below, count), log_above = log_sum_d(above, count);
+        const d16 reached = log_below - log_above;
+        log_slope = log_sum_d(both, count) - log_below - log_above;
+        low = pick_d(reached < z, x, low);
+        high = pick_d(reached > z, x, high);
+        const d16 step = x + (z - reached) * exp_d(-log_slope);
+        const d16 new = pick_d((step >= low) & (step <= high), step, 0.5 * (low + high));
+        const d16 moved = pick_d(new < x, x - new, new - x), size = pick_d(new < 0, -new, new);
+        const l16 left = moved > 1e-13 * (1.0 + size);
+        x = new;
+        long any = 0;
+        for (int lane = 0; lane < VL; lane++) any |= (long)left[lane];
+        if (!any) break;
+    }
+    *out = narrow(x);
+    *log_det = narrow(-log_slope);
+}
+
 /* x = f(z) and log dx/dz, splines in double precision. */
 static void generate(const Map *maps, int count, v16 z, const v16 *params, v16 *x, v16 *log_det) {
     v16 total = splat(0), step;
@@ -81,6 +136,7 @@ static void generate(const Map *maps, int count, v16 z, const v16 *params, v16 *
             step = (float)maps[m].bound * tanh_f(params[1] / (float)maps[m].bound);
             z = params[0] + z * exp_f(step), total += step;
             break;
+        case LOGISTICS: logistics_lanes(maps + m, z, params, &z, &step), total += step; break;
         default: spline_lanes(maps + m, 1, 1, z, params, &z, &step), total += step;
         }
     }

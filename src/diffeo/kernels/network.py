@@ -238,7 +238,11 @@ def mapped(
     Returns:
         The mapped values ``(n, rows)`` and the log-derivatives summed over elements, ``(rows,)``.
     """
-    if not (structure.known(x, value, shared, tensors[0]) and value.numel() and known(mapping.maps)):
+    if not (
+        structure.known(x, value, shared, tensors[0])
+        and value.numel()
+        and known(mapping.maps, generate=mapping.generate)
+    ):
         return None
     if not _needs_grad(x, shared, value, *tensors):
         return _forward(structure, mapping, x, shared, value, tensors)

@@ -40,7 +40,7 @@ def walk_fused(
     size = structure.layers[-1].units // elements
     if z.dim() != 2 or z.shape[1] != elements:
         raise ValueError(f"expected z of shape (rows, {elements}), got {tuple(z.shape)}")
-    if not (structure.known(z, shared, tensors[0]) and known(maps)):
+    if not (structure.known(z, shared, tensors[0]) and known(maps, generate=True)):
         return None
     z, tensors = z.contiguous(), [t.contiguous() for t in tensors]
     shared = None if shared is None else shared.expand(len(z), -1).contiguous()

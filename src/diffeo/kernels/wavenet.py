@@ -89,7 +89,7 @@ def walk(
     Returns:
         x ``(rows, T)`` and log|det dx/dz| ``(rows,)``.
     """
-    if not (usable(z, shared, *weights) and known(maps) and z.numel()):
+    if not (usable(z, shared, *weights) and known(maps, generate=True) and z.numel()):
         return None
     z, shared, weights = _contiguous(z, shared, weights)
     first, first_bias, taps, gate_bias, residual, residual_bias, skip, skip_bias, mid, mid_bias, last, last_bias = (

@@ -271,12 +271,15 @@ class MixtureOfLogistics(Univariate):
         return log_below - log_above, log_density - log_below - log_above
 
     def generate(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """x = F^-1(sigmoid(z))."""
+        """x = F^-1(sigmoid(z)); without gradients in double precision, for the tails' logarithms cancel."""
         with torch.no_grad():
-            x = self._solve(z.double(), params.double()).to(z.dtype)
-        if torch.is_grad_enabled():
-            residual, log_slope = self.normalize(x, params)
-            x = x - (residual - residual.detach() + z.detach() - z) * torch.exp(-log_slope.detach())
+            exact = self._solve(z.double(), params.double())
+        if not torch.is_grad_enabled():
+            return exact.to(z.dtype), -self.normalize(exact, params.double())[1].to(z.dtype)
+        x = exact.to(z.dtype)
+        residual, log_slope = self.normalize(x, params)
+        # of value x, with the gradient of the solution: dx = (dz - d_params F) / slope
+        x = x - (residual - residual.detach() + z.detach() - z) * torch.exp(-log_slope.detach())
         return x, -self.normalize(x, params)[1]
 
     def _solve(self, z: Tensor, params: Tensor) -> Tensor:
@@ -294,6 +297,10 @@ class MixtureOfLogistics(Univariate):
             if done.all():
                 break
         return x
+
+    def native(self) -> tuple[MapSpec, ...] | None:
+        """One map, to generate."""
+        return (MapSpec("logistics", self.components, self.bound),)
 
 
 class Composed(Univariate):
