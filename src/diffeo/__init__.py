@@ -12,8 +12,8 @@ _HOME = {
     **dict.fromkeys(("Flow", "FlowDistribution", "bits_per_dim"), "flow"),
     **dict.fromkeys(("StandardNormal", "StandardLogistic", "Uniform", "GaussianMixture"), "bases"),
     **dict.fromkeys(("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf", "glow"), "recipes"),
-    **dict.fromkeys(("Objective", "MaximumLikelihood"), "objectives"),
-    **dict.fromkeys(("fit", "load_run"), "training"),
+    **dict.fromkeys(("Objective", "MaximumLikelihood", "Distillation", "WarmStart"), "objectives"),
+    **dict.fromkeys(("fit", "load_run", "SampleStream"), "training"),
     "inpaint": "inpainting",
     **dict.fromkeys(("transforms", "nets", "data"), ""),
 }
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal, Uniform
     from diffeo.flow import Flow, FlowDistribution, bits_per_dim
     from diffeo.inpainting import inpaint
-    from diffeo.objectives import MaximumLikelihood, Objective
+    from diffeo.objectives import Distillation, MaximumLikelihood, Objective, WarmStart
     from diffeo.recipes import RECIPES, build, glow, iaf, maf, nice, nsf, realnvp
     from diffeo.training.fit import fit
     from diffeo.training.run import load_run
+    from diffeo.training.sampled import SampleStream
 
 
 def __getattr__(name: str) -> Any:

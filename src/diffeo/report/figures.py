@@ -18,13 +18,16 @@ COLUMNS = 6  # columns shown in a grid of pairs, and latents
 FEW = 1500  # rows drawn as points, not as counts
 
 
-def learning_curve(metrics: str | Path, path: str | Path, dimensions: int | None = None) -> None:
+def learning_curve(
+    metrics: str | Path, path: str | Path, dimensions: int | None = None, label: str = "negative log-likelihood"
+) -> None:
     """Draw the losses of training and validation, epoch by epoch, from a ``metrics.jsonl``.
 
     Args:
         metrics: the file.
         path: of the PNG.
         dimensions: of an image: losses are then drawn in bits per dimension, else in nats per row.
+        label: what the loss is.
     """
     unit, scale = ("nats", 1.0) if dimensions is None else ("bits/dim", 1 / (dimensions * np.log(2)))
     entries = [json.loads(line) for line in Path(metrics).read_text().splitlines() if line.strip()]
@@ -50,7 +53,7 @@ def learning_curve(metrics: str | Path, path: str | Path, dimensions: int | None
             shown += [valid, valid[best:] - np.nan_to_num(error[best:])]
         axes.set_ylim(*_curve_limits(np.concatenate(shown)))
         axes.set_xlabel("epoch")
-        axes.set_ylabel(f"negative log-likelihood ({unit}{' per row' * (dimensions is None)})")
+        axes.set_ylabel(f"{label} ({unit}{' per row' * (dimensions is None)})")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)  # above, never in the way
 
@@ -72,6 +75,7 @@ def pairs(
     path: str | Path,
     steps: Sequence[float] | None = None,
     labels: Sequence[Sequence[str]] | None = None,
+    whose: tuple[str, str] = ("data", "samples"),
 ) -> None:
     """Compare rows with samples, for the first columns: marginals on the diagonal, pairs below it and above it.
 
@@ -82,6 +86,7 @@ def pairs(
         path: of the PNG.
         steps: distance between neighbouring values of discrete columns, 0 for continuous ones.
         labels: for columns that hold codes 0, 1, ..., what these stand for; empty for others.
+        whose: what rows and samples are called.
     """
     count = min(COLUMNS, real.shape[1])
     steps = [0.0] * count if steps is None else steps
@@ -114,7 +119,7 @@ def pairs(
             grid[count - 1, i].set_xlabel(_short(names[i]))
             grid[i, 0].set_ylabel(_short(names[i]) if count > 1 else "density")
         drawing.align_ylabels(grid[:, 0])
-        _legend(drawing, ("data (below the diagonal)", "samples (above)") if count > 1 else ("data", "samples"))
+        _legend(drawing, (f"{whose[0]} (below the diagonal)", f"{whose[1]} (above)") if count > 1 else whose)
         if real.shape[1] > count:
             drawing.supxlabel(f"the first {count} of {real.shape[1]} columns", fontsize=8, color=GREY)
 
