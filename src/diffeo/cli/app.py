@@ -238,7 +238,7 @@ def distill(
     run: Run,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run directory to make.", metavar="DIR")],
     student: Annotated[
-        str | None, typer.Option("--student", help="iaf, nsf-coupling or realnvp; chosen for the teacher by default.")
+        str | None, typer.Option("--student", help="nsf-inverse, iaf, nsf-coupling or realnvp.  [default: nsf-inverse]")
     ] = None,
     data: Annotated[
         str | None,

@@ -153,7 +153,8 @@ def distill(summary: Mapping[str, Any]) -> str:
 def info(summary: Mapping[str, Any]) -> str:
     """Describe a run directory."""
     origin, metrics = summary["provenance"], summary["metrics"]
-    data, versions = origin.get("data", {}), origin.get("versions", {})
+    data, versions = origin.get("data") or {}, origin.get("versions", {})
+    taught = origin.get("distillation", {}).get("teacher")
     arguments = ", ".join(f"{k}={v}" for k, v in summary["arguments"].items() if k != "preprocess")
     table = [("column", "kind", "range")] + [
         (
@@ -184,6 +185,7 @@ def info(summary: Mapping[str, Any]) -> str:
                 ),
                 ("images", _images(summary["shape"])[len("images of ") :] if "shape" in summary else ""),
                 ("classes", ", ".join(summary.get("classes", ()))),
+                ("distilled", f"from {taught['run']}, {taught['model']}" if taught else ""),
                 ("made", f"{origin.get('date', '?')} by {made_by}"),
             ]
         ),

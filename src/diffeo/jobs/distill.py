@@ -38,6 +38,7 @@ __all__ = ["STUDENTS", "distill_run"]
 
 # What a student may be, as a recipe and arguments of it; all of them sample in one pass.
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "nsf-inverse": ("nsf", {"structure": "inverse", "affine": True}),
     "iaf": ("iaf", {}),
     "realnvp": ("realnvp", {}),
     "nsf-coupling": ("nsf", {"structure": "coupling", "affine": True}),

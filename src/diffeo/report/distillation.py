@@ -64,11 +64,13 @@ def draw_both(student: Flow, teacher: Flow, contexts: Tensor | None, rows: int, 
     x, log_p_x = teacher.sample_and_log_prob(shape, context)
     log_p_s = teacher.log_prob(s, context, nan="propagate")
     log_q_x = student.log_prob(x, context, nan="propagate")
-    densities = [value.double().cpu().numpy() for value in (log_p_x, log_q_x, log_p_s, log_q_s)]
-    good = np.isfinite(densities).all(0)
-    kept = torch.from_numpy(good).to(device)
+    log_p_x, log_q_x, log_p_s, log_q_s = (part.double().cpu() for part in (log_p_x, log_q_x, log_p_s, log_q_s))
+    good = torch.stack([log_p_x, log_q_x, log_p_s, log_q_s]).isfinite().all(0)
+    kept = good.to(device)
     return Draws(
-        x[kept], s[kept], None if context is None else context[kept], *(value[good] for value in densities),
+        x=x[kept], s=s[kept], context=None if context is None else context[kept],
+        log_p_x=log_p_x[good].numpy(), log_q_x=log_q_x[good].numpy(),
+        log_p_s=log_p_s[good].numpy(), log_q_s=log_q_s[good].numpy(),
         non_finite=int((~good).sum()),
     )  # fmt: skip
 
@@ -93,7 +95,7 @@ def compare_draws(draws: Draws, seed: int, centres: np.ndarray | None = None) ->
     log_weights = draws.log_p_s - draws.log_q_s
     weights = np.exp(log_weights - log_weights.max())
     extra = np.empty((len(real), 0)) if draws.context is None else draws.context.double().cpu().numpy()
-    shown = [np.concatenate([part, extra], 1)[:TOLD_APART] for part in (real, fake)]
+    own, its = (np.concatenate([part, extra], 1)[:TOLD_APART] for part in (real, fake))
     return {
         "rows": len(real),
         "dimensions": dimensions,
@@ -103,7 +105,7 @@ def compare_draws(draws: Draws, seed: int, centres: np.ndarray | None = None) ->
         "entropy": {"student": mean_and_error(-draws.log_q_s), "teacher": mean_and_error(-draws.log_p_x)},
         "effective_sample_size": float(weights.sum() ** 2 / np.square(weights).sum() / len(weights)),
         "modes": mode_recall(real, fake, seed, centres),
-        "classifier": classifier_test(*shown, seed),
+        "classifier": classifier_test(own, its, seed),
     }
 
 
