@@ -316,7 +316,7 @@ def test_take_apart():
 
 def test_report_of_a_perfect_student():
     teacher = small("maf").eval()
-    draws = draw_both(teacher, teacher, None, 1000, 0)
+    draws = draw_both(teacher, teacher, None, 500, 0)
     report = compare_draws(draws, 0)
     for name in ("reverse_kl", "forward_kl"):
         assert abs(report[name]["mean"]) < 1e-5
@@ -391,7 +391,7 @@ def test_naive_generation_is_the_walk(context):
 def brief():
     """Fewer steps in an epoch, fewer rows in a report."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"BATCHES": 20, "REPORTED": 1000, "VALIDATED": 256, "TIMED": 50}.items():
+        for name, value in {"BATCHES": 10, "REPORTED": 300, "VALIDATED": 256, "TIMED": 50}.items():
             patch.setattr(distillation, name, value)
         yield
 
@@ -508,21 +508,24 @@ def test_without_the_table(teachers, tmp_path, capsys):
 
 
 def test_force_distils_what_is_fast(teachers, tmp_path, capsys):
-    assert main(["distill", str(teachers / "fast"), "--out", str(tmp_path / "out"), *TINY, "--force"]) == 0
+    assert (
+        main(["distill", str(teachers / "fast"), "--out", str(tmp_path / "out"), *TINY, "--force", "--no-figures"]) == 0
+    )
     said = capsys.readouterr().out
     assert "KL(student || teacher)" in said
     assert "one pass per column" not in said
 
 
 def test_an_interrupted_command_goes_on(teachers, distilled, tmp_path, monkeypatch):
-    """Killed in its second stage, a distillation leaves a folder that says so, and --resume ends with the same bits."""
+    """Killed in its last stage, a distillation leaves a folder that says so, and --resume ends with the same bits."""
     original = checkpoints.save_checkpoint
     written = []
 
     def dying(path, *rest):
         original(path, *rest)
-        written.append(path)
-        raise KeyboardInterrupt
+        written.append(path.parent.parent.name)
+        if len(written) == 5:
+            raise KeyboardInterrupt
 
     out = tmp_path / "student"
     options = {"epochs": 2, "arguments": {"hidden": [16], "transforms": 2}, "figures": False}
@@ -530,7 +533,7 @@ def test_an_interrupted_command_goes_on(teachers, distilled, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         distill_run(teachers / "run", out, **options)
     monkeypatch.setattr(checkpoints, "save_checkpoint", original)
-    assert written
+    assert written == ["warm_start"] * 2 + ["forward"] * 2 + ["both"]
     with pytest.raises(diffeo.UserError, match="has no weights yet"):
         diffeo.load_run(out)
     distill_run(teachers / "run", out, resume=True, figures=False)

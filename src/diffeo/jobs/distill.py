@@ -7,6 +7,8 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,20 @@ from diffeo.jobs.pictures import draw_pairs
 from diffeo.jobs.plain import plain
 from diffeo.jobs.runs import OpenRun, claimed, open_run
 from diffeo.jobs.settings import check_settings
-from diffeo.objectives import Distillation, WarmStart
+from diffeo.objectives import Distillation, Objective, WarmStart
 from diffeo.recipes import build
 from diffeo.recipes.assembly import take_apart
-from diffeo.report import figures as pictures
 from diffeo.report.compare import mean_and_error
-from diffeo.report.distillation import Draws, compare_draws, draw_both, generate_naively, likelihoods, pace, warnings
+from diffeo.report.distillation import (
+    Draws,
+    compare_draws,
+    divergence_curve,
+    draw_both,
+    generate_naively,
+    likelihoods,
+    pace,
+    warnings,
+)
 from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
 from diffeo.training.parallel import World
 from diffeo.training.sampled import SampleStream
@@ -46,7 +56,6 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 BATCH_SIZE, BATCHES = 512, 100  # rows per step, steps per epoch
 EPOCHS = 100
-WARM_SHARE = 0.05  # of the budget
 VALIDATED = 4_096  # rows of the teacher's that tell which weights to keep
 REPORTED = 20_000  # draws of each that the report is of
 TIMED = 1_000  # rows drawn at a time where speed is measured
@@ -72,8 +81,9 @@ def distill_run(
 ) -> dict[str, Any]:
     """Distil the run of a table into a student that samples in one parallel pass, and say what was lost.
 
-    The student learns from rows that the teacher draws: first to map the teacher's noise to them, then by both
-    Kullback-Leibler divergences. It lives within the teacher's preprocessing, which cancels in every log-ratio.
+    The student learns from rows that the teacher draws: first to map the teacher's noise to them, then to give them
+    density (the forward KL), at last by both Kullback-Leibler divergences. It lives within the teacher's preprocessing,
+    which cancels in every log-ratio.
 
     Args:
         run: the teacher's run directory.
@@ -116,9 +126,10 @@ def distill_run(
     check_settings({name: settings[name] for name in ("epochs", "minutes", "seed") if name in settings})
     seed = settings.get("seed", 0)
     world = World(teacher.device)
+    tell = say if world.leads else lambda text: None
 
     core, preprocessing = take_apart(teacher.flow)
-    real = _real_rows(teacher, source, missing, seed, say if world.leads else lambda text: None)
+    real = _real_rows(teacher, source, missing, seed, tell)
     contexts = None if real is None else real.contexts
     if core.context_shape and contexts is None:
         raise UserError(f"{teacher.path} is conditional: give the table that its contexts are to be taken from (DATA)")
@@ -134,7 +145,7 @@ def distill_run(
             shutil.rmtree(folder / "figures", ignore_errors=True)
     world.wait()  # under torchrun, until the first process has made the run directory
 
-    stages = _train(own, core, contexts, folder, settings, seed, resume, progress, world, say)
+    stages = _train(own, core, contexts, folder, settings, seed, resume, progress, world, tell)
     facts = {
         "model": flow.recipe["name"],
         "teacher": teacher.path,
@@ -154,7 +165,7 @@ def distill_run(
             held_out = _on_real_rows(own, core, preprocessing, real, seed)
             facts |= _report(own, core, draws, held_out, real, seed)
             if figures:
-                drawn = _draw(folder, teacher, preprocessing, draws, held_out)
+                drawn = _draw(folder, teacher, preprocessing, draws, held_out, stages)
         save_metrics(folder, plain(facts))
     return {"run": os.fspath(out), **plain(facts), "figures": drawn}
 
@@ -225,6 +236,25 @@ def _origin(teacher: OpenRun, settings: Mapping[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training: what is minimised, the share of the budget that it has, and its learning rate."""
+
+    name: str
+    says: str
+    objective: Callable[[Flow, Flow], Objective]
+    share: float
+    lr: float
+
+
+# The reverse KL is asked for last: far from the teacher its gradients explode, and alone it leaves modes out.
+STAGES = (
+    Stage("warm_start", "squared error, same noise", WarmStart, 0.05, 1e-2),
+    Stage("forward", "forward KL", partial(Distillation, forward_share=1.0), 0.6, 1e-2),
+    Stage("both", "mean of reverse and forward KL", Distillation, 0.35, 3e-3),
+)
+
+
 def _train(
     student: Flow,
     teacher: Flow,
@@ -237,31 +267,21 @@ def _train(
     world: World,
     say: Callable[[str], None],
 ) -> dict[str, FitResult]:
-    """Run the stages; the first is short and starts again where it was interrupted, the second is resumed."""
-
-    def rows(purpose: str, **size: int) -> SampleStream:
-        return SampleStream(teacher, contexts, seed=derive(seed, purpose), **size)
-
-    kept = next(iter(rows("validation", batch_size=VALIDATED, batches=1)))
-    common: dict[str, Any] = {
-        "validation": kept, "patience": math.inf, "seed": seed, "device": world.device, "progress": progress,
-    }  # fmt: skip
-    resume = resume and (out / "train" / "checkpoint.safetensors").exists()
+    """Run the stages, each with a checkpoint of its own: one that is over only gives its weights back."""
+    drawn = SampleStream(teacher, contexts, batch_size=VALIDATED, batches=1, seed=derive(seed, "validation"))
+    validation = next(iter(drawn))
     results: dict[str, FitResult] = {}
-    tell = say if world.leads else lambda text: None
-    if not resume:
-        tell("warm start: squared error of the student's rows from the teacher's, same noise")
-        results["warm_start"] = fit(
-            WarmStart(student, teacher), rows("warm start", batch_size=BATCH_SIZE, batches=BATCHES), **common,
-            **_budget(settings, WARM_SHARE),
+    for number, stage in enumerate(STAGES, start=1):
+        folder = out / "train" / stage.name
+        say(f"stage {number} of {len(STAGES)}: {stage.says}")
+        rows = SampleStream(teacher, contexts, batch_size=BATCH_SIZE, batches=BATCHES, seed=derive(seed, stage.name))
+        results[stage.name] = fit(
+            stage.objective(student, teacher), rows, validation=validation, lr=stage.lr, patience=math.inf,
+            seed=seed, device=world.device, out=folder, resume=resume and folder.is_dir(), progress=progress,
+            **_budget(settings, stage.share),
         )  # fmt: skip
-        if results["warm_start"].stopped == "interrupted":
-            return results
-    tell("distillation: mean of reverse and forward KL, nats per row")
-    results["distillation"] = fit(
-        Distillation(student, teacher), rows("distillation", batch_size=BATCH_SIZE, batches=BATCHES), out=out,
-        resume=resume, **common, **_budget(settings, 1 - WARM_SHARE),
-    )  # fmt: skip
+        if results[stage.name].stopped == "interrupted":
+            break
     return results
 
 
@@ -338,13 +358,13 @@ def _draw(
     preprocessing: Sequence[Transform],
     draws: Draws,
     held_out: Mapping[str, Tensor] | None,
+    stages: Mapping[str, FitResult],
 ) -> list[str]:
     """Draw the figures and return their paths."""
     home = folder / "figures"
     home.mkdir(exist_ok=True)
     paths = [home / f"{name}.png" for name in ("kl", "pairs", "likelihoods")]
-    metrics = folder / "train" / "metrics.jsonl"
-    pictures.learning_curve(metrics, paths[0], label="mean of reverse and forward KL")
+    divergence_curve({stage.says: stages[stage.name].history for stage in STAGES[1:]}, paths[0])
     rows = [Chain(preprocessing).eval().forward(part) if preprocessing else part for part in (draws.x, draws.s)]
     draw_pairs(teacher.schema, rows[0], rows[1], paths[1], ("teacher", "student"))
     likelihoods(draws, None if held_out is None else held_out["teacher"].numpy(), paths[2])

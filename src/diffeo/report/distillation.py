@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,17 @@ from diffeo.report.style import GREY, MODEL, REAL, figure
 from diffeo.training.seeding import seed_noise
 from diffeo.transforms import Autoregressive, Chain, Transform
 
-__all__ = ["Draws", "compare_draws", "draw_both", "generate_naively", "likelihoods", "mode_recall", "pace", "warnings"]
+__all__ = [
+    "Draws",
+    "compare_draws",
+    "divergence_curve",
+    "draw_both",
+    "generate_naively",
+    "likelihoods",
+    "mode_recall",
+    "pace",
+    "warnings",
+]
 
 MODES = 10  # clusters that the teacher's draws are divided into
 TOLD_APART = 5_000  # draws of each kind shown to a classifier
@@ -217,6 +227,30 @@ def generate_naively(transform: Transform, z: Tensor, context: Tensor | None = N
     for i in range(len(x)):
         x[i] = transform.univariate.forward_and_log_det(columns, transform.net(x, context))[0][i]
     return x.mT
+
+
+def divergence_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
+    """Draw the divergence of student and teacher over training, stage after stage.
+
+    Args:
+        histories: by what is minimised, the entries of ``diffeo.fit``'s history, in nats per row.
+        path: of the PNG.
+    """
+    with figure(path, (6.4, 3.8)) as drawing:
+        axes = drawing.add_subplot()
+        before, lowest = 0, np.inf
+        for (name, entries), colour in zip(histories.items(), (GREY, REAL, MODEL), strict=False):
+            steps = before + np.array([entry["step"] for entry in entries])
+            loss, error = (np.array([entry[key] for entry in entries]) for key in ("val_loss", "val_stderr"))
+            marker = "o" if len(entries) < 15 else None
+            axes.plot(steps, loss, color=colour, lw=1.5, marker=marker, ms=3, label=f"{name}: {loss[-1]:.3f}")
+            axes.fill_between(steps, loss - error, loss + error, color=colour, alpha=0.18, lw=0)
+            before, lowest = steps[-1], min(lowest, loss.min())
+        # The first steps are far off; a KL that is estimated near 0 may fall below it, which a log scale cannot show.
+        axes.set_yscale("symlog" if lowest <= 0 else "log", **({"linthresh": 0.01} if lowest <= 0 else {}))
+        axes.set_xlabel("step")
+        axes.set_ylabel("nats per row")
+        axes.legend(loc="upper right")
 
 
 def likelihoods(draws: Draws, real: np.ndarray | None, path: str | Path) -> None:
