@@ -181,15 +181,15 @@ def _earlier_settings(out: str | os.PathLike[str], earlier: Mapping[str, Any] | 
 
 def _real_rows(teacher: OpenRun, source: Any, missing: str, seed: int, say: Callable[[str], None]) -> Judging | None:
     """Return real rows to judge by, from the table that was given, or else from the one that the run names."""
-    recorded = teacher.provenance.get("data", {}).get("name")
-    if source is None and not isinstance(recorded, str):
+    if source is not None:
+        return rows_to_judge_by(teacher, teacher.schema.open(source, missing=missing), REPORTED, seed)
+    recorded = (teacher.provenance.get("data") or {}).get("name")
+    if not isinstance(recorded, str):
         return None
+    missing = teacher.provenance.get("settings", {}).get("missing", missing)
     try:
-        table = teacher.schema.open(recorded if source is None else source, missing=missing)
-        return rows_to_judge_by(teacher, table, REPORTED, seed)
+        return rows_to_judge_by(teacher, teacher.schema.open(recorded, missing=missing), REPORTED, seed)
     except (UserError, OSError) as error:
-        if source is not None:
-            raise
         say(f"no real rows to judge by, only the teacher's own: {error}; give the table (DATA)")
         return None
 

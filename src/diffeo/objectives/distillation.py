@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,32 @@ class _LogProb(nn.Module):
         return self.flow.log_prob(x, context, nan="propagate")
 
 
-class Distillation(Objective):
+class _Taught(Objective):
+    """An objective with a teacher: a frozen copy, in evaluation mode whatever the student's is."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__(student)
+        if not hasattr(teacher, "log_prob"):
+            raise ValueError(f"expected a teacher with a density (log_prob), got {type(teacher).__name__}")
+        frozen: Any = copy.deepcopy(teacher).requires_grad_(False).eval()
+        self.teacher = frozen
+        for what, own, its in (
+            ("events", self.flow.event_shape, frozen.event_shape),
+            ("contexts", self.flow.context_shape, frozen.context_shape),
+        ):
+            if own != its:
+                raise ValueError(f"expected a student of {what} {tuple(its)}, as its teacher's, got {tuple(own)}")
+        if any(isinstance(part, Dequantize) for part in self.modules()):
+            raise ValueError("expected densities of continuous values, got one with a Dequantize; take it off both")
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the student."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+
+class Distillation(_Taught):
     """(1 - w) KL(student || teacher) + w KL(teacher || student), in nats per row.
 
     Every row x gives one draw s of the student in its context: an estimate of the reverse KL, E log q(s) - log p(s),
@@ -92,12 +117,11 @@ class Distillation(Objective):
         contrast: float = 0.0,
         auxiliary: Iterable[tuple[float, nn.Module]] = (),
     ) -> None:
-        super().__init__(student)
+        super().__init__(student, teacher)
         if not 0 <= forward_share <= 1:
             raise ValueError(f"expected a forward share in [0, 1], got {forward_share}")
         if not 0 <= contrast < 1:
             raise ValueError(f"expected a contrast in [0, 1), got {contrast}")
-        self.teacher = _frozen(teacher, student)
         if contrast and not self.flow.context_shape:
             raise ValueError("expected flows with a context for a contrastive term, got some without")
         if not self.flow.base.has_rsample:
@@ -109,12 +133,6 @@ class Distillation(Objective):
         self.weights = [weight for weight, _ in pairs]
         self.auxiliary = nn.ModuleList(module for _, module in pairs)
         self._waiting = [part for part in self.flow.modules() if isinstance(part, DataDependent)]
-
-    def train(self, mode: bool = True) -> Distillation:
-        """Set the mode of the student; the teacher stays in evaluation mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the loss of each row, shape (N,)."""
@@ -143,7 +161,7 @@ class Distillation(Objective):
                 self.flow.log_prob(x, context, nan="propagate")
 
 
-class WarmStart(Objective):
+class WarmStart(_Taught):
     """The squared error of student(z) against x for z = teacher.encode(x), per element, in units of the rows' spread.
 
     It lays every mode of the data where the teacher has it, before a KL is asked: the reverse KL alone would leave some
@@ -159,20 +177,13 @@ class WarmStart(Objective):
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
-        super().__init__(student)
-        self.teacher = _frozen(teacher, student)
+        super().__init__(student, teacher)
         if not hasattr(teacher, "encode"):
             raise ValueError(f"expected a teacher that encodes, got {type(teacher).__name__}")
         if type(self.teacher.base) is not type(self.flow.base):
             names = (type(flow.base).__name__ for flow in (self.flow, self.teacher))
             raise ValueError("expected the same noise in student and teacher, got {} and {}".format(*names))
         self.units = Standardize(self.flow.event_shape)
-
-    def train(self, mode: bool = True) -> WarmStart:
-        """Set the mode of the student; the teacher stays in evaluation mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the mean squared error of each row, shape (N,)."""
@@ -183,20 +194,3 @@ class WarmStart(Objective):
             z = z.clamp(lowest, highest)
         error = self.units.inverse(self.flow.decode(z, context)) - target
         return error.square().flatten(1).mean(1)
-
-
-def _frozen(teacher: nn.Module, student: Any) -> Any:
-    """Return a copy of the teacher whose weights do not learn, having checked that it fits the student."""
-    if not hasattr(teacher, "log_prob"):
-        raise ValueError(f"expected a teacher with a density (log_prob), got {type(teacher).__name__}")
-    flow: Any = teacher
-    for what, own, its in (
-        ("events", student.event_shape, flow.event_shape),
-        ("contexts", student.context_shape, flow.context_shape),
-    ):
-        if own != its:
-            raise ValueError(f"expected a student of {what} {tuple(its)}, as its teacher's, got {tuple(own)}")
-    for part in (*student.modules(), *teacher.modules()):
-        if isinstance(part, Dequantize):
-            raise ValueError("expected densities of continuous values, got one with a Dequantize; take it off both")
-    return copy.deepcopy(teacher).requires_grad_(False).eval()
