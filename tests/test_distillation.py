@@ -524,7 +524,7 @@ def test_an_interrupted_command_goes_on(teachers, distilled, tmp_path, monkeypat
     def dying(path, *rest):
         original(path, *rest)
         written.append(path.parent.parent.name)
-        if len(written) == 5:
+        if len(written) == 3:
             raise KeyboardInterrupt
 
     out = tmp_path / "student"
@@ -533,7 +533,7 @@ def test_an_interrupted_command_goes_on(teachers, distilled, tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         distill_run(teachers / "run", out, **options)
     monkeypatch.setattr(checkpoints, "save_checkpoint", original)
-    assert written == ["warm_start"] * 2 + ["forward"] * 2 + ["both"]
+    assert written == ["forward", "forward", "both"]
     with pytest.raises(diffeo.UserError, match="has no weights yet"):
         diffeo.load_run(out)
     distill_run(teachers / "run", out, resume=True, figures=False)

@@ -23,7 +23,7 @@ from diffeo.jobs.pictures import draw_pairs
 from diffeo.jobs.plain import plain
 from diffeo.jobs.runs import OpenRun, claimed, open_run
 from diffeo.jobs.settings import check_settings
-from diffeo.objectives import Distillation, Objective, WarmStart
+from diffeo.objectives import Distillation, Objective
 from diffeo.recipes import build
 from diffeo.recipes.assembly import take_apart
 from diffeo.report.compare import mean_and_error
@@ -81,9 +81,8 @@ def distill_run(
 ) -> dict[str, Any]:
     """Distil the run of a table into a student that samples in one parallel pass, and say what was lost.
 
-    The student learns from rows that the teacher draws: first to map the teacher's noise to them, then to give them
-    density (the forward KL), at last by both Kullback-Leibler divergences. It lives within the teacher's preprocessing,
-    which cancels in every log-ratio.
+    The student learns from rows that the teacher draws: first to give them density (the forward KL), then by both
+    Kullback-Leibler divergences. It lives within the teacher's preprocessing, which cancels in every log-ratio.
 
     Args:
         run: the teacher's run directory.
@@ -247,10 +246,10 @@ class Stage:
     lr: float
 
 
-# The reverse KL is asked for last: far from the teacher its gradients explode, and alone it leaves modes out.
+# The reverse KL is asked for last: far from the teacher its gradients explode, and alone it leaves modes out. (A WarmStart
+# before them made tables worse: docs/architecture.md.)
 STAGES = (
-    Stage("warm_start", "squared error, same noise", WarmStart, 0.05, 1e-2),
-    Stage("forward", "forward KL", partial(Distillation, forward_share=1.0), 0.6, 1e-2),
+    Stage("forward", "forward KL", partial(Distillation, forward_share=1.0), 0.65, 1e-2),
     Stage("both", "mean of reverse and forward KL", Distillation, 0.35, 3e-3),
 )
 
@@ -364,7 +363,7 @@ def _draw(
     home = folder / "figures"
     home.mkdir(exist_ok=True)
     paths = [home / f"{name}.png" for name in ("kl", "pairs", "likelihoods")]
-    divergence_curve({stage.says: stages[stage.name].history for stage in STAGES[1:]}, paths[0])
+    divergence_curve({stage.says: stages[stage.name].history for stage in STAGES}, paths[0])
     rows = [Chain(preprocessing).eval().forward(part) if preprocessing else part for part in (draws.x, draws.s)]
     draw_pairs(teacher.schema, rows[0], rows[1], paths[1], ("teacher", "student"))
     likelihoods(draws, None if held_out is None else held_out["teacher"].numpy(), paths[2])

@@ -112,7 +112,7 @@ class Distillation(_Taught):
         student: nn.Module,
         teacher: nn.Module,
         *,
-        estimator: Estimator = path_gradient,
+        estimator: Estimator = reparameterized,
         forward_share: float = 0.5,
         contrast: float = 0.0,
         auxiliary: Iterable[tuple[float, nn.Module]] = (),

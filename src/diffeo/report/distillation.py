@@ -148,12 +148,14 @@ def mode_recall(real: np.ndarray, fake: np.ndarray, seed: int, centres: np.ndarr
     own, its = (np.bincount(near, minlength=len(centres)) / len(near) for near in nearest)
     recall = np.divide(its, own, out=np.ones(len(own)), where=own > 0)
     worst = int(recall.argmin())
-    # Both shares are binomial: the relative variances of a quotient add.
-    relative = sum((1 - share[worst]) / max(share[worst] * len(real), 1.0) for share in (own, its))
+    # Both shares are binomial: the relative variances of a quotient add. A mode without draws might as well have one.
+    draws = [max(share[worst] * len(part), 1.0) for share, part in ((own, real), (its, fake))]
+    relative = sum((1 - share[worst]) / count for share, count in zip((own, its), draws, strict=True))
+    seen = draws[1] / len(fake) / max(own[worst], 1 / len(real))
     return {
         "recall": recall.tolist(),
         "lowest": float(recall[worst]),
-        "stderr": float(max(recall[worst], 1 / len(real)) * relative**0.5),
+        "stderr": float(seen * relative**0.5),
         "kept": int((recall >= LEAST_RECALL).sum()),
         "modes": len(recall),
     }
@@ -233,13 +235,13 @@ def divergence_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], path:
     """Draw the divergence of student and teacher over training, stage after stage.
 
     Args:
-        histories: by what is minimised, the entries of ``diffeo.fit``'s history, in nats per row.
+        histories: of both stages, by what they minimise, the entries of ``diffeo.fit``'s history, in nats per row.
         path: of the PNG.
     """
     with figure(path, (6.4, 3.8)) as drawing:
         axes = drawing.add_subplot()
         before, lowest = 0, np.inf
-        for (name, entries), colour in zip(histories.items(), (GREY, REAL, MODEL), strict=False):
+        for (name, entries), colour in zip(histories.items(), (GREY, MODEL), strict=True):
             steps = before + np.array([entry["step"] for entry in entries])
             loss, error = (np.array([entry[key] for entry in entries]) for key in ("val_loss", "val_stderr"))
             marker = "o" if len(entries) < 15 else None
