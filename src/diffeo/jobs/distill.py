@@ -246,8 +246,8 @@ class Stage:
     lr: float
 
 
-# The reverse KL is asked for last: far from the teacher its gradients explode, and alone it leaves modes out. A WarmStart
-# before the forward KL made it worse (docs/architecture.md has the numbers).
+# The reverse KL is asked for last: far from the teacher its gradients explode, and alone it leaves modes out. The
+# forward KL needs no WarmStart, whose error an unfinished student makes small by shrinking to the mean row.
 STAGES = (
     Stage("forward", "forward KL", partial(Distillation, forward_share=1.0), 0.65, 1e-2),
     Stage("both", "mean of reverse and forward KL", Distillation, 0.35, 3e-3),
