@@ -166,8 +166,8 @@ class WarmStart(_Taught):
 
     It lays every mode of the data where the teacher has it, before a KL is asked: the reverse KL alone would leave some
     out. It must be taken far: until the map is learned, the mean row has the least error, and a student that has shrunk
-    to it gives foreign rows no density. Where latents of real rows lie beyond the noise, there is nothing to learn for a student that sees only noise:
-    they are clamped to the range of as many draws of it.
+    to it gives foreign rows no density. Where latents of real rows lie beyond the noise, there is nothing to learn for
+    a student that sees only noise: they are clamped to the range of as many draws of it.
 
     Args:
         student: the flow to train, cheap to sample.
