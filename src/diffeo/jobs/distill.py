@@ -302,7 +302,7 @@ def _on_real_rows(
     student: Flow, teacher: Flow, preprocessing: Sequence[Transform], real: Judging | None, seed: int
 ) -> dict[str, Tensor] | None:
     """Return log-likelihoods of real rows, (n,): student's and teacher's within the preprocessing, and its log-det."""
-    if real is None or len(real.x) < 2:
+    if real is None:
         return None
     device = teacher.base.device_marker.device
     x, context = real.x.to(device), None if real.context is None else real.context.to(device)
@@ -316,6 +316,8 @@ def _on_real_rows(
         "log_det": log_det,
     }
     good = torch.stack(list(found.values())).isfinite().all(0)
+    if good.sum() < 2:
+        return None
     return {name: values[good].double().cpu() for name, values in found.items()}
 
 
