@@ -238,6 +238,8 @@ def divergence_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], path:
         histories: of both stages, by what they minimise, the entries of ``diffeo.fit``'s history, in nats per row.
         path: of the PNG.
     """
+    from matplotlib.ticker import FuncFormatter
+
     with figure(path, (6.4, 3.8)) as drawing:
         axes = drawing.add_subplot()
         before, lowest = 0, np.inf
@@ -250,9 +252,11 @@ def divergence_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], path:
             before, lowest = steps[-1], min(lowest, loss.min())
         # The first steps are far off; a KL that is estimated near 0 may fall below it, which a log scale cannot show.
         axes.set_yscale("symlog" if lowest <= 0 else "log", **({"linthresh": 0.01} if lowest <= 0 else {}))
+        for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            each(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("step")
         axes.set_ylabel("nats per row")
-        axes.legend(loc="upper right")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)  # above, never in the way
 
 
 def likelihoods(draws: Draws, real: np.ndarray | None, path: str | Path) -> None:
