@@ -20,7 +20,7 @@ from diffeo.jobs import check_run, fit_data, info, sample_table, score_table
 from diffeo.jobs.defaults import preprocessing
 
 TINY = ["--hidden", "16", "--transforms", "2", "--no-figures"]
-COMMANDS = ["fit", "score", "sample", "info", "check"]
+COMMANDS = ["fit", "score", "sample", "distill", "info", "check"]
 
 
 def mixed(rows=600, seed=0):

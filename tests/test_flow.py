@@ -21,6 +21,7 @@ RECIPE_CASES = {
     "iaf": ("iaf", {}),
     "nsf": ("nsf", {}),
     "nsf-coupling": ("nsf", {"structure": "coupling"}),
+    "nsf-inverse": ("nsf", {"structure": "inverse", "affine": True}),
 }
 
 

@@ -14,8 +14,10 @@ _HOME = {
     **dict.fromkeys(
         ("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf", "glow", "wavenet", "parallel_wavenet"), "recipes"
     ),
-    **dict.fromkeys(("Objective", "MaximumLikelihood", "ConditionalKL", "PowerLoss"), "objectives"),
-    **dict.fromkeys(("fit", "load_run"), "training"),
+    **dict.fromkeys(
+        ("Objective", "MaximumLikelihood", "Distillation", "WarmStart", "ConditionalKL", "PowerLoss"), "objectives"
+    ),
+    **dict.fromkeys(("fit", "load_run", "SampleStream"), "training"),
     "inpaint": "inpainting",
     **dict.fromkeys(("transforms", "nets", "data", "spectral"), ""),
 }
@@ -29,10 +31,11 @@ if TYPE_CHECKING:
     from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal, Uniform
     from diffeo.flow import Flow, FlowDistribution, bits_per_dim
     from diffeo.inpainting import inpaint
-    from diffeo.objectives import ConditionalKL, MaximumLikelihood, Objective, PowerLoss
+    from diffeo.objectives import ConditionalKL, Distillation, MaximumLikelihood, Objective, PowerLoss, WarmStart
     from diffeo.recipes import RECIPES, build, glow, iaf, maf, nice, nsf, parallel_wavenet, realnvp, wavenet
     from diffeo.training.fit import fit
     from diffeo.training.run import load_run
+    from diffeo.training.sampled import SampleStream
 
 
 def __getattr__(name: str) -> Any:

@@ -273,6 +273,60 @@ def inpaint(
 
 
 @app.command()
+def distill(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run directory to make.", metavar="DIR")],
+    student: Annotated[
+        str | None, typer.Option("--student", help="nsf-inverse, iaf, nsf-coupling or realnvp.  [default: nsf-inverse]")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="The teacher's table, to judge by.  [default: the one that RUN names]"),
+    ] = None,
+    drop_missing: DropMissing = False,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Epochs of training, of 100 steps each.  [default: 100]")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Minutes of training instead.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An argument of the student, e.g. --set transforms=8.", metavar="NAME=VALUE"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run, with its own settings.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier run; distil a model that is fast already.")
+    ] = False,
+    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures into DIR/figures.")] = True,
+    seed: Annotated[int | None, typer.Option("--seed", help="Decides all that is random.  [default: 0]")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> int:
+    """Make a model that is slow to sample into a fast one.
+
+    Trains a student that samples in a single parallel pass on what the model draws, and says what was lost: both
+    divergences, modes, the likelihood of real rows, and how much faster it is.
+    """
+    arguments = parse.assignments(set_, "--set")
+
+    from diffeo.cli import show
+    from diffeo.jobs import distill_run
+
+    summary = distill_run(
+        run, out, data, student=student, arguments=arguments, epochs=epochs, minutes=minutes,
+        missing="drop" if drop_missing else "error", seed=seed, device=device, resume=resume, force=force,
+        figures=figures, progress=True, say=_note,
+    )  # fmt: skip
+    if int(os.environ.get("RANK", "0")) > 0:
+        return 0  # under torchrun the first process speaks for all
+    _print(summary, as_json, show.distill)
+    if summary["stopped"] == "interrupted":
+        again = shlex.join(["diffeo", "distill", str(run), "--out", str(out), "--resume"])
+        print(f"diffeo: interrupted; the best so far is in {out}; go on with: {again}", file=sys.stderr)
+        return 130
+    return 0
+
+
+@app.command()
 def info(run: Run, seed: Seed = 0, device: Device = None, as_json: Json = False) -> None:
     """Say what a run is.
 
@@ -330,4 +384,4 @@ def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-COMMANDS = (fit, score, sample, inpaint, info, check)
+COMMANDS = (fit, score, sample, inpaint, distill, info, check)

@@ -9,6 +9,7 @@ from typing import Any
 
 __all__ = [
     "check",
+    "distill",
     "fit",
     "info",
     "inpaint",
@@ -162,10 +163,49 @@ def inpaint(summary: Mapping[str, Any]) -> str:
     )
 
 
+def distill(summary: Mapping[str, Any]) -> str:
+    """Describe a distillation: what was lost, and how much faster it is."""
+    head = f"{summary['run']}: {summary['model']}, {summary['parameters']:,} parameters, from {summary['teacher']}"
+    took = ("time", f"{_many(summary['epochs'], 'epoch')} in {_time(summary['seconds'])}")
+    report = summary.get("distillation")
+    if report is None:
+        return "\n".join([head, *_table([took])])
+    columns = report["dimensions"]
+    entropy, modes, auc = report["entropy"], report["modes"], report["classifier"]
+    speed = report["rows_per_second"]
+    rows = [
+        (name, f"{_pair(report[key])} nats per row, {_number(report[key]['per_dimension'])} per column")
+        for name, key in (("KL(student || teacher)", "reverse_kl"), ("KL(teacher || student)", "forward_kl"))
+    ]
+    rows += [
+        ("entropy", f"student {_pair(entropy['student'])}, teacher {_pair(entropy['teacher'])} nats (standardised)"),
+        ("effective sample size", f"{report['effective_sample_size']:.1%} of the student's draws, weighted"),
+        (
+            "modes",
+            f"{modes['kept']} of {modes['modes']} kept; the weakest has {_with_error(modes['lowest'], modes['stderr'])}"
+            " of its mass",
+        ),
+        ("teacher or student?", f"classifier's AUC {auc['auc']:.3f} ± {auc['stderr']:.3f} (0.5: it cannot tell)"),
+    ]
+    if "real_rows" in report:
+        real = report["real_rows"]
+        rows.append(("log-likelihood", f"{_pair(real)} nats per row, student - teacher, on {real['which']}"))
+    pace = [f"student {speed['student']:,.0f} rows/s"]
+    for name, text in (("teacher", "teacher"), ("teacher_naive", "teacher by one pass per column")):
+        if name in speed:
+            pace.append(f"{text} {speed[name]:,.0f} ({_number(speed['student'] / speed[name])} times slower)")
+    rows.append(("sampling", ", ".join(pace)))
+    rows += [took, ("figures", f"{summary['run']}/figures" if summary["figures"] else "")]
+    said = [textwrap.fill(f"warning: {text}", 100, subsequent_indent="  ") for text in report["warnings"]]
+    drawn = _many(report["rows"], "draw")
+    return "\n".join([f"{head}; {_many(columns, 'column')}, {drawn} of each", *_table(rows), *said])
+
+
 def info(summary: Mapping[str, Any]) -> str:
     """Describe a run directory."""
     origin, metrics = summary["provenance"], summary["metrics"]
-    data, versions = origin.get("data", {}), origin.get("versions", {})
+    data, versions = origin.get("data") or {}, origin.get("versions", {})
+    taught = origin.get("distillation", {}).get("teacher")
     arguments = ", ".join(f"{k}={v}" for k, v in summary["arguments"].items() if k != "preprocess")
     table = [("column", "kind", "range")] + [
         (
@@ -197,6 +237,7 @@ def info(summary: Mapping[str, Any]) -> str:
                 ("images", _images(summary["shape"])[len("images of ") :] if "shape" in summary else ""),
                 ("audio", _sound(summary) if "rate" in summary else ""),
                 ("classes", ", ".join(summary.get("classes", ()))),
+                ("distilled", f"from {taught['run']}, {taught['model']}" if taught else ""),
                 ("made", f"{origin.get('date', '?')} by {made_by}"),
             ]
         ),

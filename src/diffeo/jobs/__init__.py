@@ -1,6 +1,7 @@
 """What the command line does, callable from Python: nothing here prints."""
 
 from diffeo.jobs.check import check_run
+from diffeo.jobs.distill import distill_run
 from diffeo.jobs.fit import fit_data
 from diffeo.jobs.info import info
 from diffeo.jobs.pixels import inpaint_image, sample_images, score_images
@@ -11,6 +12,7 @@ from diffeo.jobs.sounds import sample_audio, score_audio
 
 __all__ = [
     "check_run",
+    "distill_run",
     "fit_data",
     "info",
     "inpaint_image",

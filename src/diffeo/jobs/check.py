@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffeo.data import Table
 from diffeo.errors import UserError
 from diffeo.jobs.images import hold_out
 from diffeo.jobs.pixels import ImageRun, open_image_run
@@ -18,7 +20,7 @@ from diffeo.jobs.runs import OpenRun, open_run, run_kind
 from diffeo.report.check import FEWEST, IMAGES, check
 from diffeo.training.batches import fingerprint
 
-__all__ = ["check_run"]
+__all__ = ["Judging", "check_run", "rows_to_judge_by"]
 
 ROWS = 10_000
 MOST_IMAGES = 2_000  # drawing and classifying more would take minutes
@@ -53,22 +55,51 @@ def check_run(
     if run_kind(run) == "images":
         return _check_images(open_image_run(run, device), source, rows, seed)
     model = open_run(run, device)
+    table = model.schema.open(source, missing=missing)
+    found = rows_to_judge_by(model, table, rows, seed)
+    x, context, which = found.x, found.context, found.which
+    _check_enough(x, table.name)
     schema = model.schema
-    table = schema.open(source, missing=missing)
+    bounds = np.array([grid.low for grid in schema.discrete]), np.array([grid.high for grid in schema.discrete])
+    report = check(model.flow, x, context, bounds=bounds, names=schema.feature_names, seed=seed)
+    return {"run": os.fspath(run), "data": table.name, "which": which, "impossible_by_column": found.reasons, **report}
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Rows to judge a run by, as its flow takes them: x (n, features), context (n, context_size) or None.
+
+    ``contexts`` are those of all other rows of the table, or of all where none were set aside. ``reasons`` counts the
+    impossible rows by column; ``which`` says what the rows are.
+    """
+
+    x: Tensor
+    context: Tensor | None
+    contexts: Tensor | None
+    reasons: dict[str, int]
+    which: str
+
+
+def rows_to_judge_by(model: OpenRun, table: Table, rows: int, seed: int) -> Judging:
+    """Return at most so many rows of a table; of the one that the run was trained on, those that were held out.
+
+    Raises:
+        UserError: for bad input.
+    """
+    schema = model.schema
     # To find out whether these are the rows of training takes all of them.
     small = 4 * schema.rows * (schema.features + schema.context_size) <= LARGE
     x, context, reasons, read = draw_rows(table, schema, max(rows, schema.rows) if small else rows, seed)
-    which = "all rows"
+    contexts, which = context, "all rows"
     if small and read == schema.rows and fingerprint(x, context) == _trained_on(model):
-        _, held_out = split_rows(len(x), model.provenance["seed"])
+        rest, held_out = split_rows(len(x), model.provenance["seed"])
         which = "the rows of training"  # too few were held out to judge by
         if len(held_out) >= ENOUGH:
             which = "rows held out of training"
+            contexts = None if context is None else context[rest]
             x, context = x[held_out], None if context is None else context[held_out]
-    x, context, which = _some(x, context, rows, which, table.name, seed)
-    bounds = np.array([grid.low for grid in schema.discrete]), np.array([grid.high for grid in schema.discrete])
-    report = check(model.flow, x, context, bounds=bounds, names=schema.feature_names, seed=seed)
-    return {"run": os.fspath(run), "data": table.name, "which": which, "impossible_by_column": reasons, **report}
+    x, context, which = _some(x, context, rows, which, seed)
+    return Judging(x, context, contexts, reasons, which)
 
 
 def _check_images(model: ImageRun, source: Any, most: int, seed: int) -> dict[str, Any]:
@@ -79,18 +110,20 @@ def _check_images(model: ImageRun, source: Any, most: int, seed: int) -> dict[st
         if len(held_out) >= ENOUGH:
             images, which = held_out, "images held out of training"
     x = torch.from_numpy(np.ascontiguousarray(images.pixels))
-    x, context, which = _some(x, model.context(images), min(most, MOST_IMAGES), which, images.name, seed)
+    _check_enough(x, images.name)
+    x, context, which = _some(x, model.context(images), min(most, MOST_IMAGES), which, seed)
     names = [f"pixel {place}" for place in itertools.product(*map(range, model.shape))]
     report = check(model.flow, x, context, box=(0.0, float(model.levels)), names=names, limits=IMAGES, seed=seed)
     return {"run": model.path, "data": images.name, "which": which, "impossible_by_column": {}, **report}
 
 
-def _some(
-    x: Tensor, context: Tensor | None, most: int, which: str, name: str, seed: int
-) -> tuple[Tensor, Tensor | None, str]:
-    """Draw at most so many rows, and say which they are."""
+def _check_enough(x: Tensor, name: str) -> None:
     if len(x) < FEWEST:
         raise UserError(f"{name}: has {len(x)} usable rows, expected at least {FEWEST} to check by")
+
+
+def _some(x: Tensor, context: Tensor | None, most: int, which: str, seed: int) -> tuple[Tensor, Tensor | None, str]:
+    """Draw at most so many rows, and say which they are."""
     if len(x) <= most:
         return x, context, which
     chosen = torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(x))[:most]))

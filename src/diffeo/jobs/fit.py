@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from diffeo.jobs.audio import RECIPES_OF_AUDIO, AudioData, shows_audio
 from diffeo.jobs.images import ImageData, shows_images
 from diffeo.jobs.material import Material
 from diffeo.jobs.plain import plain
+from diffeo.jobs.runs import claimed
 from diffeo.jobs.settings import check_settings, earlier_settings
 from diffeo.jobs.tables import TableData
 from diffeo.objectives import MaximumLikelihood
@@ -26,10 +27,9 @@ from diffeo.recipes import build
 from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
 from diffeo.training.device import choose_device
 from diffeo.training.parallel import World
-from diffeo.training.run import claim_folder
 from diffeo.training.seeding import derive, seed_noise
 
-__all__ = ["fit_data"]
+__all__ = ["fit_data", "likelihood_facts"]
 
 EVALUATED = 50_000  # training rows whose likelihood is reported
 PORTION = 2**22  # numbers scored at a time
@@ -113,7 +113,7 @@ def fit_data(
 
     material = _kind(source, settings)(source, settings, seed)
     # Under torchrun one process claims the folder: another, later, would find that a run is there already.
-    with _claimed(Path(out), earlier is not None or force) if world.leads else nullcontext():
+    with claimed(Path(out), earlier is not None or force) if world.leads else nullcontext():
         material.read()
         description = plain(material.description)
         if earlier is not None and earlier["schema"] != description:
@@ -161,20 +161,6 @@ def _kind(source: Any, settings: Mapping[str, Any]) -> type[Material]:
     return kinds[name]
 
 
-@contextmanager
-def _claimed(folder: Path, may_exist: bool) -> Iterator[None]:
-    """Prove that a run directory can be made here before any work; remove a new one again if the block fails."""
-    new = not folder.exists()
-    claim_folder(folder, may_exist)
-    try:
-        yield
-    except BaseException:
-        if new:
-            with suppress(OSError):  # something is in it
-                folder.rmdir()
-        raise
-
-
 def _flow(material: Material, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int) -> Flow:
     """Build the model; its initial weights follow from the seed."""
     if earlier is not None:
@@ -200,17 +186,27 @@ def _metrics(flow: Flow, material: Material, seed: int) -> dict[str, Any]:
     for name, (x, context) in material.judged(EVALUATED).items():
         seed_noise(device, derive(seed, "metrics", name))
         nll = -_log_prob(flow, x, context, device)
-        mean = float(nll.mean())
-        stderr = float(nll.std() / len(nll) ** 0.5) if len(nll) > 1 else math.nan
-        dimensions = math.prod(x.shape[1:])
-        bits = float(bits_per_dim(-nll.mean(), dimensions, material.step))
-        each = f"bits_per_{material.dimension}"
-        result[name] = {
-            "nll": mean, "stderr": stderr, "bits": bits * dimensions, each: bits,
-            f"{each}_stderr": stderr / (dimensions * math.log(2)), "rows": len(x),
-        }  # fmt: skip
+        result[name] = likelihood_facts(nll, math.prod(x.shape[1:]), material.dimension, material.step)
     result["rows"] = {"train": material.rows, "validation": len(material.valid_x)}
     return result
+
+
+def likelihood_facts(nll: Tensor, dimensions: int, dimension: str, step: float = 1.0) -> dict[str, Any]:
+    """Return the mean of negative log-likelihoods (n,) in nats with its standard error, and in bits.
+
+    Args:
+        nll: of each row.
+        dimensions: how many numbers a row has.
+        dimension: what one of them is called.
+        step: between neighbouring values of a number, for ``bits_per_dim``.
+    """
+    mean = float(nll.mean())
+    stderr = float(nll.std() / len(nll) ** 0.5) if len(nll) > 1 else math.nan
+    bits = float(bits_per_dim(-nll.mean(), dimensions, step))
+    return {
+        "nll": mean, "stderr": stderr, "bits": bits * dimensions, f"bits_per_{dimension}": bits,
+        f"bits_per_{dimension}_stderr": stderr / (dimensions * math.log(2)), "rows": len(nll),
+    }  # fmt: skip
 
 
 def _log_prob(flow: Flow, x: Tensor, context: Tensor | None, device: torch.device) -> Tensor:

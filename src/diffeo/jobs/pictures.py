@@ -16,7 +16,7 @@ from diffeo.report.latents import normal_scores
 from diffeo.report.numerics import continuous_part
 from diffeo.training.seeding import derive, seed_noise
 
-__all__ = ["draw_figures"]
+__all__ = ["draw_figures", "draw_pairs"]
 
 ROWS = 20_000  # drawn at most
 
@@ -51,15 +51,7 @@ def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
     seed_noise(device, derive(seed, "figures"))
     # One sample in each row's context; a small table gets more samples than it has rows.
     sampled = flow.sample((max(len(x), ROWS // 4),)) if context is None else flow.sample((), context)
-    real_columns, sampled_columns = (_own_units(schema, part) for part in (x, sampled))
-    names, columns = schema.feature_names, schema.feature_columns
-    labels = [[f"{value:g}" for value in column.values] for column in columns]
-    real_codes, sampled_codes = (
-        np.stack([part[:, i] if labels[i] else own[:, i] for i in range(len(columns))], axis=1)
-        for part, own in ((x.cpu().numpy(), real_columns), (sampled.cpu().numpy(), sampled_columns))
-    )
-    steps = [1.0 if column.values else column.step for column in columns]
-    figures.pairs(real_codes, sampled_codes, names, path("pairs"), steps, labels)
+    real_columns, sampled_columns = draw_pairs(schema, x, sampled, path("pairs"))
 
     held_out = len(rows.valid_x) >= ENOUGH
     if held_out:
@@ -71,9 +63,28 @@ def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
         figures.latents(scores, path("latents"), "held-out rows" if held_out else "training rows")
 
     if schema.features == 2 and not schema.context_size and not any(grid.step for grid in schema.discrete):
-        origins = [column.origin for column in columns]
-        figures.density_2d(flow, real_columns, sampled_columns, names, path("density"), origins)
+        origins = [column.origin for column in schema.feature_columns]
+        figures.density_2d(flow, real_columns, sampled_columns, schema.feature_names, path("density"), origins)
     return drawn
+
+
+def draw_pairs(
+    schema: Schema, x: Tensor, sampled: Tensor, path: Path, whose: tuple[str, str] = ("data", "samples")
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compare rows with samples, both as a flow has them, in pairs of columns; return both in the table's own units.
+
+    ``whose`` says where the two come from.
+    """
+    real_columns, sampled_columns = (_own_units(schema, part) for part in (x, sampled))
+    columns = schema.feature_columns
+    labels = [[f"{value:g}" for value in column.values] for column in columns]
+    real_codes, sampled_codes = (
+        np.stack([part[:, i] if labels[i] else own[:, i] for i in range(len(columns))], axis=1)
+        for part, own in ((x.cpu().numpy(), real_columns), (sampled.cpu().numpy(), sampled_columns))
+    )
+    steps = [1.0 if column.values else column.step for column in columns]
+    figures.pairs(real_codes, sampled_codes, schema.feature_names, path, steps, labels, whose)
+    return real_columns, sampled_columns
 
 
 def _own_units(schema: Schema, x: Tensor) -> np.ndarray:

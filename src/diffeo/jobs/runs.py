@@ -1,9 +1,12 @@
-"""A run directory of a table, opened for use."""
+"""A run directory: of a table, opened for use; claimed for a new run."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +15,9 @@ from diffeo.data import Schema
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.training.device import choose_device
-from diffeo.training.run import load_run, read_model
+from diffeo.training.run import claim_folder, load_run, read_model
 
-__all__ = ["OpenRun", "open_run", "run_kind"]
+__all__ = ["OpenRun", "claimed", "open_run", "run_kind"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,17 @@ def open_run(path: str | os.PathLike[str], device: str | None = None) -> OpenRun
     if run.flow.event_shape != (schema.features,) or run.flow.context_shape != context:
         raise UserError(f"{run.path}: model.json is damaged: its model does not fit its columns; train again")
     return OpenRun(os.fspath(path), run.flow, schema, run.metrics, run.provenance, place)
+
+
+@contextmanager
+def claimed(folder: Path, may_exist: bool) -> Iterator[None]:
+    """Prove that a run directory can be made here before any work; remove a new one again if the block fails."""
+    new = not folder.exists()
+    claim_folder(folder, may_exist)
+    try:
+        yield
+    except BaseException:
+        if new:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+        raise

@@ -2,7 +2,8 @@
 
 from diffeo.objectives.base import Objective
 from diffeo.objectives.conditional_kl import ConditionalKL
+from diffeo.objectives.distillation import Distillation, WarmStart
 from diffeo.objectives.likelihood import MaximumLikelihood
 from diffeo.objectives.spectral import PowerLoss
 
-__all__ = ["ConditionalKL", "MaximumLikelihood", "Objective", "PowerLoss"]
+__all__ = ["ConditionalKL", "Distillation", "MaximumLikelihood", "Objective", "PowerLoss", "WarmStart"]

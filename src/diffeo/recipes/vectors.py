@@ -140,8 +140,8 @@ def iaf(
 ) -> Flow:
     """IAF: the inverse of MAF's layers (arXiv:1606.04934). Cheap to sample, its own samples' density is free."""
     shape = event_shape(features)
-    layers = _autoregressive(Affine(bound), math.prod(shape), context, transforms, hidden, activation, residual)
-    return assemble(StandardNormal(shape), [Inverse(layer) for layer in layers], context, preprocess)
+    layers = _inverse(Affine(bound), math.prod(shape), context, transforms, hidden, activation, residual)
+    return assemble(StandardNormal(shape), layers, context, preprocess)
 
 
 @recipe()
@@ -149,7 +149,7 @@ def nsf(
     features: Features,
     context: int = 0,
     *,
-    structure: Literal["autoregressive", "coupling"] = "autoregressive",
+    structure: Literal["autoregressive", "coupling", "inverse"] = "autoregressive",
     transforms: int = 5,
     hidden: Sequence[int] = (128, 128),
     activation: str = "silu",
@@ -159,12 +159,12 @@ def nsf(
     affine: bool = False,
     preprocess: Preprocess = ("standardize",),
 ) -> Flow:
-    """NSF: rational-quadratic splines, autoregressive (cheap to score) or coupling (cheap both ways).
+    """NSF: rational-quadratic splines, autoregressive (cheap to score), coupling (both ways) or inverse (to sample).
 
-    With ``affine``, every spline is placed and scaled by an affine map as well: where one column nearly determines
-    another, that is what learns it. Durkan et al. 2019, arXiv:1906.04032.
+    Inverse is to autoregressive what IAF is to MAF. With ``affine``, every spline is placed and scaled by an affine map
+    as well: where one column nearly determines another, that is what learns it. Durkan et al. 2019, arXiv:1906.04032.
     """
-    kinds = {"autoregressive": _autoregressive, "coupling": _couplings}
+    kinds = {"autoregressive": _autoregressive, "coupling": _couplings, "inverse": _inverse}
     if structure not in kinds:
         raise ValueError(f"expected structure among {', '.join(kinds)}, got {structure!r}")
     spline: Univariate = RationalQuadraticSpline(bins, bound)
@@ -212,3 +212,16 @@ def _autoregressive(
             Autoregressive(univariate, MADE(features, univariate.size, hidden, context, activation, residual))
         )
     return layers
+
+
+def _inverse(
+    univariate: Univariate,
+    features: int,
+    context: int,
+    transforms: int,
+    hidden: Sequence[int],
+    activation: str,
+    residual: bool,
+) -> list[Transform]:
+    layers = _autoregressive(univariate, features, context, transforms, hidden, activation, residual)
+    return [Inverse(layer) for layer in layers]

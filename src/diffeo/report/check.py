@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.report.baselines import held_out
-from diffeo.report.compare import classifier_test, projection_test
+from diffeo.report.compare import classifier_test, mean_and_error, projection_test
 from diffeo.report.latents import FAR, normal_scores, normality
 from diffeo.report.numerics import consistency, continuous_part, log_det_error, off_data, round_trip
 
@@ -180,15 +180,11 @@ def _likelihood(log_prob: np.ndarray, y: Tensor, context: Tensor | None, seed: i
     kept = np.isfinite(log_prob)
     if kept.sum() < 2:
         return {"impossible": int((~kept).sum())}
-    result: dict[str, Any] = {"impossible": int((~kept).sum()), "flow": _mean(log_prob[kept])}
+    result: dict[str, Any] = {"impossible": int((~kept).sum()), "flow": mean_and_error(log_prob[kept])}
     for name, values in others.items():
-        result[name] = _mean(values[kept])
-        result[f"gain_over_{name}"] = _mean(log_prob[kept] - values[kept])  # paired, so its error is small
+        result[name] = mean_and_error(values[kept])
+        result[f"gain_over_{name}"] = mean_and_error(log_prob[kept] - values[kept])  # paired, so its error is small
     return result
-
-
-def _mean(values: np.ndarray) -> dict[str, float]:
-    return {"mean": float(values.mean()), "stderr": float(values.std(ddof=1) / len(values) ** 0.5)}
 
 
 def judge(report: dict[str, Any], limits: Thresholds = THRESHOLDS) -> tuple[str, list[str]]:

@@ -77,6 +77,7 @@ def pairs(
     path: str | Path,
     steps: Sequence[float] | None = None,
     labels: Sequence[Sequence[str]] | None = None,
+    whose: tuple[str, str] = ("data", "samples"),
 ) -> None:
     """Compare rows with samples, for the first columns: marginals on the diagonal, pairs below it and above it.
 
@@ -87,6 +88,7 @@ def pairs(
         path: of the PNG.
         steps: distance between neighbouring values of discrete columns, 0 for continuous ones.
         labels: for columns that hold codes 0, 1, ..., what these stand for; empty for others.
+        whose: what rows and samples are called.
     """
     count = min(COLUMNS, real.shape[1])
     steps = [0.0] * count if steps is None else steps
@@ -119,7 +121,7 @@ def pairs(
             grid[count - 1, i].set_xlabel(_short(names[i]))
             grid[i, 0].set_ylabel(_short(names[i]) if count > 1 else "density")
         drawing.align_ylabels(grid[:, 0])
-        _legend(drawing, ("data (below the diagonal)", "samples (above)") if count > 1 else ("data", "samples"))
+        _legend(drawing, (f"{whose[0]} (below the diagonal)", f"{whose[1]} (above)") if count > 1 else whose)
         if real.shape[1] > count:
             drawing.supxlabel(f"the first {count} of {real.shape[1]} columns", fontsize=8, color=GREY)
 

@@ -3,10 +3,12 @@
 from diffeo.training.batches import fingerprint
 from diffeo.training.fit import FitResult, fit
 from diffeo.training.run import Run, create_run, load_run, provenance, read_model, save_metrics, save_weights
+from diffeo.training.sampled import SampleStream
 
 __all__ = [
     "FitResult",
     "Run",
+    "SampleStream",
     "create_run",
     "fingerprint",
     "fit",

@@ -1,0 +1,197 @@
+"""Distillation: a density that is slow to sample teaches one that samples in a single parallel pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.objectives.base import Objective
+from diffeo.transforms import DataDependent, Dequantize, Standardize
+
+__all__ = ["Distillation", "Estimator", "WarmStart", "path_gradient", "reparameterized"]
+
+
+class Estimator(Protocol):
+    """Draws of the student, one in each row's context, and an estimate of the reverse KL from each of them."""
+
+    def __call__(self, student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return draws (N, *event), differentiable, and KL(student || teacher) in nats per example, (N,)."""
+
+
+def reparameterized(student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """log q(s) - log p(s) of one draw s = f(z): the student's density comes with the draw, at no further price."""
+    draw, log_q = _draw(student, x, context)
+    return draw, log_q - teacher.log_prob(draw, context, nan="propagate")
+
+
+def path_gradient(student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """log q(s) - log p(s) of one draw s = f(z), its gradient taken through s alone ("sticking the landing").
+
+    What is left out, the gradient of log q at a fixed s, has mean 0; without it, the variance falls to 0 as the student
+    comes to match the teacher. The density of a draw under fixed weights takes the student's inverse: of an IAF, one
+    incremental walk. Roeder et al. 2017, arXiv:1703.09194.
+    """
+    draw, _ = _draw(student, x, context)
+    fixed = {f"flow.{name}": parameter.detach() for name, parameter in student.named_parameters()}
+    log_q = torch.func.functional_call(_LogProb(student), fixed, (draw, context))
+    return draw, log_q - teacher.log_prob(draw, context, nan="propagate")
+
+
+def _draw(student: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    return student.sample_and_log_prob((len(x),) if context is None else (), context)
+
+
+class _LogProb(nn.Module):
+    """A flow's density as a module's call, the form that ``functional_call`` takes."""
+
+    def __init__(self, flow: nn.Module) -> None:
+        super().__init__()
+        self.flow: Any = flow
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return self.flow.log_prob(x, context, nan="propagate")
+
+
+class _Taught(Objective):
+    """An objective with a teacher: a frozen copy, in evaluation mode whatever the student's is."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__(student)
+        if not hasattr(teacher, "log_prob"):
+            raise ValueError(f"expected a teacher with a density (log_prob), got {type(teacher).__name__}")
+        frozen: Any = copy.deepcopy(teacher).requires_grad_(False).eval()
+        self.teacher = frozen
+        for what, own, its in (
+            ("events", self.flow.event_shape, frozen.event_shape),
+            ("contexts", self.flow.context_shape, frozen.context_shape),
+        ):
+            if own != its:
+                raise ValueError(f"expected a student of {what} {tuple(its)}, as its teacher's, got {tuple(own)}")
+        if any(isinstance(part, Dequantize) for part in self.modules()):
+            raise ValueError("expected densities of continuous values, got one with a Dequantize; take it off both")
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the student."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+
+class Distillation(_Taught):
+    """(1 - w) KL(student || teacher) + w KL(teacher || student), in nats per row.
+
+    Every row x gives one draw s of the student in its context: an estimate of the reverse KL, E log q(s) - log p(s),
+    which seeks modes and leaves some out if it is alone; and log p(x) - log q(x) for the forward KL, which covers them
+    (its mean is that KL where the rows are the teacher's own; the teacher's term has no gradient, but makes the loss 0
+    for a perfect student, and less noisy). The student's density of foreign rows is the incremental walk's.
+
+    The teacher is a frozen copy, and no part of what training stores; gradients pass through the student's draws into
+    it. Both must be densities of continuous values: rounding, as ``Dequantize`` does when it generates, has no
+    gradient. van den Oord et al. 2017 (Parallel WaveNet), arXiv:1711.10433.
+
+    Args:
+        student: the flow to train, cheap to sample.
+        teacher: a density of the same events and contexts: ``log_prob(x, context, nan=)``, differentiable in x.
+        estimator: of the reverse KL.
+        forward_share: w, the weight of the forward KL.
+        contrast: the weight gamma of the contrastive term of the paper, -gamma KL(student || teacher told another
+            row's context), 0.3 there: a student of a strong condition must not ignore it.
+        auxiliary: further losses, each with its weight: modules on (draws, rows, context) that give (N,).
+
+    Raises:
+        ValueError: for a teacher without a density, a student whose draws have no gradients, events or contexts that
+            differ, values that are not continuous, or a weight out of its range.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        *,
+        estimator: Estimator = reparameterized,
+        forward_share: float = 0.5,
+        contrast: float = 0.0,
+        auxiliary: Iterable[tuple[float, nn.Module]] = (),
+    ) -> None:
+        super().__init__(student, teacher)
+        if not 0 <= forward_share <= 1:
+            raise ValueError(f"expected a forward share in [0, 1], got {forward_share}")
+        if not 0 <= contrast < 1:
+            raise ValueError(f"expected a contrast in [0, 1), got {contrast}")
+        if contrast and not self.flow.context_shape:
+            raise ValueError("expected flows with a context for a contrastive term, got some without")
+        if not self.flow.base.has_rsample:
+            raise ValueError(f"expected a student with differentiable draws, got {type(self.flow.base).__name__} noise")
+        self.estimator = estimator
+        self.forward_share = forward_share
+        self.contrast = contrast
+        pairs = list(auxiliary)
+        self.weights = [weight for weight, _ in pairs]
+        self.auxiliary = nn.ModuleList(module for _, module in pairs)
+        self._waiting = [part for part in self.flow.modules() if isinstance(part, DataDependent)]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the loss of each row, shape (N,)."""
+        self._show(x, context)
+        loss = x.new_zeros(len(x))
+        if self.forward_share:
+            with torch.no_grad():
+                log_p = self.teacher.log_prob(x, context, nan="propagate")
+            loss = loss + self.forward_share * (log_p - self.flow.log_prob(x, context, nan="propagate"))
+        if self.forward_share == 1 and not self.weights:
+            return loss
+        draw, kl = self.estimator(self.flow, self.teacher, x, context)
+        if self.contrast:
+            assert context is not None  # the flow has asked for one
+            told, other = (self.teacher.log_prob(draw, c, nan="propagate") for c in (context, context.roll(1, 0)))
+            kl = kl - self.contrast * (kl + told - other)
+        loss = loss + (1 - self.forward_share) * kl
+        for weight, module in zip(self.weights, self.auxiliary, strict=True):
+            loss = loss + weight * module(draw, x, context)
+        return loss
+
+    def _show(self, x: Tensor, context: Tensor | None) -> None:
+        """Let layers that set themselves from data see the rows: draws tell them nothing."""
+        if self.training and any(not part.initialized for part in self._waiting):
+            with torch.no_grad():
+                self.flow.log_prob(x, context, nan="propagate")
+
+
+class WarmStart(_Taught):
+    """The squared error of student(z) against x for z = teacher.encode(x), per element, in units of the rows' spread.
+
+    It lays every mode of the data where the teacher has it, before a KL is asked: the reverse KL alone would leave some
+    out. It must be taken far: until the map is learned, the mean row has the least error, and a student that has shrunk
+    to it gives foreign rows no density. Where latents of real rows lie beyond the noise, there is nothing to learn for
+    a student that sees only noise: they are clamped to the range of as many draws of it.
+
+    Args:
+        student: the flow to train, cheap to sample.
+        teacher: an invertible density of the same events, contexts and latents: ``encode(x, context)``.
+
+    Raises:
+        ValueError: as ``Distillation``, and for a teacher without ``encode``, or other latents.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__(student, teacher)
+        if not hasattr(teacher, "encode"):
+            raise ValueError(f"expected a teacher that encodes, got {type(teacher).__name__}")
+        if type(self.teacher.base) is not type(self.flow.base):
+            names = (type(flow.base).__name__ for flow in (self.flow, self.teacher))
+            raise ValueError("expected the same noise in student and teacher, got {} and {}".format(*names))
+        self.units = Standardize(self.flow.event_shape)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the mean squared error of each row, shape (N,)."""
+        with torch.no_grad():
+            target = self.units.inverse(x)
+            z = self.teacher.encode(x, context)
+            lowest, highest = torch.aminmax(self.flow.base.sample((len(x),)))
+            z = z.clamp(lowest, highest)
+        error = self.units.inverse(self.flow.decode(z, context)) - target
+        return error.square().flatten(1).mean(1)

@@ -1,0 +1,290 @@
+"""What a student lost of its teacher: both divergences, entropies, modes, likelihood of real data, and speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffeo.flow import Flow
+from diffeo.report.compare import classifier_test, mean_and_error
+from diffeo.report.style import GREY, MODEL, REAL, figure
+from diffeo.training.seeding import seed_noise
+from diffeo.transforms import Autoregressive, Chain, Transform
+
+__all__ = [
+    "Draws",
+    "compare_draws",
+    "divergence_curve",
+    "draw_both",
+    "generate_naively",
+    "likelihoods",
+    "mode_recall",
+    "pace",
+    "warnings",
+]
+
+MODES = 10  # clusters that the teacher's draws are divided into
+TOLD_APART = 5_000  # draws of each kind shown to a classifier
+CLUSTERED = 5_000  # draws of the teacher that clusters are found in
+
+# A student drops modes where it keeps less than this share of one, or where the forward KL is so many times the reverse
+# one and so many nats; it whispers where its entropy is larger by so many nats per dimension, and is far from its
+# teacher beyond so many nats per dimension of KL. Two standard errors are granted.
+LEAST_RECALL = 0.5
+LOPSIDED = (3.0, 0.1)
+WHISPER = 0.1
+FAR = 0.1
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of a teacher and of its student, in the same contexts, with both densities of each.
+
+    ``x`` (n, D) are the teacher's and ``s`` the student's; ``log_p`` is the teacher's density, ``log_q`` the student's,
+    each (n,) in double precision; rows where anything is not finite are left out, ``non_finite`` counts them.
+    """
+
+    x: Tensor
+    s: Tensor
+    context: Tensor | None
+    log_p_x: np.ndarray
+    log_q_x: np.ndarray
+    log_p_s: np.ndarray
+    log_q_s: np.ndarray
+    non_finite: int
+
+
+@torch.no_grad()
+def draw_both(student: Flow, teacher: Flow, contexts: Tensor | None, rows: int, seed: int) -> Draws:
+    """Draw so many rows from both, in contexts picked from ``contexts`` where the flows take one."""
+    device = teacher.base.device_marker.device
+    seed_noise(device, seed)
+    context = None
+    if contexts is not None:
+        context = contexts[torch.randint(len(contexts), (rows,)).to(contexts.device)].to(device)
+    shape = (rows,) if context is None else ()
+    s, log_q_s = student.sample_and_log_prob(shape, context)
+    x, log_p_x = teacher.sample_and_log_prob(shape, context)
+    log_p_s = teacher.log_prob(s, context, nan="propagate")
+    log_q_x = student.log_prob(x, context, nan="propagate")
+    log_p_x, log_q_x, log_p_s, log_q_s = (part.double().cpu() for part in (log_p_x, log_q_x, log_p_s, log_q_s))
+    good = torch.stack([log_p_x, log_q_x, log_p_s, log_q_s]).isfinite().all(0)
+    kept = good.to(device)
+    return Draws(
+        x=x[kept], s=s[kept], context=None if context is None else context[kept],
+        log_p_x=log_p_x[good].numpy(), log_q_x=log_q_x[good].numpy(),
+        log_p_s=log_p_s[good].numpy(), log_q_s=log_q_s[good].numpy(),
+        non_finite=int((~good).sum()),
+    )  # fmt: skip
+
+
+def compare_draws(draws: Draws, seed: int, centres: np.ndarray | None = None) -> dict[str, Any]:
+    """Say how far student and teacher are apart.
+
+    Both KLs are means of log-ratios over the draws of one of them, in nats per row, with their standard errors; the
+    effective sample size is that of the student's draws weighted by p / q, as a share of their number.
+
+    Args:
+        draws: of both.
+        seed: of clusters and classifier.
+        centres: of known modes (k, D); clusters of the teacher's draws by default.
+
+    Returns:
+        Plain data: ``reverse_kl``, ``forward_kl``, ``entropy`` of both, ``effective_sample_size``, ``modes``,
+        ``classifier``, ``rows``, ``dimensions`` and ``non_finite``.
+    """
+    dimensions = draws.x.shape[1]
+    real, fake = (part.double().cpu().numpy() for part in (draws.x, draws.s))
+    log_weights = draws.log_p_s - draws.log_q_s
+    weights = np.exp(log_weights - log_weights.max())
+    extra = np.empty((len(real), 0)) if draws.context is None else draws.context.double().cpu().numpy()
+    own, its = (np.concatenate([part, extra], 1)[:TOLD_APART] for part in (real, fake))
+    return {
+        "rows": len(real),
+        "dimensions": dimensions,
+        "non_finite": draws.non_finite,
+        "reverse_kl": _divergence(draws.log_q_s - draws.log_p_s, dimensions),
+        "forward_kl": _divergence(draws.log_p_x - draws.log_q_x, dimensions),
+        "entropy": {"student": mean_and_error(-draws.log_q_s), "teacher": mean_and_error(-draws.log_p_x)},
+        "effective_sample_size": float(weights.sum() ** 2 / np.square(weights).sum() / len(weights)),
+        "modes": mode_recall(real, fake, seed, centres),
+        "classifier": classifier_test(own, its, seed),
+    }
+
+
+def _divergence(log_ratio: np.ndarray, dimensions: int) -> dict[str, float]:
+    found = mean_and_error(log_ratio)
+    return {**found, "per_dimension": found["mean"] / dimensions, "stderr_per_dimension": found["stderr"] / dimensions}
+
+
+def mode_recall(real: np.ndarray, fake: np.ndarray, seed: int, centres: np.ndarray | None = None) -> dict[str, Any]:
+    """Say which share of each mode's mass a student keeps: its share of the mode divided by the teacher's.
+
+    Args:
+        real: the teacher's draws (n, D).
+        fake: the student's.
+        seed: of the clustering.
+        centres: of known modes (k, D); by default the teacher's draws are clustered by k-means.
+
+    Returns:
+        The recall of every mode, the lowest with its standard error, and how many are kept (at least half).
+    """
+    if centres is None:
+        from sklearn.cluster import KMeans
+
+        few = np.random.default_rng(seed).permutation(len(real))[:CLUSTERED]
+        centres = KMeans(min(MODES, len(few)), n_init=4, random_state=seed).fit(real[few]).cluster_centers_
+    nearest = [
+        torch.cdist(torch.from_numpy(part), torch.from_numpy(np.asarray(centres, dtype=np.float64))).argmin(1).numpy()
+        for part in (real, fake)
+    ]
+    own, its = (np.bincount(near, minlength=len(centres)) / len(near) for near in nearest)
+    recall = np.divide(its, own, out=np.ones(len(own)), where=own > 0)
+    worst = int(recall.argmin())
+    # Both shares are binomial: the relative variances of a quotient add. A mode without draws might as well have one.
+    draws = [max(share[worst] * len(part), 1.0) for share, part in ((own, real), (its, fake))]
+    relative = sum((1 - share[worst]) / count for share, count in zip((own, its), draws, strict=True))
+    seen = draws[1] / len(fake) / max(own[worst], 1 / len(real))
+    return {
+        "recall": recall.tolist(),
+        "lowest": float(recall[worst]),
+        "stderr": float(seen * relative**0.5),
+        "kept": int((recall >= LEAST_RECALL).sum()),
+        "modes": len(recall),
+    }
+
+
+def warnings(report: dict[str, Any]) -> list[str]:
+    """Say in words what a user must know before trusting the student: modes dropped, whispering, a wide gap."""
+    found: list[str] = []
+    reverse, forward, modes = report["reverse_kl"], report["forward_kl"], report["modes"]
+    apart = report["entropy"]["student"], report["entropy"]["teacher"]
+    grant = 2 * (forward["stderr"] + LOPSIDED[0] * reverse["stderr"])
+    if modes["lowest"] + 2 * modes["stderr"] < LEAST_RECALL:
+        found.append(
+            f"the student drops modes: of one of {modes['modes']} clusters of the teacher's draws it keeps "
+            f"{modes['lowest']:.0%}; give more minutes, or a larger student"
+        )
+    elif forward["mean"] - grant > LOPSIDED[0] * max(reverse["mean"], 0.0) + LOPSIDED[1]:
+        found.append(
+            f"the student leaves out some of what the teacher knows: the forward KL, {forward['mean']:.2f} nats, is "
+            f"far above the reverse one, {reverse['mean']:.2f}; give more minutes, or a larger student"
+        )
+    wider = apart[0]["mean"] - apart[1]["mean"] - 2 * (apart[0]["stderr"] + apart[1]["stderr"])
+    if wider > WHISPER * report["dimensions"]:
+        found.append(
+            f"the student whispers: its entropy is {apart[0]['mean'] - apart[1]['mean']:.2f} nats above the teacher's, "
+            "its rows are more blurred"
+        )
+    largest = max(part["per_dimension"] - 2 * part["stderr_per_dimension"] for part in (reverse, forward))
+    if largest > FAR and not found:
+        found.append(
+            f"the student is {largest:.2f} nats per dimension away from its teacher; give more minutes, or a larger "
+            "student"
+        )
+    if report["non_finite"]:
+        found.append(f"{report['non_finite']} draws or their densities are not finite")
+    return found
+
+
+@torch.no_grad()
+def pace(draw: Callable[[int], Any], rows: int, seconds: float = 0.3) -> float:
+    """Return rows per second of ``draw(rows)``: the median of three calls or more, after one that warms up.
+
+    A call that takes longer than ``seconds`` is made once.
+    """
+    took: list[float] = []
+    while len(took) < 4 or sum(took[1:]) < seconds:
+        started = time.perf_counter()
+        draw(rows)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - started)
+        if took[0] > seconds:
+            return rows / took[0]
+    return rows / float(np.median(took[1:]))
+
+
+@torch.no_grad()
+def generate_naively(transform: Transform, z: Tensor, context: Tensor | None = None) -> Tensor:
+    """Generate x = f(z), each autoregressive layer by one pass of its network per element, as others do; (n, D).
+
+    For comparison only: ``transform.forward`` gives the same at the price of about one pass.
+    """
+    if isinstance(transform, Chain):
+        for part in transform:
+            z = generate_naively(part, z, context)
+        return z
+    if not isinstance(transform, Autoregressive):
+        return transform.forward(z, context)
+    columns = z.mT.contiguous()  # (D, n)
+    x = torch.zeros_like(columns)
+    for i in range(len(x)):
+        x[i] = transform.univariate.forward_and_log_det(columns, transform.net(x, context))[0][i]
+    return x.mT
+
+
+def divergence_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
+    """Draw the divergence of student and teacher over training, stage after stage.
+
+    Args:
+        histories: of both stages, by what they minimise, the entries of ``diffeo.fit``'s history, in nats per row.
+        path: of the PNG.
+    """
+    from matplotlib.ticker import FuncFormatter
+
+    with figure(path, (6.4, 3.8)) as drawing:
+        axes = drawing.add_subplot()
+        before, lowest = 0, np.inf
+        for (name, entries), colour in zip(histories.items(), (GREY, MODEL), strict=True):
+            steps = before + np.array([entry["step"] for entry in entries])
+            loss, error = (np.array([entry[key] for entry in entries]) for key in ("val_loss", "val_stderr"))
+            marker = "o" if len(entries) < 15 else None
+            axes.plot(steps, loss, color=colour, lw=1.5, marker=marker, ms=3, label=f"{name}: {loss[-1]:.3f}")
+            axes.fill_between(steps, loss - error, loss + error, color=colour, alpha=0.18, lw=0)
+            before, lowest = steps[-1], min(lowest, loss.min())
+        # The first steps are far off; a KL that is estimated near 0 may fall below it, which a log scale cannot show.
+        axes.set_yscale("symlog" if lowest <= 0 else "log", **({"linthresh": 0.01} if lowest <= 0 else {}))
+        for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            each(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlabel("step")
+        axes.set_ylabel("nats per row")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)  # above, never in the way
+
+
+def likelihoods(draws: Draws, real: np.ndarray | None, path: str | Path) -> None:
+    """Draw the teacher's log-likelihoods as histograms: of real rows (or its own draws), and of the student's draws.
+
+    Args:
+        draws: of both.
+        real: the teacher's log-likelihoods of real rows that it was not trained on, or None.
+        path: of the PNG.
+    """
+    first, name = (draws.log_p_x, "the teacher's rows") if real is None else (real, "real rows, held out")
+    both = np.concatenate([first, draws.log_p_s])
+    low, high = np.quantile(both, [0.005, 1.0])
+    edges = np.linspace(low, high + 1e-6, 61)
+    with figure(path, (6.4, 3.4)) as drawing:
+        axes = drawing.add_subplot()
+        for values, label, style in (
+            (first, name, {"histtype": "stepfilled", "color": REAL, "alpha": 0.35, "lw": 0}),
+            (draws.log_p_s, "the student's rows", {"histtype": "step", "color": MODEL, "lw": 1.4}),
+        ):
+            # What lies below the range is counted in the first bin, so that no row is hidden.
+            clipped = values.clip(low, None)
+            weights = np.full(len(values), 1 / (len(values) * (edges[1] - edges[0])))
+            axes.hist(clipped, bins=edges, weights=weights, label=f"{label} ({len(values):,})", **style)
+        if real is not None:
+            counts, _ = np.histogram(draws.log_p_x.clip(low, None), bins=edges, density=True)
+            axes.stairs(counts, edges, color=GREY, lw=1, label=f"the teacher's rows ({len(draws.log_p_x):,})")
+        axes.set_xlabel("log-likelihood under the teacher (nats per row, standardised units)")
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.legend(loc="upper left")
