@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import diffeo
-from diffeo.nets import MADE, MLP, ResNet
+from diffeo.nets import MADE, MLP, ResNet, Velocity
+from diffeo.nets.velocity import embedding_size
+from diffeo.objectives.paths import linear
 from diffeo.recipes import images
 from diffeo.transforms import (
     LU,
+    ODE,
     ActNorm,
     Affine,
     Autoregressive,
@@ -73,6 +76,11 @@ def autoregressive(
 
 def convolutional(univariate: Univariate, mask: Tensor, context: int = 0, **net: Any) -> Coupling:
     return images.convolutional(univariate, mask, (6, 6), partial(ResNet, context=context, activation="silu", **net))
+
+
+def continuous(features: int, context: int = 0) -> ODE:
+    net = MLP(features, features, (12, 12), embedding_size(context), "silu", residual=True)
+    return ODE(Velocity(net, (features,), linear, context), (features,), rtol=1e-10, atol=1e-10)
 
 
 def recipe(name: str, shape: tuple[int, ...], context: int = 0, **arguments: Any) -> Transform:
@@ -144,6 +152,8 @@ CASES: dict[str, Case] = {
     "maf-one-feature": Case(lambda: autoregressive(Affine(), 1, (8, 8)), (1,)),
     "maf-one-feature-context": Case(lambda: autoregressive(RationalQuadraticSpline(), 1, (8, 8), CONTEXT), (1,), True),
     "nsf-narrow": Case(lambda: autoregressive(RationalQuadraticSpline(), 24, (16, 16)), (24,)),
+    "ode": Case(lambda: continuous(3), (3,)),
+    "ode-context": Case(lambda: continuous(2, CONTEXT), (2,), True),
     "chain": Case(
         lambda: Chain(
             [

@@ -3,5 +3,6 @@
 from diffeo.nets.made import MADE
 from diffeo.nets.mlp import MLP
 from diffeo.nets.resnet import ResNet
+from diffeo.nets.velocity import Guided, Velocity
 
-__all__ = ["MADE", "MLP", "ResNet"]
+__all__ = ["MADE", "MLP", "Guided", "ResNet", "Velocity"]

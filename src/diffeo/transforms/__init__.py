@@ -6,11 +6,13 @@ from diffeo.transforms.coupling import Coupling, alternating_mask, checkerboard_
 from diffeo.transforms.elementwise import Elementwise
 from diffeo.transforms.linear import LU, ActNorm, Permutation
 from diffeo.transforms.multiscale import Flattened, Part, Squeezed, latent_scales
+from diffeo.transforms.ode import ODE
 from diffeo.transforms.preprocess import Dequantize, Gaussianize, Logit, Rescale, Standardize
 from diffeo.transforms.univariate import Affine, Composed, RationalQuadraticSpline, Scale, Shift, Univariate
 
 __all__ = [
     "LU",
+    "ODE",
     "ActNorm",
     "Affine",
     "Autoregressive",
