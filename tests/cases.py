@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import diffeo
-from diffeo.nets import MADE, MLP, ResNet, Velocity
-from diffeo.nets.velocity import embedding_size
-from diffeo.objectives.paths import linear
+from diffeo.nets import MADE, MLP, ResNet
 from diffeo.recipes import images
 from diffeo.transforms import (
     LU,
@@ -78,9 +76,26 @@ def convolutional(univariate: Univariate, mask: Tensor, context: int = 0, **net:
     return images.convolutional(univariate, mask, (6, 6), partial(ResNet, context=context, activation="silu", **net))
 
 
-def continuous(features: int, context: int = 0) -> ODE:
-    net = MLP(features, features, (12, 12), embedding_size(context), "silu", residual=True)
-    return ODE(Velocity(net, (features,), linear, context), (features,), rtol=1e-10, atol=1e-10)
+class Swirl(nn.Module):
+    """v(x, t, c) = B tanh(A x + C c + t b), with its divergence: small, smooth and quick."""
+
+    def __init__(self, features: int, context: int = 0) -> None:
+        super().__init__()
+        self.inner = nn.Linear(features + context, 6, bias=False)
+        self.time = nn.Parameter(torch.zeros(6))
+        self.outer = nn.Linear(6, features, bias=False)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.outer(self._hidden(x, t, context))
+
+    def with_divergence(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        h = self._hidden(x, t, context)
+        weights = (self.inner.weight[:, : x.shape[1]] * self.outer.weight.mT).sum(1)
+        return self.outer(h), ((1 - h.square()) * weights).sum(1)
+
+    def _hidden(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        given = x if context is None else torch.cat([x, context], 1)
+        return torch.tanh(self.inner(given) + t[:, None] * self.time)
 
 
 def recipe(name: str, shape: tuple[int, ...], context: int = 0, **arguments: Any) -> Transform:
@@ -152,8 +167,8 @@ CASES: dict[str, Case] = {
     "maf-one-feature": Case(lambda: autoregressive(Affine(), 1, (8, 8)), (1,)),
     "maf-one-feature-context": Case(lambda: autoregressive(RationalQuadraticSpline(), 1, (8, 8), CONTEXT), (1,), True),
     "nsf-narrow": Case(lambda: autoregressive(RationalQuadraticSpline(), 24, (16, 16)), (24,)),
-    "ode": Case(lambda: continuous(3), (3,)),
-    "ode-context": Case(lambda: continuous(2, CONTEXT), (2,), True),
+    "ode": Case(lambda: ODE(Swirl(3), (3,), rtol=1e-10, atol=1e-10), (3,)),
+    "ode-context": Case(lambda: ODE(Swirl(2, CONTEXT), (2,), solver="rk4", steps=40), (2,), True),
     "chain": Case(
         lambda: Chain(
             [

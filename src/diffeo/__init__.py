@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 _HOME = {
     **dict.fromkeys(("Flow", "FlowDistribution", "bits_per_dim"), "flow"),
     **dict.fromkeys(("StandardNormal", "StandardLogistic", "Uniform", "GaussianMixture"), "bases"),
-    **dict.fromkeys(("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf", "glow"), "recipes"),
-    **dict.fromkeys(("Objective", "MaximumLikelihood"), "objectives"),
+    **dict.fromkeys(("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf", "glow", "flow_matching"), "recipes"),
+    **dict.fromkeys(("Objective", "MaximumLikelihood", "FlowMatching", "guided"), "objectives"),
     **dict.fromkeys(("fit", "load_run"), "training"),
     "inpaint": "inpainting",
     **dict.fromkeys(("transforms", "nets", "data"), ""),
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal, Uniform
     from diffeo.flow import Flow, FlowDistribution, bits_per_dim
     from diffeo.inpainting import inpaint
-    from diffeo.objectives import MaximumLikelihood, Objective
-    from diffeo.recipes import RECIPES, build, glow, iaf, maf, nice, nsf, realnvp
+    from diffeo.objectives import FlowMatching, MaximumLikelihood, Objective, guided
+    from diffeo.recipes import RECIPES, build, flow_matching, glow, iaf, maf, nice, nsf, realnvp
     from diffeo.training.fit import fit
     from diffeo.training.run import load_run
 

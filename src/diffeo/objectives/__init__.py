@@ -1,6 +1,7 @@
 """Objectives: what training minimises, one loss per example, never a method of a model."""
 
 from diffeo.objectives.base import Objective
+from diffeo.objectives.flow_matching import FlowMatching, guided
 from diffeo.objectives.likelihood import MaximumLikelihood
 
-__all__ = ["MaximumLikelihood", "Objective"]
+__all__ = ["FlowMatching", "MaximumLikelihood", "Objective", "guided"]

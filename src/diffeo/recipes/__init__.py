@@ -7,12 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from diffeo.flow import Flow
+from diffeo.recipes.continuous import flow_matching
 from diffeo.recipes.images import glow
 from diffeo.recipes.vectors import iaf, maf, nice, nsf, realnvp
 
-__all__ = ["RECIPES", "build", "glow", "iaf", "maf", "nice", "nsf", "realnvp"]
+__all__ = ["RECIPES", "build", "flow_matching", "glow", "iaf", "maf", "nice", "nsf", "realnvp"]
 
-RECIPES: dict[str, Callable[..., Flow]] = {each.__name__: each for each in (nice, realnvp, maf, iaf, nsf, glow)}
+RECIPES: dict[str, Callable[..., Flow]] = {
+    each.__name__: each for each in (nice, realnvp, maf, iaf, nsf, glow, flow_matching)
+}
 
 
 def build(name: str, arguments: dict[str, Any]) -> Flow:

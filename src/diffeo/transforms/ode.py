@@ -93,6 +93,14 @@ class ODE(Transform):
         self.rtol, self.atol, self.max_evaluations = rtol, atol, max_evaluations
         self.divergence = divergence
 
+    def replaced(self, velocity: nn.Module | None = None, **changes: Any) -> ODE:
+        """Another ODE with some arguments replaced; a velocity that is not replaced is shared."""
+        arguments = {
+            "solver": self.solver, "rtol": self.rtol, "atol": self.atol, "steps": self.steps,
+            "divergence": self.divergence, "max_evaluations": self.max_evaluations, **changes,
+        }  # fmt: skip
+        return ODE(self.velocity if velocity is None else velocity, self.event_shape, **arguments)
+
     @property
     def cheap(self) -> str:
         """Both sides take many evaluations of a network."""
