@@ -18,15 +18,21 @@ COLUMNS = 6  # columns shown in a grid of pairs, and latents
 FEW = 1500  # rows drawn as points, not as counts
 
 
-def learning_curve(metrics: str | Path, path: str | Path, dimensions: int | None = None) -> None:
+def learning_curve(
+    metrics: str | Path, path: str | Path, dimensions: int | None = None, likelihood: bool = True
+) -> None:
     """Draw the losses of training and validation, epoch by epoch, from a ``metrics.jsonl``.
 
     Args:
         metrics: the file.
         path: of the PNG.
         dimensions: of an image: losses are then drawn in bits per dimension, else in nats per row.
+        likelihood: whether the losses are negative log-likelihoods; else they have no unit.
     """
     unit, scale = ("nats", 1.0) if dimensions is None else ("bits/dim", 1 / (dimensions * np.log(2)))
+    name = f"negative log-likelihood ({unit}{' per row' * (dimensions is None)})"
+    if not likelihood:
+        unit, scale, name = "", 1.0, "loss"
     entries = [json.loads(line) for line in Path(metrics).read_text().splitlines() if line.strip()]
     epoch = np.array([entry["epoch"] for entry in entries], dtype=float)
 
@@ -50,7 +56,7 @@ def learning_curve(metrics: str | Path, path: str | Path, dimensions: int | None
             shown += [valid, valid[best:] - np.nan_to_num(error[best:])]
         axes.set_ylim(*_curve_limits(np.concatenate(shown)))
         axes.set_xlabel("epoch")
-        axes.set_ylabel(f"negative log-likelihood ({unit}{' per row' * (dimensions is None)})")
+        axes.set_ylabel(name)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)  # above, never in the way
 

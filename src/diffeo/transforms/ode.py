@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -169,6 +170,13 @@ class ODE(Transform):
             evaluations.reshape(batch),
             error.reshape(batch),
         )
+
+    def trajectory(self, value: Tensor, times: Sequence[float], context: Tensor | None = None) -> Tensor:
+        """Carry points from the first time to each of the others in turn, ``(len(times), *batch, *event)``."""
+        passed = [value]
+        for start, stop in pairwise(times):
+            passed.append(self.solve(passed[-1], start, stop, context).value)
+        return torch.stack(passed)
 
     def _check_likelihood(self) -> None:
         if getattr(self.velocity, "sampling_only", False):
