@@ -12,7 +12,10 @@ _HOME = {
     **dict.fromkeys(("Flow", "FlowDistribution", "bits_per_dim"), "flow"),
     **dict.fromkeys(("StandardNormal", "StandardLogistic", "Uniform", "GaussianMixture"), "bases"),
     **dict.fromkeys(("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf", "glow", "flow_matching"), "recipes"),
-    **dict.fromkeys(("Objective", "MaximumLikelihood", "FlowMatching", "guided"), "objectives"),
+    **dict.fromkeys(
+        ("Objective", "MaximumLikelihood", "FlowMatching", "StepMatching", "few_steps", "guided", "reflow_pairs"),
+        "objectives",
+    ),
     **dict.fromkeys(("fit", "load_run"), "training"),
     "inpaint": "inpainting",
     **dict.fromkeys(("transforms", "nets", "data"), ""),
@@ -27,7 +30,15 @@ if TYPE_CHECKING:
     from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal, Uniform
     from diffeo.flow import Flow, FlowDistribution, bits_per_dim
     from diffeo.inpainting import inpaint
-    from diffeo.objectives import FlowMatching, MaximumLikelihood, Objective, guided
+    from diffeo.objectives import (
+        FlowMatching,
+        MaximumLikelihood,
+        Objective,
+        StepMatching,
+        few_steps,
+        guided,
+        reflow_pairs,
+    )
     from diffeo.recipes import RECIPES, build, flow_matching, glow, iaf, maf, nice, nsf, realnvp
     from diffeo.training.fit import fit
     from diffeo.training.run import load_run

@@ -68,7 +68,9 @@ class MLP(Feedforward):
         trace = torch.zeros_like(y[0])
         widest = max(layer.out_features for layer in self.layers)
         for some in torch.arange(len(y), device=x.device).split(max(1, _TANGENTS // (widest * max(1, len(trace))))):
-            tangents = torch.eye(len(y), dtype=x.dtype, device=x.device)[:, some, None] * first[some]  # (units, some, rows)
+            tangents = (
+                torch.eye(len(y), dtype=x.dtype, device=x.device)[:, some, None] * first[some]
+            )  # (units, some, rows)
             for index, (layer, slope) in enumerate(zip(hidden, slopes, strict=True)):
                 if index:
                     moved = (layer.weight @ tangents.flatten(1)).unflatten(1, tangents.shape[1:])

@@ -2,7 +2,18 @@
 
 from diffeo.objectives.base import Objective
 from diffeo.objectives.choice import objective_of
+from diffeo.objectives.few_steps import StepMatching, few_steps, reflow_pairs, trajectories
 from diffeo.objectives.flow_matching import FlowMatching, guided
 from diffeo.objectives.likelihood import MaximumLikelihood
 
-__all__ = ["FlowMatching", "MaximumLikelihood", "Objective", "guided", "objective_of"]
+__all__ = [
+    "FlowMatching",
+    "MaximumLikelihood",
+    "Objective",
+    "StepMatching",
+    "few_steps",
+    "guided",
+    "objective_of",
+    "reflow_pairs",
+    "trajectories",
+]

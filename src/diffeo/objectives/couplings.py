@@ -34,4 +34,3 @@ def assign(z: Tensor, x: Tensor, context: Tensor | None = None, weight: float = 
     if context is not None:
         cost.addmm_(context, context.mT, alpha=-2.0 * weight)
     return torch.from_numpy(linear_sum_assignment(cost.double().cpu().numpy())[1]).to(x.device)
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -107,9 +106,7 @@ class FlowMatching(Objective):
         z = self.flow.base.sample((len(rows),))
         return z[assign(z, rows, given if self.condition_weight else None, self.condition_weight)]
 
-    def _normalized(
-        self, steps: list[Transform], x: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _normalized(self, steps: list[Transform], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The rows where the ODE has its end, and the context as the velocity takes it."""
         rows, given, _ = self.flow._rows(x, context, self.flow.event_shape, "x")
         given = self.flow._context(given)

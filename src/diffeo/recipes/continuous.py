@@ -33,7 +33,7 @@ def flow_matching(
     pool: int = 1024,
     dropout: float = 0.0,
     solver: str = "dopri5",
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-6,
     steps: int | None = None,
     divergence: Literal["exact", "hutchinson"] | None = None,
     preprocess: Preprocess = ("standardize",),

@@ -27,7 +27,8 @@ def draw(run: Path, flow: Flow, x: Tensor, context: Tensor | None, levels: int, 
     """Write ``run/figures/*.png`` and return their paths.
 
     The learning curve in bits per dimension; real beside sampled images; paths in latent space between pairs of images;
-    what the fine latents hold (drawn anew, coarse ones kept); images completed from their upper half (not where a density takes many evaluations of a network).
+    what the fine latents hold (drawn anew, coarse ones kept); images completed from their upper half, unless a density
+    takes many evaluations of a network.
 
     Args:
         run: the run directory.

@@ -19,7 +19,7 @@ __all__ = ["animate", "draw"]
 TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
 PARTICLES, CELLS = 300, 100
 FRAMES, HELD = 40, 15  # of the animation, and how many times its last one is shown
-REACH = 3.2  # standard deviations
+REACH = 2.8  # standard deviations
 
 
 @torch.no_grad()
@@ -41,22 +41,19 @@ def draw(ode: ODE, base: Base, path: str | Path) -> None:
     grid = ode.forward(torch.cat([rising, rising.flip(-1)]).flatten(0, 1)).unflatten(0, (34, 81)).cpu().numpy()
     edges = np.linspace(-REACH, REACH, CELLS + 1)
     densities = [_density(ode, base, time, edges) for time in TIMES]
-    with figure(path, (2.6 * len(TIMES), 5.9)) as drawing:
-        panels = drawing.subplots(2, len(TIMES))
-        for axes in panels.flat:
+    with figure(path, (2.2 * (2 + len(TIMES)), 2.6)) as drawing:
+        paths, deformed, *panels = drawing.subplots(1, 2 + len(TIMES))
+        for axes in (paths, deformed, *panels):
             _plain(axes)
-        for axes in panels[0, 2:]:
-            axes.remove()
-        paths, deformed = panels[0, :2]
         paths.plot(moved[..., 0], moved[..., 1], color=GREY, lw=0.4, alpha=0.5)
         paths.plot(*moved[0].T, ".", color=REAL, ms=2)
         paths.plot(*moved[-1].T, ".", color=MODEL, ms=2)
-        paths.set_title("from noise (blue) to samples")
+        paths.set_title("noise (blue) to samples")
         for line in grid:
             deformed.plot(*line.T, color=GREY, lw=0.6)
-        deformed.set_title("where a square grid goes")
+        deformed.set_title("a grid, carried along")
         norm = PowerNorm(0.6, 0, float(np.quantile(densities[-1], 0.995)) or 1.0)
-        for axes, time, density in zip(panels[1], TIMES, densities, strict=True):
+        for axes, time, density in zip(panels, TIMES, densities, strict=True):
             axes.pcolormesh(edges, edges, density, cmap=shades("#3B1C8C"), norm=norm, rasterized=True)
             axes.set_title(f"density at t = {time:g}")
 

@@ -173,7 +173,8 @@ def fit(
     dtype = first.dtype if first.is_floating_point() else None
     train, valid = split(x, context, validation, batch_size=batch_size, seed=seed, device=device, dtype=dtype)
     if objective.pool:
-        train, valid = (source and Pairs(source, objective.couple, objective.pool) for source in (train, valid))
+        train = Pairs(train, objective.couple, objective.pool)
+        valid = None if valid is None else Pairs(valid, objective.couple, objective.pool)
     epochs = default_epochs(train.batches) if epochs is None and minutes is None else epochs
     patience = default_patience(train.batches, epochs) if patience is None else patience
     settings = dict(

@@ -1,12 +1,11 @@
 """Data paired with noise before they are batched."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffeo.training.batches import Batch, Rows, Stream, place
+from diffeo.training.batches import Batch, Rows, Share, Stream, everything, place
 from diffeo.training.seeding import derive, seed_noise
 
 __all__ = ["Pairs"]
@@ -14,7 +13,7 @@ __all__ = ["Pairs"]
 REUSED = 8  # epochs that use the same pairs, which makes their price small
 
 
-class Pairs:
+class Pairs(Rows):
     """A source of batches whose x are pairs (z, x) of noise and data, ``(n, 2, *event)``, coupled in pools.
 
     The rows of the data fall at random into pools; within a pool each row gets a noise of its own. Which pairs there
@@ -34,21 +33,19 @@ class Pairs:
             raise ValueError("expected data in memory to couple with noise, got a stream; couple independently")
         if pool < source.batch_size:
             raise ValueError(f"expected a pool of at least a batch of {source.batch_size} rows to couple, got {pool}")
-        self.source, self.couple, self.pool = source, couple, pool
+        self.__dict__.update(source.__dict__)
+        self.couple, self.pool = couple, pool
         self.position = torch.empty(len(source.x), dtype=torch.long)  # of each row of the data among those used
         self.position[source.rows] = torch.arange(source.size)
         self.noise: tuple[tuple[int, int], Tensor] | None = None  # what was coupled last, and for which seed and round
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.source, name)
+    def shuffled(self, seed: int, epoch: int, start: int = 0, share: Share = everything) -> Iterator[Batch]:
+        """Yield the batches of an epoch from number ``start`` on, in pairs."""
+        return self._paired(super().shuffled(seed, epoch, start, share), seed, epoch // REUSED)
 
-    def shuffled(self, seed: int, epoch: int, *rest: Any) -> Iterator[Batch]:
-        """Yield the source's batches, in pairs."""
-        return self._paired(self.source.shuffled(seed, epoch, *rest), seed, epoch // REUSED)
-
-    def in_order(self, *rest: Any) -> Iterator[Batch]:
+    def in_order(self, share: Share = everything) -> Iterator[Batch]:
         """Yield all rows once, in pairs that are always the same."""
-        return self._paired(self.source.in_order(*rest), 0, 0)
+        return self._paired(super().in_order(share), 0, 0)
 
     def _paired(self, batches: Iterable[Batch], seed: int, number: int) -> Iterator[Batch]:
         noise = self._noise(seed, number)
@@ -61,10 +58,10 @@ class Pairs:
     def _noise(self, seed: int, number: int) -> Tensor:
         if self.noise is None or self.noise[0] != (seed, number):
             generator = torch.Generator().manual_seed(derive(seed, "pools", number))
-            order = torch.randperm(self.source.size, generator=generator)
+            order = torch.randperm(self.size, generator=generator)
             parts = []
             for index, chosen in enumerate(order.split(self.pool)):
-                batch = self.source.select(self.source.rows[chosen].to(self.source.x.device))
+                batch = self.select(self.rows[chosen].to(self.x.device))
                 seed_noise(batch.x.device, derive(seed, "couple", number, index))
                 parts.append(self.couple(batch.x, batch.context))
             noise = torch.empty_like(torch.cat(parts))

@@ -1,7 +1,7 @@
 """Solvers of dy/dt = f(t, y): pure functions of rows that do not know each other.
 
-The state y is ``(rows, size)``; ``f(t, y, rows)`` gets one time per row, ``(n,)``, the states ``(n, size)`` and which rows
-they are (indices, or None for all of them).
+The state y is ``(rows, size)``; ``f(t, y, rows)`` gets one time per row, ``(n,)``, the states ``(n, size)`` and which
+rows they are (indices, or None for all of them).
 """
 
 from __future__ import annotations
@@ -136,13 +136,13 @@ def adaptive(
         growth = torch.where(worst.isfinite(), growth.clamp(_SHRINK, _GROW), 0.5 * _SHRINK)
         length = h.abs() * torch.where(accepted, growth, growth.clamp_max(1.0))
         if accepted.all():
-            chosen, y, k = slice(None), new, stages[6]
+            y, k = new, stages[6]
+            steps.append(AcceptedStep(which, t, h))
+            total[rows] += error.amax(1)
         else:
-            chosen = accepted.nonzero()[:, 0]
             y, k = (torch.where(accepted[:, None], a, b) for a, b in ((new, y), (stages[6], k)))
-        taken = which if isinstance(chosen, slice) else rows[chosen]
-        steps.append(AcceptedStep(taken, t[chosen], h[chosen]))
-        total[rows[chosen]] += error[chosen].amax(1)
+            steps.append(AcceptedStep(rows[accepted], t[accepted], h[accepted]))
+            total[rows[accepted]] += error[accepted].amax(1)
         finished = accepted & last
         t = torch.where(accepted, torch.where(last, stop, t + h), t)
         stuck = ~accepted & (length < least)
@@ -192,10 +192,8 @@ def _add(y: Tensor | None, h: Tensor, weights: Sequence[float], stages: Sequence
     return total * h[:, None] if y is None else torch.addcmul(y, total, h[:, None])
 
 
-def _first_length(
-    f: Derivative, y: Tensor, t: Tensor, k: Tensor, sign: float, rtol: float, atol: float
-) -> Tensor:
-    """A length for each row's first step, from one more evaluation (Hairer, Norsett and Wanner, Solving ODEs I, II.4)."""
+def _first_length(f: Derivative, y: Tensor, t: Tensor, k: Tensor, sign: float, rtol: float, atol: float) -> Tensor:
+    """A length for each row's first step, from one more evaluation (Hairer et al., Solving ODEs I, II.4)."""
     scale = atol + rtol * y.abs()
     size, slope = ((each / scale).abs().amax(1) for each in (y, k))
     short = torch.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope.clamp_min(1e-30))
@@ -217,9 +215,7 @@ def _not_finite(bad: Tensor, rows: Tensor | None, t: Tensor) -> SolverError:
     return SolverError(f"expected a finite velocity, got NaN or infinity in row {row} at t = {float(t[index]):.6g}")
 
 
-def _stuck(
-    stuck: Tensor, worst: Tensor, rows: Tensor, t: Tensor, rtol: float, atol: float, most: int
-) -> SolverError:
+def _stuck(stuck: Tensor, worst: Tensor, rows: Tensor, t: Tensor, rtol: float, atol: float, most: int) -> SolverError:
     bad = stuck & ~worst.isfinite()
     if bad.any():
         return _not_finite(bad, rows, t)
