@@ -89,8 +89,9 @@ def fit_data(
         UserError: for bad input, an unknown model or argument, or a folder that cannot be written.
     """
     given = {
-        "model": model and model.replace("-", "_"), "arguments": dict(arguments or {}) or None, "context": list(context) or None,
-        "drop": list(drop) or None, "size": list(size) or None, "missing": missing if missing != "error" else None,
+        "model": model and model.replace("-", "_"), "arguments": dict(arguments or {}) or None,
+        "context": list(context) or None, "drop": list(drop) or None, "size": list(size) or None,
+        "missing": missing if missing != "error" else None,
         "epochs": epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}

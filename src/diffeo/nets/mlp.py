@@ -65,6 +65,8 @@ class MLP(Feedforward):
             h = new + h if self.residual[index] else new
             slopes.append(slope)
         y = torch.addmm(last.bias[:, None], last.weight, h)
+        if not hidden and shared is not None:
+            y = y + shared.mT
         trace = torch.zeros_like(y[0])
         widest = max(layer.out_features for layer in self.layers)
         for some in torch.arange(len(y), device=x.device).split(max(1, _TANGENTS // (widest * max(1, len(trace))))):

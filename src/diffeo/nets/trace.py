@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import vjp, vmap
 
 __all__ = ["estimated_trace", "exact_trace"]
 
@@ -14,7 +14,7 @@ _ELEMENTS = 2**22  # numbers of the tangents that are held at a time
 
 
 def exact_trace(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return y = function(x) and tr dy/dx, from one tangent per element: sum_i d y_i / d x_i.
+    """Return y = function(x) and tr dy/dx, from one backward pass per element, several at a time: sum_i d y_i / d x_i.
 
     Args:
         function: maps ``(rows, *event)`` to the same shape, rows independent of each other; of operations that
@@ -27,13 +27,14 @@ def exact_trace(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor
     size = x[0].numel()
     directions = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
 
+    y, pulled_back = vjp(function, x)
+
     def along(direction: Tensor) -> Tensor:
-        tangent = jvp(function, (x,), (direction.expand_as(x),))[1]
-        return (tangent * direction).flatten(1).sum(1)
+        (gradient,) = pulled_back(direction.expand_as(x))
+        return (gradient * direction).flatten(1).sum(1)
 
     several = max(1, _ELEMENTS // x.numel())
-    parts = [vmap(along)(chosen).sum(0) for chosen in directions.split(several)]
-    return function(x), torch.stack(parts).sum(0)
+    return y, torch.stack([vmap(along)(chosen).sum(0) for chosen in directions.split(several)]).sum(0)
 
 
 def estimated_trace(function: Callable[[Tensor], Tensor], x: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
