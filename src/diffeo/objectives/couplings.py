@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,32 @@ def assign(z: Tensor, x: Tensor, context: Tensor | None = None, weight: float = 
 
     # |z - x|^2 = |z|^2 + |x|^2 - 2 z x; what depends on one side alone changes no assignment
     x, z = x.flatten(1), z.flatten(1)
-    cost = (x @ z.mT).mul_(-2.0 / x.shape[1])
+    cost = (x @ z.mT).mul_(-2.0 / x.shape[1]).double().cpu()
     if context is not None:
+        context = context.double().cpu()
         cost.addmm_(context, context.mT, alpha=-2.0 * weight)
-    return torch.from_numpy(linear_sum_assignment(cost.double().cpu().numpy())[1]).to(x.device)
+    return torch.from_numpy(linear_sum_assignment(_reduced(cost).numpy())[1]).to(x.device)
+
+
+def _reduced(cost: Tensor) -> Tensor:
+    """Subtract from rows and columns what nearly solves the dual problem.
+
+    Every assignment becomes cheaper by the same amount, so the best one stays the best, and is found several times
+    sooner. The numbers to subtract come from a few of Sinkhorn's iterations at falling temperatures (Cuturi 2013,
+    arXiv:1306.0895).
+    """
+    cost = cost - cost.amin(1, keepdim=True)
+    cost -= cost.amin(0)
+    scale = float(cost.mean())
+    if not 0 < scale < math.inf:
+        return cost
+    for temperature in (0.3 * scale, 0.1 * scale, 0.03 * scale):
+        kernel = torch.exp(cost / -temperature).float()
+        rows, columns = torch.ones(len(cost)), torch.ones(len(cost))
+        for _ in range(8):
+            rows = 1 / (kernel @ columns).clamp_min(1e-30)
+            columns = 1 / (kernel.mT @ rows).clamp_min(1e-30)
+        cost = cost - temperature * (rows.double().log()[:, None] + columns.double().log())
+        cost -= cost.amin(1, keepdim=True)
+        cost -= cost.amin(0)
+    return cost
