@@ -1,4 +1,4 @@
-"""Flow matching beside published figures: `python benchmarks/flow_matching.py transport|likelihood|protein|steps|images`.
+"""Flow matching beside published figures: `python benchmarks/flow_matching.py PART`.
 
 transport   C2OT's protocol (Cheng and Schwing 2025, arXiv:2503.10636): 8gaussians to moons, a residual MLP of 3 x 128,
             20,000 steps of 256 rows, optimal couplings over 1,024; the squared 2-Wasserstein distance of 10,000 samples

@@ -12,6 +12,7 @@ import diffeo
 from cases import Swirl, randomise
 from diffeo.bases import StandardNormal
 from diffeo.nets import MLP, Velocity
+from diffeo.nets.activations import ACTIVATIONS, derivative, soften, with_slope
 from diffeo.nets.trace import estimated_trace, exact_trace
 from diffeo.nets.unet import UNet
 from diffeo.nets.velocity import embedding_size
@@ -135,6 +136,19 @@ def test_generating_takes_no_divergence():
     assert Counting.asked == 0
     ode.forward_and_log_det(torch.randn(3, 2))
     assert Counting.asked > 0
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_slopes_of_activations(name):
+    at = torch.randn(50, dtype=torch.float64, requires_grad=True)
+    for function in (ACTIVATIONS[name], soften):
+        value, slope = with_slope(function, at)
+        assert torch.equal(value, function(at)) or torch.allclose(value, function(at), rtol=1e-14)
+        assert torch.allclose(slope, derivative(function, at))
+        with torch.no_grad():
+            assert torch.allclose(with_slope(function, at)[1], slope)
+        if name != "relu":
+            assert torch.autograd.gradcheck(lambda x, f=function: with_slope(f, x)[1], at)
 
 
 @pytest.mark.parametrize("context", [0, 3])

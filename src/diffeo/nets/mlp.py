@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from diffeo.kernels.network import Wiring
-from diffeo.nets.activations import soften
+from diffeo.nets.activations import soften, with_slope
 from diffeo.nets.feedforward import Feedforward
 
 __all__ = ["MLP"]
@@ -55,13 +55,13 @@ class MLP(Feedforward):
         The tangents of all inputs go through a layer in one product: ``(units, inputs * rows)``.
         """
         given = None if context is None else context.reshape(-1, context.shape[-1])
-        h, first = _with_slope(soften, x.reshape(-1, x.shape[-1]).mT)  # (inputs, rows)
+        h, first = with_slope(soften, x.reshape(-1, x.shape[-1]).mT)  # (inputs, rows)
         shared = self._shared(given)
         *hidden, last = self.layers
         slopes = []
         for index, layer in enumerate(hidden):
             total = torch.addmm(layer.bias[:, None], layer.weight, h)
-            new, slope = _with_slope(self.activation, total if index or shared is None else total + shared.mT)
+            new, slope = with_slope(self.activation, total if index or shared is None else total + shared.mT)
             h = new + h if self.residual[index] else new
             slopes.append(slope)
         y = torch.addmm(last.bias[:, None], last.weight, h)
@@ -70,9 +70,7 @@ class MLP(Feedforward):
         trace = torch.zeros_like(y[0])
         widest = max(layer.out_features for layer in self.layers)
         for some in torch.arange(len(y), device=x.device).split(max(1, _TANGENTS // (widest * max(1, len(trace))))):
-            tangents = (
-                torch.eye(len(y), dtype=x.dtype, device=x.device)[:, some, None] * first[some]
-            )  # (units, some, rows)
+            tangents = torch.eye(len(y)).to(x)[:, some, None] * first[some]  # (units, some, rows)
             for index, (layer, slope) in enumerate(zip(hidden, slopes, strict=True)):
                 if index:
                     moved = (layer.weight @ tangents.flatten(1)).unflatten(1, tangents.shape[1:])
@@ -82,13 +80,3 @@ class MLP(Feedforward):
                 tangents = moved + tangents if self.residual[index] else moved
             trace = trace + (last.weight[some].mT[..., None] * tangents).sum((0, 1))
         return y.mT.reshape(x.shape), trace.reshape(x.shape[:-1])
-
-
-def _with_slope(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
-    """An elementwise function and its derivative, both differentiable where gradients are recorded."""
-    recorded = torch.is_grad_enabled()
-    with torch.enable_grad():
-        at = at if at.requires_grad else at.detach().requires_grad_()
-        value = function(at)
-        (slope,) = torch.autograd.grad(value, at, torch.ones_like(value), create_graph=recorded)
-    return (value, slope) if recorded else (value.detach(), slope)

@@ -25,7 +25,7 @@ def flow_matching(
     features: Features,
     context: int = 0,
     *,
-    hidden: Sequence[int] = (128, 128, 128),
+    hidden: Sequence[int] = (128, 128, 128, 128, 128),
     activation: str = "silu",
     path: str = "linear",
     coupling: Literal["independent", "optimal"] = "independent",
