@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.5, help="training time (likelihood, protein, images)")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--pool", type=int, default=1024)
-    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--rows", type=int, default=100_000, help="training rows")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=None)

@@ -173,6 +173,33 @@ def test_optimal_pairs_are_shorter_and_training_repeats_itself():
     assert lengths[0] < 0.6 * lengths[1]
 
 
+def test_a_killed_training_resumes_with_the_same_pairs(tmp_path, monkeypatch):
+    x, _ = two_moons(300)
+
+    def train(folder, resume=False):
+        torch.manual_seed(0)
+        flow = small(hidden=(8,))
+        objective = FlowMatching(flow, coupling="optimal", pool=100)
+        options = {"epochs": REUSED + 2, "batch_size": 90, "checkpoint_every": 0.0, "out": tmp_path / folder}
+        diffeo.fit(objective, x, resume=resume, **options)
+        return torch.cat([p.detach().flatten() for p in flow.parameters()])
+
+    whole = train("whole")
+    forward, calls = FlowMatching.forward, []
+
+    def failing(self, *arguments):
+        calls.append(self.training)
+        if sum(calls) == 3 * REUSED + 4:  # within the second round of pairs
+            raise RuntimeError("killed")
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(FlowMatching, "forward", failing)
+    with pytest.raises(RuntimeError, match="killed"):
+        train("killed")
+    monkeypatch.undo()
+    assert torch.equal(train("killed", resume=True), whole)
+
+
 def test_training_learns_a_density_that_integrates_to_one():
     x, _ = two_moons()
     flow = small(hidden=(32, 32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ def exact_trace(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor
     size = x[0].numel()
     directions = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
 
-    y, pulled_back = vjp(function, x)
+    differentiated: Any = vjp(function, x)
+    y, pulled_back = differentiated
 
     def along(direction: Tensor) -> Tensor:
         (gradient,) = pulled_back(direction.expand_as(x))
