@@ -116,7 +116,7 @@ def adaptive(
     t = y.new_full((len(y),), start)
     k = f(t, y, None)
     _check_finite(k, t, None)
-    length = _first_length(f, y, t, k, sign, rtol, atol).clamp_max(abs(stop - start))
+    length = _first_length(f, y, t, k, stop - start, rtol, atol)
     least = 16 * torch.finfo(y.dtype).eps * max(abs(start), abs(stop))
     steps: list[AcceptedStep] = []
     count = 2  # evaluations of the rows that are still under way
@@ -192,16 +192,18 @@ def _add(y: Tensor | None, h: Tensor, weights: Sequence[float], stages: Sequence
     return total * h[:, None] if y is None else torch.addcmul(y, total, h[:, None])
 
 
-def _first_length(f: Derivative, y: Tensor, t: Tensor, k: Tensor, sign: float, rtol: float, atol: float) -> Tensor:
+def _first_length(f: Derivative, y: Tensor, t: Tensor, k: Tensor, way: float, rtol: float, atol: float) -> Tensor:
     """A length for each row's first step, from one more evaluation (Hairer et al., Solving ODEs I, II.4)."""
     scale = atol + rtol * y.abs()
     size, slope = ((each / scale).abs().amax(1) for each in (y, k))
     short = torch.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope.clamp_min(1e-30))
-    probed = f(t + sign * short, torch.addcmul(y, k, sign * short[:, None]), None)
+    short = short.clamp_max(abs(way))
+    probe = torch.copysign(short, short.new_tensor(way))
+    probed = f(t + probe, torch.addcmul(y, k, probe[:, None]), None)
     bend = ((probed - k) / scale).abs().amax(1).nan_to_num(torch.inf) / short
     steepest = torch.maximum(slope, bend)
     length = torch.where(steepest <= 1e-15, (1e-3 * short).clamp_min(1e-6), (0.01 / steepest) ** 0.2)
-    return torch.minimum(100 * short, length).clamp_min(1e-8)
+    return torch.minimum(100 * short, length).clamp(1e-8 * abs(way), abs(way))
 
 
 def _check_finite(value: Tensor, t: Tensor, rows: Tensor | None) -> None:
