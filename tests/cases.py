@@ -14,6 +14,7 @@ from diffeo.nets import MADE, MLP, ResNet, WaveNet
 from diffeo.recipes import images
 from diffeo.transforms import (
     LU,
+    ODE,
     ActNorm,
     Affine,
     Autoregressive,
@@ -76,6 +77,28 @@ def autoregressive(
 
 def convolutional(univariate: Univariate, mask: Tensor, context: int = 0, **net: Any) -> Coupling:
     return images.convolutional(univariate, mask, (6, 6), partial(ResNet, context=context, activation="silu", **net))
+
+
+class Swirl(nn.Module):
+    """v(x, t, c) = B tanh(A x + C c + t b), with its divergence: small, smooth and quick."""
+
+    def __init__(self, features: int, context: int = 0) -> None:
+        super().__init__()
+        self.inner = nn.Linear(features + context, 6, bias=False)
+        self.time = nn.Parameter(torch.zeros(6))
+        self.outer = nn.Linear(6, features, bias=False)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.outer(self._hidden(x, t, context))
+
+    def with_divergence(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        h = self._hidden(x, t, context)
+        weights = (self.inner.weight[:, : x.shape[1]] * self.outer.weight.mT).sum(1)
+        return self.outer(h), ((1 - h.square()) * weights).sum(1)
+
+    def _hidden(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        given = x if context is None else torch.cat([x, context], 1)
+        return torch.tanh(self.inner(given) + t[:, None] * self.time)
 
 
 def recipe(name: str, shape: tuple[int, ...], context: int = 0, **arguments: Any) -> Transform:
@@ -155,6 +178,8 @@ CASES: dict[str, Case] = {
     **{f"wavenet-{name}": Case(lambda u=u: over_time(u()), (7,)) for name, u in UNIVARIATES.items()},
     "wavenet-context": Case(lambda: over_time(Affine(), 3, 16), (7,), True, (3, 1)),
     "wavenet-taps": Case(lambda: over_time(Affine(), layers=1, kernel=4), (7,)),
+    "ode": Case(lambda: ODE(Swirl(3), (3,), rtol=1e-10, atol=1e-10), (3,)),
+    "ode-context": Case(lambda: ODE(Swirl(2, CONTEXT), (2,), solver="rk4", steps=40), (2,), True),
     "chain": Case(
         lambda: Chain(
             [

@@ -39,8 +39,8 @@ def test_round_trip_and_shapes(name, batch):
         assert relative(back, z) <= tolerance
         assert relative(log_det, -log_det_back) <= tolerance
         assert torch.equal(z, kept), "an argument was changed"
-        assert torch.allclose(transform.forward(z, context), x)
-        assert torch.allclose(transform.inverse(x, context), back)
+        assert relative(transform.forward(z, context), x) <= tolerance
+        assert relative(transform.inverse(x, context), back) <= tolerance
 
 
 def jacobian(transform: Transform, method: str, value: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:

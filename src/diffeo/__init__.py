@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOME = {
-    **dict.fromkeys(("Flow", "FlowDistribution", "bits_per_dim"), "flow"),
-    **dict.fromkeys(("StandardNormal", "StandardLogistic", "Uniform", "GaussianMixture"), "bases"),
-    **dict.fromkeys(
-        ("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf", "glow", "wavenet", "parallel_wavenet"), "recipes"
-    ),
-    **dict.fromkeys(
-        ("Objective", "MaximumLikelihood", "Distillation", "WarmStart", "ConditionalKL", "PowerLoss"), "objectives"
-    ),
-    **dict.fromkeys(("fit", "load_run", "SampleStream"), "training"),
-    "inpaint": "inpainting",
-    **dict.fromkeys(("transforms", "nets", "data", "spectral"), ""),
+_NAMES = {
+    "flow": "Flow FlowDistribution bits_per_dim",
+    "bases": "StandardNormal StandardLogistic Uniform GaussianMixture",
+    "recipes": "RECIPES build nice realnvp glow maf iaf nsf wavenet parallel_wavenet flow_matching",
+    "objectives": "Objective MaximumLikelihood Distillation WarmStart ConditionalKL PowerLoss FlowMatching StepMatching"
+    " few_steps guided reflow_pairs",
+    "training": "fit load_run SampleStream",
+    "inpainting": "inpaint",
+    "": "transforms nets data spectral",
 }
+_HOME = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 __all__ = [*_HOME, "UserError"]
 
@@ -31,8 +29,32 @@ if TYPE_CHECKING:
     from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal, Uniform
     from diffeo.flow import Flow, FlowDistribution, bits_per_dim
     from diffeo.inpainting import inpaint
-    from diffeo.objectives import ConditionalKL, Distillation, MaximumLikelihood, Objective, PowerLoss, WarmStart
-    from diffeo.recipes import RECIPES, build, glow, iaf, maf, nice, nsf, parallel_wavenet, realnvp, wavenet
+    from diffeo.objectives import (
+        ConditionalKL,
+        Distillation,
+        FlowMatching,
+        MaximumLikelihood,
+        Objective,
+        PowerLoss,
+        StepMatching,
+        WarmStart,
+        few_steps,
+        guided,
+        reflow_pairs,
+    )
+    from diffeo.recipes import (
+        RECIPES,
+        build,
+        flow_matching,
+        glow,
+        iaf,
+        maf,
+        nice,
+        nsf,
+        parallel_wavenet,
+        realnvp,
+        wavenet,
+    )
     from diffeo.training.fit import fit
     from diffeo.training.run import load_run
     from diffeo.training.sampled import SampleStream

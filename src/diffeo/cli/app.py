@@ -66,7 +66,10 @@ def fit(
     out: Annotated[Path, typer.Option("--out", "-o", help="The run directory to make.", metavar="RUN")],
     model: Annotated[
         str | None,
-        typer.Option("--model", help="nice, realnvp, glow, maf, iaf, nsf or wavenet; chosen for the data by default."),
+        typer.Option(
+            "--model",
+            help="nice, realnvp, glow, maf, iaf, nsf, wavenet or flow-matching; chosen for the data by default.",
+        ),
     ] = None,
     context: Annotated[
         list[str] | None,

@@ -22,7 +22,7 @@ from diffeo.jobs.plain import plain
 from diffeo.jobs.runs import claimed
 from diffeo.jobs.settings import check_settings, earlier_settings
 from diffeo.jobs.tables import TableData
-from diffeo.objectives import MaximumLikelihood
+from diffeo.objectives import objective_of
 from diffeo.recipes import build
 from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
 from diffeo.training.device import choose_device
@@ -32,6 +32,7 @@ from diffeo.training.seeding import derive, seed_noise
 __all__ = ["fit_data", "likelihood_facts"]
 
 EVALUATED = 50_000  # training rows whose likelihood is reported
+FEWER = 1_000  # rows of each part, where a likelihood takes many evaluations of a network
 PORTION = 2**22  # numbers scored at a time
 
 
@@ -69,7 +70,7 @@ def fit_data(
         source: what ``open_table``, ``open_images`` or ``open_audio`` takes: a path, the name of a built-in set, an
             array or a frame.
         out: the run directory to make.
-        model: a recipe's name; by default ``default_model`` chooses.
+        model: a recipe's name, with dashes or underscores; by default ``default_model`` chooses.
         arguments: arguments of the recipe that replace the default ones.
         context: columns that the density shall be conditional on; of images, "label" for their class; of audio, "mel"
             for log-mel features, "label" for what the files' names say.
@@ -99,9 +100,10 @@ def fit_data(
         UserError: for bad input, an unknown model or argument, or a folder that cannot be written.
     """
     given = {
-        "model": model, "arguments": dict(arguments or {}) or None, "context": list(context) or None,
-        "drop": list(drop) or None, "size": list(size) or None, "missing": missing if missing != "error" else None,
-        "rate": rate, "crop": crop, "mels": mels, "label_pattern": label_pattern,
+        "model": model and model.replace("-", "_"), "arguments": dict(arguments or {}) or None,
+        "context": list(context) or None, "drop": list(drop) or None, "size": list(size) or None,
+        "missing": missing if missing != "error" else None, "rate": rate, "crop": crop, "mels": mels,
+        "label_pattern": label_pattern,
         "epochs": epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
@@ -132,7 +134,7 @@ def fit_data(
     held_out = material.valid_x if material.valid_context is None else (material.valid_x, material.valid_context)
     chosen: dict[str, Any] = {name: settings[name] for name in ("epochs", "minutes", "lr") if name in settings}
     result = fit(
-        MaximumLikelihood(flow), material.x, material.context, validation=held_out, batch_size=material.batch_size,
+        objective_of(flow), material.x, material.context, validation=held_out, batch_size=material.batch_size,
         seed=seed, device=world.device, out=out, resume=resume, progress=progress,
         **{**material.training(flow), **chosen},
     )  # fmt: skip
@@ -183,7 +185,10 @@ def _metrics(flow: Flow, material: Material, seed: int) -> dict[str, Any]:
     """Return negative log-likelihoods in the data's own units: nats per row with standard errors, and bits."""
     result: dict[str, Any] = {}
     device = flow.base.device_marker.device
-    for name, (x, context) in material.judged(EVALUATED).items():
+    most = FEWER if flow.cheap == "neither" else EVALUATED
+    for name, (x, context) in material.judged(most).items():
+        if flow.cheap == "neither":
+            x, context = x[:most], None if context is None else context[:most]
         seed_noise(device, derive(seed, "metrics", name))
         nll = -_log_prob(flow, x, context, device)
         result[name] = likelihood_facts(nll, math.prod(x.shape[1:]), material.dimension, material.step)

@@ -116,7 +116,7 @@ class ImageData(Material):
     def training(self, flow: Flow) -> dict[str, Any]:
         """Convolutions learn at a lower rate than the networks of tables."""
         assert flow.recipe is not None
-        convolutional = flow.recipe["name"] in ("realnvp", "glow")
+        convolutional = flow.recipe["name"] in ("realnvp", "glow", "flow_matching")
         return {
             "lr": 6e-3 if convolutional else 1e-2,
             "bfloat16": has_bfloat16(flow.base.device_marker.device),

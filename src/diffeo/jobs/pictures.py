@@ -11,10 +11,12 @@ from torch import Tensor
 from diffeo.data import Schema
 from diffeo.flow import Flow
 from diffeo.jobs.rows import ENOUGH, Split, TableStream
-from diffeo.report import figures
+from diffeo.objectives import MaximumLikelihood, objective_of
+from diffeo.report import figures, trajectories
 from diffeo.report.latents import normal_scores
 from diffeo.report.numerics import continuous_part
 from diffeo.training.seeding import derive, seed_noise
+from diffeo.transforms import ODE
 
 __all__ = ["draw_figures", "draw_pairs"]
 
@@ -40,7 +42,8 @@ def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
 
     metrics = run / "train" / "metrics.jsonl"
     if metrics.is_file() and metrics.stat().st_size:
-        figures.learning_curve(metrics, path("learning_curve"))
+        likelihood = isinstance(objective_of(flow), MaximumLikelihood)
+        figures.learning_curve(metrics, path("learning_curve"), likelihood=likelihood)
 
     device = flow.base.device_marker.device
     streamed = isinstance(rows.x, TableStream)
@@ -65,6 +68,11 @@ def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
     if schema.features == 2 and not schema.context_size and not any(grid.step for grid in schema.discrete):
         origins = [column.origin for column in schema.feature_columns]
         figures.density_2d(flow, real_columns, sampled_columns, schema.feature_names, path("density"), origins)
+        ode = next((part for part in flow.transform.modules() if isinstance(part, ODE)), None)
+        if ode is not None:
+            trajectories.draw(ode, flow.base, path("trajectories"))
+            drawn.append(str(folder / "trajectories.gif"))
+            trajectories.animate(ode, flow.base, drawn[-1])
     return drawn
 
 

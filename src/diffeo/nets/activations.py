@@ -8,7 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "INPUT_BOUND", "derivative", "get_activation", "rate_for_width", "soften", "zero_last"]
+__all__ = [
+    "ACTIVATIONS",
+    "INPUT_BOUND",
+    "derivative",
+    "get_activation",
+    "rate_for_width",
+    "soften",
+    "with_slope",
+    "zero_last",
+]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -33,6 +42,24 @@ def get_activation(name: str) -> Callable[[Tensor], Tensor]:
 def soften(x: Tensor) -> Tensor:
     """Bound a network's inputs smoothly: ``c tanh(x / c)``, close to the identity where standardised data are."""
     return INPUT_BOUND * torch.tanh(x / INPUT_BOUND)
+
+
+def with_slope(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+    """An elementwise function and its derivative, both differentiable; in closed form where it is a common one."""
+    if function is F.silu:
+        gate = torch.sigmoid(at)
+        value = at * gate
+        return value, torch.addcmul(gate, value, 1 - gate)
+    if function is torch.tanh or function is soften:
+        scale = INPUT_BOUND if function is soften else 1.0
+        value = torch.tanh(at / scale)
+        return scale * value, 1 - value.square()
+    recorded = torch.is_grad_enabled()
+    with torch.enable_grad():
+        at = at if at.requires_grad else at.detach().requires_grad_()
+        value = function(at)
+        (slope,) = torch.autograd.grad(value, at, torch.ones_like(value), create_graph=recorded)
+    return (value, slope) if recorded else (value.detach(), slope)
 
 
 def derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from diffeo.kernels.network import Wiring
+from diffeo.nets.activations import soften, with_slope
 from diffeo.nets.feedforward import Feedforward
 
 __all__ = ["MLP"]
+
+_TANGENTS = 2**23  # numbers of a layer's tangents that are held at a time
 
 
 class MLP(Feedforward):
@@ -44,3 +48,35 @@ class MLP(Feedforward):
         rows = x.reshape(-1, x.shape[-1])
         given = None if context is None else context.reshape(-1, context.shape[-1])
         return self.read(rows.mT, given).mT.reshape(*x.shape[:-1], self.layers[-1].out_features)
+
+    def with_trace(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map as ``forward`` does, outputs like inputs, and return tr dy/dx ``(*batch,)`` as well.
+
+        The tangents of all inputs go through a layer in one product: ``(units, inputs * rows)``.
+        """
+        given = None if context is None else context.reshape(-1, context.shape[-1])
+        h, first = with_slope(soften, x.reshape(-1, x.shape[-1]).mT)  # (inputs, rows)
+        shared = self._shared(given)
+        *hidden, last = self.layers
+        slopes = []
+        for index, layer in enumerate(hidden):
+            total = torch.addmm(layer.bias[:, None], layer.weight, h)
+            new, slope = with_slope(self.activation, total if index or shared is None else total + shared.mT)
+            h = new + h if self.residual[index] else new
+            slopes.append(slope)
+        y = torch.addmm(last.bias[:, None], last.weight, h)
+        if not hidden and shared is not None:
+            y = y + shared.mT
+        trace = torch.zeros_like(y[0])
+        widest = max(layer.out_features for layer in self.layers)
+        for some in torch.arange(len(y), device=x.device).split(max(1, _TANGENTS // (widest * max(1, len(trace))))):
+            tangents = torch.eye(len(y)).to(x)[:, some, None] * first[some]  # (units, some, rows)
+            for index, (layer, slope) in enumerate(zip(hidden, slopes, strict=True)):
+                if index:
+                    moved = (layer.weight @ tangents.flatten(1)).unflatten(1, tangents.shape[1:])
+                else:  # each of these tangents has one entry
+                    moved = layer.weight[:, some, None] * first[some]
+                moved = moved * slope[:, None]
+                tangents = moved + tangents if self.residual[index] else moved
+            trace = trace + (last.weight[some].mT[..., None] * tangents).sum((0, 1))
+        return y.mT.reshape(x.shape), trace.reshape(x.shape[:-1])

@@ -1,9 +1,26 @@
 """Objectives: what training minimises, one loss per example, never a method of a model."""
 
 from diffeo.objectives.base import Objective
+from diffeo.objectives.choice import objective_of
 from diffeo.objectives.conditional_kl import ConditionalKL
 from diffeo.objectives.distillation import Distillation, WarmStart
+from diffeo.objectives.few_steps import StepMatching, few_steps, reflow_pairs, trajectories
+from diffeo.objectives.flow_matching import FlowMatching, guided
 from diffeo.objectives.likelihood import MaximumLikelihood
 from diffeo.objectives.spectral import PowerLoss
 
-__all__ = ["ConditionalKL", "Distillation", "MaximumLikelihood", "Objective", "PowerLoss", "WarmStart"]
+__all__ = [
+    "ConditionalKL",
+    "Distillation",
+    "FlowMatching",
+    "MaximumLikelihood",
+    "Objective",
+    "PowerLoss",
+    "StepMatching",
+    "WarmStart",
+    "few_steps",
+    "guided",
+    "objective_of",
+    "reflow_pairs",
+    "trajectories",
+]

@@ -12,7 +12,12 @@ class Objective(nn.Module, ABC):
     """A loss per example that trains ``flow``: ``objective(x, context=None)`` is (N,) for x of shape (N, *event).
 
     Randomness must come from torch's default generators, which ``fit`` seeds before every step.
+
+    An objective that pairs data with noise sets ``pool``: ``fit`` then gives ``couple`` so many rows at a time, and
+    ``forward`` pairs (z, x), of shape (N, 2, *event), in place of x.
     """
+
+    pool: int = 0
 
     def __init__(self, flow: nn.Module) -> None:
         super().__init__()
@@ -21,3 +26,7 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the loss of each example."""
+
+    def couple(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return a noise of its own for each row of a pool, of the shape of x."""
+        raise NotImplementedError(f"{type(self).__name__} pairs data with nothing")

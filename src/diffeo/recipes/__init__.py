@@ -8,13 +8,26 @@ from typing import Any
 
 from diffeo.flow import Flow
 from diffeo.recipes.audio import parallel_wavenet, wavenet
+from diffeo.recipes.continuous import flow_matching
 from diffeo.recipes.images import glow
 from diffeo.recipes.vectors import iaf, maf, nice, nsf, realnvp
 
-__all__ = ["RECIPES", "build", "glow", "iaf", "maf", "nice", "nsf", "parallel_wavenet", "realnvp", "wavenet"]
+__all__ = [
+    "RECIPES",
+    "build",
+    "flow_matching",
+    "glow",
+    "iaf",
+    "maf",
+    "nice",
+    "nsf",
+    "parallel_wavenet",
+    "realnvp",
+    "wavenet",
+]
 
 RECIPES: dict[str, Callable[..., Flow]] = {
-    each.__name__: each for each in (nice, realnvp, maf, iaf, nsf, glow, wavenet, parallel_wavenet)
+    each.__name__: each for each in (nice, realnvp, maf, iaf, nsf, glow, wavenet, parallel_wavenet, flow_matching)
 }
 
 

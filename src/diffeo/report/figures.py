@@ -19,7 +19,12 @@ FEW = 1500  # rows drawn as points, not as counts
 
 
 def learning_curve(
-    metrics: str | Path, path: str | Path, dimensions: int | None = None, step: float = 1.0, unit: str = "bits/dim"
+    metrics: str | Path,
+    path: str | Path,
+    dimensions: int | None = None,
+    step: float = 1.0,
+    unit: str = "bits/dim",
+    likelihood: bool = True,
 ) -> None:
     """Draw the losses of training and validation, epoch by epoch, from a ``metrics.jsonl``.
 
@@ -29,9 +34,13 @@ def learning_curve(
         dimensions: of an image or a sound: losses are then drawn in bits for each of them, else in nats per row.
         step: the distance of neighbouring values, in which those bits are counted.
         unit: what they are called.
+        likelihood: whether the losses are negative log-likelihoods; else they have no unit.
     """
     unit, scale = ("nats", 1.0) if dimensions is None else (unit, 1 / (dimensions * np.log(2)))
     offset = 0.0 if dimensions is None else -np.log2(step)
+    name = f"negative log-likelihood ({unit}{' per row' * (dimensions is None)})"
+    if not likelihood:
+        unit, scale, offset, name = "", 1.0, 0.0, "loss"
     entries = [json.loads(line) for line in Path(metrics).read_text().splitlines() if line.strip()]
     epoch = np.array([entry["epoch"] for entry in entries], dtype=float)
 
@@ -55,7 +64,7 @@ def learning_curve(
             shown += [valid, valid[best:] - np.nan_to_num(error[best:])]
         axes.set_ylim(*_curve_limits(np.concatenate(shown)))
         axes.set_xlabel("epoch")
-        axes.set_ylabel(f"negative log-likelihood ({unit}{' per row' * (dimensions is None)})")
+        axes.set_ylabel(name)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)  # above, never in the way
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.inpainting import inpaint
+from diffeo.objectives import MaximumLikelihood, objective_of
 from diffeo.report.figures import learning_curve
 from diffeo.report.style import figure
 from diffeo.training.seeding import derive, seed_noise
@@ -26,7 +27,8 @@ def draw(run: Path, flow: Flow, x: Tensor, context: Tensor | None, levels: int, 
     """Write ``run/figures/*.png`` and return their paths.
 
     The learning curve in bits per dimension; real beside sampled images; paths in latent space between pairs of images;
-    what the fine latents hold (drawn anew, coarse ones kept); images completed from their upper half.
+    what the fine latents hold (drawn anew, coarse ones kept); images completed from their upper half, unless a density
+    takes many evaluations of a network.
 
     Args:
         run: the run directory.
@@ -46,7 +48,8 @@ def draw(run: Path, flow: Flow, x: Tensor, context: Tensor | None, levels: int, 
 
     metrics = run / "train" / "metrics.jsonl"
     if metrics.is_file() and metrics.stat().st_size:
-        learning_curve(metrics, path("learning_curve"), dimensions=x[0].numel())
+        likelihood = isinstance(objective_of(flow), MaximumLikelihood)
+        learning_curve(metrics, path("learning_curve"), dimensions=x[0].numel(), likelihood=likelihood)
     device = flow.base.device_marker.device
     seed_noise(device, derive(seed, "figures"))
     x = x[:SHOWN].to(device).float()
@@ -73,6 +76,8 @@ def draw(run: Path, flow: Flow, x: Tensor, context: Tensor | None, levels: int, 
     if len(anew) > 1:
         boards(anew, top, path("scales"), side=4)
 
+    if flow.cheap == "neither":  # hundreds of gradients of the density would take longer than the training
+        return drawn
     hidden = torch.zeros(x.shape[1:], dtype=torch.bool, device=device)
     hidden[:, x.shape[2] // 2 :] = True
     shown = torch.where(hidden, 0.5 * top, x[:16])

@@ -89,21 +89,22 @@ class Rows:
         generator = torch.Generator().manual_seed(derive(seed, "shuffle", epoch))
         order = self.rows[torch.randperm(self.size, generator=generator)].to(self.x.device)
         for batch in range(start, self.batches):
-            yield self._select(order[batch * self.batch_size : (batch + 1) * self.batch_size], share)
+            yield self.select(order[batch * self.batch_size : (batch + 1) * self.batch_size], share)
 
     def in_order(self, share: Share = everything) -> Iterator[Batch]:
         """Yield all rows once, in larger batches: without gradients they need less memory."""
         for rows in self.rows.to(self.x.device).split(4 * self.batch_size):
-            yield self._select(rows, share)
+            yield self.select(rows, share)
 
     def examples(self, seed: int) -> Iterator[Batch]:
         """Yield portions of the rows, in random order, as large as statistics need and memory allows."""
         generator = torch.Generator().manual_seed(derive(seed, "shuffle", 0))
         order = self.rows[torch.randperm(self.size, generator=generator)].to(self.x.device)
         for rows in order.split(_portion(self.x, self.batch_size)):
-            yield self._select(rows, everything)
+            yield self.select(rows, everything)
 
-    def _select(self, rows: Tensor, share: Share) -> Batch:
+    def select(self, rows: Tensor, share: Share = everything) -> Batch:
+        """Return these rows (or this process's share of them) as a batch."""
         mine = rows[share(len(rows))]
         context = None if self.context is None else self._pick(self.context, mine)
         return Batch(self._pick(self.x, mine), context, len(rows), mine)

@@ -18,6 +18,7 @@ from diffeo.training.evaluate import evaluate
 from diffeo.training.initialise import breakdown, initialise
 from diffeo.training.interrupt import Interrupt
 from diffeo.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from diffeo.training.pairs import Pairs
 from diffeo.training.parallel import World
 from diffeo.training.progress import Journal, Reporter
 from diffeo.training.seeding import derive, seed_noise
@@ -177,6 +178,9 @@ def fit(
     objective.to(device)
     dtype = first.dtype if first.is_floating_point() else None
     train, valid = split(x, context, validation, batch_size=batch_size, seed=seed, device=device, dtype=dtype)
+    if objective.pool:
+        train = Pairs(train, objective.couple, objective.pool)
+        valid = None if valid is None else Pairs(valid, objective.couple, objective.pool)
     epochs = default_epochs(train.batches) if epochs is None and minutes is None else epochs
     patience = default_patience(train.batches, epochs) if patience is None else patience
     settings = dict(

@@ -6,6 +6,7 @@ from diffeo.transforms.coupling import Coupling, alternating_mask, checkerboard_
 from diffeo.transforms.elementwise import Elementwise
 from diffeo.transforms.linear import LU, ActNorm, Permutation
 from diffeo.transforms.multiscale import Flattened, Part, Squeezed, latent_scales
+from diffeo.transforms.ode import ODE
 from diffeo.transforms.preprocess import Dequantize, Gaussianize, Logit, Rescale, Standardize
 from diffeo.transforms.univariate import (
     Affine,
@@ -19,6 +20,7 @@ from diffeo.transforms.univariate import (
 
 __all__ = [
     "LU",
+    "ODE",
     "ActNorm",
     "Affine",
     "Autoregressive",

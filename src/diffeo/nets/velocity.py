@@ -1,0 +1,155 @@
+"""Velocity fields of continuous flows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.nets.trace import exact_trace
+
+__all__ = ["Guided", "Velocity", "embedding_size"]
+
+FREQUENCIES = 4
+
+
+def embedding_size(context: int, droppable: bool = False) -> int:
+    """How many numbers a network of a velocity is given beside x: the time's, the context's and whether it is there."""
+    return 2 * FREQUENCIES + 1 + context + droppable
+
+
+class Velocity(nn.Module):
+    """v(x, t, c) = (velocity of a Gaussian) + std_t net((x - mean_t) / std_t, [t, cos, sin, c]).
+
+    Between noise of mean m_0 and variance s_0^2 and data of m_1 and s_1^2, all per element, along a path
+    x_t = a x_1 + s x_0, the velocity of Gaussians is known in closed form:
+
+        mean_t = a m_1 + s m_0,    var_t = a^2 s_1^2 + s^2 s_0^2,
+        v = a' m_1 + s' m_0 + (a a' s_1^2 + s s' s_0^2) / var_t (x - mean_t).
+
+    A network that starts at zero corrects it: before the first step the flow is the Gaussian fit of the data.
+
+    Args:
+        net: (x ``(rows, *event)``, embedding ``(rows, embedding_size(...))``) -> the shape of x. Where it has a method
+            ``with_trace`` (as ``MLP``), exact divergences take that.
+        event_shape: the shape of one example.
+        path: the coefficients a, s, a', s' at times t, as in ``diffeo.objectives.paths``.
+        context: the size of the context, 0 for none.
+        droppable: whether the context can be withheld, which guidance needs.
+    """
+
+    initialized: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        event_shape: Sequence[int],
+        path: Callable[[Tensor], Sequence[Tensor]],
+        context: int = 0,
+        droppable: bool = False,
+    ) -> None:
+        super().__init__()
+        if droppable and not context:
+            raise ValueError("expected a context that can be withheld, got a velocity without context")
+        self.net: Any = net
+        self.path = path
+        self.context_size = context
+        self.droppable = droppable
+        for name in ("data_mean", "noise_mean"):
+            self.register_buffer(name, torch.zeros(tuple(event_shape)))
+        for name in ("data_std", "noise_std"):
+            self.register_buffer(name, torch.ones(tuple(event_shape)))
+        self.register_buffer("initialized", torch.tensor(False))
+        self.register_buffer("multiples", math.pi * torch.arange(1, FREQUENCIES + 1), persistent=False)
+
+    @torch.no_grad()
+    def initialize(self, noise: Tensor, data: Tensor) -> None:
+        """Start from the Gaussian fits of these rows of noise and of data, ``(rows, *event)``."""
+        for name, rows in (("noise", noise), ("data", data)):
+            std = rows.std(0)
+            self.get_buffer(f"{name}_mean").copy_(rows.mean(0))
+            self.get_buffer(f"{name}_std").copy_(torch.where(std > 0, std, 1))
+        self.initialized.fill_(True)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """The velocity at x ``(rows, *event)`` and times t ``(rows,)``.
+
+        Args:
+            x: the points.
+            t: the times.
+            context: ``(rows, context)``.
+            keep: ``(rows,)``, 1 where the context is given, 0 where it is withheld; None gives it everywhere.
+        """
+        drift, _, apart, std = self._gaussian(x, t)
+        return torch.addcmul(drift, std, self.net(apart, self._embedding(t, context, keep)))
+
+    def with_divergence(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The velocity and its divergence ``(rows,)``, exactly."""
+        drift, slope, apart, std = self._gaussian(x, t)
+        embedding = self._embedding(t, context, None)
+        if hasattr(self.net, "with_trace"):
+            correction, trace = self.net.with_trace(apart, embedding)
+        else:
+            correction, trace = exact_trace(lambda x: self.net(x, embedding), apart)
+        return torch.addcmul(drift, std, correction), slope.flatten(1).sum(1) + trace
+
+    def _gaussian(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The velocity of Gaussians, its slope, (x - mean_t) / std_t and std_t."""
+        shape = (-1, *(1,) * (x.dim() - 1))
+        a, s, da, ds = (each.reshape(shape) for each in self.path(t))
+        m1, m0 = self.get_buffer("data_mean"), self.get_buffer("noise_mean")
+        v1, v0 = self.get_buffer("data_std").square(), self.get_buffer("noise_std").square()
+        variance = a.square() * v1 + s.square() * v0
+        slope = (a * da * v1 + s * ds * v0) / variance
+        apart, std = x - (a * m1 + s * m0), variance.sqrt()
+        return torch.addcmul(da * m1 + ds * m0, slope, apart), slope, apart / std, std
+
+    def _embedding(self, t: Tensor, context: Tensor | None, keep: Tensor | None) -> Tensor:
+        """What the network is told beside x: the time, its sines and cosines, and the context."""
+        angles = t[:, None] * self.get_buffer("multiples")
+        parts = [t[:, None], angles.sin(), angles.cos()]
+        if self.context_size:
+            if context is None:
+                raise ValueError(f"expected a context of size {self.context_size}, got none")
+            given = None if keep is None else keep[:, None]
+            parts.append(context if given is None else context * given)
+            if self.droppable:
+                parts.append(torch.ones_like(t[:, None]) if given is None else given)
+        return torch.cat(parts, 1)
+
+
+class Guided(nn.Module):
+    """v(x, t) + weight (v(x, t, c) - v(x, t)): classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598).
+
+    With a weight above 1 samples are more typical of their context than the data are. It is for sampling only: what
+    they are distributed by is not the density that was learned.
+
+    Args:
+        velocity: one that was trained with its context withheld at times.
+        weight: 0 ignores the context, 1 is the velocity itself.
+    """
+
+    sampling_only = True
+
+    def __init__(self, velocity: Velocity, weight: float) -> None:
+        super().__init__()
+        if not getattr(velocity, "droppable", False):
+            raise ValueError(
+                "expected a conditional velocity that knows its context withheld (train it with label dropout), got "
+                "one that cannot be guided"
+            )
+        if not math.isfinite(weight):
+            raise ValueError(f"expected a finite weight of guidance, got {weight}")
+        self.velocity, self.weight = velocity, weight
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """The guided velocity, from one reading of twice the rows."""
+        if context is None:
+            raise ValueError("expected a context to guide by, got none")
+        keep = torch.cat([torch.zeros_like(t), torch.ones_like(t)])
+        doubled = (each.repeat(2, *(1,) * (each.dim() - 1)) for each in (x, t, context))
+        without, given = self.velocity(*doubled, keep).chunk(2)
+        return torch.lerp(without, given, self.weight)

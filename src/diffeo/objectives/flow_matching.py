@@ -1,0 +1,153 @@
+"""Flow matching: a velocity field is regressed on the straight (or bent) lines between noise and data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffeo.flow import Flow
+from diffeo.nets.velocity import Guided
+from diffeo.objectives.base import Objective
+from diffeo.objectives.couplings import CONDITION_WEIGHT, assign
+from diffeo.objectives.paths import get_path
+from diffeo.transforms import ODE, Chain, Transform
+
+__all__ = ["FlowMatching", "guided", "split_ode", "with_ode"]
+
+LATEST = 0.999  # beyond, where a path has a pole at the data, no time is drawn
+
+
+class FlowMatching(Objective):
+    """|v(x_t, t, c) - u|^2, x_t = a_t x_1 + s_t x_0 and u = a'_t x_1 + s'_t x_0, for noise x_0, data x_1, random t.
+
+    Its minimum is the velocity that carries the base to the data; nothing is solved in training. The preprocessing of
+    the flow is applied to x first: noise and data meet where the ODE lives. Lipman et al. 2022 (arXiv:2210.02747), Liu
+    et al. 2022 (arXiv:2209.03003).
+
+    The examples are x ``(N, *event)``, each of which gets noise from the base, or pairs (z, x) ``(N, 2, *event)`` of
+    noise and data, as reflow uses them (``reflow_pairs``).
+
+    Args:
+        flow: one whose transform is an ``ODE``, or a chain of it and preprocessing.
+        path: "linear", "cosine" or "vp".
+        coupling: "independent", or "optimal": ``fit`` pairs noise and data by optimal transport within pools of rows,
+            each used once (Tong et al. 2023, arXiv:2302.00482), with a condition-aware cost (see ``assign``).
+        time: "uniform" or "logit-normal", which favours the middle (Esser et al. 2024, arXiv:2403.03206).
+        pool: rows that are coupled together; at least a batch.
+        condition_weight: of the contexts in the cost of the coupling; 0 ignores them (and biases the model).
+        dropout: the share of rows whose context is withheld, for guidance.
+
+    Raises:
+        ValueError: for bad arguments or a flow without its ODE.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        path: str = "linear",
+        coupling: Literal["independent", "optimal"] = "independent",
+        *,
+        time: Literal["uniform", "logit-normal"] = "uniform",
+        pool: int = 1024,
+        condition_weight: float = CONDITION_WEIGHT,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(flow)
+        for name, value, known in (
+            ("coupling", coupling, ("independent", "optimal")),
+            ("time", time, ("uniform", "logit-normal")),
+        ):
+            if value not in known:
+                raise ValueError(f"expected {name} among {', '.join(known)}, got {value!r}")
+        if pool < 2:
+            raise ValueError(f"expected a pool of at least 2 rows to couple, got {pool}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"expected dropout in [0, 1), got {dropout}")
+        if not condition_weight >= 0:
+            raise ValueError(f"expected condition_weight >= 0, got {condition_weight}")
+        ode, _ = split_ode(flow)
+        if dropout and not getattr(ode.velocity, "droppable", False):
+            raise ValueError("expected a velocity whose context can be withheld (droppable) for dropout, got another")
+        self.path = get_path(path)
+        self.latest = LATEST if path == "vp" else 1.0
+        self.time, self.condition_weight, self.dropout = time, condition_weight, dropout
+        self.pool = pool if coupling == "optimal" else 0
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the squared error of each example, summed over its elements, (N,)."""
+        ode, steps = split_ode(self.flow)
+        noise = None
+        if x.dim() == len(self.flow.event_shape) + 2 and x.shape[1] == 2:
+            noise, x = x.unbind(1)
+        with torch.no_grad():
+            rows, given = self._normalized(steps, x, context)
+            if noise is None:
+                noise = self.flow.base.sample((len(rows),))
+            velocity = ode.velocity
+            if self.training and len(rows) > 1 and hasattr(velocity, "initialized") and not velocity.initialized:
+                velocity.initialize(noise, rows)
+            t = self._times(len(rows), rows)
+            shape = (-1, *(1,) * (rows.dim() - 1))
+            a, s, da, ds = (each.reshape(shape) for each in self.path(t))
+            between = torch.addcmul(a * rows, s, noise)
+            target = torch.addcmul(da * rows, ds, noise)
+        if self.training and self.dropout and given is not None:
+            found = velocity(between, t, given, (torch.rand_like(t) >= self.dropout).to(t.dtype))
+        else:
+            found = velocity(between, t, given)
+        return (found - target).square().flatten(1).sum(1)
+
+    @torch.no_grad()
+    def couple(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Draw noise for a pool of rows and return it in the order of optimal transport."""
+        rows, given = self._normalized(split_ode(self.flow)[1], x, context)
+        z = self.flow.base.sample((len(rows),))
+        return z[assign(z, rows, given if self.condition_weight else None, self.condition_weight)]
+
+    def _normalized(self, steps: list[Transform], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The rows where the ODE has its end, and the context as the velocity takes it."""
+        rows, given, _ = self.flow._rows(x, context, self.flow.event_shape, "x")
+        given = self.flow.normalize_context(given)
+        for step in reversed(steps):
+            rows = step.inverse(rows, given)
+        return rows, given
+
+    def _times(self, count: int, like: Tensor) -> Tensor:
+        """Times of the given distribution, one in each of ``count`` parts of equal probability."""
+        spread = torch.arange(count, dtype=like.dtype, device=like.device)
+        t = ((spread + torch.rand(count, dtype=like.dtype, device=like.device)) / count).clamp(1e-6, 1 - 1e-6)
+        if self.time == "logit-normal":
+            t = torch.sigmoid(torch.special.ndtri(t))
+        return t * self.latest
+
+
+def split_ode(flow: Flow) -> tuple[ODE, list[Transform]]:
+    """Return a flow's ODE, and the preprocessing on its data's side in the order of generation.
+
+    Raises:
+        ValueError: for a transform that is not one ODE, first in the order of generation, and preprocessing.
+    """
+    first, *rest = list(flow.transform) if isinstance(flow.transform, Chain) else [flow.transform]
+    if not isinstance(first, ODE) or any(isinstance(part, ODE) for part in rest):
+        raise ValueError("expected a flow whose transform is one ODE behind its preprocessing, got another")
+    return first, rest
+
+
+def with_ode(flow: Flow, ode: ODE) -> Flow:
+    """Return the flow with another ODE in the place of its own; everything else is shared."""
+    changed = Flow(
+        flow.base, Chain([ode, *split_ode(flow)[1]]), flow.event_shape, flow.context_shape, flow.context_transform
+    )
+    return changed.train(flow.training)
+
+
+def guided(flow: Flow, weight: float) -> Flow:
+    """Return a conditional flow that samples with classifier-free guidance (see ``Guided``); weights are shared.
+
+    Raises:
+        ValueError: for a flow without context, or one trained without label dropout.
+    """
+    ode, _ = split_ode(flow)
+    return with_ode(flow, ode.replaced(Guided(ode.velocity, weight)))

@@ -1,0 +1,227 @@
+"""Continuous flows: the data are where noise is carried by a velocity field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.nets.trace import estimated_trace, exact_trace
+from diffeo.transforms.base import Transform
+from diffeo.transforms.solvers import FIXED, adaptive, fixed, replay
+
+__all__ = ["ODE", "Solution"]
+
+ADAPTIVE = "dopri5"
+FEWEST = 32  # evaluations in fixed steps, below which what is integrated beside a solution is not its density
+
+
+class Solution(NamedTuple):
+    """Where a solve ended, and what it took.
+
+    Attributes:
+        value: ``(*batch, *event)``.
+        log_det: log|det| of the map from start to end, ``(*batch,)``; None where it was not asked for.
+        evaluations: of the velocity, per row, ``(*batch,)``.
+        error: per row, the estimated errors of all steps added up (largest element); NaN for fixed steps.
+    """
+
+    value: Tensor
+    log_det: Tensor | None
+    evaluations: Tensor
+    error: Tensor
+
+
+class ODE(Transform):
+    """x = y(1), where dy/dt = v(y, t, context) and y(0) = z; log|det dx/dz| = int_0^1 div v(y(t), t, context) dt.
+
+    Chen et al. 2018 (arXiv:1806.07366); ``FlowMatching`` trains the velocity without solving anything, and
+    ``MaximumLikelihood`` by solving, as FFJORD does (Grathwohl et al. 2018, arXiv:1810.01367). The divergence is
+    integrated with the state, under the same tolerance. Gradients are those of the steps that were taken.
+
+    Args:
+        velocity: ``velocity(x, t, context)`` for x ``(rows, *event)``, t ``(rows,)``, context ``(rows, *context)`` or
+            None; of the shape of x, rows independent of each other. Where it has a method ``with_divergence`` of the
+            same arguments, that is used; a true attribute ``sampling_only`` forbids likelihoods.
+        event_shape: the shape of one example.
+        solver: "dopri5", whose steps follow the tolerance, row by row; "euler", "midpoint", "heun" or "rk4", in
+            ``steps`` equal steps.
+        rtol: relative tolerance of every step. Where trajectories part, errors grow a hundredfold and more on the way.
+        atol: absolute tolerance of every step.
+        steps: how many, for the solvers that need it.
+        divergence: "exact", at the price of as many tangents as the event has elements; or "hutchinson", an unbiased
+            estimate from one random probe of signs, the same throughout a solve and drawn from torch's generator.
+        max_evaluations: of the velocity, that a row may take.
+
+    Raises:
+        ValueError: for bad arguments; when solving, for a velocity of a wrong shape or without finite values, or a
+            tolerance that cannot be met (naming row and t), and for likelihoods from fewer than 32 evaluations in
+            fixed steps or of a field that is for sampling only.
+    """
+
+    def __init__(
+        self,
+        velocity: nn.Module,
+        event_shape: Sequence[int],
+        *,
+        solver: str = ADAPTIVE,
+        rtol: float = 1e-6,
+        atol: float = 1e-6,
+        steps: int | None = None,
+        divergence: Literal["exact", "hutchinson"] = "exact",
+        max_evaluations: int = 10_000,
+    ) -> None:
+        super().__init__()
+        if solver != ADAPTIVE and solver not in FIXED:
+            raise ValueError(f"expected a solver among {', '.join([ADAPTIVE, *FIXED])}, got {solver!r}")
+        if (steps is not None) == (solver == ADAPTIVE):
+            raise ValueError(f"expected steps for solvers of fixed steps alone, got {solver!r} with steps={steps}")
+        if steps is not None and steps < 1:
+            raise ValueError(f"expected at least one step, got {steps}")
+        if divergence not in ("exact", "hutchinson"):
+            raise ValueError(f"expected divergence='exact' or 'hutchinson', got {divergence!r}")
+        for name, number in (("rtol", rtol), ("atol", atol), ("max_evaluations", max_evaluations)):
+            if not 0 < number < math.inf:
+                raise ValueError(f"expected {name} above 0, got {number}")
+        self.velocity: Any = velocity
+        self.event_shape = torch.Size(event_shape)
+        self.event_dim = len(self.event_shape)
+        self.solver, self.steps = solver, steps
+        self.rtol, self.atol, self.max_evaluations = rtol, atol, max_evaluations
+        self.divergence = divergence
+
+    def replaced(self, velocity: nn.Module | None = None, **changes: Any) -> ODE:
+        """Another ODE with some arguments replaced; a velocity that is not replaced is shared."""
+        arguments = {
+            "solver": self.solver, "rtol": self.rtol, "atol": self.atol, "steps": self.steps,
+            "divergence": self.divergence, "max_evaluations": self.max_evaluations, **changes,
+        }  # fmt: skip
+        return ODE(self.velocity if velocity is None else velocity, self.event_shape, **arguments)
+
+    @property
+    def cheap(self) -> str:
+        """Both sides take many evaluations of a network."""
+        return "neither"
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Generate, without the divergence."""
+        return self.solve(z, 0.0, 1.0, context).value
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Normalize, without the divergence."""
+        return self.solve(x, 1.0, 0.0, context).value
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Solve from t = 0 to 1."""
+        return self._mapped(z, 0.0, 1.0, context)
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Solve from t = 1 to 0."""
+        return self._mapped(x, 1.0, 0.0, context)
+
+    def _mapped(self, value: Tensor, start: float, stop: float, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        solution = self.solve(value, start, stop, context, log_det=True)
+        assert solution.log_det is not None
+        return solution.value, solution.log_det
+
+    def solve(
+        self, value: Tensor, start: float, stop: float, context: Tensor | None = None, *, log_det: bool = False
+    ) -> Solution:
+        """Carry points from one time to another.
+
+        Args:
+            value: the points at ``start``, ``(*batch, *event)``.
+            start: the time to begin at; noise is at 0, data are at 1.
+            stop: the time to end at, earlier or later.
+            context: ``(*batch, *context)``.
+            log_det: whether to integrate the divergence as well.
+        """
+        if log_det:
+            self._check_likelihood()
+        batch = self._batch_shape(value)
+        rows = value.reshape(math.prod(batch), *self.event_shape)
+        given = None
+        if context is not None:  # whose batch may be one that broadcasts
+            event = context.shape[len(batch) :]
+            given = context.expand(*batch, *event).reshape(len(rows), *event)
+        f = self._derivative(rows, given, log_det)
+        state = rows.flatten(1)  # (rows, size)
+        if log_det:
+            state = torch.cat([state, state.new_zeros(len(state), 1)], 1)
+        if not len(rows):
+            evaluations, error = torch.zeros_like(state[:, 0], dtype=torch.long), state.new_zeros(0)
+        elif self.steps is not None:
+            state = fixed(f, state, start, stop, self.solver, self.steps)
+            evaluations = torch.full_like(state[:, 0], self.steps * len(FIXED[self.solver].times), dtype=torch.long)
+            error = torch.full_like(state[:, 0].detach(), math.nan)
+        else:
+            with torch.no_grad():
+                found = adaptive(f, state, start, stop, self.rtol, self.atol, self.max_evaluations)
+            evaluations, error = found.evaluations, found.error
+            state = replay(f, state, start, found.steps) if torch.is_grad_enabled() else found.y
+        size = self.event_shape.numel()
+        return Solution(
+            state[:, :size].reshape(value.shape),
+            state[:, size].reshape(batch) if log_det else None,
+            evaluations.reshape(batch),
+            error.reshape(batch),
+        )
+
+    def trajectory(self, value: Tensor, times: Sequence[float], context: Tensor | None = None) -> Tensor:
+        """Carry points from the first time to each of the others in turn, ``(len(times), *batch, *event)``."""
+        passed = [value]
+        for start, stop in pairwise(times):
+            passed.append(self.solve(passed[-1], start, stop, context).value)
+        return torch.stack(passed)
+
+    def _check_likelihood(self) -> None:
+        if getattr(self.velocity, "sampling_only", False):
+            raise ValueError(
+                f"expected a velocity that has a likelihood, got {type(self.velocity).__name__}, which is for sampling"
+            )
+        if self.steps is not None and self.steps * len(FIXED[self.solver].times) < FEWEST:
+            raise ValueError(
+                f"expected at least {FEWEST} evaluations for a likelihood, got {self.steps} steps of {self.solver}: "
+                f"the density of so coarse a solve is not that of its samples; solve by {ADAPTIVE}, or take more steps"
+            )
+
+    def _derivative(
+        self, start: Tensor, context: Tensor | None, log_det: bool
+    ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        """The derivative of the state ``(n, size)``, or with the log-det ``(n, size + 1)``."""
+        size = self.event_shape.numel()
+        probe = None
+        if log_det and self.divergence == "hutchinson":
+            probe = torch.empty_like(start, requires_grad=False).bernoulli_().mul_(2).sub_(1)
+
+        def derivative(t: Tensor, state: Tensor, rows: Tensor | None) -> Tensor:
+            x = state[:, :size].reshape(-1, *self.event_shape)
+            given, signs = (each if each is None or rows is None else each[rows] for each in (context, probe))
+            if not log_det:
+                return self._checked(self.velocity(x, t, given), x).flatten(1)
+            v, divergence = self._with_divergence(x, t, given, signs)
+            return torch.cat([v.flatten(1), divergence[:, None]], 1)
+
+        return derivative
+
+    def _with_divergence(
+        self, x: Tensor, t: Tensor, context: Tensor | None, probe: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        def at(x: Tensor) -> Tensor:
+            return self._checked(self.velocity(x, t, context), x)
+
+        if probe is not None:
+            return estimated_trace(at, x, probe)
+        if hasattr(self.velocity, "with_divergence"):
+            return self.velocity.with_divergence(x, t, context)
+        return exact_trace(at, x)
+
+    @staticmethod
+    def _checked(v: Tensor, x: Tensor) -> Tensor:
+        if v.shape != x.shape:
+            raise ValueError(f"expected a velocity of the shape of its input {tuple(x.shape)}, got {tuple(v.shape)}")
+        return v

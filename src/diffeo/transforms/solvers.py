@@ -1,0 +1,228 @@
+"""Solvers of dy/dt = f(t, y): pure functions of rows that do not know each other.
+
+The state y is ``(rows, size)``; ``f(t, y, rows)`` gets one time per row, ``(n,)``, the states ``(n, size)`` and which
+rows they are (indices, or None for all of them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["FIXED", "AcceptedStep", "AdaptiveSolution", "SolverError", "adaptive", "fixed", "replay"]
+
+Derivative = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class SolverError(ValueError):
+    """A solution that cannot be found; the message names the row and the time."""
+
+
+class Tableau(NamedTuple):
+    """An explicit Runge-Kutta method: k_i = f(t + c_i h, y + h sum_j a_ij k_j), y' = y + h sum_i b_i k_i."""
+
+    times: tuple[float, ...]
+    stages: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+
+# Methods of fixed steps, by name.
+FIXED = {
+    "euler": Tableau((0.0,), ((),), (1.0,)),
+    "midpoint": Tableau((0.0, 0.5), ((), (0.5,)), (0.0, 1.0)),
+    "heun": Tableau((0.0, 1.0), ((), (1.0,)), (0.5, 0.5)),
+    "rk4": Tableau((0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+
+# Dormand and Prince 1980. The last stage is the derivative at the new point, with which the next step begins (FSAL).
+_LAST = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
+_DORMAND_PRINCE = Tableau(
+    (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
+    (
+        (),
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        _LAST,
+    ),
+    _LAST,
+)
+_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # fifth order minus fourth
+_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 8.0  # of the step's length, which the fifth root of the error decides
+
+
+class AcceptedStep(NamedTuple):
+    """A step that some rows took together, each from its own time t by its own signed length h, both ``(n,)``."""
+
+    rows: Tensor | None
+    t: Tensor
+    h: Tensor
+
+
+class AdaptiveSolution(NamedTuple):
+    """The states at the end; per row, evaluations and the sum of the estimated errors; the steps that were taken."""
+
+    y: Tensor
+    evaluations: Tensor
+    error: Tensor
+    steps: list[AcceptedStep]
+
+
+def fixed(f: Derivative, y: Tensor, start: float, stop: float, method: str, steps: int) -> Tensor:
+    """Solve from ``start`` to ``stop`` in equal steps of a method of ``FIXED``.
+
+    Raises:
+        SolverError: where the state stops being finite.
+    """
+    tableau, h = FIXED[method], y.new_full((len(y),), (stop - start) / steps)
+    for index in range(steps):
+        t = y.new_full((len(y),), start + index * (stop - start) / steps)
+        y = _add(y, h, tableau.weights, _stages(f, tableau, t, h, y, f(t, y, None), None))
+        _check_finite(y, t, None)
+    return y
+
+
+def adaptive(
+    f: Derivative, y: Tensor, start: float, stop: float, rtol: float, atol: float, most: int
+) -> AdaptiveSolution:
+    """Solve by Dormand and Prince's method of order 5(4); every row has its own steps and leaves when it is done.
+
+    A step is accepted where the estimated error of every element is at most ``atol + rtol |y|``. So no row hides
+    behind the others, no element behind the rest of its row, and no row takes the steps that another one needs.
+
+    Args:
+        f: the derivative.
+        y: the states at ``start``, ``(rows, size)``.
+        start: the time to begin at.
+        stop: the time to end at, earlier or later.
+        rtol: relative tolerance.
+        atol: absolute tolerance. Neither is taken as less than four units of the last place: rounding errors would be
+            taken for the method's.
+        most: evaluations that a row may take.
+
+    Raises:
+        SolverError: where f is not finite, or a row needs more evaluations.
+    """
+    rtol, atol = (max(tolerance, 4 * torch.finfo(y.dtype).eps) for tolerance in (rtol, atol))
+    sign, done = (1.0 if stop > start else -1.0), torch.empty_like(y)
+    evaluations = torch.full((len(y),), 2, dtype=torch.long, device=y.device)
+    total = y.new_zeros(len(y))
+    rows = torch.arange(len(y), device=y.device)
+    t = y.new_full((len(y),), start)
+    k = f(t, y, None)
+    _check_finite(k, t, None)
+    length = _first_length(f, y, t, k, stop - start, rtol, atol)
+    least = 16 * torch.finfo(y.dtype).eps * max(abs(start), abs(stop))
+    steps: list[AcceptedStep] = []
+    count = 2  # evaluations of the rows that are still under way
+    while len(rows):
+        which = None if len(rows) == len(done) else rows
+        remaining = (stop - t) * sign
+        last = length >= remaining * (1 - 1e-6)  # a sliver left over would cost a step
+        h = sign * torch.where(last, remaining, length)
+        stages = _stages(f, _DORMAND_PRINCE, t, h, y, k, which)
+        new = _add(y, h, _DORMAND_PRINCE.weights, stages)
+        error = _add(None, h, _ERROR, stages).abs()
+        worst = (error / torch.maximum(y.abs(), new.abs()).mul_(rtol).add_(atol)).amax(1)
+        accepted = worst <= 1
+        count += 6
+        # A trial that left the numbers is too long a step; the velocity itself is finite where a step begins.
+        growth = _SAFETY * worst.clamp_min(1e-10) ** -0.2
+        growth = torch.where(worst.isfinite(), growth.clamp(_SHRINK, _GROW), 0.5 * _SHRINK)
+        length = h.abs() * torch.where(accepted, growth, growth.clamp_max(1.0))
+        if accepted.all():
+            y, k = new, stages[6]
+            steps.append(AcceptedStep(which, t, h))
+            total[rows] += error.amax(1)
+        else:
+            y, k = (torch.where(accepted[:, None], a, b) for a, b in ((new, y), (stages[6], k)))
+            steps.append(AcceptedStep(rows[accepted], t[accepted], h[accepted]))
+            total[rows[accepted]] += error[accepted].amax(1)
+        finished = accepted & last
+        t = torch.where(accepted, torch.where(last, stop, t + h), t)
+        stuck = ~accepted & (length < least)
+        if count + 6 > most:
+            stuck |= ~finished
+        if stuck.any():
+            raise _stuck(stuck, worst, rows, t, rtol, atol, most)
+        if finished.any():
+            going = (~finished).nonzero()[:, 0]
+            done[rows[finished]] = y[finished]
+            evaluations[rows[finished]] = count
+            rows, y, k, t, length = (each[going] for each in (rows, y, k, t, length))
+    return AdaptiveSolution(done, evaluations, total, steps)
+
+
+def replay(f: Derivative, y: Tensor, start: float, steps: Sequence[AcceptedStep]) -> Tensor:
+    """Take the steps of an adaptive solution again: what autograd sees, so that gradients are those of these steps."""
+    k = f(y.new_full((len(y),), start), y, None)
+    for rows, t, h in steps:
+        if rows is None:
+            stages = _stages(f, _DORMAND_PRINCE, t, h, y, k, None)
+            y, k = _add(y, h, _DORMAND_PRINCE.weights, stages), stages[6]
+        elif len(rows):
+            own = y[rows]
+            stages = _stages(f, _DORMAND_PRINCE, t, h, own, k[rows], rows)
+            y = y.index_copy(0, rows, _add(own, h, _DORMAND_PRINCE.weights, stages))
+            k = k.index_copy(0, rows, stages[6])
+    return y
+
+
+def _stages(
+    f: Derivative, tableau: Tableau, t: Tensor, h: Tensor, y: Tensor, first: Tensor, rows: Tensor | None
+) -> list[Tensor]:
+    """The derivatives k_i of a step from y, of which the first one is known."""
+    found = [first]
+    for time, weights in zip(tableau.times[1:], tableau.stages[1:], strict=True):
+        found.append(f(torch.add(t, h, alpha=time), _add(y, h, weights, found), rows))
+    return found
+
+
+def _add(y: Tensor | None, h: Tensor, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
+    """Y + h sum_i w_i k_i."""
+    used = [(weight, stage) for weight, stage in zip(weights, stages, strict=False) if weight]
+    total = used[0][1] * used[0][0]
+    for weight, stage in used[1:]:
+        total = torch.add(total, stage, alpha=weight)
+    return total * h[:, None] if y is None else torch.addcmul(y, total, h[:, None])
+
+
+def _first_length(f: Derivative, y: Tensor, t: Tensor, k: Tensor, way: float, rtol: float, atol: float) -> Tensor:
+    """A length for each row's first step, from one more evaluation (Hairer et al., Solving ODEs I, II.4)."""
+    scale = atol + rtol * y.abs()
+    size, slope = ((each / scale).abs().amax(1) for each in (y, k))
+    short = torch.where((size < 1e-5) | (slope < 1e-5), 1e-6, 0.01 * size / slope.clamp_min(1e-30))
+    short = short.clamp_max(abs(way))
+    probe = torch.copysign(short, short.new_tensor(way))
+    probed = f(t + probe, torch.addcmul(y, k, probe[:, None]), None)
+    bend = ((probed - k) / scale).abs().amax(1).nan_to_num(torch.inf) / short
+    steepest = torch.maximum(slope, bend)
+    length = torch.where(steepest <= 1e-15, (1e-3 * short).clamp_min(1e-6), (0.01 / steepest) ** 0.2)
+    return torch.minimum(100 * short, length).clamp(1e-8 * abs(way), abs(way))
+
+
+def _check_finite(value: Tensor, t: Tensor, rows: Tensor | None) -> None:
+    if value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value.detach()))).all():
+        raise _not_finite(~value.detach().isfinite().all(1), rows, t)
+
+
+def _not_finite(bad: Tensor, rows: Tensor | None, t: Tensor) -> SolverError:
+    index = int(bad.nonzero()[0, 0])
+    row = index if rows is None else int(rows[index])
+    return SolverError(f"expected a finite velocity, got NaN or infinity in row {row} at t = {float(t[index]):.6g}")
+
+
+def _stuck(stuck: Tensor, worst: Tensor, rows: Tensor, t: Tensor, rtol: float, atol: float, most: int) -> SolverError:
+    bad = stuck & ~worst.isfinite()
+    if bad.any():
+        return _not_finite(bad, rows, t)
+    index = int(stuck.nonzero()[0, 0])
+    return SolverError(
+        f"expected the tolerance rtol={rtol:g}, atol={atol:g} to be met within {most} evaluations, got to "
+        f"t = {float(t[index]):.6g} in row {int(rows[index])}; loosen the tolerance or allow more"
+    )

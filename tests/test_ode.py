@@ -1,0 +1,320 @@
+"""Continuous flows: solvers against closed forms and scipy, rows on their own, traces, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from torch import nn
+
+import diffeo
+from cases import Swirl, randomise
+from diffeo.bases import StandardNormal
+from diffeo.nets import MLP, Velocity
+from diffeo.nets.activations import ACTIVATIONS, derivative, soften, with_slope
+from diffeo.nets.trace import estimated_trace, exact_trace
+from diffeo.nets.unet import UNet
+from diffeo.nets.velocity import embedding_size
+from diffeo.objectives.paths import PATHS
+from diffeo.transforms import ODE
+from diffeo.transforms.solvers import FIXED
+
+
+class Affine(nn.Module):
+    """v = A x + t b, whose solution is known; optionally broken in one row or after some time."""
+
+    def __init__(self, matrix, shift=None, broken=None):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.as_tensor(matrix, dtype=torch.float64))
+        self.shift = torch.zeros(len(self.matrix), dtype=torch.float64) if shift is None else torch.as_tensor(shift)
+        self.broken = broken
+
+    def forward(self, x, t, context=None):
+        v = x @ self.matrix.to(x).mT + t[:, None] * self.shift.to(x)
+        if self.broken is not None:
+            v = torch.where((t[:, None] > self.broken) & (x[:, :1] > 0), torch.nan, v)
+        return v
+
+
+class Stretch(nn.Module):
+    """v = rate x, with a rate of each row's own (its context): the larger, the harder."""
+
+    def forward(self, x, t, context=None):
+        return context * x * torch.cos(3 * t[:, None])
+
+
+def velocity(features=2, context=0, hidden=(12, 12), **options):
+    net = MLP(features, features, hidden, embedding_size(context, options.get("droppable", False)), "silu", True)
+    made = Velocity(net, (features,), PATHS["linear"], context, **options)
+    randomise(made)
+    return made.double()
+
+
+MATRIX = [[0.3, -1.1], [0.8, -0.5]]
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
+def test_affine_fields_have_their_closed_form(batch):
+    ode = ODE(Affine(MATRIX), (2,), rtol=1e-10, atol=1e-10)
+    z = torch.randn(*batch, 2, dtype=torch.float64)
+    x, log_det = ode.forward_and_log_det(z)
+    matrix = torch.tensor(MATRIX, dtype=torch.float64)
+    assert torch.allclose(x, z @ torch.linalg.matrix_exp(matrix).mT, atol=1e-8)
+    assert log_det.shape == batch
+    assert torch.allclose(log_det, matrix.trace().expand(batch), atol=1e-8)
+
+
+@pytest.mark.parametrize("direction", [(0.0, 1.0), (1.0, 0.0), (0.2, 0.7)])
+def test_solutions_are_those_of_scipy(direction):
+    field = Swirl(3).double()
+    randomise(field, 2.0)
+    z = torch.randn(4, 3, dtype=torch.float64)
+    found = ODE(field, (3,), rtol=1e-9, atol=1e-9).solve(z, *direction).value.detach()
+
+    def f(t, y):
+        with torch.no_grad():
+            return field(torch.from_numpy(y)[None], torch.tensor([t], dtype=torch.float64))[0].numpy()
+
+    for row, start in zip(found, z, strict=True):
+        truth = solve_ivp(f, direction, start.numpy(), rtol=1e-11, atol=1e-12).y[:, -1]
+        assert np.abs(row.numpy() - truth).max() < 1e-7
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("rk4", 4)])
+def test_fixed_steps_converge_at_their_order(name, order):
+    field = Swirl(2).double()
+    randomise(field, 1.0)
+    z = torch.randn(6, 2, dtype=torch.float64)
+    truth = ODE(field, (2,), rtol=1e-12, atol=1e-12).forward(z)
+    coarse, fine = (
+        (ODE(field, (2,), solver=name, steps=steps).forward(z) - truth).abs().max().item() for steps in (8, 16)
+    )
+    assert abs(math.log2(coarse / fine) - order) < 0.4
+    assert ODE(field, (2,), solver=name, steps=3).solve(z, 0.0, 1.0).evaluations.tolist() == [
+        3 * len(FIXED[name].times)
+    ] * len(z)
+
+
+def test_no_row_hides_behind_others_and_none_pays_for_them():
+    ode = ODE(Stretch(), (1,), rtol=1e-6, atol=1e-6)
+    rates = torch.full((200, 1), 0.1, dtype=torch.float64)
+    rates[17] = 40.0
+    z = torch.ones(200, 1, dtype=torch.float64)
+    together = ode.solve(z, 0.0, 1.0, rates)
+    truth = torch.exp(rates * math.sin(3.0) / 3)
+    assert ((together.value - truth).abs() / (1 + truth)).max() < 1e-4
+    alone = ode.solve(z[:1], 0.0, 1.0, rates[:1])
+    assert torch.equal(together.evaluations[:17], alone.evaluations.expand(17))
+    assert together.evaluations[17] > 4 * together.evaluations[0]
+    assert torch.allclose(together.value[:1], alone.value, rtol=0, atol=0)
+    assert (together.error >= 0).all()
+
+
+def test_the_log_det_is_under_the_tolerance_too():
+    """A field that moves nothing here and yet has a divergence that varies with time."""
+
+    class Still(nn.Module):
+        def forward(self, x, t, context=None):
+            return 50 * x * torch.sin(40 * t[:, None])
+
+    x, log_det = ODE(Still(), (1,), rtol=1e-7, atol=1e-7).forward_and_log_det(torch.zeros(3, 1, dtype=torch.float64))
+    assert torch.equal(x, torch.zeros_like(x))
+    assert torch.allclose(log_det, torch.tensor(50 * (1 - math.cos(40)) / 40, dtype=torch.float64), atol=1e-4)
+
+
+def test_generating_takes_no_divergence():
+    class Counting(Swirl):
+        asked = 0
+
+        def with_divergence(self, *arguments):
+            Counting.asked += 1
+            return super().with_divergence(*arguments)
+
+    ode = ODE(Counting(2), (2,))
+    ode.inverse(ode.forward(torch.randn(3, 2)))
+    assert Counting.asked == 0
+    ode.forward_and_log_det(torch.randn(3, 2))
+    assert Counting.asked > 0
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_slopes_of_activations(name):
+    at = torch.randn(50, dtype=torch.float64, requires_grad=True)
+    for function in (ACTIVATIONS[name], soften):
+        value, slope = with_slope(function, at)
+        assert torch.equal(value, function(at)) or torch.allclose(value, function(at), rtol=1e-14)
+        assert torch.allclose(slope, derivative(function, at))
+        with torch.no_grad():
+            assert torch.allclose(with_slope(function, at)[1], slope)
+        if name != "relu":
+            assert torch.autograd.gradcheck(lambda x, f=function: with_slope(f, x)[1], at)
+
+
+@pytest.mark.parametrize("context", [0, 3])
+@pytest.mark.parametrize("hidden", [(), (7,), (8, 8), (8, 8, 5)], ids=str)
+def test_traces_of_perceptrons(hidden, context):
+    net = MLP(4, 4, hidden, context, "silu", residual=True).double()
+    randomise(net, 1.0)
+    x = torch.randn(3, 5, 4, dtype=torch.float64)
+    given = torch.randn(3, 5, context, dtype=torch.float64) if context else None
+    y, trace = net.with_trace(x, given)
+    assert torch.allclose(y, net(x, given))
+    with torch.no_grad():
+        assert torch.allclose(net.with_trace(x, given)[1], trace)
+    rows = None if given is None else given.flatten(0, 1)
+    other = exact_trace(lambda x: net(x, rows), x.flatten(0, 1))
+    assert torch.allclose(other[0], y.flatten(0, 1))
+    assert torch.allclose(other[1], trace.flatten())
+    full = torch.autograd.functional.jacobian(lambda x: net(x, None if given is None else given[1, 2]), x[1, 2])
+    assert torch.allclose(full.trace(), trace[1, 2])
+
+
+def test_traces_are_split_where_they_are_large(monkeypatch):
+    net = MLP(6, 6, (9, 9), 0, "silu", residual=True).double()
+    randomise(net, 1.0)
+    x = torch.randn(10, 6, dtype=torch.float64)
+    whole, generic = net.with_trace(x)[1], exact_trace(net, x)[1]
+    monkeypatch.setattr("diffeo.nets.mlp._TANGENTS", 200)
+    monkeypatch.setattr("diffeo.nets.trace._ELEMENTS", 120)
+    assert torch.allclose(net.with_trace(x)[1], whole)
+    assert torch.allclose(exact_trace(net, x)[1], generic)
+
+
+def test_traces_of_image_networks_are_exact():
+    net = UNet(2, (4, 6), embedding_size(0)).double()
+    randomise(net, 1.0)
+    field = Velocity(net, (2, 4, 3), PATHS["linear"]).double()
+    x, t = torch.randn(2, 2, 4, 3, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
+    v, divergence = field.with_divergence(x, t)
+    assert v.shape == x.shape
+    for row in range(2):
+        full = torch.autograd.functional.jacobian(lambda x, row=row: field(x[None], t[row : row + 1])[0], x[row])
+        assert torch.allclose(full.reshape(24, 24).trace(), divergence[row])
+
+
+def test_hutchinson_is_unbiased_and_fixed_within_a_solve():
+    field = velocity(3)
+    ode = ODE(field, (3,), divergence="hutchinson", rtol=1e-7, atol=1e-7)
+    exact = ODE(field, (3,), rtol=1e-7, atol=1e-7)
+    z = torch.randn(1, 3, dtype=torch.float64)
+    with torch.no_grad():
+        truth = exact.forward_and_log_det(z)[1]
+        estimates = ode.forward_and_log_det(z.expand(400, 3))[1]
+    stderr = estimates.std() / 20
+    assert stderr > 0
+    assert abs(estimates.mean() - truth) < 4 * stderr
+    torch.manual_seed(5)
+    first = ode.forward_and_log_det(z)[1]
+    torch.manual_seed(5)
+    assert torch.equal(ode.forward_and_log_det(z)[1], first)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    t = torch.rand(4, dtype=torch.float64)
+    probe = torch.ones_like(x)
+    y, estimate = estimated_trace(lambda x: field(x, t), x, probe)
+    jacobian = torch.autograd.functional.jacobian(lambda x: field(x, t), x)  # (rows, 3, rows, 3)
+    assert torch.allclose(y, field(x, t))
+    assert torch.allclose(estimate, jacobian.sum((1, 2, 3)))
+
+
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_gradients_of_likelihoods(divergence):
+    """Adaptive against many fixed steps: the same function, so the same gradient."""
+    field = velocity(2, hidden=(6,))
+    x = torch.randn(3, 2, dtype=torch.float64)
+    gradients = []
+    for options in ({"rtol": 1e-8, "atol": 1e-8}, {"solver": "rk4", "steps": 40}):
+        torch.manual_seed(3)
+        flow = diffeo.Flow(StandardNormal(2), ODE(field, (2,), divergence=divergence, **options)).double()
+        field.zero_grad()
+        diffeo.MaximumLikelihood(flow)(x).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in field.parameters()]))
+    assert gradients[0].abs().max() > 0.1
+    assert torch.allclose(*gradients, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+def test_the_gaussian_start_is_exact_for_gaussian_data(path):
+    field = Velocity(MLP(3, 3, (8,), embedding_size(0)), (3,), PATHS[path]).double()
+    mean, std = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([0.3, 1.0, 4.0]).double()
+    field.data_mean.copy_(mean)
+    field.data_std.copy_(std)
+    flow = diffeo.Flow(StandardNormal(3), ODE(field, (3,), rtol=1e-9, atol=1e-9)).double()
+    z = torch.randn(50, 3, dtype=torch.float64)
+    assert torch.allclose(flow.decode(z), mean + std * z, atol=1e-6)
+    x = mean + 2 * std * torch.randn(50, 3, dtype=torch.float64)
+    truth = torch.distributions.Normal(mean, std).log_prob(x).sum(1)
+    assert torch.allclose(flow.log_prob(x), truth, atol=1e-6)
+
+
+def test_trajectories_pass_through_the_solution():
+    ode = ODE(velocity(2), (2,), rtol=1e-9, atol=1e-9)
+    z = torch.randn(4, 2, dtype=torch.float64)
+    passed = ode.trajectory(z, [0.0, 0.5, 1.0])
+    assert passed.shape == (3, 4, 2)
+    assert torch.equal(passed[0], z)
+    assert torch.allclose(passed[2], ode.forward(z), atol=1e-7)
+
+
+def test_float32_round_trips_and_empty_batches():
+    ode = ODE(velocity(2, 3).float(), (2,))
+    z, context = torch.randn(40, 2), torch.randn(1, 3)
+    with torch.no_grad():
+        assert (ode.inverse(ode.forward(z, context), context) - z).abs().max() < 1e-4
+        assert ode.forward(z[:0], context[:0]).shape == (0, 2)
+        assert ode.forward_and_log_det(z[:0], context[:0])[1].shape == (0,)
+    assert ode.cheap == "neither"
+
+
+def broken(**options):
+    return ODE(Affine(MATRIX, **options), (2,))
+
+
+POINTS = torch.tensor([[-1.0, 0.0], [-2.0, 0.0], [3.0, 0.0]], dtype=torch.float64)
+
+
+def test_mistakes_are_named():
+    field = Affine(MATRIX)
+    for options, message in (
+        ({"solver": "rk45"}, "expected a solver among dopri5, euler"),
+        ({"solver": "rk4"}, "expected steps for solvers of fixed steps alone"),
+        ({"steps": 10}, "expected steps for solvers of fixed steps alone"),
+        ({"solver": "euler", "steps": 0}, "expected at least one step, got 0"),
+        ({"divergence": "both"}, "expected divergence='exact' or 'hutchinson', got 'both'"),
+        ({"rtol": 0.0}, "expected rtol above 0, got 0.0"),
+        ({"atol": math.nan}, "expected atol above 0, got nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ODE(field, (2,), **options)
+    with pytest.raises(ValueError, match=r"velocity of the shape of its input \(3, 2\), got \(3, 1\)"):
+        ODE(nn.Bilinear(2, 1, 1), (2,)).replaced(Narrow()).forward(POINTS)
+
+
+class Narrow(nn.Module):
+    def forward(self, x, t, context=None):
+        return x[:, :1]
+
+
+def test_tolerances_that_cannot_be_met_name_the_row_and_the_time():
+    ode = ODE(Stretch(), (1,), max_evaluations=60)
+    rates = torch.tensor([[0.1], [0.1], [90.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"within 60 evaluations, got to t = 0\.\d+ in row 2"):
+        ode.forward(torch.ones(3, 1, dtype=torch.float64), rates)
+
+
+@pytest.mark.parametrize("after", [-1.0, 0.4])
+def test_velocities_that_are_not_finite_name_the_row_and_the_time(after):
+    time = "0" if after < 0 else "0.4"
+    with pytest.raises(ValueError, match=rf"expected a finite velocity, .* in row 2 at t = {time}"):
+        broken(broken=after).forward(POINTS)
+    with pytest.raises(ValueError, match=r"expected a finite velocity, .* in row 2 at t = "):
+        ODE(Affine(MATRIX, broken=after), (2,), solver="euler", steps=5).forward(POINTS)
+
+
+def test_coarse_solves_have_samples_but_no_likelihood():
+    flow = diffeo.Flow(StandardNormal(2), ODE(velocity(2), (2,), solver="euler", steps=4)).double()
+    x = flow.sample(5)
+    for call in (lambda: flow.log_prob(x), lambda: flow.sample_and_log_prob(3)):
+        with pytest.raises(ValueError, match="expected at least 32 evaluations for a likelihood, got 4 steps of euler"):
+            call()
+    assert torch.isfinite(flow.encode(x)).all()
