@@ -99,18 +99,20 @@ class ImageData(Material):
         return "realnvp", {}
 
     def preprocessing(self, model: str) -> list[Any]:
-        """Dequantise and standardise; what is not NICE takes logits, their pooled distribution made normal.
+        """Dequantise and standardise; what is not NICE takes logits, their pooled distribution made normal, and a curve.
 
         For NICE standardising changes no density that it can express, since a network's first and last layers can undo
         it; but shifts are then of one size, whether a pixel spreads over 1/1000 or over 1. For the others, a background
         of one level is uniform noise once dequantised, which affine maps alone would take for a Gaussian: a quarter of
-        a bit lost on each such pixel, or more.
+        a bit lost on each such pixel, or more. The curve, one for all pixels and learned with the layers, finds where
+        the levels should lie for these; flow matching, whose loss is no likelihood, cannot learn it.
         """
         levels = self.images.levels
         steps: list[Any] = [["dequantize", {"step": 1.0}]]
         if model != "nice":
+            shared = ["standardize", "gaussianize"] + ["curve"] * (model != "flow_matching")
             steps.append(["logit", {"low": 0.0, "high": float(levels), "alpha": ALPHA}])
-            steps += [[name, {"shared": True}] for name in ("standardize", "gaussianize")]
+            steps += [[name, {"shared": True}] for name in shared]
         return [*steps, "standardize"]
 
     def training(self, flow: Flow) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from diffeo.flow import Flow
 from diffeo.transforms import (
     Chain,
     Dequantize,
+    Elementwise,
     Flattened,
     Gaussianize,
     Logit,
+    RationalQuadraticSpline,
     Rescale,
     Standardize,
     Transform,
@@ -25,7 +27,14 @@ from diffeo.transforms import (
 
 __all__ = ["Features", "Preprocess", "assemble", "event_shape", "preprocessing", "recipe", "take_apart"]
 
+
+def _curve(event_shape: Sequence[int], bins: int = 16, bound: float = 5.0) -> Transform:
+    """A monotone curve that is learned with the layers, at first the identity."""
+    return Elementwise(RationalQuadraticSpline(bins, bound), event_shape)
+
+
 PREPROCESS: dict[str, Callable[..., Transform]] = {
+    "curve": _curve,
     "standardize": Standardize,
     "gaussianize": Gaussianize,
     "logit": Logit,
