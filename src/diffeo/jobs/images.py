@@ -99,7 +99,7 @@ class ImageData(Material):
         return "realnvp", {}
 
     def preprocessing(self, model: str) -> list[Any]:
-        """Dequantise and standardise; what is not NICE takes logits, their pooled distribution made normal, and a curve.
+        """Dequantise, standardise; what is not NICE takes logits, their pooled distribution made normal, and a curve.
 
         For NICE standardising changes no density that it can express, since a network's first and last layers can undo
         it; but shifts are then of one size, whether a pixel spreads over 1/1000 or over 1. For the others, a background
