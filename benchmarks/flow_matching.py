@@ -119,11 +119,10 @@ def measured(flow: diffeo.Flow, args: argparse.Namespace, seed: int, labels: boo
     return float(np.mean([distance(x[each], drawn[each]) for each in (context[:, 0] == 0, context[:, 0] == 1)]))
 
 
-def told(name: str, values: list[float], published: str = "") -> None:
+def told(name: str, values: list[float], beside: str = "") -> None:
     """Print a mean and its standard error."""
     error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    beside = f" (published: {published})" if published else ""
-    print(f"{name:28} {np.mean(values):.4f} +- {error:.4f}{beside}", flush=True)
+    print(f"{name:28} {np.mean(values):.4f} +- {error:.4f}{f' ({beside})' * bool(beside)}", flush=True)
 
 
 def transport(args: argparse.Namespace) -> None:
@@ -141,7 +140,7 @@ def transport(args: argparse.Namespace) -> None:
                 found["adaptive"].append(measured(flow, args, seed, labels))
             for which, values in found.items():
                 label = f"{name} {which}{' | class' if labels else ''}"
-                told(label, values, PUBLISHED.get(label, ""))
+                told(label, values, f"published: {PUBLISHED[label]}" if label in PUBLISHED else "")
 
 
 def likelihood(args: argparse.Namespace) -> None:
@@ -237,7 +236,11 @@ def steps(args: argparse.Namespace) -> None:
             ):  # fmt: skip
                 note(f"{name}, {count} steps", measured(model, args, seed, False))
     for name, values in sorted(found.items()):
-        told(name, values, {"distilled, 1 steps": "<= 0.10 asked", "distilled, 4 steps": "<= 0.06 asked"}.get(name, ""))
+        told(
+            name,
+            values,
+            {"distilled, 1 steps": "asked: at most 0.10", "distilled, 4 steps": "asked: at most 0.06"}.get(name, ""),
+        )
 
 
 def images(args: argparse.Namespace) -> None:

@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, nargs="+", default=[2, 9])
     parser.add_argument("--batch-solve", type=int, default=1000, help="rows to solve for")
     parser.add_argument("--rows", type=int, default=20_000, help="training rows")
-    parser.add_argument("--steps", type=int, default=2500, help="training steps; diffeo's pairs serve 16 epochs")
+    parser.add_argument("--steps", type=int, default=2500, help="training steps; diffeo's pairs serve 32 epochs")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seed", type=int, default=0)

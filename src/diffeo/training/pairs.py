@@ -10,7 +10,7 @@ from diffeo.training.seeding import derive, seed_noise
 
 __all__ = ["Pairs"]
 
-REUSED = 16  # epochs that use the same pairs, which makes their price small
+REUSED = 32  # epochs that use the same pairs, which makes their price small
 
 
 class Pairs(Rows):
