@@ -166,7 +166,7 @@ class AudioTeaching(Teaching):
         histories = {stage.says: results[stage.name].history for stage in self.stages}
         divergence_curve(histories, paths[0], self.opened.crop, "sample")
         audio_figures.sounds(self.sounds, self.material.form.rate, paths[1])
-        audio_figures.likelihoods(self.bits, paths[2])
+        audio_figures.likelihoods(self.bits, paths[2], "teacher")
         (folder / "sounds").mkdir(exist_ok=True)
         for name, sounds in self.sounds.items():
             save_wavs(folder / "sounds" / name, _some(sounds, None, KEPT)[0].numpy(), self.material.form.rate, True)

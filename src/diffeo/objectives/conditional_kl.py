@@ -23,7 +23,7 @@ from diffeo.transforms import (
     Transform,
 )
 
-__all__ = ["ConditionalKL", "Conditionals", "collapsed", "encoded_kl", "entropy"]
+__all__ = ["ConditionalKL", "Conditionals", "check_noise", "collapsed", "encoded_kl", "entropy"]
 
 # H of one element of noise, in nats: a location does not change it, and a scale s adds ln s.
 _ENTROPY = {StandardNormal: 0.5 * math.log(2 * math.pi * math.e), StandardLogistic: 2.0}
@@ -106,15 +106,20 @@ def encoded_kl(student: Any, teacher: Any, x: Tensor, context: Tensor | None = N
     Raises:
         ValueError: for a student that is no such chain, or of other noise than the teacher's.
     """
-    if type(teacher.base) is not type(student.base):
-        names = (type(flow.base).__name__ for flow in (student, teacher))
-        raise ValueError("expected the same noise in student and teacher, got {} and {}".format(*names))
+    check_noise(student, teacher)
     with torch.no_grad():
         z, log_det = teacher.transform.inverse_and_log_det(x, teacher.normalize_context(context))
         log_p: Tensor = teacher.base.log_prob(z) + log_det
     _, location, log_scale = collapsed(student, z, context)
     log_q: Tensor = student.base.log_prob((x - location) * torch.exp(-log_scale)) - log_scale.sum(-1)
     return log_p - log_q
+
+
+def check_noise(student: Any, teacher: Any) -> None:
+    """Raise ValueError unless both have the same noise, as whoever reads one's latents with the other must."""
+    if type(teacher.base) is not type(student.base):
+        names = (type(flow.base).__name__ for flow in (student, teacher))
+        raise ValueError("expected the same noise in student and teacher, got {} and {}".format(*names))
 
 
 class Conditionals:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffeo.objectives.base import Objective
+from diffeo.objectives.conditional_kl import check_noise
 from diffeo.transforms import DataDependent, Dequantize, Standardize
 
 __all__ = [
@@ -205,9 +206,7 @@ class WarmStart(_Taught):
         super().__init__(student, teacher)
         if not hasattr(teacher, "encode"):
             raise ValueError(f"expected a teacher that encodes, got {type(teacher).__name__}")
-        if type(self.teacher.base) is not type(self.flow.base):
-            names = (type(flow.base).__name__ for flow in (self.flow, self.teacher))
-            raise ValueError("expected the same noise in student and teacher, got {} and {}".format(*names))
+        check_noise(self.flow, self.teacher)
         self.units = Standardize(self.flow.event_shape)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,7 +82,7 @@ def _ratio(own: Mapping[str, float], its: Mapping[str, float]) -> tuple[float, f
     """A quotient of two means, and its standard error as if they were independent."""
     ratio = own["mean"] / max(its["mean"], 1e-12)
     relative = [part["stderr"] / max(part["mean"], 1e-12) for part in (own, its)]
-    return ratio, ratio * float(np.hypot(*relative))
+    return ratio, ratio * math.hypot(*relative)
 
 
 @torch.no_grad()
