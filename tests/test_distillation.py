@@ -16,8 +16,7 @@ from cases import randomise
 from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal
 from diffeo.cli import main
 from diffeo.flow import Flow
-from diffeo.jobs import check_run, distill_run, info
-from diffeo.jobs import table_teaching
+from diffeo.jobs import check_run, distill_run, info, table_teaching
 from diffeo.objectives import Distillation, WarmStart
 from diffeo.objectives.distillation import path_gradient, reparameterized
 from diffeo.recipes.assembly import take_apart
