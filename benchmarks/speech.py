@@ -54,16 +54,15 @@ def learn(run: Path, out: Path, options: argparse.Namespace) -> None:
     )  # fmt: skip
     print(show.distill(summary))
     print("\n| | asked for | measured |\n| --- | --- | ---: |")
-    for name, wanted, found in verdicts(summary["distillation"]):
+    for name, wanted, found in verdicts(summary["distillation"], summary["rate"]):
         print(f"| {name} | {wanted} | {found} |")
     print(f"\n{time.monotonic() - started:.0f} s of wall-clock time in all\n", flush=True)
 
 
-def verdicts(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def verdicts(report: Mapping[str, Any], rate: int) -> list[tuple[str, str, str]]:
     """What is asked of a student, and what it came to."""
     sound, speed = report["sound"], report["samples_per_second"]
     reverse, forward = report["reverse_kl"], report["forward_kl"]
-    rate = 8000
     distances = {name: sound[name]["log_spectral_distance"] for name in ("teacher", "student")}
     apart = distances["student"]["mean"] - distances["teacher"]["mean"]
     loud = sound["student"]["rms"]["mean"] / sound["real"]["rms"]["mean"]

@@ -142,11 +142,11 @@ def test_mistakes_get_one_line(teachers, tmp_path, capsys):
         return said[0]
 
     run = teachers.run
-    assert "student 'iaf' is for table runs; expected one of parallel_wavenet" in refused(run, "--student", "iaf")
+    assert "student 'iaf' is for tables; expected one of parallel_wavenet" in refused(run, "--student", "iaf")
     assert "unknown student 'maf'" in refused(run, "--student", "maf")
     assert "a student has its teacher's noise ('logistic')" in refused(teachers.plain, "--set", "noise=normal")
     assert "a student has its teacher's context (6)" in refused(run, "--set", "context=3")
-    assert "--drop-missing is for table, and these data are audio" in refused(run, "--drop-missing")
+    assert "--drop-missing is for tables, and these data are audio" in refused(run, "--drop-missing")
     assert "expected contrast in [0, 1), got 1" in refused(run, "--contrast", 1)
     assert "expected power of at least 0" in refused(run, "--power", -1)
     assert "has no context to tell apart" in refused(teachers.plain, "--contrast", 0.3)

@@ -102,7 +102,7 @@ def distill_run(
     earlier = read_model(out) if resume else None
     settings = {**_earlier_settings(out, earlier), **{k: v for k, v in given.items() if v is not None}}
     check_settings({name: value for name, value in settings.items() if name not in ("student", "arguments")})
-    refuse_foreign({name: kind.options for name, kind in KINDS.items()}, run_kind(run), settings)
+    refuse_foreign({kind.what: kind.options for kind in KINDS.values()}, teaching.what, settings)
     seed = settings.get("seed", 0)
     world = World(teaching.device)
     tell = say if world.leads else lambda text: None
@@ -164,8 +164,8 @@ def _student(teaching: Teaching, settings: Mapping[str, Any], seed: int) -> Flow
     students = teaching.students
     name = settings.get("student", next(iter(students)))
     if name not in students:
-        others = [kind for kind, other in KINDS.items() if name in other.students]
-        what = f"student {name!r} is for {others[0]} runs" if others else f"unknown student {name!r}"
+        others = [kind.what for kind in KINDS.values() if name in kind.students]
+        what = f"student {name!r} is for {others[0]}" if others else f"unknown student {name!r}"
         raise UserError(f"{what}; expected one of {', '.join(students)}")
     recipe, arguments = students[name]
     shared, chosen = teaching.shared(), settings.get("arguments", {})

@@ -48,6 +48,7 @@ class TableTeaching(Teaching):
     The table, where there is one, gives the contexts of a conditional teacher, and real rows to judge by.
     """
 
+    what = "tables"
     options = ("missing",)
     students = {  # noqa: RUF012 - a constant
         "nsf-inverse": ("nsf", {"structure": "inverse", "affine": True}),

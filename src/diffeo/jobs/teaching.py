@@ -38,6 +38,7 @@ class Teaching(ABC):
     layers alone, and rows are in their units.
 
     Attributes:
+        what: the data are called.
         options: settings of a distillation that this kind alone has.
         students: what a student may be, as a recipe and arguments of it, the default first; all sample in one pass.
         epochs: the budget for who does not choose.
@@ -46,7 +47,8 @@ class Teaching(ABC):
         stages: of the training; the last one ends at the student to keep.
     """
 
-    options: tuple[str, ...] = ()
+    what: str
+    options: tuple[str, ...]
     students: Mapping[str, tuple[str, Mapping[str, Any]]]
     epochs: int
     description: Mapping[str, Any]
