@@ -127,6 +127,8 @@ class AudioTeaching(Teaching):
         x, context = _some(x, context, REPORTED)
         given = None if context is None else context.to(self.device)
         draws = draw_both(student, self.core, given, len(x), derive(seed, "report"))
+        if draws.kept.sum() < 2:
+            raise UserError(f"{self.path}: its student draws no finite sounds; distil it again, with more minutes")
         seed_noise(self.device, derive(seed, "real rows"))
         scores = self.score(student, x, context)
 
@@ -199,6 +201,6 @@ class _Inwards:
 
 
 def _some(x: Tensor, context: Tensor | None, most: int) -> tuple[Tensor, Tensor | None]:
-    """Pick at most so many, evenly spaced: neighbours come from the same recording."""
-    chosen = torch.linspace(0, len(x) - 1, min(most, len(x))).long()
+    """Pick at most so many, evenly spaced: neighbours share a recording. One is taken twice, for an error takes two."""
+    chosen = torch.linspace(0, len(x) - 1, max(2, min(most, len(x)))).long()
     return x[chosen], None if context is None else context[chosen]
