@@ -15,8 +15,7 @@ _HOME = {
         ("RECIPES", "build", "nice", "realnvp", "maf", "iaf", "nsf", "glow", "wavenet", "parallel_wavenet"), "recipes"
     ),
     **dict.fromkeys(
-        ("Objective", "MaximumLikelihood", "Distillation", "WarmStart", "ConditionalKL", "PowerLoss"),
-        "objectives",
+        ("Objective", "MaximumLikelihood", "Distillation", "WarmStart", "ConditionalKL", "PowerLoss"), "objectives"
     ),
     **dict.fromkeys(("fit", "load_run", "SampleStream"), "training"),
     "inpaint": "inpainting",
@@ -32,14 +31,7 @@ if TYPE_CHECKING:
     from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal, Uniform
     from diffeo.flow import Flow, FlowDistribution, bits_per_dim
     from diffeo.inpainting import inpaint
-    from diffeo.objectives import (
-        ConditionalKL,
-        Distillation,
-        MaximumLikelihood,
-        Objective,
-        PowerLoss,
-        WarmStart,
-    )
+    from diffeo.objectives import ConditionalKL, Distillation, MaximumLikelihood, Objective, PowerLoss, WarmStart
     from diffeo.recipes import RECIPES, build, glow, iaf, maf, nice, nsf, parallel_wavenet, realnvp, wavenet
     from diffeo.training.fit import fit
     from diffeo.training.run import load_run
