@@ -49,7 +49,8 @@ def learn(run: Path, out: Path, options: argparse.Namespace) -> None:
     """Distil the teacher and print what the student lost and gained."""
     started = time.monotonic()
     summary = distill_run(
-        run, out, minutes=options.student_minutes, power=options.power, contrast=options.contrast, seed=options.seed,
+        run, out, minutes=options.student_minutes, forward_share=options.forward_share,
+        power=options.power, contrast=options.contrast, seed=options.seed,
         force=True, progress=True, say=print,
     )  # fmt: skip
     print(show.distill(summary))
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("what", choices=("teacher", "student", "all"))
     parser.add_argument("--minutes", type=float, default=25.0, help="of the teacher's training")
     parser.add_argument("--student-minutes", type=float, default=30.0, help="of the distillation")
+    parser.add_argument("--forward-share", type=float, help="weight of the forward KL in the last stage")
     parser.add_argument("--power", type=float, help="weight of the power loss")
     parser.add_argument("--contrast", type=float, help="weight of the contrastive term")
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder; 'student' takes its teacher from it")

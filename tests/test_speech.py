@@ -148,6 +148,7 @@ def test_mistakes_get_one_line(teachers, tmp_path, capsys):
     assert "a student has its teacher's context (6)" in refused(run, "--set", "context=3")
     assert "--drop-missing is for tables, and these data are audio" in refused(run, "--drop-missing")
     assert "expected contrast in [0, 1), got 1" in refused(run, "--contrast", 1)
+    assert "expected forward share in [0, 1), got 1" in refused(run, "--forward-share", 1)
     assert "expected power of at least 0" in refused(run, "--power", -1)
     assert "has no context to tell apart" in refused(teachers.plain, "--contrast", 0.3)
     assert "samples in one pass already" in refused(teachers.student)

@@ -296,6 +296,10 @@ def distill(
         ),
     ] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Minutes of training instead.")] = None,
+    forward_share: Annotated[
+        float | None,
+        typer.Option("--forward-share", help="Weight of the forward KL in the last stage, of audio.  [default: 0.1]"),
+    ] = None,
     power: Annotated[
         float | None, typer.Option("--power", help="Weight of the power loss, of audio.  [default: 0]")
     ] = None,
@@ -326,8 +330,9 @@ def distill(
     from diffeo.jobs import distill_run
 
     summary = distill_run(
-        run, out, data, student=student, arguments=arguments, epochs=epochs, minutes=minutes, power=power,
-        contrast=contrast, missing="drop" if drop_missing else "error", seed=seed, device=device, resume=resume,
+        run, out, data, student=student, arguments=arguments, epochs=epochs, minutes=minutes,
+        forward_share=forward_share, power=power, contrast=contrast,
+        missing="drop" if drop_missing else "error", seed=seed, device=device, resume=resume,
         force=force, figures=figures, progress=True, say=_note,
     )  # fmt: skip
     if int(os.environ.get("RANK", "0")) > 0:

@@ -52,8 +52,9 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise UserError(f"expected {name} above 0, got {settings[name]}")
     if settings.get("power", 0.0) < 0 or not math.isfinite(settings.get("power", 0.0)):
         raise UserError(f"expected power of at least 0, got {settings['power']}")
-    if not 0 <= settings.get("contrast", 0.0) < 1:
-        raise UserError(f"expected contrast in [0, 1), got {settings['contrast']}")
+    for name in ("contrast", "forward_share"):
+        if not 0 <= settings.get(name, 0.0) < 1:
+            raise UserError(f"expected {name.replace('_', ' ')} in [0, 1), got {settings[name]}")
 
 
 def refuse_foreign(options: Mapping[str, Sequence[str]], kind: str, settings: Mapping[str, Any]) -> None:
