@@ -2,7 +2,8 @@
 
 solve   one velocity (a residual MLP of 3 x 128 with weights of order one) in every library, from noise to data, alone
         and with the exact divergence, for few rows and for many; the others read it in PyTorch's operations, diffeo
-        solves in its kernel ("plain": its solver in PyTorch's operations, which is for any other velocity). Each is run over a range of tolerances; its error is measured against a solution in float64 at 1e-10, and times are
+        solves in its kernel ("plain": its solver in PyTorch's operations, which serves any other velocity). Each is
+        run over a range of tolerances; its error is measured against a solution in float64 at 1e-10, and times are
         compared at equal error (interpolated in logarithms), not at equal tolerance.
 train   steps per second with minibatch optimal transport: `diffeo.fit` beside torchcfm's matcher in a plain loop, both
         with independent pairs as well; networks of 5 x 128, batch 256, and diffeo's couplings over 1,024.

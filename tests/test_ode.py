@@ -286,7 +286,8 @@ def plain(monkeypatch):
 def known(path="linear", features=3, context=0, hidden=(16, 16), activation="silu", **options):
     """A velocity that the kernels know, of moments and weights that are not those of its start."""
     size = embedding_size(context, options.get("droppable", False))
-    made = Velocity(MLP(features, features, hidden, size, activation, True), (features,), PATHS[path], context, **options)
+    net = MLP(features, features, hidden, size, activation, True)
+    made = Velocity(net, (features,), PATHS[path], context, **options)
     randomise(made)
     with torch.no_grad():
         for layer in made.net.layers:

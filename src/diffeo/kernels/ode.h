@@ -19,10 +19,11 @@ typedef struct {
     double low, high; /* the noise's rate at the data and at the noise, of VARIANCE_PRESERVING */
 } Field;
 
-/* An explicit Runge-Kutta method; coefficients are (stages, stages). `error` weighs the estimate, NULL for fixed steps. */
+/* An explicit Runge-Kutta method whose last stage is at the new state; coefficients are (stages, stages), and `error` weighs
+ * the stages in the estimated error. */
 typedef struct {
     long stages;
-    const float *times, *coefficients, *weights, *error;
+    const float *times, *coefficients, *error;
 } Tableau;
 
 /* ---- the velocity ------------------------------------------------------------------------------------------------ */
@@ -430,8 +431,8 @@ static void run_lanes(
     }
 }
 
-/* Solve from the states y (rows, elements): where elements exceed the field's size, the last one is the log-det. The last
- * stage of the tableau is at the new state. Returns 0; 1 if memory ran out; 2 where a row failed, which `trouble` tells. */
+/* Solve from the states y (rows, elements): where elements exceed the field's size, the last one is the log-det.
+ * Returns 0; 1 if memory ran out; 2 where a row failed, which `trouble` tells. */
 int ode_adaptive_f32(
     long rows, long elements, const Field *field, const Tableau *tableau, const Control *control, const float *y,
     float *out, long *evaluations, float *error, Trouble *trouble, int threads) {
@@ -455,7 +456,8 @@ int ode_adaptive_f32(
 #pragma omp for schedule(dynamic)
         for (long index = 0; index < chunks; index++)
             if (memory)
-                begin_rows(field, control, chunk_of(rows, chunks, index), rows, elements, y, &room, slopes, lengths, trouble);
+                begin_rows(field, control, chunk_of(rows, chunks, index), rows, elements, y, &room, slopes, lengths,
+                           trouble);
         if (memory && count_of(trouble) == LONG_MAX)
             run_lanes(field, tableau, control, capacity, rows, elements, y, slopes, lengths, &room, &queue, out,
                       evaluations, error, trouble);

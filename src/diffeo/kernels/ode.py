@@ -48,17 +48,13 @@ class _Tableau(ctypes.Structure):
         ("stages", ctypes.c_long),
         ("times", ctypes.c_void_p),
         ("coefficients", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p),
         ("error", ctypes.c_void_p),
     )
 
 
 class _Control(ctypes.Structure):
     _fields_ = (
-        *(
-            (name, ctypes.c_float)
-            for name in ("start", "stop", "rtol", "atol", "least", "safety", "shrink", "grow")
-        ),
+        *((name, ctypes.c_float) for name in ("start", "stop", "rtol", "atol", "least", "safety", "shrink", "grow")),
         ("most", ctypes.c_long),
     )
 
@@ -147,11 +143,11 @@ def solve_adaptive(
         return None
     *weights, moments, given, y = tensors
     count = len(times)
-    coefficients = y.new_zeros(count + 2, count)
+    coefficients = y.new_zeros(2 + count, count)
     for row, numbers in enumerate([times, error_weights, *stages]):
         coefficients[row, : len(numbers)] = torch.tensor(numbers)
     at = [each.data_ptr() for each in coefficients]
-    tableau = _Tableau(count, at[0], at[2], at[-1], at[1])
+    tableau = _Tableau(count, at[0], at[2], at[1])
     net = field.structure.described(weights)
     described = _Field(
         ctypes.addressof(net), moments.data_ptr(), given.data_ptr(), moments.shape[1], given.shape[1],
@@ -166,6 +162,4 @@ def solve_adaptive(
     )  # fmt: skip
     if failed == 1:
         raise MemoryError("expected memory for the states and the network's hidden units, got none")
-    return Solved(
-        out, evaluations, error, Trouble(trouble.row, trouble.t, bool(trouble.finite)) if failed else None
-    )
+    return Solved(out, evaluations, error, Trouble(trouble.row, trouble.t, bool(trouble.finite)) if failed else None)

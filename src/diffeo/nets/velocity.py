@@ -100,7 +100,7 @@ class Velocity(nn.Module):
         return torch.addcmul(drift, std, correction), slope.flatten(1).sum(1) + trace
 
     def field(self, rows: int, context: Tensor | None) -> Field | None:
-        """Describe the velocity of so many rows, of their own contexts, to the kernels; None where they do not know it."""
+        """Describe the velocity of rows, given their contexts, to the kernels; None where they do not know it."""
         path = getattr(self.path, "spec", None)
         if type(self) is not Velocity or type(self.net) is not MLP or path is None or in_bfloat16():
             return None

@@ -69,13 +69,13 @@ class AcceptedStep(NamedTuple):
 class AdaptiveSolution(NamedTuple):
     """The states at the end; per row, evaluations and the sum of the estimated errors; the steps that were taken.
 
-    A kernel keeps no steps.
+    A kernel keeps no steps: there the list is empty.
     """
 
     y: Tensor
     evaluations: Tensor
     error: Tensor
-    steps: list[AcceptedStep] | None
+    steps: list[AcceptedStep]
 
 
 def fixed(f: Derivative, y: Tensor, start: float, stop: float, method: str, steps: int) -> Tensor:
@@ -125,12 +125,9 @@ def adaptive(
     least = 16 * torch.finfo(y.dtype).eps * max(abs(start), abs(stop))
     if field is not None:
         control = Control(start, stop, rtol, atol, least, _SAFETY, _SHRINK, _GROW, most)
-        solved = solve_adaptive(field, _DORMAND_PRINCE.times, _DORMAND_PRINCE.stages, _ERROR, y, control)
-        if solved is not None and solved.trouble is not None:
-            row, t, finite = solved.trouble
-            raise _not_met(row, t, rtol, atol, most) if finite else _not_finite(row, t)
-        if solved is not None:
-            return AdaptiveSolution(solved.y, solved.evaluations, solved.error, None)
+        found = _in_one_call(field, y, control)
+        if found is not None:
+            return found
     sign, done = (1.0 if stop > start else -1.0), torch.empty_like(y)
     evaluations = torch.full((len(y),), 2, dtype=torch.long, device=y.device)
     total = y.new_zeros(len(y))
@@ -177,6 +174,17 @@ def adaptive(
             evaluations[rows[finished]] = count
             rows, y, k, t, length = (each[going] for each in (rows, y, k, t, length))
     return AdaptiveSolution(done, evaluations, total, steps)
+
+
+def _in_one_call(field: Field, y: Tensor, control: Control) -> AdaptiveSolution | None:
+    """What ``adaptive`` does, by a kernel; None where there is none."""
+    solved = solve_adaptive(field, _DORMAND_PRINCE.times, _DORMAND_PRINCE.stages, _ERROR, y, control)
+    if solved is None:
+        return None
+    if solved.trouble is None:
+        return AdaptiveSolution(solved.y, solved.evaluations, solved.error, [])
+    row, t, finite = solved.trouble
+    raise _not_met(row, t, control.rtol, control.atol, control.most) if finite else _not_finite(row, t)
 
 
 def replay(f: Derivative, y: Tensor, start: float, steps: Sequence[AcceptedStep]) -> Tensor:
