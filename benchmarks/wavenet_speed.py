@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 import diffeo
 import diffeo.kernels.wavenet
+from diffeo.report.sound_distillation import generate_end_naively
 
 HOP = 80
 
@@ -46,25 +46,6 @@ def without_kernel() -> Iterator[None]:
         yield
     finally:
         diffeo.kernels.wavenet.usable = usable
-
-
-@torch.no_grad()
-def naive(flow: diffeo.Flow, x: Tensor, z: Tensor, context: Tensor | None, steps: int) -> Tensor:
-    """The last samples of x = f(z), each from one pass over the receptive field before it."""
-    layer, *outer = flow.transform
-    net, given = layer.net, flow.normalize_context(context)
-    for part in reversed(outer):
-        x = part.inverse(x)
-    x = x.mT.contiguous()
-    for t in range(len(x) - steps, len(x)):
-        first = max(0, (t - net.receptive_field) // net.hop)  # whole frames
-        window = x[first * net.hop : t + 1]
-        params = net(window, None if given is None else given[:, :, first : t // net.hop + 1])[:, -1]
-        x[t] = layer.univariate.forward_and_log_det(z[:, t], params)[0]
-    x = x[-steps:].mT
-    for part in outer:
-        x = part.forward(x)
-    return x
 
 
 def timed(call: Callable[[], object], repeats: int) -> list[float]:
@@ -104,17 +85,19 @@ def main() -> None:
     with torch.no_grad():
         x = teacher.decode(z, context)
     if not channels:  # at the end of a window the convolution over frames has no neighbour
-        gap = (naive(teacher, x, z, None, steps) - x[:, -steps:]).abs().max().item()
+        gap = (generate_end_naively(teacher, x, z, None, steps) - x[:, -steps:]).abs().max().item()
         print(f"naive against incremental: largest difference {gap:.1e} in {steps} samples")
 
     def plain() -> None:
         with without_kernel():
-            naive(teacher, x, z, context, steps)
+            generate_end_naively(teacher, x, z, context, steps)
 
     with torch.no_grad():
         rows = {
             "naive, plain": [s * rate / steps for s in timed(plain, 1)],
-            "naive, kernel": [s * rate / steps for s in timed(lambda: naive(teacher, x, z, context, steps), 3)],
+            "naive, kernel": [
+                s * rate / steps for s in timed(lambda: generate_end_naively(teacher, x, z, context, steps), 3)
+            ],
             "incremental": timed(lambda: teacher.decode(z, context), options.repeats),
             "student": timed(lambda: student.decode(z, context), options.repeats),
         }

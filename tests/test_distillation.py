@@ -16,8 +16,7 @@ from cases import randomise
 from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal
 from diffeo.cli import main
 from diffeo.flow import Flow
-from diffeo.jobs import check_run, distill_run, info
-from diffeo.jobs import distill as distillation
+from diffeo.jobs import check_run, distill_run, info, table_teaching
 from diffeo.objectives import Distillation, WarmStart
 from diffeo.objectives.distillation import path_gradient, reparameterized
 from diffeo.recipes.assembly import take_apart
@@ -392,7 +391,7 @@ def brief():
     """Fewer steps in an epoch, fewer rows in a report."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"BATCHES": 10, "REPORTED": 300, "VALIDATED": 256, "TIMED": 50}.items():
-            patch.setattr(distillation, name, value)
+            patch.setattr(table_teaching, name, value)
         yield
 
 

@@ -9,7 +9,8 @@ import diffeo
 from cases import randomise
 from diffeo.kernels import native
 from diffeo.nets import WaveNet
-from diffeo.objectives.conditional_kl import ConditionalKL, Conditionals, collapsed, entropy
+from diffeo.objectives import Distillation
+from diffeo.objectives.conditional_kl import ConditionalKL, Conditionals, collapsed, encoded_kl, entropy
 from diffeo.transforms import Affine, Autoregressive, MixtureOfLogistics, Shift
 
 SMALL = {"channels": 6, "layers": 3, "skip": 8}
@@ -311,6 +312,41 @@ def test_the_kl_of_a_density_to_itself_is_zero(head):
     _, kl = ConditionalKL(draws=4000 if head == "logistics" else 1)(one, other, x)
     stderr = kl.std() / math.sqrt(len(kl))
     assert kl.mean().abs() <= (1e-9 if head == "gaussian" else 4 * stderr + 1e-9)
+
+
+@pytest.mark.parametrize("head", ["gaussian", "logistics"])
+def test_the_encoded_kl_of_a_density_to_itself_is_zero(head):
+    one, other = equal_pair(head)
+    x = other.sample(50)
+    assert encoded_kl(one, other, x).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("context", GIVEN)
+def test_the_encoded_kl_is_a_sum_of_divergences(context):
+    """Over rows of the teacher's, its mean is that of the KLs of each position's Gaussians, the student's read at z."""
+    one, other, given = student(context), teacher(context), frames(2, context)
+    given = None if given is None else given[:1].expand(500, -1, -1)
+    with torch.no_grad():
+        x = other.sample(() if context else 500, given)
+        estimate = encoded_kl(one, other, x, given)
+        _, m, log_s = collapsed(one, other.encode(x, given), given)
+        density = Conditionals(other, x, given)
+        apart, log_slope = density.normalize(m)  # (m - m_p) / s_p and -ln s_p
+        log_ratio = log_s + log_slope
+        closed = (log_ratio + 0.5 * ((1 + apart.square()) * torch.exp(-2 * log_ratio) - 1)).sum(-1)
+    gap = estimate - closed
+    assert closed.min() > 0
+    assert gap.mean().abs() <= 4 * gap.std() / math.sqrt(len(gap))
+
+
+def test_the_encoded_kl_teaches_the_student_alone():
+    one, other = student(), teacher()
+    loss = Distillation(one, other, forward_estimator=encoded_kl, forward_share=1.0)
+    loss(other.sample(3)).sum().backward()
+    assert all(parameter.grad is not None for parameter in one.parameters())
+    assert all(parameter.grad is None for parameter in (*other.parameters(), *loss.teacher.parameters()))
+    with pytest.raises(ValueError, match="expected the same noise in student and teacher, got StandardLogistic and"):
+        encoded_kl(student(noise="logistic"), other, other.sample(2))
 
 
 @pytest.mark.parametrize("context", GIVEN)

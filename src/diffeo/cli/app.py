@@ -280,17 +280,35 @@ def distill(
     run: Run,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run directory to make.", metavar="DIR")],
     student: Annotated[
-        str | None, typer.Option("--student", help="nsf-inverse, iaf, nsf-coupling or realnvp.  [default: nsf-inverse]")
+        str | None,
+        typer.Option(
+            "--student",
+            help="nsf-inverse, iaf, nsf-coupling or realnvp; of audio, parallel_wavenet.  [default: the first]",
+        ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="The teacher's table, to judge by.  [default: the one that RUN names]"),
+        typer.Option("--data", help="The teacher's table or recordings, to judge by.  [default: those that RUN names]"),
     ] = None,
     drop_missing: DropMissing = False,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Epochs of training, of 100 steps each.  [default: 100]")
+        int | None,
+        typer.Option(
+            "--epochs",
+            help="Epochs of training: of 100 steps each; of audio, passes over it.  [default: 100; audio: 60]",
+        ),
     ] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Minutes of training instead.")] = None,
+    forward_share: Annotated[
+        float | None,
+        typer.Option("--forward-share", help="Weight of the forward KL in the last stage, of audio.  [default: 0.1]"),
+    ] = None,
+    power: Annotated[
+        float | None, typer.Option("--power", help="Weight of the power loss, of audio.  [default: 0]")
+    ] = None,
+    contrast: Annotated[
+        float | None, typer.Option("--contrast", help="Weight of the contrastive term, of audio.  [default: 0]")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="An argument of the student, e.g. --set transforms=8.", metavar="NAME=VALUE"),
@@ -306,8 +324,8 @@ def distill(
 ) -> int:
     """Make a model that is slow to sample into a fast one.
 
-    Trains a student that samples in a single parallel pass on what the model draws, and says what was lost: both
-    divergences, modes, the likelihood of real rows, and how much faster it is.
+    Trains a student that samples in a single parallel pass, and says what was lost: both divergences, modes (of audio,
+    how it sounds), the likelihood of real data, and how much faster it is.
     """
     arguments = parse.assignments(set_, "--set")
 
@@ -316,8 +334,9 @@ def distill(
 
     summary = distill_run(
         run, out, data, student=student, arguments=arguments, epochs=epochs, minutes=minutes,
-        missing="drop" if drop_missing else "error", seed=seed, device=device, resume=resume, force=force,
-        figures=figures, progress=True, say=_note,
+        forward_share=forward_share, power=power, contrast=contrast,
+        missing="drop" if drop_missing else "error", seed=seed, device=device, resume=resume,
+        force=force, figures=figures, progress=True, say=_note,
     )  # fmt: skip
     if int(os.environ.get("RANK", "0")) > 0:
         return 0  # under torchrun the first process speaks for all

@@ -170,12 +170,21 @@ def distill(summary: Mapping[str, Any]) -> str:
     report = summary.get("distillation")
     if report is None:
         return "\n".join([head, *_table([took])])
-    columns = report["dimensions"]
+    drawn = _many(report["rows"], "draw")
+    rows = _sounds_lost(report) if "sound" in report else _rows_lost(report)
+    rows += [took, ("figures", f"{summary['run']}/figures" if summary["figures"] else "")]
+    said = [textwrap.fill(f"warning: {text}", 100, subsequent_indent="  ") for text in report["warnings"]]
+    return "\n".join([f"{head}; {_what(summary)}, {drawn} of each", *_table(rows), *said])
+
+
+_KLS = (("KL(student || teacher)", "reverse_kl"), ("KL(teacher || student)", "forward_kl"))
+
+
+def _rows_lost(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     entropy, modes, auc = report["entropy"], report["modes"], report["classifier"]
-    speed = report["rows_per_second"]
     rows = [
         (name, f"{_pair(report[key])} nats per row, {_number(report[key]['per_dimension'])} per column")
-        for name, key in (("KL(student || teacher)", "reverse_kl"), ("KL(teacher || student)", "forward_kl"))
+        for name, key in _KLS
     ]
     rows += [
         ("entropy", f"student {_pair(entropy['student'])}, teacher {_pair(entropy['teacher'])} nats (standardised)"),
@@ -190,15 +199,41 @@ def distill(summary: Mapping[str, Any]) -> str:
     if "real_rows" in report:
         real = report["real_rows"]
         rows.append(("log-likelihood", f"{_pair(real)} nats per row, student - teacher, on {real['which']}"))
-    pace = [f"student {speed['student']:,.0f} rows/s"]
-    for name, text in (("teacher", "teacher"), ("teacher_naive", "teacher by one pass per column")):
+    return [*rows, ("sampling", _paces(report["rows_per_second"], "rows", "by one pass per column"))]
+
+
+def _sounds_lost(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    samples, sound = report["dimensions"], report["sound"]
+    entropy = {
+        name: _with_error(part["mean"] / samples, part["stderr"] / samples) for name, part in report["entropy"].items()
+    }
+    rows = [
+        (name, f"{_with_error(part['per_dimension'], part['stderr_per_dimension'])} nats per sample")
+        for name, part in ((name, report[key]) for name, key in _KLS)
+    ]
+    rows.append(
+        ("entropy", f"student {entropy['student']}, teacher {entropy['teacher']} nats per sample (standardised)")
+    )
+    if "real_rows" in report:
+        real = report["real_rows"]
+        rows.append(("likelihood", f"{_pair(real)} bits per sample more than the teacher, on {real['which']}"))
+    for name, key, unit in (
+        ("log-spectral distance", "log_spectral_distance", " dB to the recordings"),
+        ("loudness (RMS)", "rms", ""),
+        ("spectral flatness", "flatness", ""),
+        ("voiced share", "voiced_share", ""),
+    ):
+        parts = [f"{who} {_pair(part[key])}" for who, part in sound.items() if key in part]
+        rows.append((name, ", ".join(parts) + unit))
+    return [*rows, ("sampling", _paces(report["samples_per_second"], "samples", "without memory"))]
+
+
+def _paces(speed: Mapping[str, float], unit: str, naive: str) -> str:
+    parts = [f"student {speed['student']:,.0f} {unit}/s"]
+    for name, text in (("teacher", "teacher"), ("teacher_naive", f"teacher {naive}")):
         if name in speed:
-            pace.append(f"{text} {speed[name]:,.0f} ({_number(speed['student'] / speed[name])} times slower)")
-    rows.append(("sampling", ", ".join(pace)))
-    rows += [took, ("figures", f"{summary['run']}/figures" if summary["figures"] else "")]
-    said = [textwrap.fill(f"warning: {text}", 100, subsequent_indent="  ") for text in report["warnings"]]
-    drawn = _many(report["rows"], "draw")
-    return "\n".join([f"{head}; {_many(columns, 'column')}, {drawn} of each", *_table(rows), *said])
+            parts.append(f"{text} {speed[name]:,.0f} ({_number(speed['student'] / speed[name])} times slower)")
+    return ", ".join(parts)
 
 
 def info(summary: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from diffeo.jobs.images import ImageData, shows_images
 from diffeo.jobs.material import Material
 from diffeo.jobs.plain import plain
 from diffeo.jobs.runs import claimed
-from diffeo.jobs.settings import check_settings, earlier_settings
+from diffeo.jobs.settings import check_settings, earlier_settings, refuse_foreign
 from diffeo.jobs.tables import TableData
 from diffeo.objectives import objective_of
 from diffeo.recipes import build
@@ -155,11 +155,7 @@ def _kind(source: Any, settings: Mapping[str, Any]) -> type[Material]:
         name = "audio"
     else:
         name = "images" if shows_images(source) else "tables"
-    for other, kind in kinds.items():
-        foreign = [option for option in kind.options if other != name and settings.get(option)]
-        if foreign:
-            option = {"missing": "drop-missing"}.get(foreign[0], foreign[0].replace("_", "-"))
-            raise UserError(f"--{option} is for {other}, and these data are {name}; leave it out")
+    refuse_foreign({other: kind.options for other, kind in kinds.items()}, name, settings)
     return kinds[name]
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffeo.errors import UserError
 from diffeo.recipes import RECIPES
 
-__all__ = ["check_settings", "earlier_settings"]
+__all__ = ["check_settings", "earlier_settings", "refuse_foreign"]
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str,), "arguments": (dict,), "context": (list,), "drop": (list,), "size": (list,), "missing": (str,),
@@ -50,3 +50,27 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name in ("minutes", "lr", "crop"):
         if name in settings and not 0 < settings[name] < math.inf:
             raise UserError(f"expected {name} above 0, got {settings[name]}")
+    if settings.get("power", 0.0) < 0 or not math.isfinite(settings.get("power", 0.0)):
+        raise UserError(f"expected power of at least 0, got {settings['power']}")
+    for name in ("contrast", "forward_share"):
+        if not 0 <= settings.get(name, 0.0) < 1:
+            raise UserError(f"expected {name.replace('_', ' ')} in [0, 1), got {settings[name]}")
+
+
+def refuse_foreign(options: Mapping[str, Sequence[str]], kind: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that other kinds of data alone have.
+
+    Args:
+        options: the names of such settings, by kind.
+        kind: that of the data at hand.
+        settings: those that were given.
+
+    Raises:
+        UserError: for the first of them.
+    """
+    own = options[kind]
+    for other, names in options.items():
+        foreign = [name for name in names if name not in own and settings.get(name)]
+        if foreign:
+            option = {"missing": "drop-missing"}.get(foreign[0], foreign[0].replace("_", "-"))
+            raise UserError(f"--{option} is for {other}, and these data are {kind}; leave it out")

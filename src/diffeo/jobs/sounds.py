@@ -44,7 +44,13 @@ class AudioRun:
     flow: Flow
     form: SoundFormat
     crop: int
+    provenance: dict[str, Any]
     device: torch.device
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the run directory says of its sounds."""
+        return {"kind": "audio", "crop": self.crop, **self.form.to_json()}
 
     def audio(self, source: Any, labelled: bool = True) -> Audio:
         """Open recordings at this run's rate, with its labels if it has any.
@@ -78,7 +84,7 @@ def open_audio_run(run: str | os.PathLike[str], device: str | None = None) -> Au
         raise UserError(f"{loaded.path}: model.json is damaged: its sounds are not described; train again") from error
     if not fits:
         raise UserError(f"{loaded.path}: model.json is damaged: its model does not fit its sounds; train again")
-    return AudioRun(os.fspath(run), loaded.flow, form, crop, place)
+    return AudioRun(os.fspath(run), loaded.flow, form, crop, loaded.provenance, place)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from diffeo.transforms import (
     Transform,
 )
 
-__all__ = ["ConditionalKL", "Conditionals", "collapsed", "entropy"]
+__all__ = ["ConditionalKL", "Conditionals", "check_noise", "collapsed", "encoded_kl", "entropy"]
 
 # H of one element of noise, in nats: a location does not change it, and a scale s adds ln s.
 _ENTROPY = {StandardNormal: 0.5 * math.log(2 * math.pi * math.e), StandardLogistic: 2.0}
@@ -86,6 +86,40 @@ class ConditionalKL:
             values = location + torch.exp(log_scale) * noise
             each = -density.log_prob(values).mean(0) - entropy(student, log_scale)
         return draw, each.sum(-1)
+
+
+def encoded_kl(student: Any, teacher: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
+    """The forward KL along the teacher's encoding z of rows x, position by position, in nats per example (N,).
+
+    The student is a chain as for ``ConditionalKL``, read at z = teacher.encode(x): the density that it has for x_t, had
+    the past been drawn from z_<t, is compared with the teacher's,
+
+        sum_t ln p(x_t | x_<t) - ln q(x_t | z_<t),    q(x_t | z_<t) = base((x_t - m_t) / s_t) / s_t.
+
+    Its mean over rows of the teacher's is a sum of divergences, 0 for the same map alone. It takes one parallel pass of
+    each, with no gradient through the teacher, where the student's likelihood of x takes a walk. And where m_t is not
+    known yet s_t grows to cover the error, so that loss and gradients stay moderate however narrow the teacher's
+    conditionals, at which the reverse KL explodes: it is a warm start.
+
+    It is a forward estimator for ``Distillation``.
+
+    Raises:
+        ValueError: for a student that is no such chain, or of other noise than the teacher's.
+    """
+    check_noise(student, teacher)
+    with torch.no_grad():
+        z, log_det = teacher.transform.inverse_and_log_det(x, teacher.normalize_context(context))
+        log_p: Tensor = teacher.base.log_prob(z) + log_det
+    _, location, log_scale = collapsed(student, z, context)
+    log_q: Tensor = student.base.log_prob((x - location) * torch.exp(-log_scale)) - log_scale.sum(-1)
+    return log_p - log_q
+
+
+def check_noise(student: Any, teacher: Any) -> None:
+    """Raise ValueError unless both have the same noise, as whoever reads one's latents with the other must."""
+    if type(teacher.base) is not type(student.base):
+        names = (type(flow.base).__name__ for flow in (student, teacher))
+        raise ValueError("expected the same noise in student and teacher, got {} and {}".format(*names))
 
 
 class Conditionals:

@@ -10,9 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from diffeo.objectives.base import Objective
+from diffeo.objectives.conditional_kl import check_noise
 from diffeo.transforms import DataDependent, Dequantize, Standardize
 
-__all__ = ["Distillation", "Estimator", "WarmStart", "path_gradient", "reparameterized"]
+__all__ = [
+    "Distillation",
+    "Estimator",
+    "ForwardEstimator",
+    "WarmStart",
+    "foreign_likelihood",
+    "path_gradient",
+    "reparameterized",
+]
 
 
 class Estimator(Protocol):
@@ -20,6 +29,21 @@ class Estimator(Protocol):
 
     def __call__(self, student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return draws (N, *event), differentiable, and KL(student || teacher) in nats per example, (N,)."""
+
+
+class ForwardEstimator(Protocol):
+    """An estimate of the forward KL from each row of the teacher's, or of the data that it models."""
+
+    def __call__(self, student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> Tensor:
+        """Return KL(teacher || student) in nats per example, (N,), differentiable."""
+
+
+def foreign_likelihood(student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> Tensor:
+    """log p(x) - log q(x): the student's density of rows that it has not drawn; of an IAF, one incremental walk."""
+    with torch.no_grad():
+        log_p = teacher.log_prob(x, context, nan="propagate")
+    log_q: Tensor = student.log_prob(x, context, nan="propagate")
+    return log_p - log_q
 
 
 def reparameterized(student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -97,6 +121,7 @@ class Distillation(_Taught):
         student: the flow to train, cheap to sample.
         teacher: a density of the same events and contexts: ``log_prob(x, context, nan=)``, differentiable in x.
         estimator: of the reverse KL.
+        forward_estimator: of the forward KL.
         forward_share: w, the weight of the forward KL.
         contrast: the weight gamma of the contrastive term of the paper, -gamma KL(student || teacher told another
             row's context), 0.3 there: a student of a strong condition must not ignore it.
@@ -113,6 +138,7 @@ class Distillation(_Taught):
         teacher: nn.Module,
         *,
         estimator: Estimator = reparameterized,
+        forward_estimator: ForwardEstimator = foreign_likelihood,
         forward_share: float = 0.5,
         contrast: float = 0.0,
         auxiliary: Iterable[tuple[float, nn.Module]] = (),
@@ -127,6 +153,7 @@ class Distillation(_Taught):
         if not self.flow.base.has_rsample:
             raise ValueError(f"expected a student with differentiable draws, got {type(self.flow.base).__name__} noise")
         self.estimator = estimator
+        self.forward_estimator = forward_estimator
         self.forward_share = forward_share
         self.contrast = contrast
         pairs = list(auxiliary)
@@ -139,9 +166,7 @@ class Distillation(_Taught):
         self._show(x, context)
         loss = x.new_zeros(len(x))
         if self.forward_share:
-            with torch.no_grad():
-                log_p = self.teacher.log_prob(x, context, nan="propagate")
-            loss = loss + self.forward_share * (log_p - self.flow.log_prob(x, context, nan="propagate"))
+            loss = loss + self.forward_share * self.forward_estimator(self.flow, self.teacher, x, context)
         if self.forward_share == 1 and not self.weights:
             return loss
         draw, kl = self.estimator(self.flow, self.teacher, x, context)
@@ -181,9 +206,7 @@ class WarmStart(_Taught):
         super().__init__(student, teacher)
         if not hasattr(teacher, "encode"):
             raise ValueError(f"expected a teacher that encodes, got {type(teacher).__name__}")
-        if type(self.teacher.base) is not type(self.flow.base):
-            names = (type(flow.base).__name__ for flow in (self.flow, self.teacher))
-            raise ValueError("expected the same noise in student and teacher, got {} and {}".format(*names))
+        check_noise(self.flow, self.teacher)
         self.units = Standardize(self.flow.event_shape)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

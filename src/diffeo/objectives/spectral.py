@@ -29,8 +29,8 @@ class PowerLoss(nn.Module):
             raise ValueError(f"expected windows of at least 4 samples, got {tuple(sizes)}")
         self.sizes = tuple(sizes)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of each example (N,), for x and y of shape (N, T)."""
+    def forward(self, x: Tensor, y: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return the loss of each example (N,), for x and y of shape (N, T); an auxiliary loss of ``Distillation``."""
         if x.shape != y.shape:
             raise ValueError(f"expected two sounds of the same shape, got {tuple(x.shape)} and {tuple(y.shape)}")
         terms = [

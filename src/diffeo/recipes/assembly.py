@@ -122,7 +122,7 @@ def assemble(base: Base, layers: Sequence[Transform], context: int, preprocess: 
 def take_apart(flow: Flow) -> tuple[Flow, list[Transform]]:
     """Undo ``assemble``: the flow of the layers alone, and the preprocessing, in the order of generation.
 
-    Modules are shared with the flow of the recipe, not copied.
+    Modules are shared with the flow of the recipe, not copied. A learned curve stays with the layers.
     """
     steps = tuple(kind for kind in PREPROCESS.values() if isinstance(kind, type))
     parts = list(flow.transform) if isinstance(flow.transform, Chain) else [flow.transform]

@@ -105,8 +105,8 @@ def sounds(parts: Mapping[str, Tensor], rate: int, path: str | Path) -> None:
             grid[-1, column].set_xlabel("seconds")
 
 
-def likelihoods(parts: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Draw histograms of bits per sample (n,) under a model, of sets by name; up to three.
+def likelihoods(parts: Mapping[str, np.ndarray], path: str | Path, whose: str = "model") -> None:
+    """Draw histograms of bits per sample (n,) under a model, of sets by name; up to three. ``whose`` names the model.
 
     A model's own samples should look to it as real sound does: fewer bits and they buzz, more and they whisper.
     """
@@ -121,11 +121,11 @@ def likelihoods(parts: Mapping[str, np.ndarray], path: str | Path) -> None:
         axes = drawing.add_subplot()
         for name, colour in _coloured(parts).items():
             part = values[name]
-            mean = f": {part.mean():.2f} on average" if len(part) else ": none is finite"
+            mean = f": mean {part.mean():.2f}" if len(part) else ": none is finite"
             weights = np.full(len(part), 1 / max(1, len(part)))
             axes.hist(part, bins=edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.3, lw=0)
             axes.hist(part, bins=edges, weights=weights, histtype="step", color=colour, lw=1.3, label=name + mean)
-        axes.set_xlabel("bits per sample under the model")
+        axes.set_xlabel(f"bits per sample under the {whose}")
         axes.set_ylabel("share of sounds")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(parts), borderaxespad=0)
 

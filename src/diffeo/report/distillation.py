@@ -22,6 +22,7 @@ __all__ = [
     "Draws",
     "compare_draws",
     "divergence_curve",
+    "divergences",
     "draw_both",
     "generate_naively",
     "likelihoods",
@@ -48,7 +49,7 @@ class Draws:
     """Draws of a teacher and of its student, in the same contexts, with both densities of each.
 
     ``x`` (n, D) are the teacher's and ``s`` the student's; ``log_p`` is the teacher's density, ``log_q`` the student's,
-    each (n,) in double precision; rows where anything is not finite are left out, ``non_finite`` counts them.
+    each (n,) in double precision; rows where anything is not finite are left out: ``kept`` (rows,) says which are not.
     """
 
     x: Tensor
@@ -58,17 +59,14 @@ class Draws:
     log_q_x: np.ndarray
     log_p_s: np.ndarray
     log_q_s: np.ndarray
-    non_finite: int
+    kept: Tensor
 
 
 @torch.no_grad()
-def draw_both(student: Flow, teacher: Flow, contexts: Tensor | None, rows: int, seed: int) -> Draws:
-    """Draw so many rows from both, in contexts picked from ``contexts`` where the flows take one."""
+def draw_both(student: Flow, teacher: Flow, context: Tensor | None, rows: int, seed: int) -> Draws:
+    """Draw so many rows from both, in the contexts (rows, *context) where the flows take one."""
     device = teacher.base.device_marker.device
     seed_noise(device, seed)
-    context = None
-    if contexts is not None:
-        context = contexts[torch.randint(len(contexts), (rows,)).to(contexts.device)].to(device)
     shape = (rows,) if context is None else ()
     s, log_q_s = student.sample_and_log_prob(shape, context)
     x, log_p_x = teacher.sample_and_log_prob(shape, context)
@@ -81,15 +79,32 @@ def draw_both(student: Flow, teacher: Flow, contexts: Tensor | None, rows: int, 
         x=x[kept], s=s[kept], context=None if context is None else context[kept],
         log_p_x=log_p_x[good].numpy(), log_q_x=log_q_x[good].numpy(),
         log_p_s=log_p_s[good].numpy(), log_q_s=log_q_s[good].numpy(),
-        non_finite=int((~good).sum()),
+        kept=kept,
     )  # fmt: skip
 
 
-def compare_draws(draws: Draws, seed: int, centres: np.ndarray | None = None) -> dict[str, Any]:
-    """Say how far student and teacher are apart.
+def divergences(draws: Draws) -> dict[str, Any]:
+    """Return both KLs, means of log-ratios over the draws of one of them, in nats per row, and both entropies.
 
-    Both KLs are means of log-ratios over the draws of one of them, in nats per row, with their standard errors; the
-    effective sample size is that of the student's draws weighted by p / q, as a share of their number.
+    Returns:
+        Plain data: ``reverse_kl``, ``forward_kl``, ``entropy`` of both, each with its standard error; ``rows``,
+        ``dimensions`` and ``non_finite``.
+    """
+    dimensions = draws.x.shape[1]
+    return {
+        "rows": len(draws.x),
+        "dimensions": dimensions,
+        "non_finite": int((~draws.kept).sum()),
+        "reverse_kl": _divergence(draws.log_q_s - draws.log_p_s, dimensions),
+        "forward_kl": _divergence(draws.log_p_x - draws.log_q_x, dimensions),
+        "entropy": {"student": mean_and_error(-draws.log_q_s), "teacher": mean_and_error(-draws.log_p_x)},
+    }
+
+
+def compare_draws(draws: Draws, seed: int, centres: np.ndarray | None = None) -> dict[str, Any]:
+    """Say how far student and teacher are apart: divergences, modes, and whether a classifier can tell them apart.
+
+    The effective sample size is that of the student's draws weighted by p / q, as a share of their number.
 
     Args:
         draws: of both.
@@ -97,22 +112,15 @@ def compare_draws(draws: Draws, seed: int, centres: np.ndarray | None = None) ->
         centres: of known modes (k, D); clusters of the teacher's draws by default.
 
     Returns:
-        Plain data: ``reverse_kl``, ``forward_kl``, ``entropy`` of both, ``effective_sample_size``, ``modes``,
-        ``classifier``, ``rows``, ``dimensions`` and ``non_finite``.
+        Plain data: what ``divergences`` has, ``effective_sample_size``, ``modes`` and ``classifier``.
     """
-    dimensions = draws.x.shape[1]
     real, fake = (part.double().cpu().numpy() for part in (draws.x, draws.s))
     log_weights = draws.log_p_s - draws.log_q_s
     weights = np.exp(log_weights - log_weights.max())
     extra = np.empty((len(real), 0)) if draws.context is None else draws.context.double().cpu().numpy()
     own, its = (np.concatenate([part, extra], 1)[:TOLD_APART] for part in (real, fake))
     return {
-        "rows": len(real),
-        "dimensions": dimensions,
-        "non_finite": draws.non_finite,
-        "reverse_kl": _divergence(draws.log_q_s - draws.log_p_s, dimensions),
-        "forward_kl": _divergence(draws.log_p_x - draws.log_q_x, dimensions),
-        "entropy": {"student": mean_and_error(-draws.log_q_s), "teacher": mean_and_error(-draws.log_p_x)},
+        **divergences(draws),
         "effective_sample_size": float(weights.sum() ** 2 / np.square(weights).sum() / len(weights)),
         "modes": mode_recall(real, fake, seed, centres),
         "classifier": classifier_test(own, its, seed),
@@ -231,12 +239,16 @@ def generate_naively(transform: Transform, z: Tensor, context: Tensor | None = N
     return x.mT
 
 
-def divergence_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
+def divergence_curve(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, units: int = 1, unit: str = "row"
+) -> None:
     """Draw the divergence of student and teacher over training, stage after stage.
 
     Args:
         histories: of both stages, by what they minimise, the entries of ``diffeo.fit``'s history, in nats per row.
         path: of the PNG.
+        units: that a row is divided into, the samples of a sound say; nats are shown for each of them.
+        unit: what one is called.
     """
     from matplotlib.ticker import FuncFormatter
 
@@ -245,7 +257,7 @@ def divergence_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], path:
         before, lowest = 0, np.inf
         for (name, entries), colour in zip(histories.items(), (GREY, MODEL), strict=True):
             steps = before + np.array([entry["step"] for entry in entries])
-            loss, error = (np.array([entry[key] for entry in entries]) for key in ("val_loss", "val_stderr"))
+            loss, error = (np.array([entry[key] for entry in entries]) / units for key in ("val_loss", "val_stderr"))
             marker = "o" if len(entries) < 15 else None
             axes.plot(steps, loss, color=colour, lw=1.5, marker=marker, ms=3, label=f"{name}: {loss[-1]:.3f}")
             axes.fill_between(steps, loss - error, loss + error, color=colour, alpha=0.18, lw=0)
@@ -255,7 +267,7 @@ def divergence_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]], path:
         for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             each(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("step")
-        axes.set_ylabel("nats per row")
+        axes.set_ylabel(f"nats per {unit}")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)  # above, never in the way
 
 

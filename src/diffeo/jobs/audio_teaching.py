@@ -1,0 +1,208 @@
+"""Distilling the run of a WaveNet into a Parallel WaveNet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffeo.data import Audio, save_wavs
+from diffeo.errors import UserError
+from diffeo.flow import Flow, bits_per_dim
+from diffeo.jobs.audio import STEP, AudioData, Crops
+from diffeo.jobs.fit import likelihood_facts
+from diffeo.jobs.sounds import open_audio_run
+from diffeo.jobs.teaching import Stage, Teaching
+from diffeo.objectives import ConditionalKL, Distillation, PowerLoss
+from diffeo.objectives.conditional_kl import encoded_kl
+from diffeo.report import audio_figures
+from diffeo.report.compare import mean_and_error
+from diffeo.report.distillation import divergence_curve, divergences, draw_both, pace
+from diffeo.report.sound_distillation import compare_sounds, generate_end_naively, warnings
+from diffeo.training import FitResult
+from diffeo.training.seeding import derive, seed_noise
+
+__all__ = ["AudioTeaching"]
+
+BATCH_SIZE = 2  # crops per step: their many samples are examples enough, and more steps matter more
+VALIDATED = 16  # held-out crops that tell which weights to keep
+REPORTED = 16  # held-out crops that the report is of
+NAIVE = 50  # samples that are drawn naively, to time it
+FORWARD_SHARE = 0.1  # of the encoded KL in the last stage; with a tenth the forward KL halves
+KEPT = 4  # sounds of each kind that stay in the run directory
+
+
+class AudioTeaching(Teaching):
+    """Real recordings and their contexts, divided as the teacher's were: whole crops, dequantised once and for all."""
+
+    what = "audio"
+    options = ("forward_share", "power", "contrast")
+    students = {"parallel_wavenet": ("parallel_wavenet", {})}  # noqa: RUF012 - a constant
+    epochs = 60
+
+    def __init__(self, run: str | os.PathLike[str], device: str | None) -> None:
+        opened = open_audio_run(run, device)
+        super().__init__(opened.path, opened.flow, opened.provenance, opened.device)
+        self.opened = opened
+        self.description = opened.description
+
+    def shared(self) -> dict[str, Any]:
+        """The frames of its context and the kind of noise are the teacher's as well."""
+        assert self.flow.recipe is not None  # it was built from one
+        its = self.flow.recipe["arguments"]
+        noise = "normal" if its["head"] == "gaussian" else "logistic"
+        return {**super().shared(), "hop": its["hop"], "noise": noise}
+
+    def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
+        """Open the recordings and divide them; choose the terms of the loss."""
+        if self.flow.recipe is None or self.flow.recipe["name"] != "wavenet":
+            raise UserError(f"{self.path}: of audio, only a wavenet can be distilled: its conditionals are compared")
+        form = self.opened.form
+        audio = self._recordings(source)
+        same = {
+            "context": form.parts, "mels": form.mels, "arguments": {"hop": form.hop}, "rate": form.rate,
+            "crop": self.opened.crop / form.rate, "batch_size": BATCH_SIZE,
+        }  # fmt: skip
+        divided = self.provenance.get("seed")
+        self.material = AudioData(audio, same, divided if isinstance(divided, int) else 0)
+        self.material.read()
+        for note in self.material.notes:
+            say(note)
+        samples, power = self.opened.crop, settings.get("power", 0.0)
+        both = partial(Distillation, estimator=ConditionalKL(), forward_estimator=encoded_kl)
+        share = settings.get("forward_share", FORWARD_SHARE)
+        auxiliary = [(power * samples, PowerLoss())] if power else []
+        # Far from the teacher the reverse KL of sound explodes: its conditionals are narrow.
+        self.stages = (
+            Stage("encoded", "KL along the encoding of real sound", partial(both, forward_share=1.0), 0.2, 2e-3),
+            Stage(
+                "reverse", "reverse KL, regularised",
+                partial(both, forward_share=share, contrast=self._contrast(settings), auxiliary=auxiliary), 0.8, 1e-3,
+            ),
+        )  # fmt: skip
+
+    def _recordings(self, source: Any) -> Audio:
+        """Open the recordings that were given, or else those that the run names."""
+        if source is not None:
+            return self.opened.audio(source)
+        recorded = (self.provenance.get("data") or {}).get("name")
+        missing = f"{self.path}: recordings are needed to distil it, and for the contexts of its sounds; give them"
+        if not isinstance(recorded, str):
+            raise UserError(f"{missing} (--data)")
+        try:
+            return self.opened.audio(recorded)
+        except (UserError, OSError) as error:
+            raise UserError(f"{missing} (--data): {error}") from error
+
+    def _contrast(self, settings: Mapping[str, Any]) -> float:
+        contrast: float = settings.get("contrast", 0.0)
+        if contrast and not self.opened.form.channels:
+            raise UserError(f"{self.path} has no context to tell apart; leave --contrast out")
+        return contrast
+
+    def rows(self, stage: Stage, seed: int) -> _Inwards:
+        """Crops of the recordings that the teacher was trained on."""
+        return _Inwards(self.material.x, self, derive(seed, stage.name))
+
+    def validation(self, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Crops of recordings that it was not trained on."""
+        x, context = _some(self.material.valid_x, self.material.valid_context, VALIDATED)
+        seed_noise(self.device, derive(seed, "validation"))
+        return self.inwards(x)[0], context
+
+    def facts(self) -> dict[str, Any]:
+        """Rate, frames, how long the recordings are together, and what the density is given."""
+        return self.material.facts()
+
+    @torch.no_grad()
+    def report(self, student: Flow, seed: int) -> dict[str, Any]:
+        """Compare draws of both, in the contexts of held-out recordings, with each other and with these."""
+        material, samples = self.material, self.opened.crop
+        x, context, which = material.valid_x, material.valid_context, "recordings held out of training"
+        if material.test is not None:
+            (x, context), which = material.test.in_order(), "the test recordings"
+        x, context = _some(x, context, REPORTED)
+        given = None if context is None else context.to(self.device)
+        draws = draw_both(student, self.core, given, len(x), derive(seed, "report"))
+        if draws.kept.sum() < 2:
+            raise UserError(f"{self.path}: its student draws no finite sounds; distil it again, with more minutes")
+        seed_noise(self.device, derive(seed, "real rows"))
+        scores = self.score(student, x, context)
+
+        self.sounds, self.bits = {"real": x[draws.kept.cpu()]}, {}
+        if scores is not None:
+            self.bits["real"] = bits_per_dim(scores["teacher"] + scores["log_det"], samples, STEP).numpy()
+        for name, drawn, log_p in (("teacher", draws.x, draws.log_p_x), ("student", draws.s, draws.log_p_s)):
+            sound, log_det = self.outwards(drawn)
+            self.sounds[name] = sound.cpu()
+            self.bits[name] = bits_per_dim(torch.from_numpy(log_p) - log_det.double().cpu(), samples, STEP).numpy()
+
+        report = {**divergences(draws), "sound": compare_sounds(self.sounds, material.form.rate)}
+        report["warnings"] = warnings(report)
+        report["samples_per_second"] = self._paces(student, None if given is None else given[:1])
+        if scores is None:
+            return {"distillation": report}
+        lost = bits_per_dim(scores["student"] - scores["teacher"], samples).numpy()
+        report["real_rows"] = {**mean_and_error(lost), "rows": len(lost), "which": which}
+        nll = -(scores["student"] + scores["log_det"])
+        return {"distillation": report, "validation": likelihood_facts(nll, samples, "sample", STEP)}
+
+    def _paces(self, student: Flow, context: Tensor | None) -> dict[str, float]:
+        """Return samples per second of one sound at a time: student, teacher, and teacher without memory."""
+        shape, samples = (1,) if context is None else (), self.opened.crop
+        drawn = self.core.sample(shape, context)
+        z, steps = self.core.base.sample((1,)), min(NAIVE, samples)
+        return {
+            "student": pace(lambda count: student.sample(shape, context), samples),
+            "teacher": pace(lambda count: self.core.sample(shape, context), samples),
+            "teacher_naive": pace(lambda count: generate_end_naively(self.core, drawn, z, context, count), steps),
+        }
+
+    def draw(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
+        """KL over the training, waveforms and spectrograms, the teacher's likelihood of all; some wavs of each."""
+        home = folder / "figures"
+        home.mkdir(exist_ok=True)
+        paths = [home / f"{name}.png" for name in ("kl", "sounds", "likelihoods")]
+        histories = {stage.says: results[stage.name].history for stage in self.stages}
+        divergence_curve(histories, paths[0], self.opened.crop, "sample")
+        audio_figures.sounds(self.sounds, self.material.form.rate, paths[1])
+        audio_figures.likelihoods(self.bits, paths[2], "teacher")
+        (folder / "sounds").mkdir(exist_ok=True)
+        for name, sounds in self.sounds.items():
+            save_wavs(folder / "sounds" / name, _some(sounds, None, KEPT)[0].numpy(), self.material.form.rate, True)
+        return [str(path) for path in paths]
+
+
+class _Inwards:
+    """Batches of data as the layers see them; epoch and number decide the noise of the dequantisation."""
+
+    def __init__(self, crops: Crops, teaching: Teaching, seed: int) -> None:
+        self.crops, self.teaching, self.seed = crops, teaching, seed
+        self.fingerprint = f"{crops.fingerprint} {seed}"
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next: it decides order and noise."""
+        self.crops.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        device = self.teaching.device
+        for number, batch in enumerate(self.crops):
+            x, context = batch if isinstance(batch, tuple) else (batch, None)
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                seed_noise(device, derive(self.seed, "dequantize", self.crops.epoch, number))
+                x, _ = self.teaching.inwards(x)
+            yield x, context
+
+
+def _some(x: Tensor, context: Tensor | None, most: int) -> tuple[Tensor, Tensor | None]:
+    """Pick at most so many, evenly spaced: neighbours share a recording. One is taken twice, for an error takes two."""
+    chosen = torch.linspace(0, len(x) - 1, max(2, min(most, len(x)))).long()
+    return x[chosen], None if context is None else context[chosen]

@@ -1,0 +1,157 @@
+"""Distilling the run of a table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffeo.errors import UserError
+from diffeo.flow import Flow
+from diffeo.jobs.check import Judging, rows_to_judge_by
+from diffeo.jobs.fit import likelihood_facts
+from diffeo.jobs.pictures import draw_pairs
+from diffeo.jobs.runs import open_run
+from diffeo.jobs.teaching import Stage, Teaching
+from diffeo.objectives import Distillation
+from diffeo.report.compare import mean_and_error
+from diffeo.report.distillation import (
+    compare_draws,
+    divergence_curve,
+    draw_both,
+    generate_naively,
+    likelihoods,
+    pace,
+    warnings,
+)
+from diffeo.training import FitResult
+from diffeo.training.sampled import SampleStream
+from diffeo.training.seeding import derive, seed_noise
+from diffeo.transforms import Autoregressive
+
+__all__ = ["TableTeaching"]
+
+BATCH_SIZE, BATCHES = 512, 100  # rows per step, steps per epoch
+VALIDATED = 4_096  # rows of the teacher's that tell which weights to keep
+REPORTED = 20_000  # draws of each that the report is of
+TIMED = 1_000  # rows drawn at a time where speed is measured
+
+
+class TableTeaching(Teaching):
+    """Rows that the teacher draws as they are needed: no data is needed, and none is overfitted.
+
+    The table, where there is one, gives the contexts of a conditional teacher, and real rows to judge by.
+    """
+
+    what = "tables"
+    options = ("missing",)
+    students = {  # noqa: RUF012 - a constant
+        "nsf-inverse": ("nsf", {"structure": "inverse", "affine": True}),
+        "iaf": ("iaf", {}),
+        "realnvp": ("realnvp", {}),
+        "nsf-coupling": ("nsf", {"structure": "coupling", "affine": True}),
+    }
+    epochs = 100
+    # The reverse KL is asked for last: far from the teacher its gradients explode, and alone it leaves modes out. The
+    # forward KL needs no WarmStart, whose error an unfinished student makes small by shrinking to the mean row.
+    stages = (
+        Stage("forward", "forward KL", partial(Distillation, forward_share=1.0), 0.65, 1e-2),
+        Stage("both", "mean of reverse and forward KL", Distillation, 0.35, 3e-3),
+    )
+
+    def __init__(self, run: str | os.PathLike[str], device: str | None) -> None:
+        opened = open_run(run, device)
+        super().__init__(opened.path, opened.flow, opened.provenance, opened.device)
+        self.opened = opened
+        self.description = opened.schema.to_json()
+
+    def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
+        """Find real rows to judge by, and contexts."""
+        self.real = self._real_rows(source, settings.get("missing", "error"), seed, say)
+        self.contexts = None if self.real is None else self.real.contexts
+        if self.core.context_shape and self.contexts is None:
+            raise UserError(f"{self.path} is conditional: give the table that its contexts are to be taken from (DATA)")
+
+    def _real_rows(self, source: Any, missing: str, seed: int, say: Callable[[str], None]) -> Judging | None:
+        """Return real rows, from the table that was given, or else from the one that the run names."""
+        open_table = self.opened.schema.open
+        if source is not None:
+            return rows_to_judge_by(self.opened, open_table(source, missing=missing), REPORTED, seed)
+        recorded = (self.provenance.get("data") or {}).get("name")
+        if not isinstance(recorded, str):
+            return None
+        missing = self.provenance.get("settings", {}).get("missing", missing)
+        try:
+            return rows_to_judge_by(self.opened, open_table(recorded, missing=missing), REPORTED, seed)
+        except (UserError, OSError) as error:
+            say(f"no real rows to judge by, only the teacher's own: {error}; give the table (DATA)")
+            return None
+
+    def rows(self, stage: Stage, seed: int) -> SampleStream:
+        """Fresh draws of the teacher."""
+        return SampleStream(
+            self.core, self.contexts, batch_size=BATCH_SIZE, batches=BATCHES, seed=derive(seed, stage.name)
+        )
+
+    def validation(self, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Other draws of the teacher."""
+        drawn = SampleStream(self.core, self.contexts, batch_size=VALIDATED, batches=1, seed=derive(seed, "validation"))
+        return next(iter(drawn))
+
+    def facts(self) -> dict[str, Any]:
+        """How many columns, and which are the context."""
+        return {"columns": self.opened.schema.features, "context": list(self.opened.schema.context)}
+
+    @torch.no_grad()
+    def report(self, student: Flow, seed: int) -> dict[str, Any]:
+        """Compare draws of both, and score real rows."""
+        seed_noise(self.device, derive(seed, "contexts"))
+        context = None
+        if self.contexts is not None:
+            picked = torch.randint(len(self.contexts), (REPORTED,))
+            context = self.contexts[picked.to(self.contexts.device)].to(self.device)
+        self.draws = draw_both(student, self.core, context, REPORTED, derive(seed, "report"))
+        seed_noise(self.device, derive(seed, "real rows"))
+        real = self.real
+        self.scores = None if real is None else self.score(student, real.x, real.context)
+        report = compare_draws(self.draws, seed)
+        report["warnings"] = warnings(report)
+        report["rows_per_second"] = self._paces(student)
+        if real is None or self.scores is None:
+            return {"distillation": report}
+        difference = mean_and_error((self.scores["student"] - self.scores["teacher"]).numpy())
+        report["real_rows"] = {**difference, "rows": len(self.scores["student"]), "which": real.which}
+        nll = -(self.scores["student"] + self.scores["log_det"])
+        return {"distillation": report, "validation": likelihood_facts(nll, report["dimensions"], "column")}
+
+    def _paces(self, student: Flow) -> dict[str, float]:
+        """Return rows per second of the student, of the teacher, and of the teacher by one full pass per element."""
+        given = None if self.draws.context is None else self.draws.context[:TIMED]
+
+        def draw(flow: Flow) -> Callable[[int], Tensor]:
+            return lambda rows: flow.sample((rows,) if given is None else (), given)
+
+        count, teacher = TIMED if given is None else len(given), self.core
+        found = {"student": pace(draw(student), count), "teacher": pace(draw(teacher), count)}
+        if any(isinstance(part, Autoregressive) for part in teacher.transform.modules()):
+            prepared = teacher.normalize_context(given)
+            found["teacher_naive"] = pace(
+                lambda rows: generate_naively(teacher.transform, teacher.base.sample((rows,)), prepared), count
+            )
+        return found
+
+    def draw(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
+        """KL over the training, pairs of columns, the teacher's likelihood of real rows and of the student's."""
+        home = folder / "figures"
+        home.mkdir(exist_ok=True)
+        paths = [home / f"{name}.png" for name in ("kl", "pairs", "likelihoods")]
+        divergence_curve({stage.says: results[stage.name].history for stage in self.stages}, paths[0])
+        drawn = [self.outwards(rows)[0] for rows in (self.draws.x, self.draws.s)]
+        draw_pairs(self.opened.schema, drawn[0], drawn[1], paths[1], ("teacher", "student"))
+        likelihoods(self.draws, None if self.scores is None else self.scores["teacher"].numpy(), paths[2])
+        return [str(path) for path in paths]

@@ -1,0 +1,206 @@
+"""Distilling audio: the command, what the student has from its teacher, the report in words, and mistakes."""
+
+import json
+import math
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import diffeo
+from cases import randomise
+from diffeo.cli.main import main
+from diffeo.jobs import audio_teaching, distill_run, fit_data
+from diffeo.recipes.assembly import take_apart
+from diffeo.report.sound_distillation import generate_end_naively, warnings
+from diffeo.training import checkpoint as checkpoints
+
+RATE, HOP = 1000, 10
+SMALL = {"channels": 4, "layers": 3, "cycles": 1, "skip": 8, "hop": HOP}
+TINY = {"epochs": 2, "arguments": {"channels": 4, "layers": 2, "cycles": [1, 1], "skip": 8}}
+GIVEN = ["--epochs", "2", "--set", "channels=4", "--set", "layers=2", "--set", "cycles=[1,1]", "--set", "skip=8"]
+
+
+def tones(folder, count=40):
+    """Noisy tones of two pitches, labelled by their files' names."""
+    folder.mkdir()
+    for i in range(count):
+        generator, time = np.random.default_rng(i), np.arange(180 + i) / RATE
+        sound = 0.2 * np.sin(2 * np.pi * (50 if i % 2 else 200) * time) + 0.01 * generator.standard_normal(len(time))
+        soundfile.write(folder / f"{'low' if i % 2 else 'high'}_{i:03}.wav", sound, RATE, subtype="PCM_16")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def brief():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"BATCH_SIZE": 8, "REPORTED": 4, "VALIDATED": 4, "NAIVE": 5, "KEPT": 2}.items():
+            patch.setattr(audio_teaching, name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speech")
+    data = tones(folder / "tones")
+    options = {"epochs": 2, "crop": 0.15, "batch_size": 8, "figures": False}
+    fit_data(data, folder / "run", context=["mel", "label"], mels=4, arguments=SMALL, **options)
+    mixture = {**SMALL, "head": "logistics", "components": 2}
+    fit_data(data, folder / "plain", model="wavenet", arguments=mixture, **options)
+    distill_run(folder / "run", folder / "student", **TINY)
+    return SimpleNamespace(
+        data=data, run=folder / "run", plain=folder / "plain", student=folder / "student", folder=folder
+    )
+
+
+def test_a_student_of_sound(teachers, tmp_path, capsys):
+    student, teacher = diffeo.load_run(teachers.student), diffeo.load_run(teachers.run)
+    assert (student.flow.cheap, student.schema) == ("forward", teacher.schema)
+    for own, its in zip(take_apart(student.flow)[1], take_apart(teacher.flow)[1], strict=True):
+        assert all(torch.equal(value, its.state_dict()[name]) for name, value in own.state_dict().items())
+    found = student.metrics
+    report = found["distillation"]
+    assert found["stages"].keys() == {"encoded", "reverse"}
+    assert (report["dimensions"], report["rows"], report["non_finite"]) == (150, 4, 0)
+    for key in ("reverse_kl", "forward_kl"):
+        assert report[key]["stderr"] > 0
+    assert report["real_rows"]["which"] == "recordings held out of training"
+    assert report["sound"].keys() == {"real", "teacher", "student"}
+    assert math.isclose(report["sound"]["real"]["rms"]["mean"], 0.2 / 2**0.5, rel_tol=0.05)
+    assert report["sound"]["student"]["log_spectral_distance"]["mean"] > 0
+    assert report["samples_per_second"].keys() == {"student", "teacher", "teacher_naive"}
+    assert sorted(path.name for path in (teachers.student / "figures").iterdir()) == [
+        "kl.png", "likelihoods.png", "sounds.png",
+    ]  # fmt: skip
+    for who in ("real", "teacher", "student"):
+        sound, rate = soundfile.read(teachers.student / "sounds" / who / "0001.wav")
+        assert (len(sound), rate) == (150, RATE)
+
+    capsys.readouterr()
+    assert main(["info", str(teachers.student)]) == 0
+    assert "distilled" in capsys.readouterr().out
+    wavs = ["--given-file", str(teachers.data), "--out", str(tmp_path / "wavs")]
+    assert main(["sample", str(teachers.student), *wavs]) == 0
+    assert len(list((tmp_path / "wavs").iterdir())) == 40
+
+
+def test_bits_lost_are_those_that_scoring_finds(teachers):
+    """The report's likelihood, within the preprocessing, and that of the whole flows differ by noise alone."""
+    bits = [diffeo.load_run(run).metrics["validation"]["bits_per_sample"] for run in (teachers.student, teachers.run)]
+    lost = diffeo.load_run(teachers.student).metrics["distillation"]["real_rows"]
+    # of four crops here, of all held-out ones there
+    assert abs(bits[0] - bits[1] - lost["mean"]) < 0.5
+
+
+def test_a_mixture_has_a_student_of_logistic_noise(teachers, tmp_path, capsys):
+    """Unconditional, by the command, with the power loss."""
+    out = tmp_path / "student"
+    assert main(["distill", str(teachers.plain), "--out", str(out), *GIVEN, "--power", "0.5", "--no-figures"]) == 0
+    said = capsys.readouterr().out
+    for text in (
+        "KL(student || teacher)",
+        "nats per sample",
+        "log-spectral distance",
+        "voiced share",
+        "without memory",
+    ):
+        assert text in said
+    recipe = diffeo.load_run(out).flow.recipe
+    assert recipe["arguments"]["noise"] == "logistic"
+    assert not (out / "sounds").exists()
+
+
+def test_an_interrupted_distillation_goes_on(teachers, tmp_path, monkeypatch):
+    """Dequantisation, draws and the order of the crops depend on the place in the training alone."""
+    original, written = checkpoints.save_checkpoint, []
+
+    def dying(path, *rest):
+        original(path, *rest)
+        written.append(path.parent.parent.name)
+        if written[-1] == "reverse":
+            raise KeyboardInterrupt
+
+    out = tmp_path / "student"
+    monkeypatch.setattr(checkpoints, "save_checkpoint", dying)
+    with pytest.raises(KeyboardInterrupt):
+        distill_run(teachers.run, out, figures=False, **TINY)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", original)
+    distill_run(teachers.run, out, resume=True, figures=False)
+    whole, resumed = (diffeo.load_run(path).flow.state_dict() for path in (teachers.student, out))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_mistakes_get_one_line(teachers, tmp_path, capsys):
+    def refused(run, *argv):
+        capsys.readouterr()
+        assert main(["distill", str(run), "--out", str(tmp_path / "out"), *map(str, argv)]) == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+        assert len(said) == 1, said
+        return said[0]
+
+    run = teachers.run
+    assert "student 'iaf' is for tables; expected one of parallel_wavenet" in refused(run, "--student", "iaf")
+    assert "unknown student 'maf'" in refused(run, "--student", "maf")
+    assert "a student has its teacher's noise ('logistic')" in refused(teachers.plain, "--set", "noise=normal")
+    assert "a student has its teacher's context (6)" in refused(run, "--set", "context=3")
+    assert "--drop-missing is for tables, and these data are audio" in refused(run, "--drop-missing")
+    assert "expected contrast in [0, 1), got 1" in refused(run, "--contrast", 1)
+    assert "expected forward share in [0, 1), got 1" in refused(run, "--forward-share", 1)
+    assert "expected power of at least 0" in refused(run, "--power", -1)
+    assert "has no context to tell apart" in refused(teachers.plain, "--contrast", 0.3)
+    assert "samples in one pass already" in refused(teachers.student)
+    assert "only a wavenet can be distilled" in refused(teachers.student, "--force")
+    assert "no such file" in refused(run, "--data", tmp_path / "none")
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    model = json.loads((moved / "model.json").read_text())
+    model["provenance"]["data"]["name"] = str(tmp_path / "gone")
+    (moved / "model.json").write_text(json.dumps(model))
+    assert "recordings are needed to distil it" in refused(moved)
+    other = tmp_path / "other"
+    other.mkdir()
+    for i in range(3):
+        shutil.copy(teachers.data / "low_001.wav", other / f"loud_{i}.wav")
+    assert "has the label 'loud', expected one of high, low" in refused(run, "--data", other)
+    model["schema"]["kind"] = "images"
+    (moved / "model.json").write_text(json.dumps(model))
+    assert "only runs of tables and of audio can be distilled" in refused(moved)
+
+
+def test_warnings_in_words():
+    def one(mean, stderr=0.001):
+        return {"mean": mean, "stderr": stderr}
+
+    def sound(**changed):
+        return {"rms": one(0.1), "flatness": one(0.05), "voiced_share": one(0.7)} | changed
+
+    near = {"mean": 10.0, "stderr": 1.0, "per_dimension": 0.01, "stderr_per_dimension": 0.001}
+    good = {
+        "dimensions": 1000, "non_finite": 0, "reverse_kl": near, "forward_kl": near,
+        "entropy": {"student": one(-500, 5), "teacher": one(-500, 5)},
+        "sound": {"real": sound(), "teacher": sound(), "student": sound()},
+    }  # fmt: skip
+    assert warnings(good) == []
+    wide = good | {"entropy": {"student": one(-300, 5), "teacher": one(-500, 5)}}
+    assert "whispers" in warnings(wide)[0]
+    flat = good | {"sound": good["sound"] | {"student": sound(flatness=one(0.1))}}
+    assert "whispers" in warnings(flat)[0]
+    narrow = good | {"entropy": {"student": one(-700, 5), "teacher": one(-500, 5)}}
+    assert "buzzes" in warnings(narrow)[0]
+    quiet = good | {"sound": good["sound"] | {"student": sound(rms=one(0.05))}}
+    assert "50% of the loudness" in warnings(quiet)[0]
+    far = good | {"forward_kl": near | {"per_dimension": 0.5}}
+    assert "KL(teacher || student) is 0.50 nats per sample" in warnings(far)[0]
+    assert "not finite" in warnings(good | {"non_finite": 1})[0]
+
+
+def test_naive_generation_is_the_walk():
+    flow = diffeo.wavenet(120, channels=4, layers=3, cycles=1, skip=8, hop=HOP, preprocess=["standardize"]).double()
+    randomise(flow.eval(), 0.3)
+    z = flow.base.sample((2,))
+    with torch.no_grad():
+        x = flow.decode(z)
+        assert torch.allclose(generate_end_naively(flow, x.clone(), z, None, 20), x[:, -20:], atol=1e-10)
