@@ -1,11 +1,12 @@
 """Continuous flows beside torchdiffeq, zuko and torchcfm: `python benchmarks/ode_speed.py [solve] [train]`.
 
 solve   one velocity (a residual MLP of 3 x 128 with weights of order one) in every library, from noise to data, alone
-        and with the exact divergence; the others read it in PyTorch's operations, diffeo through its kernels. Each is
+        and with the exact divergence, for few rows and for many; the others read it in PyTorch's operations, diffeo
+        solves in its kernel ("plain": its solver in PyTorch's operations, which serves any other velocity). Each is
         run over a range of tolerances; its error is measured against a solution in float64 at 1e-10, and times are
         compared at equal error (interpolated in logarithms), not at equal tolerance.
 train   steps per second with minibatch optimal transport: `diffeo.fit` beside torchcfm's matcher in a plain loop, both
-        with independent pairs as well; batch 256, and diffeo's couplings over 1,024.
+        with independent pairs as well; networks of 5 x 128, batch 256, and diffeo's couplings over 1,024.
 
 Libraries take turns; every time is the median over --rounds. Needs the benchmark environment.
 """
@@ -14,10 +15,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from diffeo.transforms import ODE
 
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 TARGETS = (1e-3, 1e-4)  # errors to compare at
+HIDDEN = (128,) * 5  # of the networks that are trained
 Solve = Callable[[Tensor, float], tuple[Tensor, Tensor | None]]
 
 
@@ -68,8 +71,8 @@ def solvers(own: Velocity, features: int, log_det: bool) -> dict[str, Solve]:
     def rows(t: Tensor, x: Tensor) -> Tensor:
         return t.to(x).expand(len(x))
 
-    def ours(z: Tensor, tolerance: float) -> tuple[Tensor, Tensor | None]:
-        ode = ODE(own, (features,), rtol=tolerance, atol=tolerance)
+    def ours(z: Tensor, tolerance: float, read: nn.Module = own) -> tuple[Tensor, Tensor | None]:
+        ode = ODE(read, (features,), rtol=tolerance, atol=tolerance)
         return ode.forward_and_log_det(z) if log_det else (ode.forward(z), None)
 
     def traced(t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,14 +101,19 @@ def solvers(own: Velocity, features: int, log_det: bool) -> dict[str, Solve]:
         )
         return transform.call_and_ladj(z)
 
-    return {"diffeo": ours, "torchdiffeq": theirs, "zuko": zukos}
+    return {
+        "diffeo": ours,
+        "diffeo plain": lambda z, tolerance: ours(z, tolerance, field),
+        "torchdiffeq": theirs,
+        "zuko": zukos,
+    }
 
 
 def solve(args: argparse.Namespace) -> None:
     """Print times at equal error."""
-    for features in args.features:
+    for features, rows in itertools.product(args.features, args.batch_solve):
         field = velocity(features, args.seed)
-        z = torch.randn(args.batch_solve, features)
+        z = torch.randn(rows, features)
         exact = ODE(velocity(features, args.seed).double(), (features,), rtol=1e-10, atol=1e-10)
         for log_det in (False, True):
             with torch.no_grad():
@@ -141,13 +149,13 @@ def at_error(points: list[tuple[float, list[float]]], target: float) -> float:
 
 
 class Plain(nn.Module):
-    """The same network as a user of torchcfm writes it: residual, 3 x 128, time as one more input."""
+    """A network of the same layers as a user of torchcfm writes it: residual, time as one more input."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        sizes = [features + 1, 128, 128, 128]
+        sizes = [features + 1, *hidden]
         self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
-        self.last = nn.Linear(128, features)
+        self.last = nn.Linear(sizes[-1], features)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Map x ``(rows, features)`` and t ``(rows,)``."""
@@ -168,7 +176,7 @@ def train(args: argparse.Namespace) -> None:
     x = torch.randn(args.rows, features)
 
     def ours(coupling: str) -> float:
-        flow = diffeo.flow_matching(features, preprocess=())
+        flow = diffeo.flow_matching(features, hidden=HIDDEN, preprocess=())
         objective = diffeo.FlowMatching(flow, coupling=coupling)
         epochs = max(1, args.steps * batch // len(x))
         started = time.perf_counter()
@@ -176,7 +184,7 @@ def train(args: argparse.Namespace) -> None:
         return result.steps / (time.perf_counter() - started)
 
     def theirs(matcher: Any) -> float:
-        net = Plain(features)
+        net = Plain(features, HIDDEN)
         optimizer = torch.optim.Adam(net.parameters(), lr=3e-4, fused=True)
         started = time.perf_counter()
         for _ in range(args.steps):
@@ -210,7 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=("solve", "train"), default=["solve", "train"])
     parser.add_argument("--features", type=int, nargs="+", default=[2, 9])
-    parser.add_argument("--batch-solve", type=int, default=1000, help="rows to solve for")
+    parser.add_argument("--batch-solve", type=int, nargs="+", default=[200, 2000], help="rows to solve for")
     parser.add_argument("--rows", type=int, default=20_000, help="training rows")
     parser.add_argument("--steps", type=int, default=2500, help="training steps; diffeo's pairs serve 32 epochs")
     parser.add_argument("--rounds", type=int, default=5)

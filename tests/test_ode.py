@@ -1,5 +1,6 @@
 """Continuous flows: solvers against closed forms and scipy, rows on their own, traces, and what is refused."""
 
+import copy
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 import diffeo
 from cases import Swirl, randomise
 from diffeo.bases import StandardNormal
+from diffeo.kernels import native
 from diffeo.nets import MLP, Velocity
 from diffeo.nets.activations import ACTIVATIONS, derivative, soften, with_slope
 from diffeo.nets.trace import estimated_trace, exact_trace
@@ -264,6 +266,169 @@ def test_float32_round_trips_and_empty_batches():
         assert ode.forward(z[:0], context[:0]).shape == (0, 2)
         assert ode.forward_and_log_det(z[:0], context[:0])[1].shape == (0,)
     assert ode.cheap == "neither"
+
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here: only the plain twins run")
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Run a call with the kernels switched off."""
+
+    def run(call):
+        with monkeypatch.context() as patch:
+            patch.setattr("diffeo.kernels.network.usable", lambda *tensors: False)
+            return call()
+
+    return run
+
+
+def known(path="linear", features=3, context=0, hidden=(16, 16), activation="silu", **options):
+    """A velocity that the kernels know, of moments and weights that are not those of its start."""
+    size = embedding_size(context, options.get("droppable", False))
+    net = MLP(features, features, hidden, size, activation, True)
+    made = Velocity(net, (features,), PATHS[path], context, **options)
+    randomise(made)
+    with torch.no_grad():
+        for layer in made.net.layers:
+            layer.weight.normal_(std=0.6 / math.sqrt(layer.in_features))
+        for name in ("data_std", "noise_std"):
+            getattr(made, name).uniform_(0.5, 2)
+    return made
+
+
+@needs_compiler
+@pytest.mark.parametrize("direction", [(0.0, 1.0), (0.95, 0.0), (0.2, 0.7)])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("features", "context", "hidden", "activation"),
+    [
+        (2, 0, (24, 24, 24), "silu"),
+        (5, 3, (20, 20, 9), "silu"),
+        (9, 1, (8, 30), "tanh"),
+        (1, 0, (), "silu"),
+        (3, 2, (7,), "elu"),
+    ],
+    ids=str,
+)
+def test_solves_in_one_call_equal_their_plain_twins(plain, path, direction, features, context, hidden, activation):
+    if path == "vp":  # whose velocity has a pole at the data
+        direction = tuple(min(t, 0.9) for t in direction)
+    field = known(path, features, context, hidden, activation, droppable=bool(context))
+    z = torch.randn(70, features)
+    z += z.sign()  # a state near zero would make the first step short
+    given = torch.randn(70, context) if context else None
+    exact = ODE(copy.deepcopy(field).double(), (features,), rtol=1e-9, atol=1e-9)
+    start, stop = direction
+    near = start + 0.02 * (stop - start)  # so near that one step leads there, however its length is chosen
+    ode = ODE(field, (features,), rtol=1e-5, atol=1e-5)
+
+    def error(found, truth):
+        parts = [found.value - truth.value]
+        if found.log_det is not None:
+            parts.append((found.log_det - truth.log_det)[:, None])
+        return torch.cat(parts, 1).abs().amax(1).median()
+
+    for log_det in (False, True):
+        with torch.no_grad():
+            truth = exact.solve(z.double(), start, stop, None if given is None else given.double(), log_det=True)
+            runs = [
+                lambda log_det=log_det: ode.solve(z, start, stop, given, log_det=log_det),
+                lambda log_det=log_det: ode.replaced(rtol=1.0, atol=1.0).solve(z, start, near, given, log_det=log_det),
+            ]
+            (fast, fast_step), (slow, slow_step) = [run() for run in runs], [plain(run) for run in runs]
+        assert error(fast, truth) < 1.5 * error(slow, truth) + ode.rtol
+        assert 0.8 < fast.evaluations.sum() / slow.evaluations.sum() < 1.25
+        assert (fast.log_det is None) == (not log_det)
+        assert (fast_step.evaluations == 8).all()
+        assert torch.equal(fast_step.evaluations, slow_step.evaluations)
+        assert torch.allclose(fast_step.value, slow_step.value, rtol=1e-5, atol=1e-6)
+        if log_det:
+            assert torch.allclose(fast_step.log_det, slow_step.log_det, rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+def test_what_the_kernel_does_not_know_is_left_to_the_plain_twin(monkeypatch):
+    class Other(Velocity):
+        pass
+
+    z = torch.randn(4, 3)
+    read = []
+    forward = Velocity.forward
+    monkeypatch.setattr(Velocity, "forward", lambda self, *given: read.append(1) or forward(self, *given))
+    field = known()
+    other = Other(field.net, (3,), field.path)
+    custom = Velocity(field.net, (3,), lambda t: PATHS["linear"](t))
+    wrapped = Velocity(Wrapped(field.net), (3,), field.path)
+    for case, slow in ((field, False), (known().double(), True), (other, True), (custom, True), (wrapped, True)):
+        del read[:]
+        with torch.no_grad():
+            ODE(case, (3,)).forward(z.to(case.data_mean))
+        assert bool(read) == slow
+    del read[:]
+    x = ODE(field, (3,)).forward(z)
+    assert read
+    assert x.requires_grad
+    with pytest.raises(ValueError, match="expected a context of size 2, got none"), torch.no_grad():
+        ODE(known(context=2), (3,)).forward(z)
+
+
+class Wrapped(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, context):
+        return self.net(x, context)
+
+
+@needs_compiler
+@pytest.mark.parametrize("log_det", [False, True])
+def test_rows_in_lanes_do_not_know_each_other(log_det):
+    """The same bits alone, among others that are harder, and on several threads."""
+    ode = ODE(known(features=2, context=1), (2,))
+    z, context = torch.randn(3000, 2), torch.randn(3000, 1)
+    threads = torch.get_num_threads()
+    with torch.no_grad():
+        try:
+            found = []
+            for count in (1, 3):
+                torch.set_num_threads(count)
+                found.append(ode.solve(z, 0.0, 1.0, context, log_det=log_det))
+        finally:
+            torch.set_num_threads(threads)
+        hard, easy = (int(each(found[0].evaluations)) for each in (torch.argmax, torch.argmin))
+        assert found[0].evaluations[hard] >= 1.5 * found[0].evaluations[easy]
+        for row in (0, hard, easy, 2999):
+            found.append(ode.solve(z[row], 0.0, 1.0, context[row], log_det=log_det))
+            for a, b in zip(found[0], found[-1], strict=True):
+                assert a is None or torch.equal(a[row], b)
+        for a, b in zip(*found[:2], strict=True):
+            assert a is None or torch.equal(a, b)
+        assert ode.solve(z[:0], 0.0, 1.0, context[:0], log_det=log_det).value.shape == (0, 2)
+
+
+@needs_compiler
+def test_failures_in_one_call_are_those_of_the_plain_twin(plain):
+    field = known(context=1)
+    z, context = torch.randn(100, 3), 0.01 * torch.randn(100, 1)
+
+    def message(ode, z):
+        with pytest.raises(ValueError, match=r"in row \d+") as caught, torch.no_grad():
+            ode.forward_and_log_det(z, context)
+        return str(caught.value)
+
+    ode = ODE(field, (3,), max_evaluations=20)
+    fast, slow = message(ode, z), plain(lambda: message(ode, z))
+    assert "to be met within 20 evaluations, got to t = 0." in fast
+    assert fast.split("in row")[1] == slow.split("in row")[1]
+    ode, holed = ODE(field, (3,)), z.clone()
+    holed[[41, 77]] = torch.nan
+    assert message(ode, holed) == plain(lambda: message(ode, holed))
+    assert "got NaN or infinity in row 41 at t = 0" in message(ode, holed)
+    with torch.no_grad():
+        field.net.layers[1].weight[3, 5] = torch.nan
+    assert "expected a finite velocity, got NaN or infinity in row 0 at t = 0" in message(ode, z)
 
 
 def broken(**options):

@@ -1,4 +1,5 @@
 /* Vectors of floats and doubles (GCC's vector extensions: gcc and clang, any processor), and elementary functions of them. */
+#include <limits.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -23,7 +23,9 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 __all__ = ["differentiable_gradients", "library", "pointer", "usable"]
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "lanes.h", "network.h", "spline.h", "wavenet.h")]
+_SOURCES = [
+    Path(__file__).with_name(name) for name in ("native.c", "lanes.h", "network.h", "spline.h", "wavenet.h", "ode.h")
+]
 # -ffp-contract=fast fuses multiply and add; nothing here depends on errno or on traps.
 _FLAGS = [
     "-O3",
@@ -48,6 +50,7 @@ _SIGNATURES = {
     "wavenet_f32": "llppppp" + "i",
     "wavenet_backward_f32": "llpppp" + "ppp" + "i",
     "wavenet_walk_f32": "llpppi" + "ppp" + "i",
+    "ode_adaptive_f32": "llppp" + "ppppp" + "i",
 }
 
 

@@ -268,7 +268,8 @@ typedef struct {
     long rows, vectors;
     const float *shared;
     const Mapping *mapping;
-    float *out, *const *values, *const *sums;
+    float *out; /* NULL leaves the outputs in their panel */
+    float *const *values, *const *sums;
 } Forward;
 
 /* One tile of layer l: `inputs` are the network's, `in` the layer's, and `hidden` receives its values. */
@@ -283,9 +284,9 @@ static void forward_tile(
     masked_product(layer, unit, tile, in, n, sums);
     if (l == last) {
         if (f->net->direct) masked_product(f->net->direct, unit, tile, inputs, n, sums);
-        if (f->mapping) {
+        if (!f->out) {
             memcpy(value, sums, sizeof(v16) * tile * n);
-            if (f->mapping->params) keep(sums, tile, n, f->mapping->params, f->vectors, unit, vector);
+            if (f->mapping && f->mapping->params) keep(sums, tile, n, f->mapping->params, f->vectors, unit, vector);
             return;
         }
         for (int u = 0; u < tile; u++)
@@ -300,13 +301,32 @@ static void forward_tile(
     if (f->sums && f->sums[l]) keep(sums, tile, n, f->sums[l], f->vectors, unit, vector);
 }
 
+/* All layers for a group of chunks, from the inputs at the beginning of their panels; returns the features before the
+ * outputs. */
+static long forward_layers(const Forward *f, const Chunk *group, int count, v16 *const *panel) {
+    long done = 0;
+    for (int l = 0; l < f->net->depth; l++) {
+        const Layer *layer = f->net->layers + l;
+        for (long unit = 0; unit < layer->units;) {
+            const int tile = tile_of(layer->units - unit);
+            for (int c = 0; c < count; c++) {
+                v16 *in = panel[c] + done * group[c].vectors;
+                forward_tile(f, l, unit, tile, group[c], panel[c], in, in + layer->columns * group[c].vectors);
+            }
+            unit += tile;
+        }
+        done += layer->columns;
+    }
+    return done;
+}
+
 /* out (outputs, rows) = net(x), or where there is a mapping (else NULL), what that does with them. For the backward pass, `values` (depth arrays) receives the input of every layer and
  * `sums` (depth - 1 arrays) what the activations get, kept_floats long; any of these may be NULL.
  * x has strides (by_feature, by_row). Returns 1 if memory ran out. */
 int network_f32(
     long rows, const Network *net, const float *shared, const float *x, long by_feature, long by_row, float *out,
     float *const *values, float *const *sums, const Mapping *mapping, int threads) {
-    const Forward f = {net, rows, vectors_of(rows), shared, mapping, out, values, sums};
+    const Forward f = {net, rows, vectors_of(rows), shared, mapping, mapping ? NULL : out, values, sums};
     const long chunks = chunks_of(rows, threads), groups = groups_of(chunks, threads), inputs = net->layers[0].columns;
     long total = inputs;
     for (int l = 0; l < net->depth; l++) total += net->layers[l].units;
@@ -331,20 +351,7 @@ int network_f32(
                 for (long j = 0; j < inputs * n; j++) panel[c][j] = soften(net->bound, panel[c][j]);
                 if (values) keep(panel[c], inputs, n, values[0], f.vectors, 0, group[c].start / VL);
             }
-            long done = 0; /* features before this layer's input */
-            for (int l = 0; l < net->depth; l++) {
-                const Layer *layer = net->layers + l;
-                for (long unit = 0; unit < layer->units;) {
-                    const int tile = tile_of(layer->units - unit);
-                    for (int c = 0; c < count; c++) {
-                        const int n = group[c].vectors;
-                        v16 *in = panel[c] + done * n;
-                        forward_tile(&f, l, unit, tile, group[c], panel[c], in, in + layer->columns * n);
-                    }
-                    unit += tile;
-                }
-                done += layer->columns;
-            }
+            const long done = forward_layers(&f, group, count, panel);
             for (int c = 0; mapping && c < count; c++)
                 map_chunk(mapping, group[c], rows, panel[c] + done * group[c].vectors);
         }

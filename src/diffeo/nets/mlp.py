@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from diffeo.kernels.network import Wiring
+from diffeo.kernels.network import Structure, Wiring
 from diffeo.nets.activations import soften, with_slope
 from diffeo.nets.feedforward import Feedforward
 
@@ -48,6 +49,15 @@ class MLP(Feedforward):
         rows = x.reshape(-1, x.shape[-1])
         given = None if context is None else context.reshape(-1, context.shape[-1])
         return self.read(rows.mT, given).mT.reshape(*x.shape[:-1], self.layers[-1].out_features)
+
+    def joined(self) -> tuple[Structure, list[Tensor]]:
+        """Describe the network as one that reads x and its context side by side: its structure, weights and biases."""
+        first, *rest = self.structure.layers
+        weight, *tensors = self._tensors()
+        if self.context is not None:
+            weight = torch.cat([weight, self.context.weight], 1)
+        wirings = [Wiring.dense(first.units, weight.shape[1]), *rest]
+        return replace(self.structure, layers=wirings, last=None), [weight, *tensors]
 
     def with_trace(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map as ``forward`` does, outputs like inputs, and return tr dy/dx ``(*batch,)`` as well.

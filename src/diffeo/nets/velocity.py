@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffeo.kernels.ode import Field
+from diffeo.nets.mlp import MLP
+from diffeo.nets.precision import in_bfloat16
 from diffeo.nets.trace import exact_trace
 
 __all__ = ["Guided", "Velocity", "embedding_size"]
@@ -95,6 +98,25 @@ class Velocity(nn.Module):
         else:
             correction, trace = exact_trace(lambda x: self.net(x, embedding), apart)
         return torch.addcmul(drift, std, correction), slope.flatten(1).sum(1) + trace
+
+    def field(self, rows: int, context: Tensor | None) -> Field | None:
+        """Describe the velocity of rows, given their contexts, to the kernels; None where they do not know it."""
+        path = getattr(self.path, "spec", None)
+        if type(self) is not Velocity or type(self.net) is not MLP or path is None or in_bfloat16():
+            return None
+        if (0 if context is None else context.shape[-1]) != self.context_size:
+            return None
+        mean, noise_mean, std, noise_std = (
+            self.get_buffer(name).flatten() for name in ("data_mean", "noise_mean", "data_std", "noise_std")
+        )
+        structure, tensors = self.net.joined()
+        given = mean.new_ones(rows, self.context_size + self.droppable)
+        if context is not None:
+            given[:, : self.context_size] = context
+        if structure.layers[0].columns != len(mean) + 2 * FREQUENCIES + 1 + given.shape[1]:
+            return None
+        moments = torch.stack([mean, noise_mean, std.square(), noise_std.square()])
+        return Field(structure, tensors, moments, given, FREQUENCIES, path)
 
     def _gaussian(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The velocity of Gaussians, its slope, (x - mean_t) / std_t and std_t."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from diffeo.kernels.ode import PathSpec
 
 __all__ = ["PATHS", "Path", "Point", "get_path"]
 
@@ -23,7 +26,16 @@ class Point(NamedTuple):
     noise_rate: Tensor
 
 
-Path = Callable[[Tensor], Point]
+@dataclass(frozen=True)
+class Path:
+    """A path as a function of times, and as the kernels know it."""
+
+    at: Callable[[Tensor], Point]
+    spec: PathSpec
+
+    def __call__(self, t: Tensor) -> Point:
+        """Return where the path stands at times of any shape."""
+        return self.at(t)
 
 
 def linear(t: Tensor) -> Point:
@@ -52,7 +64,11 @@ def variance_preserving(t: Tensor) -> Point:
     return Point(data, noise, 0.5 * rate * data, -0.5 * rate * data**2 / noise)
 
 
-PATHS: dict[str, Path] = {"linear": linear, "cosine": cosine, "vp": variance_preserving}
+PATHS = {
+    "linear": Path(linear, PathSpec("linear")),
+    "cosine": Path(cosine, PathSpec("cosine")),
+    "vp": Path(variance_preserving, PathSpec("vp", _LOW, _HIGH)),
+}
 
 
 def get_path(name: str) -> Path:

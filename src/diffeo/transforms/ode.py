@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffeo.kernels.ode import Field
 from diffeo.nets.trace import estimated_trace, exact_trace
 from diffeo.transforms.base import Transform
 from diffeo.transforms.solvers import FIXED, adaptive, fixed, replay
@@ -159,8 +160,9 @@ class ODE(Transform):
             evaluations = torch.full_like(state[:, 0], self.steps * len(FIXED[self.solver].times), dtype=torch.long)
             error = torch.full_like(state[:, 0].detach(), math.nan)
         else:
+            field = None if torch.is_grad_enabled() else self._field(len(rows), given, log_det)
             with torch.no_grad():
-                found = adaptive(f, state, start, stop, self.rtol, self.atol, self.max_evaluations)
+                found = adaptive(f, state, start, stop, self.rtol, self.atol, self.max_evaluations, field)
             evaluations, error = found.evaluations, found.error
             state = replay(f, state, start, found.steps) if torch.is_grad_enabled() else found.y
         size = self.event_shape.numel()
@@ -188,6 +190,12 @@ class ODE(Transform):
                 f"expected at least {FEWEST} evaluations for a likelihood, got {self.steps} steps of {self.solver}: "
                 f"the density of so coarse a solve is not that of its samples; solve by {ADAPTIVE}, or take more steps"
             )
+
+    def _field(self, rows: int, context: Tensor | None, log_det: bool) -> Field | None:
+        """The derivative as the kernels read it, where they know it."""
+        if not hasattr(self.velocity, "field") or (log_det and self.divergence != "exact"):
+            return None
+        return self.velocity.field(rows, context)
 
     def _derivative(
         self, start: Tensor, context: Tensor | None, log_det: bool

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffeo.kernels.ode import Control, Field, solve_adaptive
+
 __all__ = ["FIXED", "AcceptedStep", "AdaptiveSolution", "SolverError", "adaptive", "fixed", "replay"]
 
 Derivative = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -65,7 +67,10 @@ class AcceptedStep(NamedTuple):
 
 
 class AdaptiveSolution(NamedTuple):
-    """The states at the end; per row, evaluations and the sum of the estimated errors; the steps that were taken."""
+    """The states at the end; per row, evaluations and the sum of the estimated errors; the steps that were taken.
+
+    A kernel keeps no steps: there the list is empty.
+    """
 
     y: Tensor
     evaluations: Tensor
@@ -88,7 +93,14 @@ def fixed(f: Derivative, y: Tensor, start: float, stop: float, method: str, step
 
 
 def adaptive(
-    f: Derivative, y: Tensor, start: float, stop: float, rtol: float, atol: float, most: int
+    f: Derivative,
+    y: Tensor,
+    start: float,
+    stop: float,
+    rtol: float,
+    atol: float,
+    most: int,
+    field: Field | None = None,
 ) -> AdaptiveSolution:
     """Solve by Dormand and Prince's method of order 5(4); every row has its own steps and leaves when it is done.
 
@@ -104,11 +116,18 @@ def adaptive(
         atol: absolute tolerance. Neither is taken as less than four units of the last place: rounding errors would be
             taken for the method's.
         most: evaluations that a row may take.
+        field: the same derivative as the kernels read it, where they know it and no steps are asked for.
 
     Raises:
         SolverError: where f is not finite, or a row needs more evaluations.
     """
     rtol, atol = (max(tolerance, 4 * torch.finfo(y.dtype).eps) for tolerance in (rtol, atol))
+    least = 16 * torch.finfo(y.dtype).eps * max(abs(start), abs(stop))
+    if field is not None:
+        control = Control(start, stop, rtol, atol, least, _SAFETY, _SHRINK, _GROW, most)
+        found = _in_one_call(field, y, control)
+        if found is not None:
+            return found
     sign, done = (1.0 if stop > start else -1.0), torch.empty_like(y)
     evaluations = torch.full((len(y),), 2, dtype=torch.long, device=y.device)
     total = y.new_zeros(len(y))
@@ -117,7 +136,6 @@ def adaptive(
     k = f(t, y, None)
     _check_finite(k, t, None)
     length = _first_length(f, y, t, k, stop - start, rtol, atol)
-    least = 16 * torch.finfo(y.dtype).eps * max(abs(start), abs(stop))
     steps: list[AcceptedStep] = []
     count = 2  # evaluations of the rows that are still under way
     while len(rows):
@@ -156,6 +174,17 @@ def adaptive(
             evaluations[rows[finished]] = count
             rows, y, k, t, length = (each[going] for each in (rows, y, k, t, length))
     return AdaptiveSolution(done, evaluations, total, steps)
+
+
+def _in_one_call(field: Field, y: Tensor, control: Control) -> AdaptiveSolution | None:
+    """What ``adaptive`` does, by a kernel; None where there is none."""
+    solved = solve_adaptive(field, _DORMAND_PRINCE.times, _DORMAND_PRINCE.stages, _ERROR, y, control)
+    if solved is None:
+        return None
+    if solved.trouble is None:
+        return AdaptiveSolution(solved.y, solved.evaluations, solved.error, [])
+    row, t, finite = solved.trouble
+    raise _not_met(row, t, control.rtol, control.atol, control.most) if finite else _not_finite(row, t)
 
 
 def replay(f: Derivative, y: Tensor, start: float, steps: Sequence[AcceptedStep]) -> Tensor:
@@ -208,21 +237,26 @@ def _first_length(f: Derivative, y: Tensor, t: Tensor, k: Tensor, way: float, rt
 
 def _check_finite(value: Tensor, t: Tensor, rows: Tensor | None) -> None:
     if value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value.detach()))).all():
-        raise _not_finite(~value.detach().isfinite().all(1), rows, t)
+        raise _not_finite(*_first(~value.detach().isfinite().all(1), rows, t))
 
 
-def _not_finite(bad: Tensor, rows: Tensor | None, t: Tensor) -> SolverError:
+def _first(bad: Tensor, rows: Tensor | None, t: Tensor) -> tuple[int, float]:
+    """The first of the bad rows, and its time."""
     index = int(bad.nonzero()[0, 0])
-    row = index if rows is None else int(rows[index])
-    return SolverError(f"expected a finite velocity, got NaN or infinity in row {row} at t = {float(t[index]):.6g}")
+    return index if rows is None else int(rows[index]), float(t[index])
+
+
+def _not_finite(row: int, t: float) -> SolverError:
+    return SolverError(f"expected a finite velocity, got NaN or infinity in row {row} at t = {t:.6g}")
+
+
+def _not_met(row: int, t: float, rtol: float, atol: float, most: int) -> SolverError:
+    return SolverError(
+        f"expected the tolerance rtol={rtol:g}, atol={atol:g} to be met within {most} evaluations, got to "
+        f"t = {t:.6g} in row {row}; loosen the tolerance or allow more"
+    )
 
 
 def _stuck(stuck: Tensor, worst: Tensor, rows: Tensor, t: Tensor, rtol: float, atol: float, most: int) -> SolverError:
     bad = stuck & ~worst.isfinite()
-    if bad.any():
-        return _not_finite(bad, rows, t)
-    index = int(stuck.nonzero()[0, 0])
-    return SolverError(
-        f"expected the tolerance rtol={rtol:g}, atol={atol:g} to be met within {most} evaluations, got to "
-        f"t = {float(t[index]):.6g} in row {int(rows[index])}; loosen the tolerance or allow more"
-    )
+    return _not_finite(*_first(bad, rows, t)) if bad.any() else _not_met(*_first(stuck, rows, t), rtol, atol, most)
