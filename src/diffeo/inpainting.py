@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffeo.flow import Flow
+from diffeo.recipes.assembly import take_apart
+from diffeo.transforms import Chain
 
 __all__ = ["Completed", "inpaint"]
 
 
 class Completed(NamedTuple):
-    """Completed examples x ``(n, *event)``, and their log-densities before and after, ``(n,)``."""
+    """Completed examples x ``(n, *event)``, and the log-densities climbed, before and after, ``(n,)``."""
 
     x: Tensor
     before: Tensor
@@ -29,14 +32,16 @@ def inpaint(
     low: float = 0.0,
     high: float = 1.0,
     steps: int = 400,
-    rate: float = 0.1,
+    rate: float = 0.03,
     noise: float = 0.1,
 ) -> Completed:
     """Replace hidden elements by a mode of p(hidden | shown): projected gradient ascent of log p with annealed noise.
 
-    x_h <- clip(x_h + a_i (g_i + e_i), low, high), a_i falling as a cosine from ``rate`` to 0 of the range, g_i the
-    gradient of log p by x_h in Adam's scaling, e_i ~ N(0, noise^2). NICE completes images so with a_i = 10 / (100 + i)
-    (Dinh et al. 2014, arXiv:1410.8516, section 5.2); Adam's scaling makes one rate fit every model.
+    u_h <- clip(u_h + a_i (g_i + e_i)), a_i falling as a cosine from ``rate`` to 0 of the range, g_i the gradient of
+    log p by u_h in Adam's scaling, e_i ~ N(0, noise^2). u is x behind the flow's preprocessing, and p the density
+    there: in the units of x, where a background of one level is a spike, nothing points to it from afar. The ascent
+    starts from a draw of the flow. NICE completes images so with a_i = 10 / (100 + i) (Dinh et al. 2014,
+    arXiv:1410.8516, section 5.2); Adam's scaling makes one rate fit every model.
 
     Args:
         flow: the density; a random ``Dequantize`` within it is a part of the noise.
@@ -59,22 +64,36 @@ def inpaint(
     if steps < 1 or not low < high:
         raise ValueError(f"expected steps >= 1 and low < high, got steps={steps}, low={low}, high={high}")
     hidden = hidden.expand(x.shape)
+    core, steps_between = take_apart(flow)
+    inner = Chain(steps_between).eval() if steps_between else None
+
+    def inwards(value: Tensor) -> Tensor:
+        return value if inner is None else inner.inverse(value, context)
+
     margin = 1e-3 * (high - low)  # the density of a bounded range may rise without end at its ends
-    start = low + (high - low) * torch.rand_like(x)
-    x = torch.where(hidden, start.clamp(low + margin, high - margin), x.clamp(low + margin, high - margin))
+    low, high = low + margin, high - margin
     with torch.no_grad():
-        before = flow.log_prob(x, context)
-    first, second = torch.zeros_like(x), torch.zeros_like(x)
+        x = x.clamp(low, high)
+        drawn = flow.sample((len(x),) if context is None else (), context)
+        begun = torch.where(hidden, drawn.clamp(low, high), x)
+        ends = torch.stack([inwards(torch.full_like(x, end)) for end in (low, high)])
+        lowest, highest = ends.amin(0), ends.amax(0)
+        u = inwards(begun)
+        before = core.log_prob(u, context)
+    first, second = torch.zeros_like(u), torch.zeros_like(u)
     for i in range(steps):
-        at = x.detach().requires_grad_()
+        with torch.no_grad():
+            u = torch.where(hidden, u, inwards(x))  # a dequantisation of what is shown is drawn anew
+        at = u.detach().requires_grad_()
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(flow.log_prob(at, context, nan="propagate").sum(), at)
+            (gradient,) = torch.autograd.grad(core.log_prob(at, context, nan="propagate").sum(), at)
         gradient = gradient.nan_to_num(0.0)
         first.lerp_(gradient, 0.1)
         second.lerp_(gradient.square(), 0.02)
         direction = (first / (1 - 0.9 ** (i + 1))) / ((second / (1 - 0.98 ** (i + 1))).sqrt() + 1e-12)
-        left = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * i / steps)).item())
-        step = rate * (high - low) * left * (direction + noise * left * torch.randn_like(x))
-        x = torch.where(hidden, (x + step).clamp(low + margin, high - margin), x)
+        left = 0.5 * (1 + math.cos(math.pi * i / steps))
+        step = rate * (highest - lowest) * left * (direction + noise * left * torch.randn_like(u))
+        u = torch.where(hidden, (u + step).clamp(lowest, highest), u)
     with torch.no_grad():
-        return Completed(x, before, flow.log_prob(x, context))
+        completed = torch.where(hidden, (u if inner is None else inner.forward(u, context)).clamp(low, high), x)
+        return Completed(completed, before, core.log_prob(u, context))
