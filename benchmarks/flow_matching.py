@@ -33,7 +33,7 @@ from diffeo.nets import MLP, Velocity
 from diffeo.nets.velocity import embedding_size
 from diffeo.objectives.flow_matching import split_ode, with_ode
 from diffeo.objectives.paths import get_path
-from diffeo.report.transport import straightness
+from diffeo.report.transport import in_steps, straightness
 from diffeo.transforms import ODE
 
 PUBLISHED = {  # C2OT, table 1
@@ -104,11 +104,6 @@ def train(objective: diffeo.Objective, x: Tensor, context: Tensor | None, args: 
     return time.perf_counter() - started
 
 
-def euler(flow: diffeo.Flow, steps: int) -> diffeo.Flow:
-    """The same flow, sampled in Euler steps."""
-    return with_ode(flow, split_ode(flow)[0].replaced(solver="euler", steps=steps))
-
-
 def measured(flow: diffeo.Flow, args: argparse.Namespace, seed: int, labels: bool) -> float:
     """The distance of samples from fresh data; given a class, the mean over the classes."""
     x, context = moons(args.samples, np.random.default_rng(seed + 10_000))
@@ -136,7 +131,7 @@ def transport(args: argparse.Namespace) -> None:
                 flow = transport_flow(2 if labels else 0)
                 objective = diffeo.FlowMatching(flow, pool=args.pool, **METHODS[name])
                 found["seconds"].append(train(objective, x, context if labels else None, args, seed))
-                found["euler-1"].append(measured(euler(flow, 1), args, seed, labels))
+                found["euler-1"].append(measured(in_steps(flow, 1), args, seed, labels))
                 found["adaptive"].append(measured(flow, args, seed, labels))
             for which, values in found.items():
                 label = f"{name} {which}{' | class' if labels else ''}"
@@ -232,7 +227,7 @@ def steps(args: argparse.Namespace) -> None:
             examples = diffeo.objectives.trajectories(straight, args.rows, count)
             train(diffeo.StepMatching(student), examples, None, args, seed)
             for name, model in (
-                ("flow", euler(flow, count)), ("reflow", euler(straight, count)), ("distilled", student),
+                ("flow", in_steps(flow, count)), ("reflow", in_steps(straight, count)), ("distilled", student),
             ):  # fmt: skip
                 note(f"{name}, {count} steps", measured(model, args, seed, False))
     for name, values in sorted(found.items()):

@@ -283,7 +283,8 @@ def distill(
         str | None,
         typer.Option(
             "--student",
-            help="nsf-inverse, iaf, nsf-coupling or realnvp; of audio, parallel_wavenet.  [default: the first]",
+            help="few-steps or reflow, of a continuous flow; nsf-inverse, iaf, realnvp or nsf-coupling, of any table; "
+            "parallel_wavenet, of audio.  [default: the first that RUN can have]",
         ),
     ] = None,
     data: Annotated[
@@ -311,7 +312,11 @@ def distill(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="An argument of the student, e.g. --set transforms=8.", metavar="NAME=VALUE"),
+        typer.Option(
+            "--set",
+            help="An argument of the student, e.g. --set transforms=8; of few-steps: --set steps=4.",
+            metavar="NAME=VALUE",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run, with its own settings.")] = False,
     force: Annotated[
@@ -325,7 +330,8 @@ def distill(
     """Make a model that is slow to sample into a fast one.
 
     Trains a student that samples in a single parallel pass, and says what was lost: both divergences, modes (of audio,
-    how it sounds), the likelihood of real data, and how much faster it is.
+    how it sounds), the likelihood of real data, and how much faster it is. The student of a continuous flow, of a table
+    or of images, samples in a few steps (and has no likelihood): the report has its distance from the teacher.
     """
     arguments = parse.assignments(set_, "--set")
 

@@ -171,7 +171,8 @@ def distill(summary: Mapping[str, Any]) -> str:
     if report is None:
         return "\n".join([head, *_table([took])])
     drawn = _many(report["rows"], "draw")
-    rows = _sounds_lost(report) if "sound" in report else _rows_lost(report)
+    of_kind = _sounds_lost if "sound" in report else _steps_lost if "straightness" in report else _rows_lost
+    rows = of_kind(report)
     rows += [took, ("figures", f"{summary['run']}/figures" if summary["figures"] else "")]
     said = [textwrap.fill(f"warning: {text}", 100, subsequent_indent="  ") for text in report["warnings"]]
     return "\n".join([f"{head}; {_what(summary)}, {drawn} of each", *_table(rows), *said])
@@ -226,6 +227,36 @@ def _sounds_lost(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         parts = [f"{who} {_pair(part[key])}" for who, part in sound.items() if key in part]
         rows.append((name, ", ".join(parts) + unit))
     return [*rows, ("sampling", _paces(report["samples_per_second"], "samples", "without memory"))]
+
+
+def _steps_lost(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    chance, auc, distances = report["chance"], report["classifier"], report["distances"]
+    counts = list(distances["teacher"])
+    rows = [
+        ("straightness", ", ".join(f"{name} {_number(value)}" for name, value in report["straightness"].items())),
+        ("squared W2", f"beyond the {_number(chance['mean'])} ± {_number(chance['std'])} of two draws of the teacher,"),
+        ("  in Euler steps", " ".join(f"{count:>9}" for count in counts)),
+    ]
+    rows += [
+        (f"  {name}", " ".join(f"{_short(found[count]['distance']):>9}" for count in counts))
+        for name, found in distances.items()
+    ]
+    rows.append(
+        ("teacher or student?", f"classifier's AUC {auc['auc']:.3f} ± {auc['stderr']:.3f} (0.5: it cannot tell)")
+    )
+    took = report["evaluations"]
+    rows.append(("evaluations", ", ".join(f"{name} {_number(value)}" for name, value in took.items()) + " per draw"))
+    likelihood = "none: a few steps have samples alone; score by the teacher"
+    if report["steps"] is None:
+        likelihood = "the student's is valid: it is continuous, as its teacher"
+    if "real_rows" in report:
+        real = report["real_rows"]
+        likelihood += f"; {_pair(real)} nats, student - teacher, on {real['which']}"
+    return [*rows, ("likelihood", likelihood), ("sampling", _paces(report["rows_per_second"], "rows", ""))]
+
+
+def _short(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
 
 def _paces(speed: Mapping[str, float], unit: str, naive: str) -> str:

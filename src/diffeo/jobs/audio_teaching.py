@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ from diffeo.errors import UserError
 from diffeo.flow import Flow, bits_per_dim
 from diffeo.jobs.audio import STEP, AudioData, Crops
 from diffeo.jobs.fit import likelihood_facts
-from diffeo.jobs.sounds import open_audio_run
 from diffeo.jobs.teaching import Stage, Teaching
 from diffeo.objectives import ConditionalKL, Distillation, PowerLoss
 from diffeo.objectives.conditional_kl import encoded_kl
@@ -40,16 +38,10 @@ KEPT = 4  # sounds of each kind that stay in the run directory
 class AudioTeaching(Teaching):
     """Real recordings and their contexts, divided as the teacher's were: whole crops, dequantised once and for all."""
 
-    what = "audio"
+    what, unit, teachers = "audio", "recording", "audio"
     options = ("forward_share", "power", "contrast")
     students = {"parallel_wavenet": ("parallel_wavenet", {})}  # noqa: RUF012 - a constant
     epochs = 60
-
-    def __init__(self, run: str | os.PathLike[str], device: str | None) -> None:
-        opened = open_audio_run(run, device)
-        super().__init__(opened.path, opened.flow, opened.provenance, opened.device)
-        self.opened = opened
-        self.description = opened.description
 
     def shared(self) -> dict[str, Any]:
         """The frames of its context and the kind of noise are the teacher's as well."""
@@ -105,15 +97,12 @@ class AudioTeaching(Teaching):
             raise UserError(f"{self.path} has no context to tell apart; leave --contrast out")
         return contrast
 
-    def rows(self, stage: Stage, seed: int) -> _Inwards:
-        """Crops of the recordings that the teacher was trained on."""
-        return _Inwards(self.material.x, self, derive(seed, stage.name))
-
-    def validation(self, seed: int) -> tuple[Tensor, Tensor | None]:
-        """Crops of recordings that it was not trained on."""
+    def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[_Inwards, tuple[Tensor, Tensor | None]]:
+        """Crops of the recordings that the teacher was trained on, and of some that it was not."""
         x, context = _some(self.material.valid_x, self.material.valid_context, VALIDATED)
         seed_noise(self.device, derive(seed, "validation"))
-        return self.inwards(x)[0], context
+        held_out = self.inwards(x)[0], context
+        return _Inwards(self.material.x, self, derive(seed, stage.name)), held_out
 
     def facts(self) -> dict[str, Any]:
         """Rate, frames, how long the recordings are together, and what the density is given."""

@@ -16,11 +16,11 @@ from diffeo.errors import UserError
 from diffeo.jobs.images import hold_out
 from diffeo.jobs.pixels import ImageRun, open_image_run
 from diffeo.jobs.rows import ENOUGH, LARGE, draw_rows, split_rows
-from diffeo.jobs.runs import OpenRun, open_run, run_kind
+from diffeo.jobs.runs import OpenRun, open_run, run_kind, with_likelihood
 from diffeo.report.check import FEWEST, IMAGES, check
 from diffeo.training.batches import fingerprint
 
-__all__ = ["Judging", "check_run", "rows_to_judge_by"]
+__all__ = ["Judging", "check_run", "images_to_judge_by", "rows_to_judge_by"]
 
 ROWS = 10_000
 MOST_IMAGES = 2_000  # drawing and classifying more would take minutes
@@ -53,8 +53,8 @@ def check_run(
     if rows < FEWEST:
         raise UserError(f"expected at least {FEWEST} rows to check by, got {rows}")
     if run_kind(run) == "images":
-        return _check_images(open_image_run(run, device), source, rows, seed)
-    model = open_run(run, device)
+        return _check_images(with_likelihood(open_image_run(run, device)), source, rows, seed)
+    model = with_likelihood(open_run(run, device))
     table = model.schema.open(source, missing=missing)
     found = rows_to_judge_by(model, table, rows, seed)
     x, context, which = found.x, found.context, found.which
@@ -102,7 +102,12 @@ def rows_to_judge_by(model: OpenRun, table: Table, rows: int, seed: int) -> Judg
     return Judging(x, context, contexts, reasons, which)
 
 
-def _check_images(model: ImageRun, source: Any, most: int, seed: int) -> dict[str, Any]:
+def images_to_judge_by(model: ImageRun, source: Any, most: int, seed: int) -> tuple[Judging, str]:
+    """Return at most so many images, and the name of all; of those that the run was trained on, some held out.
+
+    Raises:
+        UserError: for bad input, or fewer than 20 images.
+    """
     images, which = model.images(source), "all images"
     if images.sha256 == _trained_on(model):
         held_out = hold_out(images, model.provenance["seed"])[1]
@@ -111,10 +116,16 @@ def _check_images(model: ImageRun, source: Any, most: int, seed: int) -> dict[st
             images, which = held_out, "images held out of training"
     x = torch.from_numpy(np.ascontiguousarray(images.pixels))
     _check_enough(x, images.name)
-    x, context, which = _some(x, model.context(images), min(most, MOST_IMAGES), which, seed)
+    x, context, which = _some(x, model.context(images), most, which, seed)
+    return Judging(x, context, None, {}, which), images.name
+
+
+def _check_images(model: ImageRun, source: Any, most: int, seed: int) -> dict[str, Any]:
+    found, name = images_to_judge_by(model, source, min(most, MOST_IMAGES), seed)
     names = [f"pixel {place}" for place in itertools.product(*map(range, model.shape))]
-    report = check(model.flow, x, context, box=(0.0, float(model.levels)), names=names, limits=IMAGES, seed=seed)
-    return {"run": model.path, "data": images.name, "which": which, "impossible_by_column": {}, **report}
+    box = 0.0, float(model.levels)
+    report = check(model.flow, found.x, found.context, box=box, names=names, limits=IMAGES, seed=seed)
+    return {"run": model.path, "data": name, "which": found.which, "impossible_by_column": {}, **report}
 
 
 def _check_enough(x: Tensor, name: str) -> None:

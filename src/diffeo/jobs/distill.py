@@ -1,11 +1,11 @@
-"""From a run that is slow to sample to one that samples in a single parallel pass."""
+"""From a run that is slow to sample to one that samples in a single parallel pass, or in a few steps."""
 
 from __future__ import annotations
 
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ import torch
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.jobs.audio_teaching import AudioTeaching
+from diffeo.jobs.opening import AnyRun, open_any_run
 from diffeo.jobs.plain import plain
-from diffeo.jobs.runs import claimed, run_kind
+from diffeo.jobs.runs import claimed, run_kind, with_likelihood
 from diffeo.jobs.settings import check_settings, refuse_foreign
-from diffeo.jobs.table_teaching import TableTeaching
+from diffeo.jobs.step_teaching import ImageSteps, TableSteps
+from diffeo.jobs.table_teaching import DensityTeaching
 from diffeo.jobs.teaching import Teaching
 from diffeo.recipes import build
 from diffeo.recipes.assembly import take_apart
@@ -29,7 +31,10 @@ from diffeo.training.weights import digest
 
 __all__ = ["distill_run"]
 
-KINDS: dict[str, type[TableTeaching] | type[AudioTeaching]] = {"table": TableTeaching, "audio": AudioTeaching}
+# By the kind of run; of those that suit its flow the first one has the student for who does not choose.
+TEACHINGS: dict[str, tuple[type[Teaching], ...]] = {
+    "table": (TableSteps, DensityTeaching), "images": (ImageSteps,), "audio": (AudioTeaching,),
+}  # fmt: skip
 
 
 def distill_run(
@@ -53,9 +58,11 @@ def distill_run(
     progress: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Distil the run of a table or of audio into a student that samples in one parallel pass, and say what was lost.
+    """Distil a run into a student that samples in one parallel pass, or in a few steps, and say what was lost.
 
-    The student lives within the teacher's preprocessing, which cancels in every log-ratio. That of a table learns from
+    The student of a continuous flow, of a table or of images, is that flow with its trajectories straightened, then
+    taught to follow them in a few Euler steps; it has samples and no likelihood. Any other student has a density, and
+    lives within the teacher's preprocessing, which cancels in every log-ratio. That of a table learns from
     rows that the teacher draws: first to give them density (the forward KL), then by both Kullback-Leibler divergences.
     That of audio, a Parallel WaveNet, learns from real recordings: first to map the teacher's encoding of them as the
     teacher does, then, in their contexts, by the reverse KL.
@@ -68,7 +75,7 @@ def distill_run(
             conditional teacher needs one, for the contexts. Of audio, recordings, as ``open_audio`` takes them, always
             needed; by default those that the run names.
         student: by the name that the kind of run has for it.
-        arguments: arguments of its recipe that replace the default ones.
+        arguments: arguments of its recipe that replace the default ones: ``steps`` of the student "few-steps".
         epochs: the budget of all training, in epochs: of 100 steps, 100 by default; of audio, passes over the
             recordings, 60 by default.
         minutes: the same in minutes instead.
@@ -89,15 +96,15 @@ def distill_run(
         What ``metrics`` of the run directory says, and its path.
 
     Raises:
-        UserError: for bad input, a teacher that samples in one pass already, an unknown student or argument, or a
-            folder that cannot be written.
+        UserError: for bad input, a teacher that samples in one pass or a few steps already, an unknown student or
+            argument, or a folder that cannot be written.
     """
-    teaching = _open(run, device)
+    teacher = with_likelihood(open_any_run(run, device))
     folder = Path(out)
     if folder.exists() and folder.samefile(run):
         raise UserError(f"{folder} is the teacher's own folder: choose another one for the student (--out)")
-    if teaching.flow.cheap in ("forward", "both") and not force:
-        raise UserError(f"{teaching.path} samples in one pass already: nothing to gain (distil it anyway with --force)")
+    if teacher.flow.cheap in ("forward", "both") and not force:
+        raise UserError(f"{teacher.path} samples in one pass already: nothing to gain (distil it anyway with --force)")
     given = {
         "student": student, "arguments": dict(arguments or {}) or None, "epochs": epochs, "minutes": minutes,
         "forward_share": forward_share, "power": power, "contrast": contrast,
@@ -106,13 +113,15 @@ def distill_run(
     earlier = read_model(out) if resume else None
     settings = {**_earlier_settings(out, earlier), **{k: v for k, v in given.items() if v is not None}}
     check_settings({name: value for name, value in settings.items() if name not in ("student", "arguments")})
-    refuse_foreign({kind.what: kind.options for kind in KINDS.values()}, teaching.what, settings)
+    kinds = [each for group in TEACHINGS.values() for each in group]
+    teaching = _teaching(teacher, TEACHINGS[run_kind(run)], settings.get("student"))
+    refuse_foreign({kind.what: kind.options for kind in kinds}, teaching.what, settings)
     seed = settings.get("seed", 0)
     world = World(teaching.device)
     tell = say if world.leads else lambda text: None
 
     teaching.read(source, settings, seed, tell)
-    flow = _student(teaching, settings, seed)
+    flow = _student(teaching, settings.get("arguments", {}), seed)
     assert flow.recipe is not None  # it was built from one
     own, _ = take_apart(flow)
 
@@ -128,6 +137,7 @@ def distill_run(
     results = _train(own, teaching, folder, settings, seed, resume, progress, world, tell)
     facts = {
         "model": flow.recipe["name"],
+        "student": teaching.student,
         "teacher": teaching.path,
         "parameters": sum(parameter.numel() for parameter in flow.parameters()),
         **teaching.facts(),
@@ -147,11 +157,18 @@ def distill_run(
     return {"run": os.fspath(out), **plain(facts), "figures": drawn}
 
 
-def _open(run: str | os.PathLike[str], device: str | None) -> TableTeaching | AudioTeaching:
-    kind = run_kind(run)
-    if kind not in KINDS:
-        raise UserError(f"{os.fspath(run)}: was trained on {kind}; only runs of tables and of audio can be distilled")
-    return KINDS[kind](run, device)
+def _teaching(teacher: AnyRun, kinds: Sequence[type[Teaching]], student: str | None) -> Teaching:
+    """Choose how to teach a student of this name, or else the first one that the teacher can have."""
+    fitting = [kind for kind in kinds if kind.suits(teacher.flow)]
+    if not fitting:
+        raise UserError(f"{teacher.path}: of {kinds[0].what}, only {kinds[0].teachers} can be distilled")
+    names = {name: kind for kind in fitting for name in kind.students}
+    name = student or next(iter(names))
+    if name not in names:
+        others = [kind for group in TEACHINGS.values() for kind in group if name in kind.students]
+        what = f"student {name!r} is for {others[0].teachers}" if others else f"unknown student {name!r}"
+        raise UserError(f"{what}; expected one of {', '.join(names)}")
+    return names[name](teacher, name)
 
 
 def _earlier_settings(out: str | os.PathLike[str], earlier: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -163,16 +180,10 @@ def _earlier_settings(out: str | os.PathLike[str], earlier: Mapping[str, Any] | 
     return settings
 
 
-def _student(teaching: Teaching, settings: Mapping[str, Any], seed: int) -> Flow:
-    """Build the student: the teacher's features, contexts and preprocessing; its initial weights follow the seed."""
-    students = teaching.students
-    name = settings.get("student", next(iter(students)))
-    if name not in students:
-        others = [kind.what for kind in KINDS.values() if name in kind.students]
-        what = f"student {name!r} is for {others[0]}" if others else f"unknown student {name!r}"
-        raise UserError(f"{what}; expected one of {', '.join(students)}")
-    recipe, arguments = students[name]
-    shared, chosen = teaching.shared(), settings.get("arguments", {})
+def _student(teaching: Teaching, chosen: Mapping[str, Any], seed: int) -> Flow:
+    """Build the student with what it has from its teacher; its initial weights follow the seed."""
+    recipe, arguments = teaching.students[teaching.student]
+    shared = teaching.shared()
     for argument in shared:
         if chosen.get(argument, shared[argument]) != shared[argument]:
             raise UserError(
@@ -182,18 +193,12 @@ def _student(teaching: Teaching, settings: Mapping[str, Any], seed: int) -> Flow
     try:
         flow = build(recipe, {**arguments, **chosen, **shared})
     except ValueError as error:
-        raise UserError(f"student {name!r}: {error}") from error
-    if flow.cheap not in ("forward", "both"):
-        raise UserError(f"student {name!r} with {dict(chosen)} does not sample in one pass")
+        raise UserError(f"student {teaching.student!r}: {error}") from error
+    teaching.check(flow)
     flow.to(teaching.flow.base.device_marker)
-    for own, its in zip(_shared_parts(flow), _shared_parts(teaching.flow), strict=True):
+    for own, its in zip(teaching.inherited(flow), teaching.inherited(teaching.flow), strict=True):
         own.load_state_dict(its.state_dict())
     return flow
-
-
-def _shared_parts(flow: Flow) -> list[torch.nn.Module]:
-    """What a student has from its teacher, state and all."""
-    return [*take_apart(flow)[1], *([] if flow.context_transform is None else [flow.context_transform])]
 
 
 def _origin(teaching: Teaching, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,14 +229,14 @@ def _train(
     say: Callable[[str], None],
 ) -> dict[str, FitResult]:
     """Run the stages, each with a checkpoint of its own: one that is over only gives its weights back."""
-    validation = teaching.validation(seed)
     results: dict[str, FitResult] = {}
     for number, stage in enumerate(teaching.stages, start=1):
         folder = out / "train" / stage.name
         say(f"stage {number} of {len(teaching.stages)}: {stage.says}")
+        stream, held_out = teaching.lessons(stage, student, seed)
         results[stage.name] = fit(
-            stage.objective(student, teaching.core), teaching.rows(stage, seed), validation=validation, lr=stage.lr,
-            patience=math.inf, seed=seed, device=world.device, out=folder, resume=resume and folder.is_dir(),
+            stage.objective(student, teaching.core), stream, validation=held_out, lr=stage.lr, patience=math.inf,
+            bfloat16=teaching.bfloat16, seed=seed, device=world.device, out=folder, resume=resume and folder.is_dir(),
             progress=progress, **_budget(settings, stage.share, teaching.epochs),
         )  # fmt: skip
         if results[stage.name].stopped == "interrupted":

@@ -28,6 +28,7 @@ from diffeo.training import FitResult, create_run, fit, provenance, read_model, 
 from diffeo.training.device import choose_device
 from diffeo.training.parallel import World
 from diffeo.training.seeding import derive, seed_noise
+from diffeo.transforms.ode import find_ode
 
 __all__ = ["fit_data", "likelihood_facts"]
 
@@ -171,9 +172,16 @@ def _flow(material: Material, settings: Mapping[str, Any], earlier: Mapping[str,
     sizes = {"features": material.features, "context": material.context_size, **material.sizes}
     seed_noise(torch.device("cpu"), derive(seed, "weights"))
     try:
-        return build(name, {**arguments, **settings.get("arguments", {}), **sizes})
+        flow = build(name, {**arguments, **settings.get("arguments", {}), **sizes})
     except ValueError as error:
         raise UserError(f"model {name!r}: {error}") from error
+    ode = find_ode(flow.transform)
+    if ode is not None and not ode.has_likelihood:
+        raise UserError(
+            f"model {name!r}: {ode.steps} steps of {ode.solver} have no likelihood to report; leave steps out, and "
+            "make a sampler of few steps of the run by diffeo distill"
+        )
+    return flow
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from diffeo.jobs.material import Material
 from diffeo.jobs.rows import split_rows
 from diffeo.report import image_figures
 
-__all__ = ["ImageData", "hold_out", "one_hot", "shows_images"]
+__all__ = ["ImageData", "describe_images", "hold_out", "one_hot", "shows_images"]
 
 BATCH_SIZE = 64
 ALPHA = 2e-3  # margin of the logit: small enough to tell the lowest levels apart
@@ -85,10 +85,7 @@ class ImageData(Material):
         self.valid_x, self.valid_context = _pixels(valid), self._labels(valid)
         self.hash, self.features = images.sha256, list(images.shape)
         self.context_size = len(images.classes) if self.labelled else 0
-        self.description = {
-            "kind": "images", "shape": list(images.shape), "levels": images.levels,
-            "classes": list(images.classes) if self.labelled else [],
-        }  # fmt: skip
+        self.description = describe_images(images.shape, images.levels, images.classes if self.labelled else ())
         self.notes = [*images.notes, *(f"{name} was skipped: {why}" for name, why in images.skipped)]
 
     def _labels(self, images: Images) -> Tensor | None:
@@ -139,6 +136,11 @@ class ImageData(Material):
     def draw(self, run: Path, flow: Flow) -> list[str]:
         """Learning curve, samples beside data, a path in latent space, what each scale holds."""
         return image_figures.draw(run, flow, self.valid_x, self.valid_context, self.images.levels, self.seed)
+
+
+def describe_images(shape: Sequence[int], levels: int, classes: Sequence[str]) -> dict[str, Any]:
+    """Return what a run directory says of its images; without classes, it is not conditional."""
+    return {"kind": "images", "shape": list(shape), "levels": levels, "classes": list(classes)}
 
 
 def hold_out(images: Images, seed: int) -> tuple[Images, Images]:

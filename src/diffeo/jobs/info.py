@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from diffeo.data import Schema
-from diffeo.jobs.pixels import ImageRun, open_image_run
-from diffeo.jobs.runs import open_run, run_kind
-from diffeo.jobs.sounds import AudioRun, open_audio_run
+from diffeo.jobs.opening import AnyRun, open_any_run
+from diffeo.jobs.pixels import ImageRun
+from diffeo.jobs.sounds import AudioRun
 from diffeo.training.run import read_model
 
 __all__ = ["info"]
@@ -22,8 +22,7 @@ def info(run: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: if anything about the directory is wrong.
     """
     model = read_model(run)
-    openers: dict[str, Any] = {"images": open_image_run, "audio": open_audio_run}
-    opened: Any = openers.get(run_kind(run), open_run)(run, "cpu")
+    opened = open_any_run(run, "cpu")
     arguments = model["recipe"]["arguments"]
     return {
         "run": os.fspath(run),
@@ -39,7 +38,7 @@ def info(run: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def _of(opened: Any, model: dict[str, Any]) -> dict[str, Any]:
+def _of(opened: AnyRun, model: dict[str, Any]) -> dict[str, Any]:
     """What the run's data are like."""
     rows = model["provenance"].get("data", {}).get("rows", 0)
     if isinstance(opened, AudioRun):

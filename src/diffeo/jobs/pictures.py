@@ -16,7 +16,7 @@ from diffeo.report import figures, trajectories
 from diffeo.report.latents import normal_scores
 from diffeo.report.numerics import continuous_part
 from diffeo.training.seeding import derive, seed_noise
-from diffeo.transforms import ODE
+from diffeo.transforms.ode import find_ode
 
 __all__ = ["draw_figures", "draw_pairs"]
 
@@ -68,7 +68,7 @@ def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
     if schema.features == 2 and not schema.context_size and not any(grid.step for grid in schema.discrete):
         origins = [column.origin for column in schema.feature_columns]
         figures.density_2d(flow, real_columns, sampled_columns, schema.feature_names, path("density"), origins)
-        ode = next((part for part in flow.transform.modules() if isinstance(part, ODE)), None)
+        ode = find_ode(flow.transform)
         if ode is not None:
             trajectories.draw(ode, flow.base, path("trajectories"))
             drawn.append(str(folder / "trajectories.gif"))

@@ -18,7 +18,8 @@ from diffeo.data import Images, TableWriter, open_images, save_grid, save_npz, s
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.inpainting import inpaint
-from diffeo.jobs.images import one_hot
+from diffeo.jobs.images import describe_images, one_hot
+from diffeo.jobs.runs import with_likelihood
 from diffeo.training.device import choose_device
 from diffeo.training.run import load_run
 from diffeo.training.seeding import derive, seed_noise
@@ -41,6 +42,11 @@ class ImageRun:
     classes: tuple[str, ...]
     device: torch.device
     provenance: dict[str, Any]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the run directory says of its images."""
+        return describe_images(self.shape, self.levels, self.classes)
 
     def images(self, source: Any) -> Images:
         """Open images and prove that they are of this run's kind.
@@ -120,7 +126,7 @@ def score_images(
     Raises:
         UserError: for bad input, a bad run directory or an output that cannot be written.
     """
-    model = open_image_run(run, device)
+    model = with_likelihood(open_image_run(run, device))
     images = model.images(source)
     context = model.context(images)
     dimensions = math.prod(model.shape)
@@ -242,7 +248,7 @@ def inpaint_image(
     Raises:
         UserError: for images or a mask of another shape, a mask that hides nothing or everything, or a bad output.
     """
-    model = open_image_run(run, device)
+    model = with_likelihood(open_image_run(run, device))
     images = model.images(image)
     shown = open_images(mask)
     if len(shown) != 1 or shown.shape[1:] != model.shape[1:]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -16,8 +16,36 @@ from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.training.device import choose_device
 from diffeo.training.run import claim_folder, load_run, read_model
+from diffeo.transforms.ode import find_ode
 
-__all__ = ["OpenRun", "claimed", "open_run", "run_kind"]
+__all__ = ["OpenRun", "Opened", "claimed", "open_run", "run_kind", "with_likelihood"]
+
+
+class Opened(Protocol):
+    """A run directory that was opened, whatever it is of."""
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+
+    @property
+    def flow(self) -> Flow:
+        """Its flow, on the device, in evaluation mode."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where it comes from."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its flow is."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the run directory says of its data."""
+
+
+Kind = TypeVar("Kind", bound=Opened)
 
 
 @dataclass(frozen=True)
@@ -30,6 +58,11 @@ class OpenRun:
     metrics: dict[str, Any]
     provenance: dict[str, Any]
     device: torch.device
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the run directory says of its table."""
+        return self.schema.to_json()
 
 
 def run_kind(run: str | os.PathLike[str]) -> str:
@@ -61,6 +94,21 @@ def open_run(path: str | os.PathLike[str], device: str | None = None) -> OpenRun
     if run.flow.event_shape != (schema.features,) or run.flow.context_shape != context:
         raise UserError(f"{run.path}: model.json is damaged: its model does not fit its columns; train again")
     return OpenRun(os.fspath(path), run.flow, schema, run.metrics, run.provenance, place)
+
+
+def with_likelihood(run: Kind) -> Kind:
+    """Return a run that was opened, unless it has samples but no likelihood.
+
+    Raises:
+        UserError: for a continuous flow that is solved in a few fixed steps, as students are.
+    """
+    ode = find_ode(run.flow.transform)
+    if ode is None or ode.has_likelihood:
+        return run
+    teacher = run.provenance.get("distillation", {}).get("teacher", {}).get("run")
+    remedy = f"use the run that it was distilled from, {teacher}" if teacher else "train it without fixed steps"
+    steps = f"{ode.steps} step{'s' * (ode.steps != 1)}"
+    raise UserError(f"{run.path}: samples in {steps} of {ode.solver} and has no likelihood; {remedy}")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 
 from diffeo.data import TableWriter
 from diffeo.errors import UserError
-from diffeo.jobs.runs import open_run
+from diffeo.jobs.runs import open_run, with_likelihood
 from diffeo.training.seeding import derive, seed_noise
 
 __all__ = ["score_table"]
@@ -56,7 +56,7 @@ def score_table(
     Raises:
         UserError: for bad input, a bad run directory or an output that cannot be written.
     """
-    model = open_run(run, device)
+    model = with_likelihood(open_run(run, device))
     table = model.schema.open(source, missing=missing)
     extra = [name for name in table.extra if name not in keep]
     _check_keep(keep, table.all_names, table.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ from diffeo.flow import Flow
 from diffeo.jobs.check import Judging, rows_to_judge_by
 from diffeo.jobs.fit import likelihood_facts
 from diffeo.jobs.pictures import draw_pairs
-from diffeo.jobs.runs import open_run
 from diffeo.jobs.teaching import Stage, Teaching
 from diffeo.objectives import Distillation
 from diffeo.report.compare import mean_and_error
@@ -34,7 +32,7 @@ from diffeo.training.sampled import SampleStream
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms import Autoregressive
 
-__all__ = ["TableTeaching"]
+__all__ = ["DensityTeaching", "TableTeaching"]
 
 BATCH_SIZE, BATCHES = 512, 100  # rows per step, steps per epoch
 VALIDATED = 4_096  # rows of the teacher's that tell which weights to keep
@@ -43,13 +41,33 @@ TIMED = 1_000  # rows drawn at a time where speed is measured
 
 
 class TableTeaching(Teaching):
-    """Rows that the teacher draws as they are needed: no data is needed, and none is overfitted.
+    """The run of a table. The table itself, where there is one, gives contexts, and real rows to judge by."""
 
-    The table, where there is one, gives the contexts of a conditional teacher, and real rows to judge by.
-    """
-
-    what = "tables"
+    what, unit = "tables", "row"
     options = ("missing",)
+
+    def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
+        """Find real rows to judge by, and contexts."""
+        missing = (settings if source is not None else self.provenance.get("settings", {})).get("missing", "error")
+
+        def judging(data: Any) -> Judging:
+            table = self.opened.schema.open(data, missing=missing)
+            return rows_to_judge_by(self.opened, table, REPORTED, seed)
+
+        self.real = self.found(source, judging, say)
+        self.contexts = None if self.real is None else self.real.contexts
+        if self.core.context_shape and self.contexts is None:
+            raise UserError(f"{self.path} is conditional: give the table that its contexts are to be taken from (DATA)")
+
+    def facts(self) -> dict[str, Any]:
+        """How many columns, and which are the context."""
+        return {"columns": self.opened.schema.features, "context": list(self.opened.schema.context)}
+
+
+class DensityTeaching(TableTeaching):
+    """Students with a density, by rows that the teacher draws as they are needed: none is overfitted."""
+
+    teachers = "tables"
     students = {  # noqa: RUF012 - a constant
         "nsf-inverse": ("nsf", {"structure": "inverse", "affine": True}),
         "iaf": ("iaf", {}),
@@ -64,48 +82,15 @@ class TableTeaching(Teaching):
         Stage("both", "mean of reverse and forward KL", Distillation, 0.35, 3e-3),
     )
 
-    def __init__(self, run: str | os.PathLike[str], device: str | None) -> None:
-        opened = open_run(run, device)
-        super().__init__(opened.path, opened.flow, opened.provenance, opened.device)
-        self.opened = opened
-        self.description = opened.schema.to_json()
-
-    def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
-        """Find real rows to judge by, and contexts."""
-        self.real = self._real_rows(source, settings.get("missing", "error"), seed, say)
-        self.contexts = None if self.real is None else self.real.contexts
-        if self.core.context_shape and self.contexts is None:
-            raise UserError(f"{self.path} is conditional: give the table that its contexts are to be taken from (DATA)")
-
-    def _real_rows(self, source: Any, missing: str, seed: int, say: Callable[[str], None]) -> Judging | None:
-        """Return real rows, from the table that was given, or else from the one that the run names."""
-        open_table = self.opened.schema.open
-        if source is not None:
-            return rows_to_judge_by(self.opened, open_table(source, missing=missing), REPORTED, seed)
-        recorded = (self.provenance.get("data") or {}).get("name")
-        if not isinstance(recorded, str):
-            return None
-        missing = self.provenance.get("settings", {}).get("missing", missing)
-        try:
-            return rows_to_judge_by(self.opened, open_table(recorded, missing=missing), REPORTED, seed)
-        except (UserError, OSError) as error:
-            say(f"no real rows to judge by, only the teacher's own: {error}; give the table (DATA)")
-            return None
-
-    def rows(self, stage: Stage, seed: int) -> SampleStream:
+    def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[SampleStream, tuple[Tensor, Tensor | None]]:
         """Fresh draws of the teacher."""
-        return SampleStream(
+        held_out = SampleStream(
+            self.core, self.contexts, batch_size=VALIDATED, batches=1, seed=derive(seed, "validation")
+        )
+        stream = SampleStream(
             self.core, self.contexts, batch_size=BATCH_SIZE, batches=BATCHES, seed=derive(seed, stage.name)
         )
-
-    def validation(self, seed: int) -> tuple[Tensor, Tensor | None]:
-        """Other draws of the teacher."""
-        drawn = SampleStream(self.core, self.contexts, batch_size=VALIDATED, batches=1, seed=derive(seed, "validation"))
-        return next(iter(drawn))
-
-    def facts(self) -> dict[str, Any]:
-        """How many columns, and which are the context."""
-        return {"columns": self.opened.schema.features, "context": list(self.opened.schema.context)}
+        return stream, next(iter(held_out))
 
     @torch.no_grad()
     def report(self, student: Flow, seed: int) -> dict[str, Any]:

@@ -6,18 +6,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from diffeo.errors import UserError
 from diffeo.flow import Flow
+from diffeo.jobs.runs import Opened
 from diffeo.objectives import Objective
 from diffeo.recipes.assembly import take_apart
 from diffeo.training import FitResult
 from diffeo.transforms import Chain
 
 __all__ = ["Stage", "Teaching"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,48 +36,74 @@ class Stage:
 
 
 class Teaching(ABC):
-    """A teacher, the data that it is distilled by, and what their kind decides: students, stages, the report.
+    """A teacher, the data that it is distilled by, and what a kind of student is taught by: stages and the report.
 
     What student and teacher share, the preprocessing, cancels in every log-ratio: all flows here are those of the
     layers alone, and rows are in their units.
 
     Attributes:
-        what: the data are called.
-        options: settings of a distillation that this kind alone has.
-        students: what a student may be, as a recipe and arguments of it, the default first; all sample in one pass.
+        what: the data are called, ``unit`` one of them; ``teachers``: what can be taught from in this way.
+        options: settings of a distillation that this kind of data alone has.
+        students: what a student may be, as a recipe and arguments of it, the default first.
         epochs: the budget for who does not choose.
-        path, flow, provenance, device: of the teacher's run; ``description``: its data, as a run directory has them.
+        bfloat16: whether networks may multiply in bfloat16 in training.
+        student: the name of the one to teach.
+        opened: the teacher's run; ``path``, ``flow``, ``provenance``, ``device``: its own; ``description``: its data,
+            as a run directory has them.
         core, preprocessing: the teacher's flow taken apart.
-        stages: of the training; the last one ends at the student to keep.
+        stages: of the training, once the data are read; the last one ends at the student to keep.
     """
 
     what: str
+    unit: str
+    teachers: str
     options: tuple[str, ...]
     students: Mapping[str, tuple[str, Mapping[str, Any]]]
     epochs: int
-    description: Mapping[str, Any]
+    bfloat16: bool = False
     stages: Sequence[Stage]
 
-    def __init__(self, path: str, flow: Flow, provenance: Mapping[str, Any], device: torch.device) -> None:
-        self.path, self.flow, self.provenance, self.device = path, flow, provenance, device
-        self.core, self.preprocessing = take_apart(flow)
+    def __init__(self, opened: Opened, student: str) -> None:
+        self.opened: Any = opened
+        self.student = student
+        self.path, self.flow, self.provenance, self.device = opened.path, opened.flow, opened.provenance, opened.device
+        self.description: Mapping[str, Any] = opened.description
+        self.core, self.preprocessing = take_apart(opened.flow)
+
+    @classmethod
+    def suits(cls, flow: Flow) -> bool:
+        """Whether a flow can be taught from in this way."""
+        return True
 
     def shared(self) -> dict[str, Any]:
-        """Return the arguments of its recipe that a student has from its teacher."""
+        """Return the arguments of its recipe that the student has from its teacher."""
         assert self.flow.recipe is not None  # it was built from one
         return {name: self.flow.recipe["arguments"][name] for name in ("features", "context", "preprocess")}
+
+    def inherited(self, flow: Flow) -> list[nn.Module]:
+        """Return the parts that the student has from its teacher, state and all, of either of them."""
+        return [*take_apart(flow)[1], *([] if flow.context_transform is None else [flow.context_transform])]
+
+    def check(self, flow: Flow) -> None:
+        """Refuse a student that is not what it is to be: by default, one that does not sample in one pass.
+
+        Raises:
+            UserError: for such a student.
+        """
+        if flow.cheap not in ("forward", "both"):
+            raise UserError(f"student {self.student!r} with these arguments does not sample in one pass")
 
     @abstractmethod
     def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
         """Open the data that were given, or else those that the run names, and decide on the stages."""
 
     @abstractmethod
-    def rows(self, stage: Stage, seed: int) -> Any:
-        """Return the stream of (rows, contexts) that a stage is trained on."""
+    def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[Any, tuple[Tensor, Tensor | None]]:
+        """Return what a stage is trained on, given the student that the ones before have left.
 
-    @abstractmethod
-    def validation(self, seed: int) -> tuple[Tensor, Tensor | None]:
-        """Return the rows, with their contexts, that tell which weights to keep."""
+        Returns:
+            A stream of (rows, contexts), and the rows, with their contexts, that tell which weights to keep.
+        """
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -87,10 +117,23 @@ class Teaching(ABC):
     def draw(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
         """Draw ``folder/figures/*.png`` of what was reported, and return their paths."""
 
+    def found(self, source: Any, open_data: Callable[[Any], T], say: Callable[[str], None]) -> T | None:
+        """Open the data that were given, or else those that the run names; None, and a note, if these are gone."""
+        if source is not None:
+            return open_data(source)
+        recorded = (self.provenance.get("data") or {}).get("name")
+        if not isinstance(recorded, str):
+            return None
+        try:
+            return open_data(recorded)
+        except (UserError, OSError) as error:
+            say(f"no real {self.unit}s to judge by, only the teacher's own: {error}; give the {self.what} (DATA)")
+            return None
+
     @torch.no_grad()
     def inwards(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bring data ``(n, *event)`` into the units of the layers; also the log-determinants ``(n,)`` of that."""
-        x = x.to(self.device)
+        x = x.to(self.core.base.device_marker)
         if not self.preprocessing:
             return x, x.new_zeros(len(x))
         z, log_det = Chain(self.preprocessing).eval().inverse_and_log_det(x)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.objectives.base import Objective
-from diffeo.objectives.flow_matching import split_ode, with_ode
+from diffeo.objectives.flow_matching import check_dropout, split_ode, velocity_with_dropout, with_ode
 
 __all__ = ["StepMatching", "few_steps", "reflow_pairs", "trajectories"]
 
@@ -24,17 +24,20 @@ class StepMatching(Objective):
 
     Args:
         flow: the student, see ``few_steps``.
+        dropout: the share of rows whose context is withheld, for guidance, as in ``FlowMatching``.
 
     Raises:
-        ValueError: for a flow that does not sample in Euler steps; when called, for trajectories of other lengths.
+        ValueError: for a flow that does not sample in Euler steps, or whose context cannot be withheld; when called,
+            for trajectories of other lengths.
     """
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: Flow, dropout: float = 0.0) -> None:
         super().__init__(flow)
         ode, _ = split_ode(flow)
         if ode.solver != "euler" or ode.steps is None:
             raise ValueError(f"expected a student that samples in Euler steps (few_steps), got solver {ode.solver!r}")
-        self.steps = ode.steps
+        check_dropout(flow, dropout)
+        self.steps, self.dropout = ode.steps, dropout
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the squared error of a random step of each trajectory, (N,)."""
@@ -45,7 +48,8 @@ class StepMatching(Objective):
         rows = torch.arange(len(x), device=x.device)
         index = torch.randint(steps, (len(x),), device=x.device)
         here, there = x[rows, index], x[rows, index + 1]
-        found = ode.velocity(here, index.to(x.dtype) / steps, self.flow.normalize_context(context))
+        t, given = index.to(x.dtype) / steps, self.flow.normalize_context(context)
+        found = velocity_with_dropout(ode.velocity, here, t, given, self.dropout if self.training else 0.0)
         return (found - (there - here) * steps).square().flatten(1).sum(1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffeo.flow import Flow
 from diffeo.nets.velocity import Guided
@@ -14,7 +14,7 @@ from diffeo.objectives.couplings import CONDITION_WEIGHT, assign
 from diffeo.objectives.paths import get_path
 from diffeo.transforms import ODE, Chain, Transform
 
-__all__ = ["FlowMatching", "guided", "split_ode", "with_ode"]
+__all__ = ["FlowMatching", "check_dropout", "guided", "split_ode", "velocity_with_dropout", "with_ode"]
 
 LATEST = 0.999  # beyond, where a path has a pole at the data, no time is drawn
 
@@ -63,13 +63,9 @@ class FlowMatching(Objective):
                 raise ValueError(f"expected {name} among {', '.join(known)}, got {value!r}")
         if pool < 2:
             raise ValueError(f"expected a pool of at least 2 rows to couple, got {pool}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"expected dropout in [0, 1), got {dropout}")
         if not condition_weight >= 0:
             raise ValueError(f"expected condition_weight >= 0, got {condition_weight}")
-        ode, _ = split_ode(flow)
-        if dropout and not getattr(ode.velocity, "droppable", False):
-            raise ValueError("expected a velocity whose context can be withheld (droppable) for dropout, got another")
+        check_dropout(flow, dropout)
         self.path = get_path(path)
         self.latest = LATEST if path == "vp" else 1.0
         self.time, self.condition_weight, self.dropout = time, condition_weight, dropout
@@ -93,10 +89,7 @@ class FlowMatching(Objective):
             a, s, da, ds = (each.reshape(shape) for each in self.path(t))
             between = torch.addcmul(a * rows, s, noise)
             target = torch.addcmul(da * rows, ds, noise)
-        if self.training and self.dropout and given is not None:
-            found = velocity(between, t, given, (torch.rand_like(t) >= self.dropout).to(t.dtype))
-        else:
-            found = velocity(between, t, given)
+        found = velocity_with_dropout(velocity, between, t, given, self.dropout if self.training else 0.0)
         return (found - target).square().flatten(1).sum(1)
 
     @torch.no_grad()
@@ -121,6 +114,26 @@ class FlowMatching(Objective):
         if self.time == "logit-normal":
             t = torch.sigmoid(torch.special.ndtri(t))
         return t * self.latest
+
+
+def check_dropout(flow: Flow, dropout: float) -> None:
+    """Refuse a share of contexts to withhold that is no share, or where the velocity needs its context.
+
+    Raises:
+        ValueError: for these, or a flow without its ODE.
+    """
+    ode, _ = split_ode(flow)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"expected dropout in [0, 1), got {dropout}")
+    if dropout and not getattr(ode.velocity, "droppable", False):
+        raise ValueError("expected a velocity whose context can be withheld (droppable) for dropout, got another")
+
+
+def velocity_with_dropout(velocity: nn.Module, x: Tensor, t: Tensor, context: Tensor | None, dropout: float) -> Tensor:
+    """The velocity at x and t, with the context withheld from a random share of the rows."""
+    if not dropout or context is None:
+        return velocity(x, t, context)
+    return velocity(x, t, context, (torch.rand_like(t) >= dropout).to(t.dtype))
 
 
 def split_ode(flow: Flow) -> tuple[ODE, list[Transform]]:

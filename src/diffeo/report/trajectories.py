@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from diffeo.bases import Base
 from diffeo.report.style import GREY, MODEL, REAL, figure, shades
 from diffeo.transforms import ODE
 
-__all__ = ["animate", "draw"]
+__all__ = ["animate", "compare", "draw"]
 
 TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
 PARTICLES, CELLS = 300, 100
@@ -45,9 +46,7 @@ def draw(ode: ODE, base: Base, path: str | Path) -> None:
         paths, deformed, *panels = drawing.subplots(1, 2 + len(TIMES))
         for axes in (paths, deformed, *panels):
             _plain(axes)
-        paths.plot(moved[..., 0], moved[..., 1], color=GREY, lw=0.4, alpha=0.5)
-        paths.plot(*moved[0].T, ".", color=REAL, ms=2)
-        paths.plot(*moved[-1].T, ".", color=MODEL, ms=2)
+        _lines(paths, moved)
         paths.set_title("noise (blue) to samples")
         for line in grid:
             deformed.plot(*line.T, color=GREY, lw=0.6)
@@ -56,6 +55,21 @@ def draw(ode: ODE, base: Base, path: str | Path) -> None:
         for axes, time, density in zip(panels, TIMES, densities, strict=True):
             axes.pcolormesh(edges, edges, density, cmap=shades("#3B1C8C"), norm=norm, rasterized=True)
             axes.set_title(f"density at t = {time:g}")
+
+
+def compare(moved: Mapping[str, Tensor], path: str | Path) -> None:
+    """Draw the particles' paths of several flows, from the same noise, beside each other.
+
+    Args:
+        moved: where the particles of each pass, ``(times, particles, 2)``, by the name to show.
+        path: of the PNG.
+    """
+    with figure(path, (2.9 * len(moved), 3.2)) as drawing:
+        panels = np.atleast_1d(drawing.subplots(1, len(moved)))
+        for axes, (name, passed) in zip(panels, moved.items(), strict=True):
+            _plain(axes)
+            _lines(axes, passed.cpu().numpy())
+            axes.set_title(name)
 
 
 @torch.no_grad()
@@ -97,6 +111,13 @@ def _back(ode: ODE, points: Tensor, time: float) -> tuple[Tensor, Tensor]:
     solution = ode.solve(points, time, 0.0, log_det=True)
     assert solution.log_det is not None
     return solution.value, solution.log_det
+
+
+def _lines(axes: Any, moved: np.ndarray) -> None:
+    """Paths ``(times, particles, 2)``, from blue points to vermilion ones."""
+    axes.plot(moved[..., 0], moved[..., 1], color=GREY, lw=0.4, alpha=0.5)
+    axes.plot(*moved[0].T, ".", color=REAL, ms=2)
+    axes.plot(*moved[-1].T, ".", color=MODEL, ms=2)
 
 
 def _plain(axes: Any) -> None:

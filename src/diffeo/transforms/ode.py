@@ -15,7 +15,7 @@ from diffeo.nets.trace import estimated_trace, exact_trace
 from diffeo.transforms.base import Transform
 from diffeo.transforms.solvers import FIXED, adaptive, fixed, replay
 
-__all__ = ["ODE", "Solution"]
+__all__ = ["ODE", "Solution", "find_ode"]
 
 ADAPTIVE = "dopri5"
 FEWEST = 32  # evaluations in fixed steps, below which what is integrated beside a solution is not its density
@@ -105,8 +105,17 @@ class ODE(Transform):
 
     @property
     def cheap(self) -> str:
-        """Both sides take many evaluations of a network."""
-        return "neither"
+        """Both sides take many evaluations of a network; a few fixed steps are for sampling alone."""
+        return "forward" if self._coarse else "neither"
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether what is integrated beside a solution is its density: not in a few steps, nor if guided."""
+        return not (self._coarse or getattr(self.velocity, "sampling_only", False))
+
+    @property
+    def _coarse(self) -> bool:
+        return self.steps is not None and self.steps * len(FIXED[self.solver].times) < FEWEST
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Generate, without the divergence."""
@@ -185,7 +194,7 @@ class ODE(Transform):
             raise ValueError(
                 f"expected a velocity that has a likelihood, got {type(self.velocity).__name__}, which is for sampling"
             )
-        if self.steps is not None and self.steps * len(FIXED[self.solver].times) < FEWEST:
+        if self._coarse:
             raise ValueError(
                 f"expected at least {FEWEST} evaluations for a likelihood, got {self.steps} steps of {self.solver}: "
                 f"the density of so coarse a solve is not that of its samples; solve by {ADAPTIVE}, or take more steps"
@@ -233,3 +242,8 @@ class ODE(Transform):
         if v.shape != x.shape:
             raise ValueError(f"expected a velocity of the shape of its input {tuple(x.shape)}, got {tuple(v.shape)}")
         return v
+
+
+def find_ode(transform: nn.Module) -> ODE | None:
+    """Return the ODE among the parts of a transform, if there is one."""
+    return next((part for part in transform.modules() if isinstance(part, ODE)), None)

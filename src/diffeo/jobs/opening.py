@@ -1,0 +1,26 @@
+"""A run directory of any kind, opened for use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from diffeo.jobs.pixels import ImageRun, open_image_run
+from diffeo.jobs.runs import OpenRun, open_run, run_kind
+from diffeo.jobs.sounds import AudioRun, open_audio_run
+
+__all__ = ["AnyRun", "open_any_run"]
+
+AnyRun = OpenRun | ImageRun | AudioRun
+
+_OPENERS: dict[str, Callable[..., Any]] = {"images": open_image_run, "audio": open_audio_run}
+
+
+def open_any_run(run: str | os.PathLike[str], device: str | None = None) -> AnyRun:
+    """Load a run directory, of whatever it was trained on.
+
+    Raises:
+        UserError: if it is damaged, or none.
+    """
+    return _OPENERS.get(run_kind(run), open_run)(run, device)

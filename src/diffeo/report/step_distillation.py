@@ -1,0 +1,164 @@
+"""What a student of few steps lost of its teacher: distances by the number of steps, straightness, speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffeo.errors import UserError
+from diffeo.flow import Flow
+from diffeo.objectives.flow_matching import split_ode
+from diffeo.report.compare import classifier_test
+from diffeo.report.style import GREY, MODEL, OTHER, REAL, figure
+from diffeo.report.transport import in_steps, squared_wasserstein, straightness
+from diffeo.training.seeding import derive, seed_noise
+
+__all__ = ["compare_flows", "distance_curve", "sample_in", "warnings"]
+
+STEPS = (1, 2, 4, 8)
+ROWS = 1_000  # in each set whose distance is taken: forty assignments are solved exactly
+TOLD_APART = 5_000  # draws of each kind shown to a classifier, at most
+ELEMENTS = 2**19  # of them, at most
+
+# A student is far from its teacher beyond so much of the variance of the teacher's draws, if that is more than so many
+# standard deviations of the distance between two sets of the teacher's own.
+FAR = 0.01
+CHANCE = 4.0
+
+
+@torch.no_grad()
+def compare_flows(flows: Mapping[str, Flow], contexts: Tensor | None, seed: int) -> dict[str, Any]:
+    """Compare a continuous flow, "teacher", with those made of it, the last of which is the student.
+
+    Distances are squared 2-Wasserstein distances, in the units of the layers, of sets of 1,000 rows joined with their
+    contexts. Two sets of one distribution are a distance apart too, the larger the more elements there are, and a set
+    that has shrunk to its mean is nearer to the teacher's than these are to each other. So what two sets of the
+    teacher, and two of the other flow, are apart on average is taken off: W(p, q) - (W(p, p') + W(q, q')) / 2 is 0 on
+    average for one distribution, as the divergences of Genevay et al. 2018 are (arXiv:1706.00292).
+
+    Args:
+        flows: by name.
+        contexts: to draw in, picked at random.
+        seed: of all draws.
+
+    Returns:
+        Plain data: ``straightness`` of each, ``distances`` by the number of Euler steps (those beyond chance, and
+        ``raw``), ``chance``, ``classifier``, ``evaluations`` per row, ``variance`` of the teacher's draws, ``rows``,
+        ``dimensions``.
+
+    Raises:
+        UserError: for draws that are not finite.
+    """
+    teacher, student = flows["teacher"], list(flows.values())[-1]
+
+    def draws(name: str, flow: Flow, number: int, rows: int = ROWS) -> Tensor:
+        seed_noise(flow.base.device_marker.device, derive(seed, name, number))
+        x, context = sample_in(flow, contexts, rows)
+        if not x.isfinite().all():
+            raise UserError(f"the {name} draws values that are not finite; distil it again, with more minutes")
+        given = flow.normalize_context(context)
+        return x.flatten(1) if given is None else torch.cat([x.flatten(1), given], 1)
+
+    own = [draws("teacher", teacher, number) for number in range(4)]
+    apart = [squared_wasserstein(own[i], own[j]) for i, j in ((0, 1), (2, 3), (0, 2), (1, 3))]
+    chance = {"mean": float(np.mean(apart)), "std": float(np.std(apart, ddof=1))}
+    fewest = split_ode(student)[0].steps
+    counts = sorted({*STEPS, *([] if fewest is None else [fewest])})
+
+    def beyond_chance(name: str, flow: Flow) -> dict[str, float]:
+        sets = [draws(name, flow, number) for number in range(2)]
+        raw = (squared_wasserstein(own[0], sets[0]) + squared_wasserstein(own[1], sets[1])) / 2
+        return {"distance": raw - (chance["mean"] + squared_wasserstein(*sets)) / 2, "raw": raw}
+
+    shown = min(TOLD_APART, max(ROWS, ELEMENTS // own[0].shape[1]))
+    real, fake = (draws(f"{name} shown", flow, 0, shown) for name, flow in (("teacher", teacher), ("student", student)))
+    return {
+        "rows": ROWS,
+        "dimensions": teacher.event_shape.numel(),
+        "steps": fewest,
+        "straightness": {name: _straightness(flow, contexts, derive(seed, "straight")) for name, flow in flows.items()},
+        "distances": {
+            name: {str(count): beyond_chance(f"{name} {count}", in_steps(flow, count)) for count in counts}
+            for name, flow in flows.items()
+        },
+        "chance": chance,
+        "variance": float(real.var(0).sum()),
+        "classifier": classifier_test(real.double().cpu().numpy(), fake.double().cpu().numpy(), seed),
+        "evaluations": {
+            name: _evaluations(flow, contexts, derive(seed, "solved")) for name, flow in flows.items()
+        },
+    }  # fmt: skip
+
+
+def sample_in(flow: Flow, contexts: Tensor | None, rows: int) -> tuple[Tensor, Tensor | None]:
+    """Draw so many rows, each in a context picked at random."""
+    context = pick(contexts, rows)
+    return flow.sample((rows,) if context is None else (), context), context
+
+
+def pick(contexts: Tensor | None, rows: int) -> Tensor | None:
+    """Pick so many contexts at random."""
+    return None if contexts is None else contexts[torch.randint(len(contexts), (rows,)).to(contexts.device)]
+
+
+def _straightness(flow: Flow, contexts: Tensor | None, seed: int) -> float:
+    seed_noise(flow.base.device_marker.device, seed)
+    return straightness(flow, ROWS, pick(contexts, ROWS))
+
+
+def _evaluations(flow: Flow, contexts: Tensor | None, seed: int) -> float:
+    """Of the velocity, for a row on average."""
+    seed_noise(flow.base.device_marker.device, seed)
+    context = flow.normalize_context(pick(contexts, ROWS))
+    return float(split_ode(flow)[0].solve(flow.base.sample((ROWS,)), 0.0, 1.0, context).evaluations.double().mean())
+
+
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """Say in words what a user must know before trusting a student of few steps: that it is far from its teacher."""
+    steps = report["steps"]
+    if steps is None:
+        return []
+    apart, chance = report["distances"]["student"][str(steps)]["distance"], report["chance"]
+    if apart <= max(CHANCE * chance["std"], FAR * report["variance"]):
+        return []
+    return [
+        f"the student's draws are {apart:.3g} from the teacher's (squared W2, beyond chance), "
+        f"{apart / report['variance']:.1%} of their variance; give more minutes, or more steps than {steps}"
+    ]
+
+
+def distance_curve(report: Mapping[str, Any], path: str | Path) -> None:
+    """Draw the distances from the teacher by the number of steps, beside what chance makes of none.
+
+    Args:
+        report: what ``compare_flows`` returns.
+        path: of the PNG.
+    """
+    chance, steps = report["chance"], report["steps"]
+    reach = 2 * chance["std"]
+    with figure(path, (6.4, 3.8)) as drawing:
+        axes = drawing.add_subplot()
+        axes.axhspan(-reach, reach, color="#D0D0D0", lw=0, label="chance (two standard deviations)")
+        for (name, found), colour in zip(report["distances"].items(), _colours(report["distances"]), strict=True):
+            counts = [int(count) for count in found]
+            distances = [each["distance"] for each in found.values()]
+            axes.plot(counts, distances, color=colour, lw=1.5, marker="o", ms=3, label=name)
+            if name == "student" and steps is not None:
+                axes.plot(
+                    steps, found[str(steps)]["distance"], "o", color=colour, ms=8, label=f"what it was taught: {steps}"
+                )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("symlog", linthresh=reach or 1e-6)
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_xlabel("Euler steps")
+        axes.set_ylabel("squared W2 from the teacher, beyond chance")
+        axes.legend()
+
+
+def _colours(names: Sequence[str]) -> list[str]:
+    return [{"teacher": REAL, "reflowed": OTHER, "student": MODEL}.get(name, GREY) for name in names]
