@@ -167,7 +167,7 @@ def test_mistakes_get_one_line(teachers, tmp_path, capsys):
     assert "has the label 'loud', expected one of high, low" in refused(run, "--data", other)
     model["schema"]["kind"] = "images"
     (moved / "model.json").write_text(json.dumps(model))
-    assert "only runs of tables and of audio can be distilled" in refused(moved)
+    assert "its images are not described" in refused(moved)
 
 
 def test_warnings_in_words():

@@ -38,7 +38,7 @@ KEPT = 4  # sounds of each kind that stay in the run directory
 class AudioTeaching(Teaching):
     """Real recordings and their contexts, divided as the teacher's were: whole crops, dequantised once and for all."""
 
-    what, unit, teachers = "audio", "recording", "audio"
+    what, unit, dimension, teachers = "audio", "recording", "sample", "audio"
     options = ("forward_share", "power", "contrast")
     students = {"parallel_wavenet": ("parallel_wavenet", {})}  # noqa: RUF012 - a constant
     epochs = 60

@@ -89,11 +89,14 @@ def open_image_run(run: str | os.PathLike[str], device: str | None = None) -> Im
     schema = loaded.schema or {}
     if schema.get("kind") != "images":
         raise UserError(f"{loaded.path}: was not trained on images")
-    channels, height, width = schema["shape"]
-    shape, classes = (channels, height, width), tuple(schema["classes"])
+    try:
+        channels, height, width = schema["shape"]
+        shape, levels, classes = (channels, height, width), schema["levels"], tuple(schema["classes"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{loaded.path}: model.json is damaged: its images are not described; train again") from error
     if tuple(loaded.flow.event_shape) != shape or loaded.flow.context_shape != ((len(classes),) if classes else ()):
         raise UserError(f"{loaded.path}: model.json is damaged: its model does not fit its images; train again")
-    return ImageRun(os.fspath(run), loaded.flow, shape, schema["levels"], classes, place, loaded.provenance)
+    return ImageRun(os.fspath(run), loaded.flow, shape, levels, classes, place, loaded.provenance)
 
 
 def score_images(

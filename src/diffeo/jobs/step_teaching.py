@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.jobs.check import Judging, images_to_judge_by
-from diffeo.jobs.fit import likelihood_facts
 from diffeo.jobs.images import has_bfloat16
 from diffeo.jobs.pictures import draw_pairs
 from diffeo.jobs.runs import Opened
@@ -26,7 +25,6 @@ from diffeo.objectives import FlowMatching, StepMatching, reflow_pairs, trajecto
 from diffeo.objectives.flow_matching import split_ode, with_ode
 from diffeo.report import image_figures
 from diffeo.report import trajectories as report_trajectories
-from diffeo.report.compare import mean_and_error
 from diffeo.report.distillation import pace
 from diffeo.report.step_distillation import compare_flows, distance_curve, sample_in, warnings
 from diffeo.report.transport import in_steps, paths
@@ -57,7 +55,7 @@ class StepTeaching(Teaching):
     Attributes:
         batch_size, batches: rows per step, and steps per epoch.
         validated: pairs or trajectories that tell which weights to keep.
-        scored: real rows whose likelihood is compared, and what one of their numbers is called (``dimension``).
+        scored: real rows whose likelihood is compared.
         lr: of both stages.
         contexts: to draw in, or None.
         real: rows that the teacher was not trained on, or None.
@@ -72,7 +70,6 @@ class StepTeaching(Teaching):
     batches: int
     validated: int
     scored: int
-    dimension: str
     lr: tuple[float, float]
     contexts: Tensor | None
     real: Judging | None
@@ -84,11 +81,11 @@ class StepTeaching(Teaching):
         stages = [
             Stage(
                 "reflow", "straighter trajectories",
-                lambda student, teacher: FlowMatching(student, dropout=dropout), 0.5, self.lr[0],
+                lambda flow, _: FlowMatching(flow, dropout=dropout), 0.5, self.lr[0],
             ),
             Stage(
                 "steps", "the straight trajectories in few steps",
-                lambda student, teacher: StepMatching(student, dropout=dropout), 0.5, self.lr[1],
+                lambda flow, _: StepMatching(flow, dropout=dropout), 0.5, self.lr[1],
             ),
         ]  # fmt: skip
         self.stages = stages if student == "few-steps" else [replace(stages[0], share=1.0)]
@@ -154,12 +151,7 @@ class StepTeaching(Teaching):
         x, context = self.real.x[: self.scored], self.real.context
         seed_noise(self.device, derive(seed, "real rows"))
         scores = self.score(student, x, None if context is None else context[: self.scored])
-        if scores is None:
-            return {"distillation": report}
-        difference = mean_and_error((scores["student"] - scores["teacher"]).numpy())
-        report["real_rows"] = {**difference, "rows": len(scores["student"]), "which": self.real.which}
-        nll = -(scores["student"] + scores["log_det"])
-        return {"distillation": report, "validation": likelihood_facts(nll, report["dimensions"], self.dimension)}
+        return self.judged(report, scores, self.real.which)
 
     @torch.no_grad()
     def draw(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
@@ -179,7 +171,7 @@ class TableSteps(StepTeaching, TableTeaching):
     """Of a table."""
 
     batch_size, batches, validated, epochs = 512, 100, 4_096, 100
-    scored, dimension = 1_000, "column"
+    scored = 1_000
     lr = 3e-3, 3e-3
     drawn = 5_000
 
@@ -199,10 +191,10 @@ class TableSteps(StepTeaching, TableTeaching):
 class ImageSteps(StepTeaching):
     """Of images."""
 
-    what, unit = "images", "image"
+    what, unit, dimension = "images", "image", "dim"
     options = ()
     batch_size, batches, validated, epochs = 64, 50, 512, 100
-    scored, dimension = 256, "dim"
+    scored = 256
     lr = 1e-3, 1e-3
 
     def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:

@@ -13,11 +13,9 @@ from torch import Tensor
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.jobs.check import Judging, rows_to_judge_by
-from diffeo.jobs.fit import likelihood_facts
 from diffeo.jobs.pictures import draw_pairs
 from diffeo.jobs.teaching import Stage, Teaching
 from diffeo.objectives import Distillation
-from diffeo.report.compare import mean_and_error
 from diffeo.report.distillation import (
     compare_draws,
     divergence_curve,
@@ -43,7 +41,7 @@ TIMED = 1_000  # rows drawn at a time where speed is measured
 class TableTeaching(Teaching):
     """The run of a table. The table itself, where there is one, gives contexts, and real rows to judge by."""
 
-    what, unit = "tables", "row"
+    what, unit, dimension = "tables", "row", "column"
     options = ("missing",)
 
     def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
@@ -107,12 +105,7 @@ class DensityTeaching(TableTeaching):
         report = compare_draws(self.draws, seed)
         report["warnings"] = warnings(report)
         report["rows_per_second"] = self._paces(student)
-        if real is None or self.scores is None:
-            return {"distillation": report}
-        difference = mean_and_error((self.scores["student"] - self.scores["teacher"]).numpy())
-        report["real_rows"] = {**difference, "rows": len(self.scores["student"]), "which": real.which}
-        nll = -(self.scores["student"] + self.scores["log_det"])
-        return {"distillation": report, "validation": likelihood_facts(nll, report["dimensions"], "column")}
+        return {"distillation": report} if real is None else self.judged(report, self.scores, real.which)
 
     def _paces(self, student: Flow) -> dict[str, float]:
         """Return rows per second of the student, of the teacher, and of the teacher by one full pass per element."""

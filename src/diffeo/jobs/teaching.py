@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from diffeo.errors import UserError
 from diffeo.flow import Flow
+from diffeo.jobs.fit import likelihood_facts
 from diffeo.jobs.runs import Opened
 from diffeo.objectives import Objective
 from diffeo.recipes.assembly import take_apart
+from diffeo.report.compare import mean_and_error
 from diffeo.training import FitResult
 from diffeo.transforms import Chain
 
@@ -42,7 +44,8 @@ class Teaching(ABC):
     layers alone, and rows are in their units.
 
     Attributes:
-        what: the data are called, ``unit`` one of them; ``teachers``: what can be taught from in this way.
+        what: the data are called, ``unit`` one of them, ``dimension`` one of its numbers.
+        teachers: what can be taught from in this way.
         options: settings of a distillation that this kind of data alone has.
         students: what a student may be, as a recipe and arguments of it, the default first.
         epochs: the budget for who does not choose.
@@ -56,6 +59,7 @@ class Teaching(ABC):
 
     what: str
     unit: str
+    dimension: str
     teachers: str
     options: tuple[str, ...]
     students: Mapping[str, tuple[str, Mapping[str, Any]]]
@@ -164,3 +168,12 @@ class Teaching(ABC):
         if good.sum() < 2:
             return None
         return {name: values[good].double().cpu() for name, values in found.items()}
+
+    def judged(self, report: dict[str, Any], scores: Mapping[str, Tensor] | None, which: str) -> dict[str, Any]:
+        """Add to a report what ``score`` found, and the student's likelihood; ``which`` says of what data."""
+        if scores is None:
+            return {"distillation": report}
+        difference = mean_and_error((scores["student"] - scores["teacher"]).numpy())
+        report["real_rows"] = {**difference, "rows": len(scores["student"]), "which": which}
+        nll = -(scores["student"] + scores["log_det"])
+        return {"distillation": report, "validation": likelihood_facts(nll, report["dimensions"], self.dimension)}
