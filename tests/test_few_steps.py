@@ -19,7 +19,6 @@ from diffeo.jobs import distill_run, step_teaching, table_teaching
 from diffeo.jobs.step_teaching import ImageSteps, TableSteps
 from diffeo.objectives import StepMatching, few_steps, guided, reflow_pairs, trajectories
 from diffeo.objectives.flow_matching import split_ode
-from diffeo.report import step_distillation
 from diffeo.report.step_distillation import compare_flows, warnings
 from diffeo.report.transport import in_steps, paths, squared_wasserstein, straightness
 from diffeo.training import checkpoint as checkpoints
@@ -133,9 +132,7 @@ def test_distances_are_those_of_the_best_pairing():
 
 
 @pytest.mark.parametrize("context", [0, 3])
-def test_a_copy_is_no_farther_than_chance_and_a_shrunken_flow_is(context, monkeypatch):
-    monkeypatch.setattr(step_distillation, "ROWS", 300)
-    monkeypatch.setattr(step_distillation, "TOLD_APART", 300)
+def test_a_copy_is_no_farther_than_chance_and_a_shrunken_flow_is(context):
     size, contexts = 16, torch.eye(3) if context else None
 
     class Moving(torch.nn.Module):
@@ -151,7 +148,7 @@ def test_a_copy_is_no_farther_than_chance_and_a_shrunken_flow_is(context, monkey
         return Flow(StandardNormal(size), Chain([ode]), None, (3,) if context else ())
 
     flow, shrunken = made(0.0), made(-0.5, solver="euler", steps=1)
-    report = compare_flows({"teacher": flow, "student": copy.deepcopy(flow)}, contexts, 0)
+    report = compare_flows({"teacher": flow, "student": copy.deepcopy(flow)}, contexts, 300, 0)
     chance = report["chance"]
     for found in report["distances"].values():
         for each in found.values():  # this velocity is straight, so any number of steps will do
@@ -160,7 +157,7 @@ def test_a_copy_is_no_farther_than_chance_and_a_shrunken_flow_is(context, monkey
     assert report["evaluations"]["teacher"] > 6
     assert report["steps"] is None
     assert warnings(report) == []
-    report = compare_flows({"teacher": flow, "student": shrunken}, contexts, 0)
+    report = compare_flows({"teacher": flow, "student": shrunken}, contexts, 300, 0)
     student = report["distances"]["student"]["1"]
     assert student["raw"] < chance["mean"], "nearer than the teacher's own draws are to each other ..."
     assert student["distance"] > 5 * chance["std"] + 0.05 * size, "... and yet found out"
@@ -176,14 +173,11 @@ def brief():
     """Fewer steps in an epoch, fewer rows in a report."""
     with pytest.MonkeyPatch.context() as patch:
         for kind in (TableSteps, ImageSteps):
-            for name, value in {"batch_size": 32, "batches": 5, "validated": 64, "scored": 40}.items():
+            for name, value in {"batch_size": 32, "batches": 5, "validated": 64, "scored": 40, "reported": 60}.items():
                 patch.setattr(kind, name, value)
         patch.setattr(TableSteps, "drawn", 200)
-        patch.setattr(step_teaching, "TIMED", 20)
         for name, value in {"BATCHES": 2, "BATCH_SIZE": 32, "REPORTED": 200, "VALIDATED": 32, "TIMED": 20}.items():
             patch.setattr(table_teaching, name, value)
-        for name, value in {"ROWS": 60, "TOLD_APART": 60, "ELEMENTS": 1}.items():
-            patch.setattr(step_distillation, name, value)
         yield
 
 

@@ -36,11 +36,10 @@ from diffeo.transforms.ode import find_ode
 __all__ = ["ImageSteps", "StepTeaching", "TableSteps"]
 
 STEPS, MOST_STEPS = 4, 16  # beyond the most, a solver of higher order is better than distillation
-TOLERANCE = 1e-4  # of the trajectories that are learned from
+TOLERANCE = 1e-3  # of the trajectories that are learned from
 REUSED = 32  # epochs that learn from the same trajectories: solving then takes less time than learning
 PARTICLES = 300  # whose paths are drawn
 SHOWN = 64  # images in a grid
-TIMED = 1_000  # rows drawn at a time where speed is measured
 
 _STRAIGHT: dict[str, Any] = {"path": "linear", "coupling": "independent"}
 
@@ -56,6 +55,7 @@ class StepTeaching(Teaching):
         batch_size, batches: rows per step, and steps per epoch.
         validated: pairs or trajectories that tell which weights to keep.
         scored: real rows whose likelihood is compared.
+        reported: rows of a set that is compared with others, or drawn at a time where speed is measured.
         lr: of both stages.
         contexts: to draw in, or None.
         real: rows that the teacher was not trained on, or None.
@@ -70,6 +70,7 @@ class StepTeaching(Teaching):
     batches: int
     validated: int
     scored: int
+    reported: int
     lr: tuple[float, float]
     contexts: Tensor | None
     real: Judging | None
@@ -141,10 +142,11 @@ class StepTeaching(Teaching):
         straight = {"reflowed": self.straight} if self.student == "few-steps" else {}
         self.flows, self.seed = {"teacher": self.core, **straight, "student": student}, seed
         self.contexts = None if self.contexts is None else self.contexts.to(self.device)
-        self.compared = report = compare_flows(self.flows, self.contexts, seed)
+        self.compared = report = compare_flows(self.flows, self.contexts, self.reported, seed)
         report["warnings"] = warnings(report)
         report["rows_per_second"] = {
-            name: pace(partial(sample_in, self.flows[name], self.contexts), TIMED) for name in ("student", "teacher")
+            name: pace(partial(sample_in, self.flows[name], self.contexts), self.reported)
+            for name in ("student", "teacher")
         }
         if self.student == "few-steps" or self.real is None:
             return {"distillation": report}
@@ -171,7 +173,7 @@ class TableSteps(StepTeaching, TableTeaching):
     """Of a table."""
 
     batch_size, batches, validated, epochs = 512, 100, 4_096, 100
-    scored = 1_000
+    scored, reported = 1_000, 1_000
     lr = 3e-3, 3e-3
     drawn = 5_000
 
@@ -194,7 +196,7 @@ class ImageSteps(StepTeaching):
     what, unit, dimension = "images", "image", "dim"
     options = ()
     batch_size, batches, validated, epochs = 64, 50, 512, 100
-    scored = 256
+    scored, reported = 256, 500
     lr = 1e-3, 1e-3
 
     def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:

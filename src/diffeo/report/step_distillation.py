@@ -21,9 +21,6 @@ from diffeo.training.seeding import derive, seed_noise
 __all__ = ["compare_flows", "distance_curve", "sample_in", "warnings"]
 
 STEPS = (1, 2, 4, 8)
-ROWS = 1_000  # in each set whose distance is taken: forty assignments are solved exactly
-TOLD_APART = 5_000  # draws of each kind shown to a classifier, at most
-ELEMENTS = 2**19  # of them, at most
 
 # A student is far from its teacher beyond so much of the variance of the teacher's draws, if that is more than so many
 # standard deviations of the distance between two sets of the teacher's own.
@@ -35,10 +32,10 @@ COLOURS = {"teacher": REAL, "reflowed": OTHER, "student": MODEL}
 
 
 @torch.no_grad()
-def compare_flows(flows: Mapping[str, Flow], contexts: Tensor | None, seed: int) -> dict[str, Any]:
+def compare_flows(flows: Mapping[str, Flow], contexts: Tensor | None, rows: int, seed: int) -> dict[str, Any]:
     """Compare a continuous flow, "teacher", with those made of it, the last of which is the student.
 
-    Distances are squared 2-Wasserstein distances, in the units of the layers, of sets of 1,000 rows joined with their
+    Distances are squared 2-Wasserstein distances, in the units of the layers, of sets of rows joined with their
     contexts. Two sets of one distribution are a distance apart too, the larger the more elements there are, and a set
     that has shrunk to its mean is nearer to the teacher's than these are to each other. So what two sets of the
     teacher, and two of the other flow, are apart on average is taken off: W(p, q) - (W(p, p') + W(q, q')) / 2 is 0 on
@@ -47,6 +44,7 @@ def compare_flows(flows: Mapping[str, Flow], contexts: Tensor | None, seed: int)
     Args:
         flows: by name.
         contexts: to draw in, picked at random.
+        rows: in a set; forty assignments of so many are solved exactly.
         seed: of all draws.
 
     Returns:
@@ -57,9 +55,9 @@ def compare_flows(flows: Mapping[str, Flow], contexts: Tensor | None, seed: int)
     Raises:
         UserError: for draws that are not finite.
     """
-    teacher, student = flows["teacher"], list(flows.values())[-1]
+    teacher, student = flows["teacher"], flows["student"]
 
-    def draws(name: str, flow: Flow, number: int, rows: int = ROWS) -> Tensor:
+    def draws(name: str, flow: Flow, number: int) -> Tensor:
         seed_noise(flow.base.device_marker.device, derive(seed, name, number))
         x, context = sample_in(flow, contexts, rows)
         if not x.isfinite().all():
@@ -78,13 +76,13 @@ def compare_flows(flows: Mapping[str, Flow], contexts: Tensor | None, seed: int)
         raw = (squared_wasserstein(own[0], sets[0]) + squared_wasserstein(own[1], sets[1])) / 2
         return {"distance": raw - (chance["mean"] + squared_wasserstein(*sets)) / 2, "raw": raw}
 
-    shown = min(TOLD_APART, max(ROWS, ELEMENTS // own[0].shape[1]))
-    real, fake = (draws(f"{name} shown", flow, 0, shown) for name, flow in (("teacher", teacher), ("student", student)))
+    real, fake = torch.cat(own[2:]), torch.cat([draws("student", student, number) for number in range(2)])
+    few, few_contexts = rows // 4, pick(contexts, rows // 4)  # of paths and evaluations one tells much of the others
     return {
-        "rows": ROWS,
+        "rows": rows,
         "dimensions": teacher.event_shape.numel(),
         "steps": fewest,
-        "straightness": {name: _straightness(flow, contexts, derive(seed, "straight")) for name, flow in flows.items()},
+        "straightness": {name: straightness(flow, few, few_contexts) for name, flow in flows.items()},
         "distances": {
             name: {str(count): beyond_chance(f"{name} {count}", in_steps(flow, count)) for count in counts}
             for name, flow in flows.items()
@@ -92,10 +90,8 @@ def compare_flows(flows: Mapping[str, Flow], contexts: Tensor | None, seed: int)
         "chance": chance,
         "variance": float(real[:, : teacher.event_shape.numel()].var(0).sum()),
         "classifier": classifier_test(real.double().cpu().numpy(), fake.double().cpu().numpy(), seed),
-        "evaluations": {
-            name: _evaluations(flow, contexts, derive(seed, "solved")) for name, flow in flows.items()
-        },
-    }  # fmt: skip
+        "evaluations": {name: _evaluations(flow, few, few_contexts) for name, flow in flows.items()},
+    }
 
 
 def sample_in(flow: Flow, contexts: Tensor | None, rows: int) -> tuple[Tensor, Tensor | None]:
@@ -109,16 +105,10 @@ def pick(contexts: Tensor | None, rows: int) -> Tensor | None:
     return None if contexts is None else contexts[torch.randint(len(contexts), (rows,)).to(contexts.device)]
 
 
-def _straightness(flow: Flow, contexts: Tensor | None, seed: int) -> float:
-    seed_noise(flow.base.device_marker.device, seed)
-    return straightness(flow, ROWS, pick(contexts, ROWS))
-
-
-def _evaluations(flow: Flow, contexts: Tensor | None, seed: int) -> float:
+def _evaluations(flow: Flow, rows: int, context: Tensor | None) -> float:
     """Of the velocity, for a row on average."""
-    seed_noise(flow.base.device_marker.device, seed)
-    context = flow.normalize_context(pick(contexts, ROWS))
-    return float(split_ode(flow)[0].solve(flow.base.sample((ROWS,)), 0.0, 1.0, context).evaluations.double().mean())
+    solution = split_ode(flow)[0].solve(flow.base.sample((rows,)), 0.0, 1.0, flow.normalize_context(context))
+    return float(solution.evaluations.double().mean())
 
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
