@@ -235,7 +235,7 @@ def _train(
         say(f"stage {number} of {len(teaching.stages)}: {stage.says}")
         stream, held_out = teaching.lessons(stage, student, seed)
         results[stage.name] = fit(
-            stage.objective(student, teaching.core), stream, validation=held_out, lr=stage.lr, patience=math.inf,
+            stage.objective(student, teaching.tutor), stream, validation=held_out, lr=stage.lr, patience=math.inf,
             bfloat16=teaching.bfloat16, seed=seed, device=world.device, out=folder, resume=resume and folder.is_dir(),
             progress=progress, **_budget(settings, stage.share, teaching.epochs),
         )  # fmt: skip

@@ -36,7 +36,6 @@ from diffeo.transforms.ode import find_ode
 __all__ = ["ImageSteps", "StepTeaching", "TableSteps"]
 
 STEPS, MOST_STEPS = 4, 16  # beyond the most, a solver of higher order is better than distillation
-TOLERANCE = 1e-3  # of the trajectories that are learned from
 REUSED = 32  # epochs that learn from the same trajectories: solving then takes less time than learning
 PARTICLES = 300  # whose paths are drawn
 SHOWN = 64  # images in a grid
@@ -118,15 +117,13 @@ class StepTeaching(Teaching):
 
     def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[SampleStream, tuple[Tensor, Tensor | None]]:
         """Pairs that the teacher makes of noise, or trajectories of the student as it is, solved exactly."""
-        source, ode = self.core, split_ode(self.core)[0]
+        source = self.tutor
         draw: Callable[..., Tensor] = reflow_pairs
         if stage.name == "steps":
             straight = copy.deepcopy(split_ode(student)[0].velocity).requires_grad_(False).eval()
-            source = self.straight = with_ode(student, ode.replaced(straight)).eval()
+            self.straight = with_ode(student, split_ode(self.core)[0].replaced(straight)).eval()
+            source = self.loosened(self.straight)
             draw = partial(trajectories, steps=split_ode(student)[0].steps or STEPS)
-        if ode.steps is None:
-            rtol, atol = max(ode.rtol, TOLERANCE), max(ode.atol, TOLERANCE)
-            source = with_ode(source, split_ode(source)[0].replaced(rtol=rtol, atol=atol))
         held_out = SampleStream(
             source, self.contexts, batch_size=self.validated, batches=1, seed=derive(seed, "validation"), draw=draw
         )
@@ -194,6 +191,7 @@ class ImageSteps(StepTeaching):
     """Of images."""
 
     what, unit, dimension = "images", "image", "dim"
+    tolerance = 1e-3
     options = ()
     batch_size, batches, validated, epochs = 64, 50, 512, 100
     scored, reported = 256, 500

@@ -80,13 +80,20 @@ class DensityTeaching(TableTeaching):
         Stage("both", "mean of reverse and forward KL", Distillation, 0.35, 3e-3),
     )
 
+    def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
+        """Find real rows and contexts, and warn of a teacher that takes long to ask."""
+        super().read(source, settings, seed, say)
+        if self.core.cheap == "neither":
+            say("a density learns slowly from a continuous flow, each of whose draws and densities is a solve; give "
+                "the minutes that it may take (--minutes), or choose the student few-steps")  # fmt: skip
+
     def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[SampleStream, tuple[Tensor, Tensor | None]]:
         """Fresh draws of the teacher."""
         held_out = SampleStream(
-            self.core, self.contexts, batch_size=VALIDATED, batches=1, seed=derive(seed, "validation")
+            self.tutor, self.contexts, batch_size=VALIDATED, batches=1, seed=derive(seed, "validation")
         )
         stream = SampleStream(
-            self.core, self.contexts, batch_size=BATCH_SIZE, batches=BATCHES, seed=derive(seed, stage.name)
+            self.tutor, self.contexts, batch_size=BATCH_SIZE, batches=BATCHES, seed=derive(seed, stage.name)
         )
         return stream, next(iter(held_out))
 

@@ -16,10 +16,12 @@ from diffeo.flow import Flow
 from diffeo.jobs.fit import likelihood_facts
 from diffeo.jobs.runs import Opened
 from diffeo.objectives import Objective
+from diffeo.objectives.flow_matching import with_ode
 from diffeo.recipes.assembly import take_apart
 from diffeo.report.compare import mean_and_error
 from diffeo.training import FitResult
 from diffeo.transforms import Chain
+from diffeo.transforms.ode import find_ode
 
 __all__ = ["Stage", "Teaching"]
 
@@ -53,7 +55,8 @@ class Teaching(ABC):
         student: the name of the one to teach.
         opened: the teacher's run; ``path``, ``flow``, ``provenance``, ``device``: its own; ``description``: its data,
             as a run directory has them.
-        core, preprocessing: the teacher's flow taken apart.
+        core, preprocessing: the teacher's flow taken apart; ``tutor`` is the core as it is learned from, solved no
+            closer than to ``tolerance`` where it is continuous.
         stages: of the training, once the data are read; the last one ends at the student to keep.
     """
 
@@ -65,6 +68,7 @@ class Teaching(ABC):
     students: Mapping[str, tuple[str, Mapping[str, Any]]]
     epochs: int
     bfloat16: bool = False
+    tolerance: float = 1e-4
     stages: Sequence[Stage]
 
     def __init__(self, opened: Opened, student: str) -> None:
@@ -73,6 +77,14 @@ class Teaching(ABC):
         self.path, self.flow, self.provenance, self.device = opened.path, opened.flow, opened.provenance, opened.device
         self.description: Mapping[str, Any] = opened.description
         self.core, self.preprocessing = take_apart(opened.flow)
+        self.tutor = self.loosened(self.core)
+
+    def loosened(self, flow: Flow) -> Flow:
+        """The same flow, solved no closer than to learn from takes; weights are shared."""
+        ode = find_ode(flow.transform)
+        if ode is None or ode.steps is not None:
+            return flow
+        return with_ode(flow, ode.replaced(rtol=max(ode.rtol, self.tolerance), atol=max(ode.atol, self.tolerance)))
 
     @classmethod
     def suits(cls, flow: Flow) -> bool:

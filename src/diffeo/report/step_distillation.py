@@ -33,7 +33,7 @@ COLOURS = {"teacher": REAL, "reflowed": OTHER, "student": MODEL}
 
 @torch.no_grad()
 def compare_flows(flows: Mapping[str, Flow], contexts: Tensor | None, rows: int, seed: int) -> dict[str, Any]:
-    """Compare a continuous flow, "teacher", with those made of it, the last of which is the student.
+    """Compare a continuous flow, "teacher", with those made of it, the "student" among them.
 
     Distances are squared 2-Wasserstein distances, in the units of the layers, of sets of rows joined with their
     contexts. Two sets of one distribution are a distance apart too, the larger the more elements there are, and a set
@@ -68,8 +68,8 @@ def compare_flows(flows: Mapping[str, Flow], contexts: Tensor | None, rows: int,
     own = [draws("teacher", teacher, number) for number in range(4)]
     apart = [squared_wasserstein(own[i], own[j]) for i, j in ((0, 1), (2, 3), (0, 2), (1, 3))]
     chance = {"mean": float(np.mean(apart)), "std": float(np.std(apart, ddof=1))}
-    fewest = split_ode(student)[0].steps
-    counts = sorted({*STEPS, *([] if fewest is None else [fewest])})
+    steps = split_ode(student)[0].steps
+    counts = sorted({*STEPS, *([] if steps is None else [steps])})
 
     def beyond_chance(name: str, flow: Flow) -> dict[str, float]:
         sets = [draws(name, flow, number) for number in range(2)]
@@ -81,7 +81,7 @@ def compare_flows(flows: Mapping[str, Flow], contexts: Tensor | None, rows: int,
     return {
         "rows": rows,
         "dimensions": teacher.event_shape.numel(),
-        "steps": fewest,
+        "steps": steps,
         "straightness": {name: straightness(flow, few, few_contexts) for name, flow in flows.items()},
         "distances": {
             name: {str(count): beyond_chance(f"{name} {count}", in_steps(flow, count)) for count in counts}
