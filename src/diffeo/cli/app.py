@@ -296,7 +296,8 @@ def distill(
         int | None,
         typer.Option(
             "--epochs",
-            help="Epochs of training: of 100 steps each; of audio, passes over it.  [default: 100; audio: 60]",
+            help="Epochs of training: of 100 steps each; of images, 32; of audio, passes over it.  "
+            "[default: 100; images: 150; audio: 60]",
         ),
     ] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Minutes of training instead.")] = None,

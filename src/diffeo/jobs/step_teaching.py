@@ -193,7 +193,7 @@ class ImageSteps(StepTeaching):
     what, unit, dimension = "images", "image", "dim"
     tolerance = 1e-3
     options = ()
-    batch_size, batches, validated, epochs = 64, 50, 512, 100
+    batch_size, batches, validated, epochs = 64, 32, 512, 150
     scored, reported = 256, 500
     lr = 1e-3, 1e-3
 
