@@ -52,6 +52,7 @@ _SIGNATURES = {
     "wavenet_backward_f32": "llpppp" + "ppp" + "i",
     "wavenet_walk_f32": "llpppi" + "ppp" + "i",
     "ode_adaptive_f32": "llppp" + "ppppp" + "i",
+    "matching_f32": "lpppp" + "ppp" + "i",
     "gradient_norm_f32": "ppl" + "i",
     "update_f32": "pplp" + "ddd" + "i",
 }

@@ -1,8 +1,8 @@
 /* What a training step does once the gradients are known: their norm, then AdamW and the moving average of the weights, of
- * all parameters in one pass. Tensors are taken in blocks of one size, so no sum depends on the number of threads.
+ * all parameters in one pass. Tensors are taken in pieces of one size, so no sum depends on the number of threads.
  */
 
-#define BLOCK 4096
+#define PIECE 4096
 #define WORTH_SHARING 65536 /* elements from which on waking other threads pays */
 
 typedef struct {
@@ -16,7 +16,7 @@ typedef struct {
     double kept_mean, kept_square, epsilon; /* how much of the moments is kept, and what is added to the root */
 } Adam;
 
-static inline long blocks_of(const Trained *each) { return (each->size + BLOCK - 1) / BLOCK; }
+static inline long pieces_of(const Trained *each) { return (each->size + PIECE - 1) / PIECE; }
 
 static long size_of_all(const Trained *all, long count) {
     long total = 0;
@@ -24,34 +24,34 @@ static long size_of_all(const Trained *all, long count) {
     return total;
 }
 
-/* The first element and the number of elements of a block. */
-static inline long block_of(const Trained *each, long block, long *from) {
-    *from = block * BLOCK;
-    return each->size - *from < BLOCK ? each->size - *from : BLOCK;
+/* The first element and the number of elements of a piece. */
+static inline long piece_of(const Trained *each, long piece, long *from) {
+    *from = piece * PIECE;
+    return each->size - *from < PIECE ? each->size - *from : PIECE;
 }
 
 /* The norm of all gradients together; those that are NULL are zero. NaN if there is no memory. */
 double gradient_norm_f32(const Trained *all, const float *const *grads, long count, int threads) {
-    long blocks = 0;
-    for (long i = 0; i < count; i++) blocks += blocks_of(all + i);
-    double *const sums = scratch(SHARED, sizeof(double) * (size_t)(blocks + 1)), total = 0;
+    long pieces = 0;
+    for (long i = 0; i < count; i++) pieces += pieces_of(all + i);
+    double *const sums = scratch(SHARED, sizeof(double) * (size_t)(pieces + 1)), total = 0;
     if (!sums) return NAN;
 #pragma omp parallel num_threads(threads) if (size_of_all(all, count) > WORTH_SHARING)
-    for (long i = 0, done = 0; i < count; done += blocks_of(all + i++)) {
+    for (long i = 0, done = 0; i < count; done += pieces_of(all + i++)) {
 #pragma omp for schedule(static) nowait
-        for (long block = 0; block < blocks_of(all + i); block++) {
+        for (long piece = 0; piece < pieces_of(all + i); piece++) {
             long from;
-            const long size = grads[i] ? block_of(all + i, block, &from) : 0;
+            const long size = grads[i] ? piece_of(all + i, piece, &from) : 0;
             d16 sum = {0};
             for (long j = 0; j < size; j += VL) {
                 const d16 g = widen(load(grads[i] + from + j, 1, size - j < VL ? (int)(size - j) : VL));
                 sum += g * g;
             }
-            sums[done + block] = 0;
-            for (int lane = 0; lane < VL; lane++) sums[done + block] += sum[lane];
+            sums[done + piece] = 0;
+            for (int lane = 0; lane < VL; lane++) sums[done + piece] += sum[lane];
         }
     }
-    for (long block = 0; block < blocks; block++) total += sums[block];
+    for (long piece = 0; piece < pieces; piece++) total += sums[piece];
     return sqrt(total);
 }
 
@@ -68,9 +68,9 @@ void update_f32(
         const float root = (float)sqrt(1 - pow(adam->kept_square, steps)), shrunk = (float)(1 - rate * p->decay);
         const float new_mean = (float)(1 - adam->kept_mean), new_square = (float)(1 - adam->kept_square);
 #pragma omp for schedule(static) nowait
-        for (long block = 0; block < blocks_of(p); block++) {
+        for (long piece = 0; piece < pieces_of(p); piece++) {
             long from;
-            const long size = block_of(p, block, &from);
+            const long size = piece_of(p, piece, &from);
             for (long at = from; at < from + size; at += VL) {
                 const int n = from + size - at < VL ? (int)(from + size - at) : VL;
                 v16 value = load(p->value + at, 1, n);

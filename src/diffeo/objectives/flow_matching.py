@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffeo.flow import Flow
-from diffeo.nets.velocity import Guided
+from diffeo.nets.velocity import Guided, Velocity
 from diffeo.objectives.base import Objective
 from diffeo.objectives.couplings import CONDITION_WEIGHT, assign
 from diffeo.objectives.paths import get_path
@@ -89,15 +90,17 @@ class FlowMatching(Objective):
             if self.training and len(rows) > 1 and hasattr(velocity, "initialized") and not velocity.initialized:
                 velocity.initialize(noise, rows)
             t = self._times(len(rows), rows)
+            keep = None
+            if self.training and self.dropout and given is not None:
+                keep = (torch.rand_like(t) >= self.dropout).to(t.dtype)
+        if type(velocity) is Velocity and velocity.path == self.path:  # the same difference at a lower price
+            found, target = velocity.correction(noise, rows, t, given, keep)
+        else:
             shape = (-1, *(1,) * (rows.dim() - 1))
             a, s, da, ds = (each.reshape(shape) for each in self.path(t))
-            between = torch.addcmul(a * rows, s, noise)
+            found = velocity(torch.addcmul(a * rows, s, noise), t, given, *([] if keep is None else [keep]))
             target = torch.addcmul(da * rows, ds, noise)
-        if self.training and self.dropout and given is not None:
-            found = velocity(between, t, given, (torch.rand_like(t) >= self.dropout).to(t.dtype))
-        else:
-            found = velocity(between, t, given)
-        return (found - target).square().flatten(1).sum(1)
+        return F.mse_loss(found, target, reduction="none").flatten(1).sum(1)
 
     @torch.no_grad()
     def couple(self, x: Tensor, context: Tensor | None = None) -> Tensor:
