@@ -384,7 +384,8 @@ class _Read(torch.autograd.Function):
         failed = native.network_backward_f32(
             x.shape[1], ctypes.byref(structure.described(tensors)), ctx.values, ctx.slopes, grad.data_ptr(),
             pointer(by_x), _pointers(gradients[: 2 * depth : 2]), _pointers(gradients[1 : 2 * depth : 2]),
-            pointer(direct), pointer(by_shared), None if applied is None else ctypes.byref(applied), torch.get_num_threads(),
+            pointer(direct), pointer(by_shared), None if applied is None else ctypes.byref(applied),
+            torch.get_num_threads(),
         )  # fmt: skip
         if failed:
             raise MemoryError("expected memory for a network's gradients, got none")
