@@ -244,8 +244,8 @@ def test_dropout_withholds_contexts_in_training_alone(monkeypatch):
     objective = FlowMatching(flow, dropout=0.5)
     kept = []
     velocity = split_ode(flow)[0].velocity
-    correction = velocity.correction
-    monkeypatch.setattr(velocity, "correction", lambda *given: kept.append(given[4]) or correction(*given))
+    squared_error = velocity.squared_error
+    monkeypatch.setattr(velocity, "squared_error", lambda *given: kept.append(given[4]) or squared_error(*given))
     objective.train()(torch.randn(1000, 2), torch.randn(1000, 3))
     objective.eval()(torch.randn(10, 2), torch.randn(10, 3))
     assert abs(kept[0].mean().item() - 0.5) < 0.1

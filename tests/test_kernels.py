@@ -256,7 +256,7 @@ def test_network_has_second_derivatives(plain):
     ("features", "context", "droppable", "withheld", "rows"),
     [(2, 0, False, False, 50), (5, 3, True, True, 77), (1, 2, True, False, 3), (9, 1, False, False, 1)],
 )
-def test_flow_matching_s_correction_is_the_velocity_less_the_path_s(
+def test_the_squared_error_of_a_velocity_is_its_distance_from_the_path_s(
     monkeypatch, path, features, context, droppable, withheld, rows
 ):
     velocity = Velocity(
@@ -268,25 +268,22 @@ def test_flow_matching_s_correction_is_the_velocity_less_the_path_s(
     noise, data, t = torch.randn(rows, features), torch.randn(rows, features) + 2, 0.99 * torch.rand(rows)
     given = torch.randn(rows, context) if context else None
     keep = torch.arange(rows).remainder(2).float() if withheld else None
-    weights = torch.randn(rows, features)
+    weights = torch.randn(rows)
 
-    def results(net, correction):
+    def results(net, error):
         parts = [None if each is None else each.to(net.data_mean) for each in (noise, data, t, given, keep)]
-        difference = correction(net, *parts)
-        return difference, *torch.autograd.grad((weights * difference).sum(), list(net.parameters()))
+        errors = error(net, *parts)
+        return errors, *torch.autograd.grad((weights * errors).sum(), list(net.parameters()))
 
-    def one(net, *parts):
-        found, target = net.correction(*parts)
-        return found - target
-
-    def other(net, noise, data, t, given, keep):
+    def by_both(net, noise, data, t, given, keep):
         a, s, da, ds = (each[:, None] for each in PATHS[path](t))
-        return net(a * data + s * noise, t, given, keep) - (da * data + ds * noise)
+        return (net(a * data + s * noise, t, given, keep) - (da * data + ds * noise)).square().sum(1)
 
-    exact = results(copy.deepcopy(velocity).double(), other)
-    fast = results(velocity, one)
+    exact = results(copy.deepcopy(velocity).double(), by_both)
+    fast = results(velocity, Velocity.squared_error)
     monkeypatch.setattr("diffeo.nets.velocity.matched", lambda *given: None)
-    for found in (fast, results(velocity, one), results(copy.deepcopy(velocity).double(), one)):
+    plain, wide = (results(each, Velocity.squared_error) for each in (velocity, copy.deepcopy(velocity).double()))
+    for found in (fast, plain, wide):
         for a, b in zip(found, exact, strict=True):
             slack = 1e-9 if a.dtype == torch.float64 else 1e-4
             assert torch.allclose(a.double(), b, rtol=slack, atol=slack * b.abs().max().item())

@@ -65,7 +65,7 @@ def test_one_call_equals_adamw_and_the_average():
         for module in (fast, slow):
             set_gradients(module, step)
         exact = math.sqrt(sum(p.grad.double().square().sum().item() for p in slow.parameters() if p.grad is not None))
-        assert update.norm().item() == pytest.approx(exact, rel=1e-12)
+        assert update.norm().item() == pytest.approx(exact, rel=1e-6)
         update.take(factor, scale)
         for p in slow.parameters():
             if p.grad is not None:

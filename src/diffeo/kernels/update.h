@@ -3,6 +3,7 @@
  */
 
 #define PIECE 4096
+#define RUN (8 * VL) /* elements whose squares are added in single precision: widening each would cost more than all else */
 #define WORTH_SHARING 65536 /* elements from which on waking other threads pays */
 
 typedef struct {
@@ -43,9 +44,14 @@ double gradient_norm_f32(const Trained *all, const float *const *grads, long cou
             long from;
             const long size = grads[i] ? piece_of(all + i, piece, &from) : 0;
             d16 sum = {0};
-            for (long j = 0; j < size; j += VL) {
-                const d16 g = widen(load(grads[i] + from + j, 1, size - j < VL ? (int)(size - j) : VL));
-                sum += g * g;
+            for (long start = 0; start < size; start += RUN) {
+                const long stop = start + RUN < size ? start + RUN : size;
+                v16 run = {0};
+                for (long j = start; j < stop; j += VL) {
+                    const v16 g = load(grads[i] + from + j, 1, stop - j < VL ? (int)(stop - j) : VL);
+                    run += g * g;
+                }
+                sum += widen(run);
             }
             sums[done + piece] = 0;
             for (int lane = 0; lane < VL; lane++) sums[done + piece] += sum[lane];

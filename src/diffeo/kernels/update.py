@@ -71,7 +71,6 @@ class FusedUpdate:
             )
         )
         self.adam = _Adam(*betas, epsilon)
-        self.total = torch.zeros((), dtype=torch.float64)
 
     @staticmethod
     def known(parameters: Sequence[Tensor]) -> bool:
@@ -88,7 +87,7 @@ class FusedUpdate:
         gradients, pointers = self._gradients()
         native: Any = library()
         total = native.gradient_norm_f32(self.all, pointers, len(gradients), torch.get_num_threads())
-        return self.total.new_tensor(total)
+        return torch.tensor(total, dtype=torch.float64)
 
     def take(self, factor: float, scale: float, kept: float) -> None:
         """Take a step.

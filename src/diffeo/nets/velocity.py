@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffeo.kernels.network import network
@@ -18,7 +19,6 @@ from diffeo.nets.trace import exact_trace
 __all__ = ["Guided", "Velocity", "embedding_size"]
 
 FREQUENCIES = 4
-_MOMENTS = "data_mean", "noise_mean", "data_std", "noise_std"
 
 
 def embedding_size(context: int, droppable: bool = False) -> int:
@@ -47,6 +47,11 @@ class Velocity(nn.Module):
     """
 
     initialized: Tensor
+    data_mean: Tensor
+    noise_mean: Tensor
+    data_std: Tensor
+    noise_std: Tensor
+    multiples: Tensor
 
     def __init__(
         self,
@@ -91,16 +96,16 @@ class Velocity(nn.Module):
         drift, _, apart, std = self._gaussian(x, t)
         return torch.addcmul(drift, std, self.net(apart, self._embedding(t, context, keep)))
 
-    def correction(
+    def squared_error(
         self, noise: Tensor, data: Tensor, t: Tensor, context: Tensor | None = None, keep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The network's part of the velocity at x_t = a x_1 + s x_0, and what it is to be, dx_t/dt less the rest.
+    ) -> Tensor:
+        """|v(x_t, t, c) - dx_t/dt|^2 of each row, ``(rows,)``, at x_t = a x_1 + s x_0 of the velocity's own path.
 
-        Their difference is v(x_t, t, c) - dx_t/dt, from fewer operations: with x_1 and x_0 less their means,
+        The difference is that of std_t net(...) from a target. With x_1 and x_0 less their means,
 
-            (x_t - mean_t) = a x_1 + s x_0,    target = (a' s - a s') / var_t (s s_0^2 x_1 - a s_1^2 x_0).
+            x_t - mean_t = a x_1 + s x_0,    target = (a' s - a s') / var_t (s s_0^2 x_1 - a s_1^2 x_0),
 
-        It goes by the velocity's own path; gradients reach the network's weights alone.
+        which takes fewer operations than both velocities. Gradients reach the network's weights alone.
 
         Args:
             noise: x_0, ``(rows, *event)``.
@@ -113,7 +118,7 @@ class Velocity(nn.Module):
         known = None if field is None else matched(field, noise.flatten(1), data.flatten(1), t)
         if field is not None and known is not None:
             found = known.std * network(field.structure, known.inputs, None, field.tensors)
-            return found.mT.reshape(data.shape), known.target.mT.reshape(data.shape)
+            return F.mse_loss(found, known.target, reduction="none").sum(0)
         with torch.no_grad():
             a, s, da, ds = self._point(data, t)
             m1, m0, v1, v0 = self._moments()
@@ -123,7 +128,7 @@ class Velocity(nn.Module):
             apart = torch.addcmul(a * data, s, noise) / std
             target = turn * torch.addcmul(s * v0 * data, a * v1, noise, value=-1)
             embedding = self._embedding(t, context, keep)
-        return std * self.net(apart, embedding), target
+        return F.mse_loss(std * self.net(apart, embedding), target, reduction="none").flatten(1).sum(1)
 
     def with_divergence(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The velocity and its divergence ``(rows,)``, exactly."""
@@ -142,7 +147,7 @@ class Velocity(nn.Module):
             return None
         if (0 if context is None else context.shape[-1]) != self.context_size:
             return None
-        moments = [self.get_buffer(name) for name in _MOMENTS]
+        moments = self.data_mean, self.noise_mean, self.data_std, self.noise_std
         structure, tensors = self.net.joined()
         given = None if context is None else torch.cat(self._given(context.expand(rows, -1), keep), 1)
         size = moments[0].numel() + 2 * FREQUENCIES + 1 + (0 if given is None else given.shape[1])
@@ -157,8 +162,7 @@ class Velocity(nn.Module):
 
     def _moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Means of the data and of the noise, and their variances."""
-        m1, m0, s1, s0 = (self.get_buffer(name) for name in _MOMENTS)
-        return m1, m0, s1.square(), s0.square()
+        return self.data_mean, self.noise_mean, self.data_std.square(), self.noise_std.square()
 
     def _gaussian(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The velocity of Gaussians, its slope, (x - mean_t) / std_t and std_t."""
@@ -171,7 +175,7 @@ class Velocity(nn.Module):
 
     def _embedding(self, t: Tensor, context: Tensor | None, keep: Tensor | None) -> Tensor:
         """What the network is told beside x: the time, its sines and cosines, and the context."""
-        angles = t[:, None] * self.get_buffer("multiples")
+        angles = t[:, None] * self.multiples
         parts = [t[:, None], angles.sin(), angles.cos()]
         if self.context_size:
             if context is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffeo.flow import Flow
@@ -93,14 +92,13 @@ class FlowMatching(Objective):
             keep = None
             if self.training and self.dropout and given is not None:
                 keep = (torch.rand_like(t) >= self.dropout).to(t.dtype)
-        if type(velocity) is Velocity and velocity.path == self.path:  # the same difference at a lower price
-            found, target = velocity.correction(noise, rows, t, given, keep)
-        else:
-            shape = (-1, *(1,) * (rows.dim() - 1))
-            a, s, da, ds = (each.reshape(shape) for each in self.path(t))
-            found = velocity(torch.addcmul(a * rows, s, noise), t, given, *([] if keep is None else [keep]))
-            target = torch.addcmul(da * rows, ds, noise)
-        return F.mse_loss(found, target, reduction="none").flatten(1).sum(1)
+        if type(velocity) is Velocity and velocity.path == self.path:  # the same at a lower price
+            return velocity.squared_error(noise, rows, t, given, keep)
+        shape = (-1, *(1,) * (rows.dim() - 1))
+        a, s, da, ds = (each.reshape(shape) for each in self.path(t))
+        between, target = torch.addcmul(a * rows, s, noise), torch.addcmul(da * rows, ds, noise)
+        found = velocity(between, t, given) if keep is None else velocity(between, t, given, keep)
+        return (found - target).square().flatten(1).sum(1)
 
     @torch.no_grad()
     def couple(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -119,11 +117,11 @@ class FlowMatching(Objective):
 
     def _times(self, count: int, like: Tensor) -> Tensor:
         """Times of the given distribution, one in each of ``count`` parts of equal probability."""
-        spread = torch.arange(count, dtype=like.dtype, device=like.device)
-        t = ((spread + torch.rand(count, dtype=like.dtype, device=like.device)) / count).clamp(1e-6, 1 - 1e-6)
+        t = torch.rand(count, dtype=like.dtype, device=like.device)
+        t += torch.arange(count, dtype=like.dtype, device=like.device)
         if self.time == "logit-normal":
-            t = torch.sigmoid(torch.special.ndtri(t))
-        return t * self.latest
+            return self.latest * torch.sigmoid(torch.special.ndtri((t / count).clamp_(1e-6, 1 - 1e-6)))
+        return t.mul_(self.latest / count)
 
 
 def split_ode(flow: Flow) -> tuple[ODE, list[Transform]]:

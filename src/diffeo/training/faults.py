@@ -13,7 +13,8 @@ __all__ = ["locate"]
 
 # Transforms and velocities are used through these methods, which forward hooks do not see.
 WATCHED = (
-    "forward", "inverse", "forward_and_log_det", "inverse_and_log_det", "log_prob", "sample_and_log_prob", "correction",
+    "forward", "inverse", "forward_and_log_det", "inverse_and_log_det", "log_prob", "sample_and_log_prob",
+    "squared_error",
 )  # fmt: skip
 
 

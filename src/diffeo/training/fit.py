@@ -234,9 +234,10 @@ def fit(
                 for part in batch.portions(accumulate):
                     with half_precision(bfloat16):
                         losses = model(part.x, part.context)
-                    share = losses.sum() * (world.size / batch.total)  # the mean over processes is that over all rows
-                    share.backward()
-                    loss += share.detach()
+                    # the mean over processes is that over all rows
+                    weights = torch.full_like(losses, world.size / batch.total)
+                    losses.backward(weights)
+                    loss += losses.detach() @ weights
                 loss_value, norm_value, state.seconds, stop = world.agree(
                     loss, update.norm(), time.monotonic() - started, interrupt.pressed
                 )
