@@ -147,7 +147,7 @@ class Velocity(nn.Module):
             return None
         if (0 if context is None else context.shape[-1]) != self.context_size:
             return None
-        moments = self.data_mean, self.noise_mean, self.data_std, self.noise_std
+        moments = [m.contiguous() for m in (self.data_mean, self.noise_mean, self.data_std, self.noise_std)]
         structure, tensors = self.net.joined()
         given = None if context is None else torch.cat(self._given(context.expand(rows, -1), keep), 1)
         size = moments[0].numel() + 2 * FREQUENCIES + 1 + (0 if given is None else given.shape[1])
