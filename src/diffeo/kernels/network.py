@@ -133,11 +133,11 @@ class Room(NamedTuple):
     def at(self, kept: Tensor) -> tuple[Any, Any, Any, int | None]:
         """The addresses of values, sums, slopes and params in this memory, as C takes them."""
         start, width = kept.data_ptr(), kept.element_size()
-        lists = (
+        values, sums, slopes = (
             (ctypes.c_void_p * len(places))(*(None if each is None else start + width * each for each in places))
             for places in (self.values, self.sums, self.slopes)
         )
-        return *lists, None if self.params is None else start + width * self.params
+        return values, sums, slopes, None if self.params is None else start + width * self.params
 
 
 @dataclass
