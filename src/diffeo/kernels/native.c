@@ -1,7 +1,7 @@
 /* The inner loops that no sequence of tensor operations does well: univariate maps, feed-forward networks,
- * the incremental walk, and whole solves of differential equations. float32, plain C (gcc and clang), no headers beyond the
- * standard ones. Each function has a plain PyTorch twin that it must equal (tests/test_kernels.py); native.py builds and
- * loads this file.
+ * the incremental walk, whole solves of differential equations, the optimizer's step. float32, plain C (gcc and clang), no
+ * headers beyond the standard ones. Each function has a plain PyTorch twin that it must equal (tests/test_kernels.py);
+ * native.py builds and loads this file.
  */
 #include "lanes.h"
 
@@ -362,3 +362,4 @@ int walk_f32(
 
 #include "wavenet.h"
 #include "ode.h"
+#include "update.h"
