@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.objectives.base import Objective
-from diffeo.objectives.flow_matching import check_dropout, split_ode, velocity_with_dropout, with_ode
+from diffeo.objectives.flow_matching import check_dropout, split_ode, told, with_ode
 
 __all__ = ["StepMatching", "few_steps", "reflow_pairs", "trajectories"]
 
@@ -49,7 +49,8 @@ class StepMatching(Objective):
         index = torch.randint(steps, (len(x),), device=x.device)
         here, there = x[rows, index], x[rows, index + 1]
         t, given = index.to(x.dtype) / steps, self.flow.normalize_context(context)
-        found = velocity_with_dropout(ode.velocity, here, t, given, self.dropout if self.training else 0.0)
+        keep = told(t, given, self.dropout if self.training else 0.0)
+        found = ode.velocity(here, t, given) if keep is None else ode.velocity(here, t, given, keep)
         return (found - (there - here) * steps).square().flatten(1).sum(1)
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffeo.flow import Flow
-from diffeo.nets.velocity import Guided
+from diffeo.nets.velocity import Guided, Velocity
 from diffeo.objectives.base import Objective
 from diffeo.objectives.couplings import CONDITION_WEIGHT, assign
 from diffeo.objectives.paths import get_path
 from diffeo.transforms import ODE, Chain, Transform
 
-__all__ = ["FlowMatching", "check_dropout", "guided", "split_ode", "velocity_with_dropout", "with_ode"]
+__all__ = ["FlowMatching", "check_dropout", "guided", "split_ode", "told", "with_ode"]
 
 LATEST = 0.999  # beyond, where a path has a pole at the data, no time is drawn
 
@@ -85,11 +85,13 @@ class FlowMatching(Objective):
             if self.training and len(rows) > 1 and hasattr(velocity, "initialized") and not velocity.initialized:
                 velocity.initialize(noise, rows)
             t = self._times(len(rows), rows)
-            shape = (-1, *(1,) * (rows.dim() - 1))
-            a, s, da, ds = (each.reshape(shape) for each in self.path(t))
-            between = torch.addcmul(a * rows, s, noise)
-            target = torch.addcmul(da * rows, ds, noise)
-        found = velocity_with_dropout(velocity, between, t, given, self.dropout if self.training else 0.0)
+            keep = told(t, given, self.dropout if self.training else 0.0)
+        if type(velocity) is Velocity and velocity.path == self.path:  # the same at a lower price
+            return velocity.squared_error(noise, rows, t, given, keep)
+        shape = (-1, *(1,) * (rows.dim() - 1))
+        a, s, da, ds = (each.reshape(shape) for each in self.path(t))
+        between, target = torch.addcmul(a * rows, s, noise), torch.addcmul(da * rows, ds, noise)
+        found = velocity(between, t, given) if keep is None else velocity(between, t, given, keep)
         return (found - target).square().flatten(1).sum(1)
 
     @torch.no_grad()
@@ -109,11 +111,11 @@ class FlowMatching(Objective):
 
     def _times(self, count: int, like: Tensor) -> Tensor:
         """Times of the given distribution, one in each of ``count`` parts of equal probability."""
-        spread = torch.arange(count, dtype=like.dtype, device=like.device)
-        t = ((spread + torch.rand(count, dtype=like.dtype, device=like.device)) / count).clamp(1e-6, 1 - 1e-6)
+        t = torch.rand(count, dtype=like.dtype, device=like.device)
+        t += torch.arange(count, dtype=like.dtype, device=like.device)
         if self.time == "logit-normal":
-            t = torch.sigmoid(torch.special.ndtri(t))
-        return t * self.latest
+            return self.latest * torch.sigmoid(torch.special.ndtri((t / count).clamp_(1e-6, 1 - 1e-6)))
+        return t.mul_(self.latest / count)
 
 
 def check_dropout(flow: Flow, dropout: float) -> None:
@@ -129,11 +131,9 @@ def check_dropout(flow: Flow, dropout: float) -> None:
         raise ValueError("expected a velocity whose context can be withheld (droppable) for dropout, got another")
 
 
-def velocity_with_dropout(velocity: nn.Module, x: Tensor, t: Tensor, context: Tensor | None, dropout: float) -> Tensor:
-    """The velocity at x and t, with the context withheld from a random share of the rows."""
-    if not dropout or context is None:
-        return velocity(x, t, context)
-    return velocity(x, t, context, (torch.rand_like(t) >= dropout).to(t.dtype))
+def told(t: Tensor, context: Tensor | None, dropout: float) -> Tensor | None:
+    """Which rows at times t ``(rows,)`` are told their context, 1 or 0, a random share being left out; None is all."""
+    return None if context is None or not dropout else (torch.rand_like(t) >= dropout).to(t.dtype)
 
 
 def split_ode(flow: Flow) -> tuple[ODE, list[Transform]]:
