@@ -1,8 +1,9 @@
 /* Continuous flows: dy/dt = v(y, t) for rows that do not know each other, solved from one time to another in one call.
  *
- * v is the velocity of a Gaussian, in closed form, and a network's correction to it. Lanes are rows, each with its own time
- * and step. A lane whose row is done takes the next row of a queue that all threads share; when the queue is empty, the
- * rows under way move together. What becomes of a row does not depend on the lane, so neither on scheduling.
+ * v is the velocity of a Gaussian, in closed form, and a network's correction to it. Lanes are rows, each with its
+ * own time and step. A lane whose row is done takes the next row of a queue that all threads share; when the queue
+ * is empty, the rows under way move together. What becomes of a row does not depend on the lane, so neither on
+ * scheduling.
  */
 
 enum { LINEAR, COSINE, VARIANCE_PRESERVING };
@@ -19,8 +20,8 @@ typedef struct {
     double low, high; /* the noise's rate at the data and at the noise, of VARIANCE_PRESERVING */
 } Field;
 
-/* An explicit Runge-Kutta method whose last stage is at the new state; coefficients are (stages, stages), and `error` weighs
- * the stages in the estimated error. */
+/* An explicit Runge-Kutta method whose last stage is at the new state; coefficients are (stages, stages), and `error`
+ * weighs the stages in the estimated error. */
 typedef struct {
     long stages;
     const float *times, *coefficients, *error;
