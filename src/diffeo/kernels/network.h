@@ -536,8 +536,8 @@ static inline const Layer *source_of(const Network *net, int s) {
 
 /* Gradients of sum(grad out) for out of network_f32, given what that kept. grad has out's shape. by_x is (inputs,
  * rows) or NULL; by_weights, by_biases are arrays of the layers'; by_direct goes with net->direct; by_shared is (units
- * of the first layer, rows). Sums are taken in an order that does not depend on scheduling. Returns 1 if memory ran out.
- */
+ * of the first layer, rows). Sums are taken in an order that does not depend on scheduling. Returns 1 if memory ran
+ * out. */
 int network_backward_f32(
     long rows, const Network *net, float *const *values, float *const *sums, const float *grad, float *by_x,
     float *const *by_weights, float *const *by_biases, float *by_direct, float *by_shared, const Mapping *mapping,
