@@ -323,6 +323,31 @@ def test_mistakes_are_named():
         diffeo.fit(FlowMatching(flow, coupling="optimal", pool=20), torch.randn(200, 2), batch_size=50)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"solver": "euler", "steps": 0}, "expected at least one step, got 0"),
+        ({"solver": "euler", "steps": 4}, "expected at least 32 evaluations for a likelihood, got 4 steps of euler"),
+        ({"tolerance": 0}, "expected rtol above 0, got 0"),
+        ({"path": "straight"}, "expected a path among linear, cosine, vp"),
+        ({"coupling": "best"}, "expected coupling among independent, optimal"),
+        ({"coupling": "optimal", "pool": 20}, "a batch of 90 to couple with noise, got 20; give --set pool=90"),
+        ({"time": "late"}, "expected time among uniform, logit-normal"),
+        ({"dropout": 0.1}, "expected a context that can be withheld"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_is_refused_before_a_run_is_made(tmp_path, capsys, chosen, message):
+    np.savetxt(tmp_path / "x.csv", np.random.default_rng(0).normal(size=(100, 2)), delimiter=",")
+    words = [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
+    argv = ["fit", str(tmp_path / "x.csv"), "--model", "flow-matching", "--hidden", "8", *words]
+    assert main([*argv, "--out", str(tmp_path / "run")]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+    assert len(said) == 1
+    assert message in said[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+
+
 def test_bad_rows_cost_a_step():
     x = torch.randn(300, 2)
     x[7, 1] = math.nan
