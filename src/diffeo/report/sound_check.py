@@ -45,8 +45,8 @@ def check_sound(
         log-spectral distance is that of draws to the real ones of the same contexts, in dB.
     """
     flow = copy.deepcopy(flow).eval()
-    x, context = (None if each is None else each.to(flow.base.device_marker) for each in (x, context))
-    assert x is not None
+    x = x.to(flow.base.device_marker)
+    context = None if context is None else context.to(flow.base.device_marker)
     torch.manual_seed(seed)
     bijection, y = continuous_part(flow, x)
     mean, std = (value.expand(y.shape[1:]) for value in (y.mean(), y.std()))
