@@ -175,12 +175,14 @@ def test_optimal_pairs_are_shorter_and_training_repeats_itself():
 
 def test_a_killed_training_resumes_with_the_same_pairs(tmp_path, monkeypatch):
     x, _ = two_moons(300)
+    few = 3
+    monkeypatch.setattr("diffeo.training.pairs.REUSED", few)
 
     def train(folder, resume=False):
         torch.manual_seed(0)
         flow = small(hidden=(8,))
         objective = FlowMatching(flow, coupling="optimal", pool=100)
-        options = {"epochs": REUSED + 2, "batch_size": 90, "checkpoint_every": 0.0, "out": tmp_path / folder}
+        options = {"epochs": few + 2, "batch_size": 90, "checkpoint_every": 0.0, "out": tmp_path / folder}
         diffeo.fit(objective, x, resume=resume, **options)
         return torch.cat([p.detach().flatten() for p in flow.parameters()])
 
@@ -189,14 +191,14 @@ def test_a_killed_training_resumes_with_the_same_pairs(tmp_path, monkeypatch):
 
     def failing(self, *arguments):
         calls.append(self.training)
-        if sum(calls) == 3 * REUSED + 4:  # within the second round of pairs
+        if sum(calls) == 3 * few + 4:  # within the second round of pairs
             raise RuntimeError("killed")
         return forward(self, *arguments)
 
-    monkeypatch.setattr(FlowMatching, "forward", failing)
-    with pytest.raises(RuntimeError, match="killed"):
-        train("killed")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(FlowMatching, "forward", failing)
+        with pytest.raises(RuntimeError, match="killed"):
+            train("killed")
     assert torch.equal(train("killed", resume=True), whole)
 
 
@@ -367,7 +369,10 @@ def run(tmp_path_factory):
     argv += ["--set", "solver=euler", "--set", "steps=32"]
     given = ["--context", "label", "--set", "dropout=0.2", "--set", "coupling=optimal", "--no-figures"]
     assert main([*argv, "--out", str(folder / "given"), *given]) == 0
-    assert main([*argv, "--out", str(folder / "run"), "--drop", "label"]) == 0
+    with pytest.MonkeyPatch.context() as patch:  # small figures are figures
+        patch.setattr("diffeo.report.trajectories.FRAMES", 4)
+        patch.setattr("diffeo.jobs.pictures.ROWS", 400)
+        assert main([*argv, "--out", str(folder / "run"), "--drop", "label"]) == 0
     return folder
 
 
