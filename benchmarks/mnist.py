@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from diffeo.flow import Flow, bits_per_dim
 from diffeo.jobs.pixels import open_image_run
 from diffeo.report.numerics import continuous_part
 from diffeo.transforms import Chain, Logit
+from speed import machine
 
 PIXELS = 784
 LOGIT = '[["dequantize", {"step": 1.0}], ["logit", {"low": 0.0, "high": 256.0, "alpha": 1e-6}], "standardize"]'
@@ -49,7 +49,7 @@ MODELS: dict[str, tuple[list[str], str, float]] = {
     ),
 }
 COLUMNS = [
-    "model", "parameters", "minutes", "epochs", "test", "validation", "train", "unit", "paper's test",
+    "model", "seed", "parameters", "minutes", "epochs", "test", "validation", "train", "unit", "paper's test",
     "round trip: test images, samples",
 ]  # fmt: skip
 
@@ -111,7 +111,7 @@ def judge(name: str, run: Path, seed: int) -> dict[str, Any]:
         scores = torch.stack([bijection.log_prob(y, given.expand(len(y), -1)) for given in classes], 1)
         right = (scores.argmax(1) == labels).double()
         result["accuracy"] = [float(right.mean()), float(right.std() / len(right) ** 0.5)]
-    result["machine"] = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    result["machine"] = f"{machine(torch.get_num_threads(), 'cpu')}, torch {torch.__version__}"
     return result
 
 
@@ -151,7 +151,7 @@ def _row(one: dict[str, Any]) -> list[str]:
     _, unit, paper = MODELS[one["model"]]
     digits = 4 if unit == "bits/dim" else 2
     name = one["model"] + (f" (accuracy {one['accuracy'][0]:.2%})" if "accuracy" in one else "")
-    cost = [f"{one['parameters']:,}", f"{one['seconds'] / 60:.1f}", f"{one['epochs']}"]
+    cost = [f"{one['seed']}", f"{one['parameters']:,}", f"{one['seconds'] / 60:.1f}", f"{one['epochs']}"]
     parts = [f"{one[part][0]:.{digits}f} ± {one[part][1]:.{digits}f}" for part in ("test", "validation", "train")]
     published = "" if math.isnan(paper) else f"{paper:g}"
     return [name, *cost, *parts, unit, published, ", ".join(f"{error:.1e}" for error in one["round_trip"])]

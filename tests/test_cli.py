@@ -278,7 +278,7 @@ def test_large_tables_stream(tmp_path, monkeypatch):
     monkeypatch.setattr("diffeo.jobs.rows.LARGE", 1000)
     monkeypatch.setattr("diffeo.jobs.rows.POOL", 200)
     mixed(1000).drop(columns="id").to_parquet(tmp_path / "x.parquet")
-    options = {"epochs": 2, "batch_size": 64, "arguments": {"hidden": [8], "transforms": 1}}
+    options = {"epochs": 2, "batch_size": 64, "accumulate": 2, "arguments": {"hidden": [8], "transforms": 1}}
     summary = fit_data(tmp_path / "x.parquet", tmp_path / "run", **options)
     assert 800 < summary["rows"]["train"] < 950
     assert summary["rows"]["train"] + summary["rows"]["validation"] == 1000

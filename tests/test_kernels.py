@@ -1,11 +1,15 @@
 """Each fast path equals its plain twin: values, log-dets and gradients."""
 
+import copy
+
 import pytest
 import torch
 
 from cases import randomise
 from diffeo.kernels import native
-from diffeo.nets import MADE, MLP
+from diffeo.nets import MADE, MLP, Velocity
+from diffeo.nets.velocity import embedding_size
+from diffeo.objectives.paths import PATHS
 from diffeo.transforms import (
     Affine,
     Autoregressive,
@@ -244,6 +248,45 @@ def test_network_has_second_derivatives(plain):
 
     for a, b in zip(second(), plain(second), strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+@needs_compiler
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("features", "context", "droppable", "withheld", "rows"),
+    [(2, 0, False, False, 50), (5, 3, True, True, 77), (1, 2, True, False, 3), (9, 1, False, False, 1)],
+)
+def test_the_squared_error_of_a_velocity_is_its_distance_from_the_path_s(
+    monkeypatch, path, features, context, droppable, withheld, rows
+):
+    velocity = Velocity(
+        MLP(features, features, (16, 16), embedding_size(context, droppable), "silu", True),
+        (features,), PATHS[path], context, droppable,
+    )  # fmt: skip
+    randomise(velocity)
+    velocity.initialize(2 * torch.randn(20, features) - 1, 0.5 * torch.randn(20, features) + 3)
+    noise, data, t = torch.randn(rows, features), torch.randn(rows, features) + 2, 0.99 * torch.rand(rows)
+    given = torch.randn(rows, context) if context else None
+    keep = torch.arange(rows).remainder(2).float() if withheld else None
+    weights = torch.randn(rows)
+
+    def results(net, error):
+        parts = [None if each is None else each.to(net.data_mean) for each in (noise, data, t, given, keep)]
+        errors = error(net, *parts)
+        return errors, *torch.autograd.grad((weights * errors).sum(), list(net.parameters()))
+
+    def by_both(net, noise, data, t, given, keep):
+        a, s, da, ds = (each[:, None] for each in PATHS[path](t))
+        return (net(a * data + s * noise, t, given, keep) - (da * data + ds * noise)).square().sum(1)
+
+    exact = results(copy.deepcopy(velocity).double(), by_both)
+    fast = results(velocity, Velocity.squared_error)
+    monkeypatch.setattr("diffeo.nets.velocity.matched", lambda *given: None)
+    plain, wide = (results(each, Velocity.squared_error) for each in (velocity, copy.deepcopy(velocity).double()))
+    for found in (fast, plain, wide):
+        for a, b in zip(found, exact, strict=True):
+            slack = 1e-9 if a.dtype == torch.float64 else 1e-4
+            assert torch.allclose(a.double(), b, rtol=slack, atol=slack * b.abs().max().item())
 
 
 @needs_compiler

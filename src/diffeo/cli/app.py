@@ -102,6 +102,9 @@ def fit(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", help="Rows per step.  [default: 512; images: 64; audio: 8]")
     ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option("--accumulate", help="Divide a step into so many portions, to save memory.")
+    ] = None,
     lr: Annotated[
         float | None, typer.Option("--lr", help="The highest learning rate.  [default: 0.01, or 0.002]")
     ] = None,
@@ -136,8 +139,8 @@ def fit(
         data, out, model=model, arguments=given, context=parse.columns(context), drop=parse.columns(drop),
         missing="drop" if drop_missing else "error", size=parse.whole_numbers(size, "--size") or (), rate=rate,
         crop=crop, mels=mels, label_pattern=label_pattern, epochs=epochs,
-        minutes=minutes, batch_size=batch_size, lr=lr, seed=seed, device=device, resume=resume, force=force,
-        figures=figures, progress=True, say=_note,
+        minutes=minutes, batch_size=batch_size, accumulate=accumulate, lr=lr, seed=seed, device=device, resume=resume,
+        force=force, figures=figures, progress=True, say=_note,
     )  # fmt: skip
     if int(os.environ.get("RANK", "0")) > 0:
         return 0  # under torchrun the first process speaks for all

@@ -53,6 +53,7 @@ def fit_data(
     epochs: int | None = None,
     minutes: float | None = None,
     batch_size: int | None = None,
+    accumulate: int | None = None,
     lr: float | None = None,
     seed: int | None = None,
     device: str | None = None,
@@ -84,6 +85,8 @@ def fit_data(
         epochs: the budget in epochs.
         minutes: the budget in minutes.
         batch_size: rows per step; 512 by default, 64 images, 8 crops of audio.
+        accumulate: portions of a batch whose gradients are added up, where all of it does not fit into memory; 1 by
+            default.
         lr: the highest learning rate.
         seed: decides the split, the initial weights, the order and the noise; 0 by default.
         device: where to train; a GPU if there is one.
@@ -104,7 +107,8 @@ def fit_data(
         "context": list(context) or None, "drop": list(drop) or None, "size": list(size) or None,
         "missing": missing if missing != "error" else None, "rate": rate, "crop": crop, "mels": mels,
         "label_pattern": label_pattern,
-        "epochs": epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "seed": seed,
+        "epochs": epochs, "minutes": minutes, "batch_size": batch_size, "accumulate": accumulate, "lr": lr,
+        "seed": seed,
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     earlier = read_model(out) if resume else None
@@ -133,7 +137,8 @@ def fit_data(
     world.wait()  # under torchrun, until the first process has made the run directory
 
     held_out = material.valid_x if material.valid_context is None else (material.valid_x, material.valid_context)
-    chosen: dict[str, Any] = {name: settings[name] for name in ("epochs", "minutes", "lr") if name in settings}
+    own = ("epochs", "minutes", "accumulate", "lr")
+    chosen: dict[str, Any] = {name: settings[name] for name in own if name in settings}
     result = fit(
         objective, material.x, material.context, validation=held_out, batch_size=material.batch_size,
         seed=seed, device=world.device, out=out, resume=resume, progress=progress,

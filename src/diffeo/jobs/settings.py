@@ -15,7 +15,8 @@ __all__ = ["check_settings", "earlier_settings", "refuse_foreign"]
 _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str,), "arguments": (dict,), "context": (list,), "drop": (list,), "size": (list,), "missing": (str,),
     "rate": (int,), "crop": (int, float), "mels": (int,), "label_pattern": (str,),
-    "epochs": (int,), "minutes": (int, float), "batch_size": (int,), "lr": (int, float), "seed": (int,),
+    "epochs": (int,), "minutes": (int, float), "batch_size": (int,), "accumulate": (int,),
+    "lr": (int, float), "seed": (int,),
 }  # fmt: skip
 
 
@@ -43,8 +44,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     if model is not None and model not in RECIPES:
         raise UserError(f"unknown model {model!r}; expected one of {', '.join(RECIPES)}")
     numbers = {"transforms": settings.get("arguments", {}).get("transforms"), **settings}
-    for name, least in (("epochs", 1), ("batch_size", 1), ("rate", 1), ("mels", 1), ("seed", 0), ("transforms", 1)):
-        value = numbers.get(name)
+    for name in ("epochs", "batch_size", "accumulate", "rate", "mels", "seed", "transforms"):
+        value, least = numbers.get(name), int(name != "seed")
         if isinstance(value, int) and value < least:
             raise UserError(f"expected {name.replace('_', ' ')} of at least {least}, got {value}")
     for name in ("minutes", "lr", "crop"):

@@ -1,7 +1,7 @@
 /* The inner loops that no sequence of tensor operations does well: univariate maps, feed-forward networks,
- * the incremental walk, and whole solves of differential equations. float32, plain C (gcc and clang), no headers beyond
- * the standard ones. Each function has a plain PyTorch twin that it must equal (tests/test_kernels.py); native.py
- * builds and loads this file.
+ * the incremental walk, whole solves of differential equations, the optimizer's step. float32, plain C (gcc and clang),
+ * no headers beyond the standard ones. Each function has a plain PyTorch twin that it must equal
+ * (tests/test_kernels.py); native.py builds and loads this file.
  */
 #include "lanes.h"
 
@@ -204,24 +204,50 @@ static inline int params_of(const Map *maps, int count) {
     return size;
 }
 
+/* Lanes of a matrix (rows, columns) whose rows are `by_row` apart, counted along the rows: they may run over a row's
+ * end. */
+typedef struct { long first, place[VL]; int n, together; } Lanes;
+
+static inline Lanes lanes_at(long at, long total, long columns, long by_row) {
+    long row = at / columns, column = at % columns;
+    Lanes lanes = {.first = row * by_row + column, .n = total - at < VL ? (int)(total - at) : VL};
+    lanes.together = column + lanes.n <= columns || by_row == columns;
+    for (int i = 0; !lanes.together && i < lanes.n; i++) {
+        lanes.place[i] = row * by_row + column;
+        if (++column == columns) column = 0, row++;
+    }
+    return lanes;
+}
+
+static inline v16 load_lanes(const float *from, const Lanes *lanes) {
+    if (lanes->together) return load(from + lanes->first, 1, lanes->n);
+    v16 v = {0};
+    for (int i = 0; i < lanes->n; i++) v[i] = from[lanes->place[i]];
+    return v;
+}
+
+static inline void store_lanes(float *to, const Lanes *lanes, v16 v) {
+    if (lanes->together) store(to + lanes->first, lanes->n, v);
+    else for (int i = 0; i < lanes->n; i++) to[lanes->place[i]] = v[i];
+}
+
 /* value, out, log_det are (rows, columns), contiguous; params are (size, rows, columns) with strides (by_param, by_row,
  * 1). `forward` generates, else normalizes; `precise` computes splines in double precision. */
 void map_f32(
     long rows, long columns, const Map *maps, int count, const float *value, const float *params, long by_param,
     long by_row, int forward, int precise, float *out, float *log_det, int threads) {
     const int size = params_of(maps, count);
-    const long pieces = (columns + VL - 1) / VL;
+    const long total = rows * columns;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long i = 0; i < rows * pieces; i++) {
-        const long r = i / pieces, c = i % pieces * VL, at = r * columns + c;
-        const int n = columns - c < VL ? (int)(columns - c) : VL;
+    for (long at = 0; at < total; at += VL) {
+        const Lanes lanes = lanes_at(at, total, columns, by_row);
         v16 p[MAX_PARAMS], mapped, log_mapped;
-        for (int j = 0; j < size; j++) p[j] = load(params + j * by_param + r * by_row + c, 1, n);
-        const v16 v = load(value + at, 1, n);
+        for (int j = 0; j < size; j++) p[j] = load_lanes(params + j * by_param, &lanes);
+        const v16 v = load(value + at, 1, lanes.n);
         if (forward) generate(maps, count, v, p, &mapped, &log_mapped);
         else normalize(maps, count, precise, v, p, &mapped, &log_mapped, NULL);
-        store(out + at, n, mapped);
-        store(log_det + at, n, log_mapped);
+        store(out + at, lanes.n, mapped);
+        store(log_det + at, lanes.n, log_mapped);
     }
 }
 
@@ -231,17 +257,16 @@ void map_backward_f32(
     long by_row, const float *gz, const float *gl, float *gx, float *gparams, long g_by_param, long g_by_row,
     int threads) {
     const int size = params_of(maps, count);
-    const long pieces = (columns + VL - 1) / VL;
+    const long total = rows * columns;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long i = 0; i < rows * pieces; i++) {
-        const long r = i / pieces, c = i % pieces * VL, at = r * columns + c;
-        const int n = columns - c < VL ? (int)(columns - c) : VL;
+    for (long at = 0; at < total; at += VL) {
+        const Lanes from = lanes_at(at, total, columns, by_row), to = lanes_at(at, total, columns, g_by_row);
         v16 p[MAX_PARAMS], grads[MAX_PARAMS], by_x;
-        for (int j = 0; j < size; j++) p[j] = load(params + j * by_param + r * by_row + c, 1, n);
-        normalize_backward(
-            maps, count, load(x + at, 1, n), p, load(gz + at, 1, n), load(gl + at, 1, n), &by_x, grads);
-        store(gx + at, n, by_x);
-        for (int j = 0; j < size; j++) store(gparams + j * g_by_param + r * g_by_row + c, n, grads[j]);
+        for (int j = 0; j < size; j++) p[j] = load_lanes(params + j * by_param, &from);
+        const v16 v = load(x + at, 1, from.n), by_z = load(gz + at, 1, from.n), by_log = load(gl + at, 1, from.n);
+        normalize_backward(maps, count, v, p, by_z, by_log, &by_x, grads);
+        store(gx + at, from.n, by_x);
+        for (int j = 0; j < size; j++) store_lanes(gparams + j * g_by_param, &to, grads[j]);
     }
 }
 
@@ -340,3 +365,4 @@ int walk_f32(
 
 #include "wavenet.h"
 #include "ode.h"
+#include "update.h"

@@ -24,7 +24,8 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 __all__ = ["differentiable_gradients", "library", "pointer", "usable"]
 
 _SOURCES = [
-    Path(__file__).with_name(name) for name in ("native.c", "lanes.h", "network.h", "spline.h", "wavenet.h", "ode.h")
+    Path(__file__).with_name(name)
+    for name in ("native.c", "lanes.h", "network.h", "spline.h", "wavenet.h", "ode.h", "update.h")
 ]
 # -ffp-contract=fast fuses multiply and add; nothing here depends on errno or on traps.
 _FLAGS = [
@@ -38,7 +39,7 @@ _FLAGS = [
     "-fno-trapping-math",
 ]
 
-_TYPES = {"l": ctypes.c_long, "i": ctypes.c_int, "p": ctypes.c_void_p}
+_TYPES = {"l": ctypes.c_long, "i": ctypes.c_int, "p": ctypes.c_void_p, "d": ctypes.c_double}
 _SIGNATURES = {
     "map_f32": "llpippllii" + "ppi",
     "map_backward_f32": "llpippll" + "ppppll" + "i",
@@ -51,6 +52,9 @@ _SIGNATURES = {
     "wavenet_backward_f32": "llpppp" + "ppp" + "i",
     "wavenet_walk_f32": "llpppi" + "ppp" + "i",
     "ode_adaptive_f32": "llppp" + "ppppp" + "i",
+    "matching_f32": "lpppp" + "ppp" + "i",
+    "gradient_norm_f32": "ppl" + "i",
+    "update_f32": "pplp" + "ddd" + "i",
 }
 
 
@@ -68,6 +72,7 @@ def library() -> ctypes.CDLL | None:
             getattr(found, name).argtypes = [_TYPES[letter] for letter in arguments]
         for name in ("kept_floats", "wavenet_kept"):
             getattr(found, name).restype = ctypes.c_long
+        found.gradient_norm_f32.restype = ctypes.c_double
         return found
     except (OSError, RuntimeError, subprocess.SubprocessError):
         return None

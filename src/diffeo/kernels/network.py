@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -112,6 +113,33 @@ def ends_of(degrees: Tensor, elements: int) -> list[int]:
     return torch.searchsorted(degrees, torch.arange(elements + 1), right=True).tolist()
 
 
+class Room(NamedTuple):
+    """Memory for what the backward pass needs, in the kernel's own layout; places are in numbers.
+
+    Attributes:
+        size: how many numbers in all.
+        values: where the inputs of each layer begin.
+        sums: where what each activation gets begins, or None where its outputs tell enough.
+        slopes: where to read what each activation's slope follows from.
+        params: where the network's outputs begin, or None where they are not mapped.
+    """
+
+    size: int
+    values: Sequence[int]
+    sums: Sequence[int | None]
+    slopes: Sequence[int]
+    params: int | None
+
+    def at(self, kept: Tensor) -> tuple[Any, Any, Any, int | None]:
+        """The addresses of values, sums, slopes and params in this memory, as C takes them."""
+        start, width = kept.data_ptr(), kept.element_size()
+        values, sums, slopes = (
+            (ctypes.c_void_p * len(places))(*(None if each is None else start + width * each for each in places))
+            for places in (self.values, self.sums, self.slopes)
+        )
+        return values, sums, slopes, None if self.params is None else start + width * self.params
+
+
 @dataclass
 class Structure:
     """A network without its numbers.
@@ -132,10 +160,28 @@ class Structure:
     bound: float
     twin: Callable[..., Tensor] = field(repr=False)
     last: Any = field(default=None, repr=False, compare=False)  # the numbers described last, and how
+    last_room: Any = field(default=None, repr=False, compare=False)  # what was asked for last, and the room for it
 
     def __getstate__(self) -> dict[str, Any]:
         """Addresses must not be copied or stored."""
         return {**self.__dict__, "last": None}
+
+    def room(self, rows: int, *, mapped: bool) -> Room:
+        """The room for what the backward pass needs of so many rows, with the outputs if they are mapped."""
+        if self.last_room is None or self.last_room[0] != (rows, mapped):
+            hidden = [wiring.units for wiring in self.layers[:-1]]
+            # What a ReLU lets through tells its slope; other slopes are those at the sums.
+            simple = [self.activation == "relu" and not each for each in self.residual[:-1]]
+            units = [self.layers[0].columns, *hidden, *(h for h, easy in zip(hidden, simple, strict=True) if not easy)]
+            native: Any = library()
+            sizes = [native.kept_floats(rows, each) for each in [*units, *([self.layers[-1].units] * mapped)]]
+            *places, size = accumulate(sizes, initial=0)
+            params = places.pop() if mapped else None
+            values, more = places[: len(hidden) + 1], iter(places[len(hidden) + 1 :])
+            sums = [None if easy else next(more) for easy in simple]
+            slopes = [value if own is None else own for own, value in zip(sums, values[1:], strict=True)]
+            self.last_room = (rows, mapped), Room(size, values, sums, slopes, params)
+        return self.last_room[1]
 
     def known(self, *tensors: Tensor | None) -> bool:
         """Whether the kernels take this network and these tensors."""
@@ -189,13 +235,13 @@ class Mapping(NamedTuple):
             else outputs.unflatten(0, (self.size, -1))
         )
 
-    def described(self, value: Tensor, out: Tensor, log_det: Tensor, params: Tensor | None, **more: Any) -> _Mapping:
-        """The mapping as C sees it."""
+    def described(self, value: Tensor, out: Tensor, log_det: Tensor, params: int | None, **more: Any) -> _Mapping:
+        """The mapping as C sees it; ``params`` is the address for them."""
         maps = described_maps(self.maps)
         result = _Mapping(
             ctypes.addressof(maps), len(maps), self.generate, not torch.is_grad_enabled(), len(value),
             *((self.size, 1) if self.interleaved else (1, len(value))), value.data_ptr(), *value.stride(),
-            out.data_ptr(), log_det.data_ptr(), None if params is None else params.data_ptr(), **more,
+            out.data_ptr(), log_det.data_ptr(), params, **more,
         )  # fmt: skip
         result.keep = maps  # alive as long as what points to it
         return result
@@ -255,17 +301,8 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _pointers(tensors: Sequence[Tensor | None] | None) -> Any:
-    if tensors is None:
-        return None
-    return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
-
-
-def _rooms(x: Tensor, features: Sequence[int]) -> list[Tensor]:
-    """Memory for what is kept of each layer, in the kernel's own layout."""
-    native: Any = library()
-    sizes = [native.kept_floats(x.shape[1], each) for each in features]
-    return list(x.new_empty(sum(sizes)).split(sizes))
+def _pointers(tensors: Sequence[Tensor]) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
 
 
 def _forward(
@@ -275,9 +312,9 @@ def _forward(
     shared: Tensor | None,
     value: Tensor | None,
     tensors: Sequence[Tensor],
-    values: Sequence[Tensor] | None = None,
-    sums: Sequence[Tensor | None] | None = None,
-    params: Tensor | None = None,
+    values: Any = None,
+    sums: Any = None,
+    params: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The outputs, or the mapped values and log-derivatives; what the backward pass needs goes to the last three."""
     tensors = [t.contiguous() for t in tensors]
@@ -289,8 +326,7 @@ def _forward(
     native: Any = library()
     failed = native.network_f32(
         rows, ctypes.byref(structure.described(tensors)), pointer(shared), x.data_ptr(), *x.stride(), out.data_ptr(),
-        _pointers(values), _pointers(sums), None if applied is None else ctypes.byref(applied),
-        torch.get_num_threads(),
+        values, sums, None if applied is None else ctypes.byref(applied), torch.get_num_threads(),
     )  # fmt: skip
     if failed:
         raise MemoryError("expected memory for a network's hidden units, got none")
@@ -310,17 +346,11 @@ class _Read(torch.autograd.Function):
         value: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        hidden = [wiring.units for wiring in structure.layers[:-1]]
-        # What a ReLU lets through tells its slope; other slopes are those at the sums.
-        simple = [structure.activation == "relu" and not each for each in structure.residual[:-1]]
-        sizes = [structure.layers[0].columns, *hidden, *(h for h, easy in zip(hidden, simple, strict=True) if not easy)]
-        rooms = _rooms(x, [*sizes, *([] if mapping is None else [structure.layers[-1].units])])
-        ctx.params = None if mapping is None else rooms.pop()
-        ctx.values, more = rooms[: len(hidden) + 1], iter(rooms[len(hidden) + 1 :])
-        sums = [None if easy else next(more) for easy in simple]
+        room = structure.room(x.shape[1], mapped=mapping is not None)
+        ctx.kept = x.new_empty(room.size)
+        ctx.values, sums, ctx.slopes, ctx.params = room.at(ctx.kept)
         result = _forward(structure, mapping, x, shared, value, tensors, ctx.values, sums, ctx.params)
         ctx.structure, ctx.mapping, ctx.same = structure, mapping, value is x
-        ctx.sums = [kept if total is None else total for total, kept in zip(sums, ctx.values[1:], strict=True)]
         ctx.save_for_backward(x, shared, value, *tensors)
         if mapping is None:
             ctx.mark_non_differentiable(result[1])
@@ -352,10 +382,10 @@ class _Read(torch.autograd.Function):
         )  # fmt: skip
         native: Any = library()
         failed = native.network_backward_f32(
-            x.shape[1], ctypes.byref(structure.described(tensors)), _pointers(ctx.values), _pointers(ctx.sums),
-            grad.data_ptr(), pointer(by_x), _pointers(gradients[: 2 * depth : 2]),
-            _pointers(gradients[1 : 2 * depth : 2]), pointer(direct), pointer(by_shared),
-            None if applied is None else ctypes.byref(applied), torch.get_num_threads(),
+            x.shape[1], ctypes.byref(structure.described(tensors)), ctx.values, ctx.slopes, grad.data_ptr(),
+            pointer(by_x), _pointers(gradients[: 2 * depth : 2]), _pointers(gradients[1 : 2 * depth : 2]),
+            pointer(direct), pointer(by_shared), None if applied is None else ctypes.byref(applied),
+            torch.get_num_threads(),
         )  # fmt: skip
         if failed:
             raise MemoryError("expected memory for a network's gradients, got none")

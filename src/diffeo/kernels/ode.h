@@ -13,8 +13,8 @@ enum { LINEAR, COSINE, VARIANCE_PRESERVING };
 
 typedef struct {
     const Network *net;   /* reads (x - mean_t) / std_t, the time's embedding, and what it is given, side by side */
-    const float *moments; /* (4, size): means of the data and of the noise, variances of the data and of the noise */
-    const float *given;   /* (rows, given_size) */
+    const float *data_mean, *noise_mean, *data_std, *noise_std; /* (size) */
+    const float *given; /* (rows, given_size) */
     long size, given_size, frequencies;
     int path;
     double low, high; /* the noise's rate at the data and at the noise, of VARIANCE_PRESERVING */
@@ -62,6 +62,25 @@ static inline Point point_at(const Field *f, v16 t) {
     const d16 data = exp_d(-0.5 * total), variance = 1.0 - exp_d(-total);
     const d16 noise = at_least_d(sqrt_d(at_least_d(variance, (d16){0})), (d16){0} + 1e-6);
     return (Point){narrow(data), narrow(noise), narrow(0.5 * rate * data), narrow(-0.5 * rate * data * data / noise)};
+}
+
+/* Element j of Gaussian noise and data, x_t ~ N(mean, variance), whose velocity is rate + slope (x - mean). */
+typedef struct {
+    v16 mean, rate, variance, slope;
+} Gaussian;
+
+static inline Gaussian gaussian_at(const Field *f, Point p, long j) {
+    const float m1 = f->data_mean[j], m0 = f->noise_mean[j];
+    const float v1 = f->data_std[j] * f->data_std[j], v0 = f->noise_std[j] * f->noise_std[j];
+    const v16 variance = p.data * p.data * v1 + p.noise * p.noise * v0;
+    return (Gaussian){p.data * m1 + p.noise * m0, p.data_rate * m1 + p.noise_rate * m0, variance,
+                      (p.data * p.data_rate * v1 + p.noise * p.noise_rate * v0) / variance};
+}
+
+/* What the network is told of a vector's times, into inputs that are n vectors apart: t, sines and cosines. */
+static inline void tell_times(const Field *f, v16 t, int n, v16 *in) {
+    in[0] = t;
+    for (long k = 1; k <= f->frequencies; k++) sin_cos_pi((float)k * t, in + k * n, in + (k + f->frequencies) * n);
 }
 
 /* What a thread works in. */
@@ -171,25 +190,21 @@ static void add_trace(const Field *f, int n, const Room *room, v16 *trace) {
 
 /* The velocity of n vectors of rows at their times, and where `trace` is asked for its divergence behind it. */
 static void velocity(const Field *f, int n, int trace, const v16 *t, const v16 *y, Room *room, v16 *out) {
-    const long size = f->size, waves = f->frequencies, given = size + 1 + 2 * waves, inputs = given + f->given_size;
-    const float *m1 = f->moments, *m0 = m1 + size, *v1 = m0 + size, *v0 = v1 + size;
+    const long size = f->size, given = size + 1 + 2 * f->frequencies, inputs = given + f->given_size;
     const Network *net = f->net;
     v16 *const in = room->inputs, divergence[WIDE];
     for (int v = 0; v < n; v++) {
         const Point p = point_at(f, t[v]);
         divergence[v] = splat(0);
         for (long j = 0; j < size; j++) {
-            const v16 variance = p.data * p.data * v1[j] + p.noise * p.noise * v0[j];
-            const v16 slope = (p.data * p.data_rate * v1[j] + p.noise * p.noise_rate * v0[j]) / variance;
-            const v16 std = sqrt_f(variance), apart = y[AT(j, v)] - (p.data * m1[j] + p.noise * m0[j]);
-            out[AT(j, v)] = p.data_rate * m1[j] + p.noise_rate * m0[j] + slope * apart;
+            const Gaussian g = gaussian_at(f, p, j);
+            const v16 std = sqrt_f(g.variance), apart = y[AT(j, v)] - g.mean;
+            out[AT(j, v)] = g.rate + g.slope * apart;
             room->std[AT(j, v)] = std;
             in[j * n + v] = apart / std;
-            divergence[v] += slope;
+            divergence[v] += g.slope;
         }
-        in[size * n + v] = t[v];
-        for (long k = 0; k < waves; k++)
-            sin_cos_pi((float)(k + 1) * t[v], in + (size + 1 + k) * n + v, in + (size + 1 + waves + k) * n + v);
+        tell_times(f, t[v], n, in + size * n + v);
         for (long j = 0; j < f->given_size; j++) in[(given + j) * n + v] = room->given[AT(j, v)];
     }
     for (long j = 0; j < inputs * n; j++) in[j] = soften(net->bound, in[j]);
@@ -201,6 +216,48 @@ static void velocity(const Field *f, int n, int trace, const v16 *t, const v16 *
         for (long j = 0; j < size; j++) out[AT(j, v)] += room->std[AT(j, v)] * correction[j * n + v];
         if (trace) out[AT(size, v)] = divergence[v];
     }
+}
+
+/* What flow matching asks of the network at x_t = data x_1 + noise x_0, both (rows, size): its inputs (inputs, rows),
+ * and as (size, rows) std_t and what std_t times its outputs is to be, dx_t/dt less the Gaussian's velocity. In that
+ * difference all cancels but (data' noise - data noise') / variance (noise noise_std^2 x_1 - data data_std^2 x_0), x_1,
+ * x_0 less their means. Returns 1 if memory ran out. */
+int matching_f32(
+    long rows, const Field *f, const float *noise, const float *data, const float *times, float *inputs, float *std,
+    float *target, int threads) {
+    const long size = f->size, told = 1 + 2 * f->frequencies;
+    int failed = 0;
+#pragma omp parallel num_threads(threads) if (rows * size > 16384)
+    {
+        v16 *const in = scratch(OWN, sizeof(v16) * (size_t)told);
+        if (!in) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(static)
+        for (long row = 0; row < rows; row += VL) {
+            if (!in) continue;
+            const int n = rows - row < VL ? (int)(rows - row) : VL;
+            const v16 t = load(times + row, 1, n);
+            const Point p = point_at(f, t);
+            for (long j = 0; j < size; j++) {
+                const Gaussian g = gaussian_at(f, p, j);
+                const float v1 = f->data_std[j] * f->data_std[j], v0 = f->noise_std[j] * f->noise_std[j];
+                const v16 x1 = load(data + row * size + j, size, n) - f->data_mean[j], root = sqrt_f(g.variance);
+                const v16 x0 = load(noise + row * size + j, size, n) - f->noise_mean[j];
+                const v16 turn = (p.data_rate * p.noise - p.data * p.noise_rate) / g.variance;
+                store(inputs + j * rows + row, n, (p.data * x1 + p.noise * x0) / root);
+                store(std + j * rows + row, n, root);
+                store(target + j * rows + row, n, turn * (p.noise * v0 * x1 - p.data * v1 * x0));
+            }
+            tell_times(f, t, 1, in);
+            for (long k = 0; k < told; k++) store(inputs + (size + k) * rows + row, n, in[k]);
+            for (long k = 0; k < f->given_size; k++)
+                store(inputs + (size + told + k) * rows + row, n,
+                      load(f->given + row * f->given_size + k, f->given_size, n));
+        }
+    }
+    return failed;
 }
 
 /* ---- steps ------------------------------------------------------------------------------------------------------- */

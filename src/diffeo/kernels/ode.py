@@ -1,4 +1,4 @@
-"""Solving the differential equations of continuous flows for all rows in one call (``ode.h``).
+"""Continuous flows: solving their equations for all rows in one call, and what flow matching asks (``ode.h``).
 
 The plain twins are ``Velocity`` in ``nets/velocity.py`` and ``adaptive`` in ``transforms/solvers.py``.
 """
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffeo.kernels.native import library
+from diffeo.kernels.native import library, pointer
 from diffeo.kernels.network import Structure
 
-__all__ = ["Control", "Field", "PathSpec", "Solved", "Trouble", "solve_adaptive"]
+__all__ = ["Control", "Field", "Matched", "PathSpec", "Solved", "Trouble", "matched", "solve_adaptive"]
 
 _PATHS = {"linear": 0, "cosine": 1, "vp": 2}
 
@@ -32,8 +32,7 @@ class PathSpec(NamedTuple):
 class _Field(ctypes.Structure):
     _fields_ = (
         ("net", ctypes.c_void_p),
-        ("moments", ctypes.c_void_p),
-        ("given", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("data_mean", "noise_mean", "data_std", "noise_std", "given")),
         ("size", ctypes.c_long),
         ("given_size", ctypes.c_long),
         ("frequencies", ctypes.c_long),
@@ -75,18 +74,37 @@ class Field:
     Attributes:
         structure: the network, whose inputs are ``[(x - mean_t) / std_t, t, sines, cosines, given]``.
         tensors: its weights and biases.
-        moments: means of the data and of the noise, variances of the data and of the noise, ``(4, size)``.
-        given: what else the network is told of each row, ``(rows, given)``.
+        moments: means of the data and of the noise, standard deviations of the data and of the noise, ``(size,)``.
+        given: what else the network is told of each row, ``(rows, given)``, or None.
         frequencies: how many sines and how many cosines of multiples of pi t.
         path: between noise and data.
     """
 
     structure: Structure
     tensors: Sequence[Tensor]
-    moments: Tensor
-    given: Tensor
+    moments: Sequence[Tensor]
+    given: Tensor | None
     frequencies: int
     path: PathSpec
+
+    def described(self, net: int | None = None) -> _Field:
+        """The velocity as C sees it; its tensors (contiguous) must outlive it. ``net`` is the network's address."""
+        return _Field(
+            net, *(each.data_ptr() for each in self.moments), pointer(self.given), self.moments[0].numel(),
+            0 if self.given is None else self.given.shape[1], self.frequencies, _PATHS[self.path.kind], self.path.low,
+            self.path.high,
+        )  # fmt: skip
+
+
+class Matched(NamedTuple):
+    """What flow matching asks of the network: std_t times its outputs at ``inputs`` are to be ``target``.
+
+    Inputs are ``(inputs, rows)``, std and target ``(size, rows)``.
+    """
+
+    inputs: Tensor
+    std: Tensor
+    target: Tensor
 
 
 class Control(NamedTuple):
@@ -138,10 +156,9 @@ def solve_adaptive(
         y: ``(rows, size)``, or with the log-det ``(rows, size + 1)``.
         control: how steps are chosen.
     """
-    tensors = [each.contiguous() for each in (*field.tensors, field.moments, field.given, y)]
-    if not (field.structure.known(*tensors) and y.numel()):
+    weights, y = [each.contiguous() for each in field.tensors], y.contiguous()
+    if not (field.structure.known(*weights, *field.moments, field.given, y) and y.numel()):
         return None
-    *weights, moments, given, y = tensors
     count = len(times)
     coefficients = y.new_zeros(2 + count, count)
     for row, numbers in enumerate([times, error_weights, *stages]):
@@ -149,10 +166,7 @@ def solve_adaptive(
     at = [each.data_ptr() for each in coefficients]
     tableau = _Tableau(count, at[0], at[2], at[1])
     net = field.structure.described(weights)
-    described = _Field(
-        ctypes.addressof(net), moments.data_ptr(), given.data_ptr(), moments.shape[1], given.shape[1],
-        field.frequencies, _PATHS[field.path.kind], field.path.low, field.path.high,
-    )  # fmt: skip
+    described = field.described(ctypes.addressof(net))
     out, error, trouble = torch.empty_like(y), y.new_empty(len(y)), _Trouble()
     evaluations = torch.empty_like(error, dtype=torch.long)
     native: Any = library()
@@ -163,3 +177,28 @@ def solve_adaptive(
     if failed == 1:
         raise MemoryError("expected memory for the states and the network's hidden units, got none")
     return Solved(out, evaluations, error, Trouble(trouble.row, trouble.t, bool(trouble.finite)) if failed else None)
+
+
+def matched(field: Field, noise: Tensor, data: Tensor, t: Tensor) -> Matched | None:
+    """What flow matching asks of a velocity's network between noise and data, or None where the plain twin must.
+
+    Args:
+        field: the velocity.
+        noise: ``(rows, size)``.
+        data: ``(rows, size)``.
+        t: ``(rows,)``.
+    """
+    if not (field.structure.known(noise, data, t, field.given, *field.moments) and data.numel()):
+        return None
+    noise, data, t = noise.contiguous(), data.contiguous(), t.contiguous()
+    rows, size = data.shape
+    inputs = data.new_empty(field.structure.layers[0].columns, rows)
+    std, target = data.new_empty(size, rows), data.new_empty(size, rows)
+    native: Any = library()
+    failed = native.matching_f32(
+        rows, ctypes.byref(field.described()), noise.data_ptr(), data.data_ptr(), t.data_ptr(), inputs.data_ptr(),
+        std.data_ptr(), target.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("expected memory for the inputs of a network, got none")
+    return Matched(inputs, std, target)

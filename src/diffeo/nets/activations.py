@@ -13,6 +13,7 @@ __all__ = [
     "INPUT_BOUND",
     "derivative",
     "get_activation",
+    "overwriting",
     "rate_for_width",
     "soften",
     "with_slope",
@@ -37,6 +38,14 @@ def get_activation(name: str) -> Callable[[Tensor], Tensor]:
     if name not in ACTIVATIONS:
         raise ValueError(f"expected an activation among {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]
+
+
+def overwriting(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return the activation that writes over its argument, where its derivative follows from its value alone.
+
+    Large images are then not given a second piece of memory, which costs more than the arithmetic.
+    """
+    return torch.relu_ if activation is F.relu else activation
 
 
 def soften(x: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class MLP(Feedforward):
         sizes = [inputs, *hidden, outputs]
         wirings = [Wiring.dense(b, a) for a, b in zip(sizes, sizes[1:], strict=False)]
         super().__init__(wirings, None, context, activation, residual)
+        both = Wiring.dense(wirings[0].units, inputs + context)
+        self.joint = replace(self.structure, layers=[both, *wirings[1:]])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map x ``(*batch, inputs)`` and the context ``(*batch, context)`` to ``(*batch, outputs)``."""
@@ -52,12 +54,10 @@ class MLP(Feedforward):
 
     def joined(self) -> tuple[Structure, list[Tensor]]:
         """Describe the network as one that reads x and its context side by side: its structure, weights and biases."""
-        first, *rest = self.structure.layers
         weight, *tensors = self._tensors()
         if self.context is not None:
             weight = torch.cat([weight, self.context.weight], 1)
-        wirings = [Wiring.dense(first.units, weight.shape[1]), *rest]
-        return replace(self.structure, layers=wirings, last=None), [weight, *tensors]
+        return self.joint, [weight, *tensors]
 
     def with_trace(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map as ``forward`` does, outputs like inputs, and return tr dy/dx ``(*batch,)`` as well.

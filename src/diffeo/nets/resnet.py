@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from diffeo.nets.activations import get_activation, rate_for_width, soften
+from diffeo.nets.activations import get_activation, overwriting, rate_for_width, soften
 from diffeo.nets.precision import autocast
 
 __all__ = ["ResNet"]
@@ -70,7 +70,7 @@ class ResNet(nn.Module):
             h = self.first(soften(images).contiguous(memory_format=torch.channels_last))
             for block in self.blocks:
                 h = block(h, given)
-            out = self.last(self.activation(h)).to(x.dtype)
+            out = self.last(overwriting(self.activation)(h)).to(x.dtype)
         return out.reshape(*x.shape[:-3], *out.shape[1:])
 
 
@@ -90,11 +90,12 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Map ``(rows, inputs, H, W)`` given ``(rows, context)`` to ``(rows, outputs, H, W)``."""
-        h = self.convolutions[0](self.activation(x))
+        # What came into a residual block is needed once more; everything else may be overwritten.
+        h = self.convolutions[0]((self.activation if self.residual else overwriting(self.activation))(x))
         if self.context is not None and context is not None:
             h = h + self.context(context)[:, :, None, None]
         for convolution in self.convolutions[1:]:
-            h = convolution(self.activation(h))
+            h = convolution(overwriting(self.activation)(h))
         return h + x if self.residual else h
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffeo.flow import Flow
-from diffeo.nets.velocity import Guided
+from diffeo.nets.velocity import Guided, Velocity
 from diffeo.objectives.base import Objective
 from diffeo.objectives.couplings import CONDITION_WEIGHT, assign
 from diffeo.objectives.paths import get_path
@@ -89,14 +89,15 @@ class FlowMatching(Objective):
             if self.training and len(rows) > 1 and hasattr(velocity, "initialized") and not velocity.initialized:
                 velocity.initialize(noise, rows)
             t = self._times(len(rows), rows)
-            shape = (-1, *(1,) * (rows.dim() - 1))
-            a, s, da, ds = (each.reshape(shape) for each in self.path(t))
-            between = torch.addcmul(a * rows, s, noise)
-            target = torch.addcmul(da * rows, ds, noise)
-        if self.training and self.dropout and given is not None:
-            found = velocity(between, t, given, (torch.rand_like(t) >= self.dropout).to(t.dtype))
-        else:
-            found = velocity(between, t, given)
+            keep = None
+            if self.training and self.dropout and given is not None:
+                keep = (torch.rand_like(t) >= self.dropout).to(t.dtype)
+        if type(velocity) is Velocity and velocity.path == self.path:  # the same at a lower price
+            return velocity.squared_error(noise, rows, t, given, keep)
+        shape = (-1, *(1,) * (rows.dim() - 1))
+        a, s, da, ds = (each.reshape(shape) for each in self.path(t))
+        between, target = torch.addcmul(a * rows, s, noise), torch.addcmul(da * rows, ds, noise)
+        found = velocity(between, t, given) if keep is None else velocity(between, t, given, keep)
         return (found - target).square().flatten(1).sum(1)
 
     @torch.no_grad()
@@ -116,11 +117,11 @@ class FlowMatching(Objective):
 
     def _times(self, count: int, like: Tensor) -> Tensor:
         """Times of the given distribution, one in each of ``count`` parts of equal probability."""
-        spread = torch.arange(count, dtype=like.dtype, device=like.device)
-        t = ((spread + torch.rand(count, dtype=like.dtype, device=like.device)) / count).clamp(1e-6, 1 - 1e-6)
+        t = torch.rand(count, dtype=like.dtype, device=like.device)
+        t += torch.arange(count, dtype=like.dtype, device=like.device)
         if self.time == "logit-normal":
-            t = torch.sigmoid(torch.special.ndtri(t))
-        return t * self.latest
+            return self.latest * torch.sigmoid(torch.special.ndtri((t / count).clamp_(1e-6, 1 - 1e-6)))
+        return t.mul_(self.latest / count)
 
 
 def split_ode(flow: Flow) -> tuple[ODE, list[Transform]]:

@@ -24,12 +24,16 @@ class Average:
         self.parameters = list(parameters)
         self.averages = [p.detach().clone() for p in parameters]
 
+    def advance(self) -> float:
+        """Count an update and return its decay."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        return decay
+
     @torch.no_grad()
     def update(self) -> None:
         """Move the average a little towards the parameters."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
-        self.updates += 1
+        torch._foreach_lerp_(self.averages, self.parameters, 1 - self.advance())
 
     def restore(self, averages: Sequence[Tensor], updates: int) -> None:
         """Take up an average where it was left after so many updates."""

@@ -20,8 +20,6 @@ __all__ = [
     "Store",
     "describe",
     "load_checkpoint",
-    "optimizer_tensors",
-    "restore_optimizer",
     "save_checkpoint",
     "trained",
 ]
@@ -133,24 +131,6 @@ def _require_same(path: Path, saved: Mapping[str, Any], current: Mapping[str, An
     ]
     if changes:
         raise UserError(f"{path} belongs to another training ({'; '.join(changes)}); repeat the first call or {REMEDY}")
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
-    """Return the optimizer's state, the moments of each parameter under its name: ``exp_avg:flow.weight``."""
-    state = optimizer.state
-    return {f"{key}:{name}": tensor for p, name in names.items() if p in state for key, tensor in state[p].items()}
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], tensors: Mapping[str, Tensor]
-) -> None:
-    """Put ``optimizer_tensors`` back into a new optimizer."""
-    parameters = {name: parameter for parameter, name in names.items()}
-    for full_name, tensor in tensors.items():
-        key, _, name = full_name.partition(":")
-        # A copy in torch's own aligned memory, not the mapped file: kernels may round differently with the alignment.
-        own = torch.empty_like(tensor, device=parameters[name].device).copy_(tensor)
-        optimizer.state[parameters[name]][key] = own
 
 
 def trained(objective: nn.Module) -> dict[str, Tensor]:

@@ -11,8 +11,11 @@ from diffeo.training.batches import Batch
 
 __all__ = ["locate"]
 
-# Transforms are used through these methods, which forward hooks do not see.
-WATCHED = ("forward", "inverse", "forward_and_log_det", "inverse_and_log_det", "log_prob", "sample_and_log_prob")
+# Transforms and velocities are used through these methods, which forward hooks do not see.
+WATCHED = (
+    "forward", "inverse", "forward_and_log_det", "inverse_and_log_det", "log_prob", "sample_and_log_prob",
+    "squared_error",
+)  # fmt: skip
 
 
 def locate(objective: nn.Module, batch: Batch) -> str:

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from diffeo.nets.precision import bfloat16 as half_precision
 from diffeo.objectives import Objective
-from diffeo.training.average import Average
 from diffeo.training.batches import default_epochs, default_patience, split
-from diffeo.training.checkpoint import Store, describe, optimizer_tensors, restore_optimizer, trained
+from diffeo.training.checkpoint import Store, describe, trained
 from diffeo.training.evaluate import evaluate
 from diffeo.training.initialise import breakdown, initialise
 from diffeo.training.interrupt import Interrupt
-from diffeo.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from diffeo.training.optimizer import learning_rate
 from diffeo.training.pairs import Pairs
 from diffeo.training.parallel import World
 from diffeo.training.progress import Journal, Reporter
 from diffeo.training.seeding import derive, seed_noise
+from diffeo.training.update import Update
 
 __all__ = ["FitResult", "fit"]
 
@@ -200,27 +200,20 @@ def fit(
         moving = initialise(objective, train, seed, device, MAX_BAD_IN_A_ROW)
         world.copy_from_leader([*objective.parameters(), *objective.buffers()])
 
-        names = {p: name for name, p in objective.named_parameters() if p.requires_grad}
-        parameters = list(names)
-        optimizer = make_optimizer(objective, lr, weight_decay)
-        average = Average(parameters, ema)
+        update = Update(objective, lr, weight_decay, ema)
         best: dict[str, Tensor] = {}  # the weights to keep, once validation has told
         state = State(batches=train.batches)
         if store.saved is not None:
             scalars, tensors = store.saved
             state = State(**scalars)
             objective.load_state_dict(tensors["weights"], strict=False)
-            restore_optimizer(optimizer, names, tensors.get("optimizer", {}))
-            average.restore([tensors["average"][name] for name in names.values()], state.step - state.skipped)
+            update.restore(tensors, state.step - state.skipped)
             best = tensors.get("best", {})
         model = world.wrap(objective)
         journal = Journal(store.folder if store.writes else None, state.history)
 
         def save() -> None:
-            averages = dict(zip(names.values(), average.averages, strict=True))
-            moments = optimizer_tensors(optimizer, names)
-            groups = {"weights": trained(objective), "average": averages, "optimizer": moments, "best": best}
-            store.write(asdict(state), groups)
+            store.write(asdict(state), {"weights": trained(objective), **update.tensors(), "best": best})
 
         if not state.step:
             save()  # whenever the process may be killed, the initial weights are known
@@ -232,33 +225,28 @@ def fit(
             for batch in train.shuffled(seed, state.epoch, state.batch, world.share):
                 since = time.monotonic()
                 done = state.fraction_done(epochs, minutes)
-                set_learning_rate(optimizer, learning_rate(done, warmup))
                 noise = derive(seed, "step", state.step, world.rank)
                 seed_noise(device, noise)
                 kept = [buffer.clone() for buffer in moving]
 
-                optimizer.zero_grad()
+                update.clear()
                 loss = first.new_zeros((), device=device)
                 for part in batch.portions(accumulate):
                     with half_precision(bfloat16):
                         losses = model(part.x, part.context)
-                    share = losses.sum() * (world.size / batch.total)  # the mean over processes is that over all rows
-                    share.backward()
-                    loss += share.detach()
-                gradients = [p.grad for p in parameters if p.grad is not None]
-                norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+                    # the mean over processes is that over all rows
+                    weights = torch.full_like(losses, world.size / batch.total)
+                    losses.backward(weights)
+                    loss += losses.detach() @ weights
                 loss_value, norm_value, state.seconds, stop = world.agree(
-                    loss.detach(), norm, time.monotonic() - started, interrupt.pressed
+                    loss, update.norm(), time.monotonic() - started, interrupt.pressed
                 )
                 if math.isfinite(loss_value) and math.isfinite(norm_value):
                     limit = clip * state.typical_norm if state.typical_norm else math.inf
-                    if norm_value > limit:
-                        torch._foreach_mul_(gradients, limit / norm_value)
+                    update.take(learning_rate(done, warmup), limit / norm_value if norm_value > limit else 1.0)
                     state.typical_norm += (min(norm_value, limit) - state.typical_norm) * max(
                         0.01, 1 / (state.step + 1)
                     )
-                    optimizer.step()
-                    average.update()
                     world.copy_from_leader(moving)
                     state.good += 1
                     state.loss += loss_value
@@ -285,7 +273,7 @@ def fit(
                     break
 
             if not stop:
-                with average.applied():
+                with update.average.applied():
                     score, stderr, bad = evaluate(objective, valid, seed, world, interrupt)
                     stop = interrupt.pressed and world.size == 1
                     # Rows of density zero (or bad ones, which are so in every epoch) count before the mean of the rest.
@@ -312,7 +300,7 @@ def fit(
         save()
         world.wait()  # until it is on the disk for all
         if not best:
-            with average.applied():
+            with update.average.applied():
                 best = {name: tensor.clone() for name, tensor in trained(objective).items()}
             state.best_epoch = state.epoch
             if valid is None and state.history:

@@ -35,9 +35,8 @@ class Pairs(Rows):
             raise ValueError(f"expected a pool of at least a batch of {source.batch_size} rows to couple, got {pool}")
         self.__dict__.update(source.__dict__)
         self.couple, self.pool = couple, pool
-        self.position = torch.empty(len(source.x), dtype=torch.long)  # of each row of the data among those used
-        self.position[source.rows] = torch.arange(source.size)
-        self.noise: tuple[tuple[int, int], Tensor] | None = None  # what was coupled last, and for which seed and round
+        # what was coupled last, by the numbers of its rows in the data, and for which seed and round
+        self.noise: tuple[tuple[int, int], Tensor] | None = None
 
     def shuffled(self, seed: int, epoch: int, start: int = 0, share: Share = everything) -> Iterator[Batch]:
         """Yield the batches of an epoch from number ``start`` on, in pairs."""
@@ -51,7 +50,7 @@ class Pairs(Rows):
         noise = self._noise(seed, number)
         for batch in batches:
             assert batch.rows is not None  # rows in memory have numbers
-            z = noise[self.position[batch.rows.cpu()].to(noise.device)]
+            z = noise[batch.rows.to(noise.device)]
             yield batch._replace(x=torch.stack([place(z, batch.x.device, None), batch.x.to(z.dtype)], 1))
 
     @torch.no_grad()
@@ -64,7 +63,8 @@ class Pairs(Rows):
                 batch = self.select(self.rows[chosen].to(self.x.device))
                 seed_noise(batch.x.device, derive(seed, "couple", number, index))
                 parts.append(self.couple(batch.x, batch.context))
-            noise = torch.empty_like(torch.cat(parts))
-            noise[order.to(noise.device)] = torch.cat(parts)
+            coupled = torch.cat(parts)
+            noise = coupled.new_zeros(len(self.x), *coupled.shape[1:])
+            noise[self.rows[order].to(noise.device)] = coupled
             self.noise = (seed, number), noise
         return self.noise[1]

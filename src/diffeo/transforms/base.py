@@ -107,7 +107,7 @@ class Chain(Transform):
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the inverse parts last to first; log-dets add."""
-        return self._run(x, context, reversed(self.transforms), "inverse_and_log_det")
+        return self._run(x, context, reversed([*self.transforms]), "inverse_and_log_det")
 
     def forward_and_log_diagonal(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the parts first to last; the logs of the diagonals add."""
@@ -115,7 +115,7 @@ class Chain(Transform):
 
     def inverse_and_log_diagonal(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the inverse parts last to first; the logs of the diagonals add."""
-        return self._run(x, context, reversed(self.transforms), "inverse_and_log_diagonal")
+        return self._run(x, context, reversed([*self.transforms]), "inverse_and_log_diagonal")
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Apply the parts first to last, without their log-dets."""
@@ -125,7 +125,7 @@ class Chain(Transform):
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Apply the inverse parts last to first, without their log-dets."""
-        for transform in reversed(self.transforms):
+        for transform in reversed([*self.transforms]):
             x = transform.inverse(x, context)
         return x
 

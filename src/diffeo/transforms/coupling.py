@@ -71,6 +71,7 @@ class Coupling(Transform):
         parts = torch.cat([kept, moved])
         self.register_buffer("parts", parts, persistent=False)
         self.register_buffer("order", parts.argsort(), persistent=False)
+        self.ordered = torch.equal(parts, torch.arange(len(parts)))  # a comes first already
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Generate: b by the map, a unchanged."""
@@ -81,22 +82,24 @@ class Coupling(Transform):
         return self._couple(x, context, generate=False)
 
     def _couple(self, value: Tensor, context: Tensor | None, *, generate: bool) -> tuple[Tensor, Tensor]:
-        dim = -self.event_dim
+        value = value.movedim(-self.event_dim, -1)  # channels last, as convolutions leave them: nothing is copied
         if self.divides:
-            a, b = reorder(value, dim, self.parts, self.order).split(self.sizes, dim=dim)
+            a, b = (value if self.ordered else reorder(value, -1, self.parts, self.order)).split(self.sizes, dim=-1)
             b, log_det = self._fused(a, b, context, generate) or self._map(a, b, context, generate)
-            moved = reorder(torch.cat([a, b], dim=dim), dim, self.order, self.parts)
+            moved = torch.cat([a, b], dim=-1)
+            moved = moved if self.ordered else reorder(moved, -1, self.order, self.parts)
         else:
-            b, log_det = self._map(torch.where(self.mask, value, 0), value, context, generate, keep=self.mask)
-            moved = torch.where(self.mask, value, b)
-        return moved, log_det
+            keep = self.mask.movedim(0, -1)
+            b, log_det = self._map(torch.where(keep, value, 0), value, context, generate, keep)
+            moved = torch.where(keep, value, b)
+        return moved.movedim(-1, -self.event_dim), log_det
 
     def _map(
         self, a: Tensor, b: Tensor, context: Tensor | None, generate: bool, keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        params = params_first(self.net(a, context), self.univariate.size, -self.event_dim)
+        output = self.net(a.movedim(-1, -self.event_dim), context).movedim(-self.event_dim, -1)
         univariate = self.univariate.forward_and_log_det if generate else self.univariate.inverse_and_log_det
-        b, log_det = univariate(b, params)
+        b, log_det = univariate(b, output.unflatten(-1, (self.univariate.size, -1)).movedim(-2, 0))
         return b, sum_event(log_det if keep is None else torch.where(keep, 0, log_det), self.event_dim)
 
     def _fused(self, a: Tensor, b: Tensor, context: Tensor | None, generate: bool) -> tuple[Tensor, Tensor] | None:
@@ -110,8 +113,3 @@ class Coupling(Transform):
         given = None if context is None else context.reshape(-1, context.shape[-1])
         done = fused(mapping, a.reshape(-1, a.shape[-1]).mT, b.reshape(-1, b.shape[-1]).mT, given)
         return None if done is None else (done[0].mT.reshape(b.shape), done[1].reshape(b.shape[:-1]))
-
-
-def params_first(output: Tensor, size: int, dim: int) -> Tensor:
-    """View a conditioner's output ``(*batch, size * n, ...)``, n at ``dim``, as ``(size, *batch, n, ...)``."""
-    return output.unflatten(dim, (size, -1)).movedim(dim - 1, 0)

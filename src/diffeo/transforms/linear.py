@@ -66,9 +66,12 @@ class _Reorder(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, dim: int, order: Tensor, back: Tensor) -> Tensor:
         ctx.dim = dim
         ctx.save_for_backward(order, back)
-        if value.dim() == 2 and value.stride(0) == 1:  # feature-major, as autoregressive layers make it: keep it so
-            return value.mT.index_select(-3 - dim, order).mT
-        return value.index_select(dim, order)
+        if value.is_contiguous():
+            return value.index_select(dim, order)
+        # Layers leave features or channels in the order that suited them: it is kept.
+        memory = sorted(range(value.dim()), key=value.stride, reverse=True)
+        selected = value.permute(memory).index_select(memory.index(dim % value.dim()), order)
+        return selected.permute([memory.index(each) for each in range(value.dim())])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -116,13 +119,13 @@ class LU(Transform):
         return x.movedim(-1, -self.event_dim), self._log_det(z)
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Solve the two triangular systems."""
+        """Multiply by the inverse, whose columns solve the two triangular systems: images have far more positions."""
         lower, upper = self._factors()
-        rows = x.movedim(-self.event_dim, -1)
-        flat = (rows - self.bias).reshape(-1, rows.shape[-1]).mT  # (n, rows)
-        z = torch.linalg.solve_triangular(lower, flat, upper=False, unitriangular=True)
-        z = torch.linalg.solve_triangular(upper, z, upper=True)
-        return z.mT.reshape(rows.shape).movedim(-1, -self.event_dim), -self._log_det(x)
+        eye = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+        inverse = torch.linalg.solve_triangular(lower, eye, upper=False, unitriangular=True)
+        inverse = torch.linalg.solve_triangular(upper, inverse, upper=True)
+        z = torch.nn.functional.linear(x.movedim(-self.event_dim, -1) - self.bias, inverse)
+        return z.movedim(-1, -self.event_dim), -self._log_det(x)
 
 
 class ActNorm(DataDependent):

@@ -1,0 +1,110 @@
+"""The norm of all gradients, then AdamW and the moving average of the weights, in one call each (``update.h``).
+
+The plain twins are those of ``Update`` in ``training/update.py``: PyTorch's AdamW and operations on lists of tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffeo.kernels.native import library, usable
+
+__all__ = ["FusedUpdate", "Trained"]
+
+
+class Trained(NamedTuple):
+    """A parameter and what its update reads and writes.
+
+    Attributes:
+        value: the parameter.
+        average: its moving average.
+        mean: the first moment of its gradient.
+        square: the second one.
+        steps: how many it took, a number.
+        rate: its full learning rate.
+        decay: the share of the rate by which it decays.
+    """
+
+    value: Tensor
+    average: Tensor
+    mean: Tensor
+    square: Tensor
+    steps: Tensor
+    rate: float
+    decay: float
+
+
+class _Trained(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("value", "average", "mean", "square", "steps")),
+        ("size", ctypes.c_long),
+        ("rate", ctypes.c_double),
+        ("decay", ctypes.c_double),
+    )
+
+
+class _Adam(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_double) for name in ("kept_mean", "kept_square", "epsilon"))
+
+
+class FusedUpdate:
+    """The updates of all parameters as C sees them; their tensors are changed in place.
+
+    Args:
+        trained: the parameters, for all of which ``known`` must be true.
+        betas: how much of the moments is kept.
+        epsilon: what is added to the root of the second one.
+    """
+
+    def __init__(self, trained: Sequence[Trained], betas: tuple[float, float], epsilon: float) -> None:
+        self.trained = trained  # alive as long as what points to it
+        self.addresses = [each.value.data_ptr() for each in trained]
+        self.all = (_Trained * len(trained))(
+            *(
+                _Trained(*(t.data_ptr() for t in each[:5]), each.value.numel(), each.rate, each.decay)
+                for each in trained
+            )
+        )
+        self.adam = _Adam(*betas, epsilon)
+
+    @staticmethod
+    def known(parameters: Sequence[Tensor]) -> bool:
+        """Whether the kernels take these parameters."""
+        return usable(*parameters) and all(p.is_contiguous() for p in parameters)
+
+    @property
+    def current(self) -> bool:
+        """Whether the parameters are still where they were."""
+        return self.addresses == [each.value.data_ptr() for each in self.trained]
+
+    def norm(self) -> Tensor:
+        """The norm of all gradients together, a number."""
+        gradients, pointers = self._gradients()
+        native: Any = library()
+        total = native.gradient_norm_f32(self.all, pointers, len(gradients), torch.get_num_threads())
+        return torch.tensor(total, dtype=torch.float64)
+
+    def take(self, factor: float, scale: float, kept: float) -> None:
+        """Take a step.
+
+        Args:
+            factor: of the full learning rates.
+            scale: of the gradients.
+            kept: the share of the averages that is kept.
+        """
+        gradients, pointers = self._gradients()
+        native: Any = library()
+        native.update_f32(
+            self.all, pointers, len(gradients), ctypes.byref(self.adam), factor, scale, kept, torch.get_num_threads()
+        )
+
+    def _gradients(self) -> tuple[list[Tensor | None], Any]:
+        """The gradients, contiguous, and their addresses."""
+        found = [each.value.grad for each in self.trained]
+        gradients = [None if grad is None else grad.contiguous() for grad in found]
+        return gradients, (ctypes.c_void_p * len(found))(*(None if g is None else g.data_ptr() for g in gradients))

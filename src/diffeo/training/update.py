@@ -1,0 +1,103 @@
+"""What a step does with the gradients."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.kernels.update import FusedUpdate, Trained
+from diffeo.training.average import Average
+from diffeo.training.optimizer import make_optimizer, set_learning_rate
+
+__all__ = ["Update"]
+
+Groups = dict[str, dict[str, Tensor]]
+
+
+class Update:
+    """AdamW on the trainable parameters of a module, and the moving average of what comes of it.
+
+    In float32 on the CPU the norm of the gradients is one call, and all the rest another one (``kernels/update.h``).
+
+    Args:
+        module: whose parameters; see ``make_optimizer`` for their rates.
+        lr: the full learning rate.
+        weight_decay: AdamW's.
+        ema: the decay of the average.
+    """
+
+    def __init__(self, module: nn.Module, lr: float, weight_decay: float, ema: float) -> None:
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.optimizer = make_optimizer(module, lr, weight_decay)
+        self.average = Average(list(self.parameters.values()), ema)
+        self._fused: FusedUpdate | None = None
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def norm(self) -> Tensor:
+        """The norm of all gradients together, a number."""
+        fused = self._kernel()
+        if fused is not None:
+            return fused.norm()
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients())))
+
+    def take(self, factor: float, scale: float) -> None:
+        """Take a step at ``factor`` of the full rates along ``scale`` of the gradients, and move the average."""
+        fused = self._kernel()
+        if fused is not None:
+            fused.take(factor, scale, self.average.advance())
+            return
+        if scale != 1:
+            torch._foreach_mul_(self._gradients(), scale)
+        set_learning_rate(self.optimizer, factor)
+        self.optimizer.step()
+        self.average.update()
+
+    def tensors(self) -> Groups:
+        """All that the next steps depend on, but the parameters: the average, and the moments as ``exp_avg:name``."""
+        state = self.optimizer.state
+        return {
+            "average": dict(zip(self.parameters, self.average.averages, strict=True)),
+            "optimizer": {
+                f"{key}:{name}": tensor
+                for name, p in self.parameters.items()
+                if p in state
+                for key, tensor in state[p].items()
+            },
+        }
+
+    def restore(self, groups: Mapping[str, Mapping[str, Tensor]], updates: int) -> None:
+        """Take up what ``tensors`` gave after so many steps."""
+        self.average.restore([groups["average"][name] for name in self.parameters], updates)
+        for full_name, tensor in groups.get("optimizer", {}).items():
+            key, _, name = full_name.partition(":")
+            parameter = self.parameters[name]
+            # A copy in torch's own memory, not the mapped file: kernels may round differently with the alignment.
+            own = torch.empty_like(tensor, device=parameter.device).copy_(tensor)
+            self.optimizer.state[parameter][key] = own
+        self._fused = None
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters.values() if p.grad is not None]
+
+    def _kernel(self) -> FusedUpdate | None:
+        """What does it in one call, where there is a kernel for all parameters."""
+        if self._fused is not None and self._fused.current:
+            return self._fused
+        parameters = list(self.parameters.values())
+        if not FusedUpdate.known(parameters):
+            return None
+        averages = dict(zip(parameters, self.average.averages, strict=True))
+        trained = []
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                state = self.optimizer.state[p]
+                if not state:  # as AdamW begins
+                    state.update(step=p.new_zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+                moments = state["exp_avg"], state["exp_avg_sq"], state["step"]
+                trained.append(Trained(p, averages[p], *moments, group["full_lr"], group["weight_decay"]))
+        self._fused = FusedUpdate(trained, self.optimizer.defaults["betas"], self.optimizer.defaults["eps"])
+        return self._fused
