@@ -14,9 +14,10 @@ import diffeo
 from diffeo.cli.main import main
 from diffeo.data import Audio, fsdd, open_audio, save_wavs, storage
 from diffeo.errors import UserError
-from diffeo.jobs import fit_data, info, sample_audio, score_audio
+from diffeo.jobs import check_run, fit_data, info, sample_audio, score_audio
 from diffeo.jobs.audio import Crops, SoundFormat
 from diffeo.report import audio_figures
+from diffeo.report.sound_check import check_sound
 
 RATE, HOP = 1000, 10
 SMALL = {"channels": 4, "layers": 3, "cycles": 1, "skip": 8, "hop": HOP}
@@ -357,8 +358,8 @@ def test_commands(runs, tmp_path, capsys):
     assert main([*words, "--out", str(tmp_path / "wavs")]) == 0
     assert main(["info", run]) == 0
     assert "given mel and label" in capsys.readouterr().out
-    assert main(["check", run, tones]) == 2
-    assert "was trained on audio" in capsys.readouterr().err
+    assert main(["check", run, tones]) == 0
+    assert "log-spectral distance" in capsys.readouterr().out
     options = [
         "--context",
         "label",
@@ -380,6 +381,50 @@ def test_commands(runs, tmp_path, capsys):
     )
     assert main(["fit", tones, "--out", str(tmp_path / "run"), "--resume"]) == 0
     assert info(tmp_path / "run")["pattern"] == "^(low|high)"
+
+
+def test_check_examines_numerics_latents_and_sound(runs, tmp_path):
+    report = check_run(runs.run, runs.tones)
+    assert report["which"] == "crops of recordings held out of training"
+    for where in ("rows", "samples", "off_data"):
+        assert report["round_trip"][where]["max"] < 1e-4
+        assert report["round_trip"][where]["non_finite"] == 0
+    assert report["log_det"]["max"] < 1e-9
+    assert report["sound"]["real"]["rms"]["mean"] == pytest.approx(0.2 / math.sqrt(2), rel=0.05)
+    assert report["sound"]["drawn"]["log_spectral_distance"]["mean"] > 5
+    bits = score_audio(runs.run, runs.tones, tmp_path / "s.csv")["bits_per_sample"]
+    assert report["likelihood"]["bits_per_sample"]["mean"] == pytest.approx(bits, abs=0.5)
+    assert any("spectral flatness of the recordings" in text for text in report["reasons"]), "two epochs: noise"
+    json.dumps(report, allow_nan=False)
+    for i in range(4):
+        write(tmp_path / "new" / f"low_{i}.wav", tone(0.2, 50, seed=i))
+    assert check_run(runs.plain, tmp_path / "new")["which"] == "crops of all recordings"
+    write(tmp_path / "short" / "low_0.wav", tone(0.12, 50))
+    with pytest.raises(UserError, match=r"short: has less than the 0\.2 seconds of sound that a check takes"):
+        check_run(runs.plain, tmp_path / "short")
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (lambda flow, x: x.mul_(3), "of the loudness (RMS) of the recordings"),
+        (lambda flow, x: flow.transform.transforms[1].std.mul_(0.1), "away from the base's distribution"),
+        (lambda flow, x: flow.transform.transforms[1].std.mul_(math.inf), "not finite"),
+    ],
+    ids=["loudness", "scale", "infinite"],
+)
+def test_faults_of_models_of_sound_are_found(fault, reason):
+    """White noise and the flow that knows it."""
+    x = 0.05 * torch.randn(20, 400)
+    flow = diffeo.wavenet(400, **SMALL).train()
+    with torch.no_grad():
+        flow.log_prob(x)
+        good = check_sound(flow, x, None, RATE, HOP, 2.0**-15)
+        assert (good["verdict"], good["reasons"]) == ("trustworthy", [])
+        fault(flow, x)
+    found = check_sound(flow, x, None, RATE, HOP, 2.0**-15)
+    assert found["verdict"] != "trustworthy"
+    assert any(reason in text for text in found["reasons"]), found["reasons"]
 
 
 def test_another_rate_is_resampled(runs, tmp_path):

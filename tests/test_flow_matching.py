@@ -175,12 +175,14 @@ def test_optimal_pairs_are_shorter_and_training_repeats_itself():
 
 def test_a_killed_training_resumes_with_the_same_pairs(tmp_path, monkeypatch):
     x, _ = two_moons(300)
+    few = 3
+    monkeypatch.setattr("diffeo.training.pairs.REUSED", few)
 
     def train(folder, resume=False):
         torch.manual_seed(0)
         flow = small(hidden=(8,))
         objective = FlowMatching(flow, coupling="optimal", pool=100)
-        options = {"epochs": REUSED + 2, "batch_size": 90, "checkpoint_every": 0.0, "out": tmp_path / folder}
+        options = {"epochs": few + 2, "batch_size": 90, "checkpoint_every": 0.0, "out": tmp_path / folder}
         diffeo.fit(objective, x, resume=resume, **options)
         return torch.cat([p.detach().flatten() for p in flow.parameters()])
 
@@ -189,14 +191,14 @@ def test_a_killed_training_resumes_with_the_same_pairs(tmp_path, monkeypatch):
 
     def failing(self, *arguments):
         calls.append(self.training)
-        if sum(calls) == 3 * REUSED + 4:  # within the second round of pairs
+        if sum(calls) == 3 * few + 4:  # within the second round of pairs
             raise RuntimeError("killed")
         return forward(self, *arguments)
 
-    monkeypatch.setattr(FlowMatching, "forward", failing)
-    with pytest.raises(RuntimeError, match="killed"):
-        train("killed")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(FlowMatching, "forward", failing)
+        with pytest.raises(RuntimeError, match="killed"):
+            train("killed")
     assert torch.equal(train("killed", resume=True), whole)
 
 
@@ -324,6 +326,31 @@ def test_mistakes_are_named():
         diffeo.fit(FlowMatching(flow, coupling="optimal", pool=20), torch.randn(200, 2), batch_size=50)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"solver": "euler", "steps": 0}, "expected at least one step, got 0"),
+        ({"solver": "euler", "steps": 4}, "expected at least 32 evaluations for a likelihood, got 4 steps of euler"),
+        ({"tolerance": 0}, "expected rtol above 0, got 0"),
+        ({"path": "straight"}, "expected a path among linear, cosine, vp"),
+        ({"coupling": "best"}, "expected coupling among independent, optimal"),
+        ({"coupling": "optimal", "pool": 20}, "a batch of 90 to couple with noise, got 20; give --set pool=90"),
+        ({"time": "late"}, "expected time among uniform, logit-normal"),
+        ({"dropout": 0.1}, "expected a context that can be withheld"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_is_refused_before_a_run_is_made(tmp_path, capsys, chosen, message):
+    np.savetxt(tmp_path / "x.csv", np.random.default_rng(0).normal(size=(100, 2)), delimiter=",")
+    words = [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
+    argv = ["fit", str(tmp_path / "x.csv"), "--model", "flow-matching", "--hidden", "8", *words]
+    assert main([*argv, "--out", str(tmp_path / "run")]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+    assert len(said) == 1
+    assert message in said[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.csv"]
+
+
 def test_bad_rows_cost_a_step():
     x = torch.randn(300, 2)
     x[7, 1] = math.nan
@@ -343,7 +370,10 @@ def run(tmp_path_factory):
     argv += ["--set", "solver=euler", "--set", "steps=32"]
     given = ["--context", "label", "--set", "dropout=0.2", "--set", "coupling=optimal", "--no-figures"]
     assert main([*argv, "--out", str(folder / "given"), *given]) == 0
-    assert main([*argv, "--out", str(folder / "run"), "--drop", "label"]) == 0
+    with pytest.MonkeyPatch.context() as patch:  # small figures are figures
+        patch.setattr("diffeo.report.trajectories.FRAMES", 4)
+        patch.setattr("diffeo.jobs.pictures.ROWS", 400)
+        assert main([*argv, "--out", str(folder / "run"), "--drop", "label"]) == 0
     return folder
 
 

@@ -152,6 +152,12 @@ def complete(runs, folder, mask):
         (lambda runs, tmp: score_images(runs / "digits", runs / "squares.npz"), "8 x 8 grey, got 6 x 6"),
         (lambda runs, tmp: sample_images(runs / "digits", 0, tmp / "x.png"), "at least 1"),
         (lambda runs, tmp: sample_images(runs / "digits", 3, None), "need a place"),
+        (lambda runs, tmp: sample_images(runs / "digits", 3, tmp / "x.jpg"), "unknown extension '.jpg'; images are"),
+        (
+            lambda runs, tmp: inpaint_image(runs / "digits", "digits", np.ones((1, 8, 8), np.uint8), tmp / "x.csv"),
+            "unknown extension '.csv'",
+        ),
+        (lambda runs, tmp: fit_data(np.zeros((20, 7, 9), np.uint8), tmp / "r", model="glow"), "even sides for glow"),
         (lambda runs, tmp: sample_images(runs / "squares", 3, tmp / "x.png", given={"label": "7"}), "label=0|1"),
         (lambda runs, tmp: sample_images(runs / "digits", 3, tmp / "x.png", given={"label": "7"}), "not conditional"),
         (lambda runs, tmp: fit_data(runs / "squares.npz", tmp / "r", context=["x"]), "label alone"),
@@ -165,6 +171,22 @@ def test_mistakes_get_one_line(runs, tmp_path, call, message):
     with pytest.raises(UserError, match=message.replace("|", r"\|")) as caught:
         call(runs, tmp_path)
     assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_of_other_kinds_are_refused_not_ignored(runs, tmp_path, capsys):
+    run, data, out = str(runs / "squares"), str(runs / "squares.npz"), str(tmp_path / "x.csv")
+    for argv, option in (
+        (["score", run, data, "--out", out, "--keep", "id"], "--keep"),
+        (["score", run, data, "--out", out, "--drop-missing"], "--drop-missing"),
+        (["check", run, data, "--drop-missing"], "--drop-missing"),
+        (["sample", run, "-n", "2", "--out", str(tmp_path / "x.png"), "--given-file", data], "--given-file"),
+        (["sample", run, "-n", "2", "--out", str(tmp_path / "x.png"), "--seconds", "1"], "--seconds"),
+    ):
+        capsys.readouterr()
+        assert main(argv) == 2
+        said = capsys.readouterr().err
+        assert said == f"diffeo: {option} is not for {run}, which was trained on images; leave it out\n"
     assert not list(tmp_path.iterdir())
 
 

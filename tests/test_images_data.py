@@ -345,8 +345,10 @@ def test_bad_arrays(tmp_path):
     refused(2 * x - 1, "array: values from -1 to 1, expected uint8, or numbers in [0, 1] or in [0, 255]; rescale them")
     refused(GREY * 300.0, "values from 0 to 76500")
     refused(GREY.astype(np.int16) - 3, "values from -3 to 252")
-    refused(np.where(x > 0.5, np.nan, x), "values from nan")
-    refused(np.where(x > 0.5, np.inf, x), "to inf")
+    for bad in (np.nan, np.inf, -np.inf):
+        holed = x.copy()
+        holed[3, 0, 5, 5] = bad
+        refused(holed, "array: NaN or infinity, first in picture 4")
     refused(GREY.reshape(6, -1), "got shape (6, 120); a table of flattened pictures needs reshape(-1, H, W)")
     refused(GREY[0, 0, 0], "expected (N, H, W), (N, C, H, W) or (N, H, W, C), got shape (12,)")
     refused(np.zeros((4, 2, 8, 8), np.uint8), "expected 1 (grey) or 3 (RGB) channels", "got (4, 2, 8, 8)")

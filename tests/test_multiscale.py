@@ -11,6 +11,7 @@ import diffeo
 from cases import CONTEXT, convolutional, make, randomise
 from diffeo import flow as flow_module
 from diffeo.nets import MLP, ResNet
+from diffeo.nets.precision import bfloat16
 from diffeo.transforms import (
     LU,
     ActNorm,
@@ -403,6 +404,27 @@ def test_large_weights_stay_finite(name):
     objective = diffeo.MaximumLikelihood(flow)(x[2:], context[2:]).mean()
     objective.backward()
     assert all(torch.isfinite(p.grad).all() for p in flow.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", ["realnvp", "glow", "nice", "maf"])
+def test_networks_multiply_in_bfloat16_and_maps_never(name):
+    """Gradients reach every weight; what is added up over an image stays in float32."""
+    flow = image_flow(name, dtype=torch.float32).train()
+    x = flow.sample(20)
+    exact = flow.log_prob(x)
+    with bfloat16():
+        z, log_det = flow.transform.inverse_and_log_det(x)
+        rough = flow.log_prob(x)
+    assert z.dtype == log_det.dtype == rough.dtype == torch.float32
+    assert not torch.equal(rough, exact), "the networks must have been asked"
+    assert ((rough - exact).abs() / (1 + exact.abs())).max() < 0.05
+    if name == "nice":  # whose log-determinant knows no network
+        assert torch.equal(log_det, flow.transform.inverse_and_log_det(x)[1])
+    (-rough.mean()).backward()
+    for parameter in flow.parameters():
+        assert parameter.grad.dtype == torch.float32
+        assert torch.isfinite(parameter.grad).all()
+    assert torch.equal(flow.log_prob(x), exact), "outside the block nothing has changed"
 
 
 def test_images_are_taken_in_portions_of_so_many_elements(monkeypatch):

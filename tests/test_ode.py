@@ -125,6 +125,18 @@ def test_the_log_det_is_under_the_tolerance_too():
     assert torch.allclose(log_det, torch.tensor(50 * (1 - math.cos(40)) / 40, dtype=torch.float64), atol=1e-4)
 
 
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-7])
+def test_the_error_that_is_reported_is_of_the_order_of_the_true_one(tolerance):
+    """Nothing grows in this field, so the steps' errors add up at most."""
+    turning = Affine([[0.0, -3.0], [3.0, 0.0]])
+    z = torch.randn(20, 2, dtype=torch.float64)
+    solution = ODE(turning, (2,), rtol=tolerance, atol=tolerance).solve(z, 0.0, 1.0)
+    truth = z @ torch.linalg.matrix_exp(turning.matrix.detach()).mT
+    worst = (solution.value.detach() - truth).abs().amax(1)
+    assert (worst < 3 * solution.error).all()
+    assert (solution.error < 100 * tolerance).all()
+
+
 def test_generating_takes_no_divergence():
     class Counting(Swirl):
         asked = 0

@@ -73,6 +73,13 @@ def test_a_tone_has_half_its_amplitude():
     assert spectrum[32, 20].item() == pytest.approx(0.15, rel=1e-3)
 
 
+def test_a_window_keeps_a_tone_from_leaking():
+    """Without one a tone between two frequencies is heard ten bins away at a thirtieth of its height."""
+    between = torch.sin(2 * math.pi * (1000 + RATE / 512) * TIME)
+    spectrum = magnitudes(between, 256, 64)[:, 20]
+    assert spectrum[32:34].amax() / spectrum[[22, 43]].amax() > 1000
+
+
 def test_gradients_are_finite_at_silence():
     x = torch.zeros(2, 400, dtype=torch.float64, requires_grad=True)
     loss = diffeo.PowerLoss((32, 64))

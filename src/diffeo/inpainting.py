@@ -37,8 +37,8 @@ def inpaint(
 ) -> Completed:
     """Replace hidden elements by a mode of p(hidden | shown): projected gradient ascent of log p with annealed noise.
 
-    u_h <- clip(u_h + a_i (g_i + e_i)), a_i falling as a cosine from ``rate`` to 0 of the range, g_i the gradient of
-    log p by u_h in Adam's scaling, e_i ~ N(0, noise^2). u is x behind the flow's preprocessing, and p the density
+    u_h <- clip(u_h + rate l_i range (g_i + noise l_i e_i)), l_i falling as a cosine from 1 to 0, g_i the gradient of
+    log p by u_h in Adam's scaling, e_i ~ N(0, 1). u is x behind the flow's preprocessing, and p the density
     there: in the units of x, where a background of one level is a spike, nothing points to it from afar. The ascent
     starts from a draw of the flow. NICE completes images so with a_i = 10 / (100 + i) (Dinh et al. 2014,
     arXiv:1410.8516, section 5.2); Adam's scaling makes one rate fit every model.

@@ -181,6 +181,7 @@ def score(
 
     kind = run_kind(run)
     if kind != "table":
+        _refuse(run, kind, {"--keep": kept, "--drop-missing": drop_missing})
         job, shown = (score_images, show.score_images) if kind == "images" else (score_audio, show.score_audio)
         with RowsBar("scored") as bar:
             summary = job(run, data, out, seed=seed, device=device, force=force, progress=bar)
@@ -229,8 +230,8 @@ def sample(
     from diffeo.jobs import run_kind, sample_audio, sample_images, sample_table
 
     kind = run_kind(run)
-    if length is not None and kind != "audio":
-        raise UserError(f"--seconds is for sounds; {run} was trained on {kind}")
+    if kind != "audio":
+        _refuse(run, kind, {"--seconds": length is not None, "--given-file": given_file and kind == "images"})
     if kind == "audio":
         with RowsBar("drew") as bar:
             summary = sample_audio(
@@ -382,12 +383,14 @@ def check(
 ) -> None:
     """Say whether a run can be trusted.
 
-    Examines inverse, log-determinant, latents, samples and likelihood on a table or on images, and gives a verdict.
-    Given the data of training, only the rows that were held out are used.
+    Examines inverse, log-determinant, latents, samples and likelihood on a table, on images or on audio, and gives a
+    verdict. Given the data of training, only the rows that were held out are used.
     """
     from diffeo.cli import show
-    from diffeo.jobs import check_run
+    from diffeo.jobs import check_run, run_kind
 
+    if drop_missing and (kind := run_kind(run)) != "table":
+        _refuse(run, kind, {"--drop-missing": drop_missing})
     report = check_run(run, data, rows=rows, missing="drop" if drop_missing else "error", seed=seed, device=device)
     _print(report, as_json, show.check)
 
@@ -401,6 +404,14 @@ def _print(
         print(json.dumps(plain(summary), indent=2))
     else:
         print(show(summary), file=sys.stderr if results_on_stdout else sys.stdout)
+
+
+def _refuse(run: Path, kind: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that were given, rather than ignore them: a run of this kind has no use for them."""
+    given = next((name for name, value in options.items() if value), None)
+    if given:
+        what = "a table" if kind == "table" else kind
+        raise UserError(f"{given} is not for {run}, which was trained on {what}; leave it out")
 
 
 def _is_stdout(out: Path | None) -> bool:

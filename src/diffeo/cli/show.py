@@ -345,8 +345,11 @@ def check(report: Mapping[str, Any]) -> str:
     if "flow" in likelihood:
         fit_.append(("log-likelihood", f"{_pair(likelihood['flow'])} nats per row"))
         for name, text in (("gaussian", "a Gaussian"), ("marginals", "independent columns")):
-            gain = _pair(likelihood[f"gain_over_{name}"])
-            fit_.append((f"  {text}", f"{_pair(likelihood[name])}; the flow gains {gain}"))
+            if name in likelihood:
+                gain = _pair(likelihood[f"gain_over_{name}"])
+                fit_.append((f"  {text}", f"{_pair(likelihood[name])}; the flow gains {gain}"))
+        if "bits_per_sample" in likelihood:
+            fit_.append(("", f"{_pair(likelihood['bits_per_sample'])} bits per 16-bit sample"))
     if "classifier" in samples:
         c = samples["classifier"]
         fit_.append(("samples or rows?", f"classifier's AUC {c['auc']:.3f} ± {c['stderr']:.3f} (0.5: it cannot tell)"))
@@ -362,6 +365,12 @@ def check(report: Mapping[str, Any]) -> str:
             ("  covariance", f"off by {z['covariance']:.3f} at most (p {_p(z['covariance_p'])})"),
             ("  far out", f"{_many(z['far'], 'row')} with a latent beyond 6" * (z["far"] > 0)),
         ]
+    for key, text in (("rms", "loudness (RMS)"), ("flatness", "spectral flatness"), ("voiced_share", "voiced share")):
+        if report.get("sound"):
+            drawn, real = (_pair(report["sound"][who][key]) for who in ("drawn", "real"))
+            fit_.append((text, f"{drawn}; real {real}"))
+    if report.get("sound"):
+        fit_.append(("log-spectral distance", f"{_pair(report['sound']['drawn']['log_spectral_distance'])} dB to real"))
     impossible = ", ".join(f"{name} ({count:,})" for name, count in report["impossible_by_column"].items())
     if impossible:
         fit_.append(("left out", f"impossible rows, by column: {impossible}"))

@@ -24,7 +24,10 @@ def to_pixels(array: np.ndarray, name: str, levels: int, cache: Path | None) -> 
     low, high = array.min(), array.max()
     if array.dtype == np.uint8 and high < levels:
         return array, ()
-    if not (low >= 0 and high < levels):  # written so that NaN fails
+    if not (np.isfinite(low) and np.isfinite(high)):
+        first = next(i for i, picture in enumerate(array) if not np.isfinite(picture).all())
+        raise UserError(f"{name}: NaN or infinity, first in picture {first + 1}; mend or leave out what holds them")
+    if not (low >= 0 and high < levels):
         raise UserError(
             f"{name}: values from {low:g} to {high:g}, expected uint8, or numbers in [0, 1] or in [0, {levels - 1}];"
             " rescale them"

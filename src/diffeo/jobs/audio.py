@@ -22,7 +22,7 @@ from diffeo.report import audio_figures
 from diffeo.spectral import frames_of, log_mel
 from diffeo.training.seeding import derive
 
-__all__ = ["RECIPES_OF_AUDIO", "AudioData", "Crops", "SoundFormat", "shows_audio"]
+__all__ = ["RECIPES_OF_AUDIO", "AudioData", "Crops", "SoundFormat", "features", "shows_audio", "split_clips"]
 
 BATCH_SIZE = 8
 CROP = 1.0  # seconds
@@ -227,7 +227,7 @@ class AudioData(Material):
         classes, pattern = (audio.classes, audio.pattern) if given_label else ((), "")
         self.form = SoundFormat(audio.rate, hop, mels, 4 * hop if mels else 0, classes, pattern)
         frames = max(1, round(settings.get("crop", CROP) * audio.rate / hop))
-        trained, held = _split(audio, self.seed)
+        trained, held = split_clips(audio, self.seed)
         if not (audio.lengths[trained] >= hop).any() or not (audio.lengths[held] >= hop).any():
             raise UserError(f"{audio.name}: its recordings are shorter than a frame of {hop} samples; give longer ones")
         self.x = self._crops(audio, trained, frames)
@@ -243,7 +243,7 @@ class AudioData(Material):
 
     def _crops(self, audio: Audio, clips: np.ndarray, frames: int, mel: np.ndarray | None = None) -> Crops:
         if mel is None and self.form.mels:
-            mel = _features(audio, self.form)
+            mel = features(audio, self.form)
         return Crops(audio, clips, mel, self.form, frames, self.batch_size, self.seed)
 
     def default_model(self) -> tuple[str, dict[str, Any]]:
@@ -285,7 +285,7 @@ class AudioData(Material):
         return audio_figures.draw(run, flow, self.valid_x, self.valid_context, self.form.rate, STEP, self.seed)
 
 
-def _split(audio: Audio, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_clips(audio: Audio, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers of the clips to train on and of those held out: a tenth, evenly over the labels."""
     order = np.random.default_rng(seed).permutation(len(audio))
     if audio.labels is not None:
@@ -296,7 +296,7 @@ def _split(audio: Audio, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def _features(audio: Audio, form: SoundFormat) -> np.ndarray:
+def features(audio: Audio, form: SoundFormat) -> np.ndarray:
     """The log-mel features of the clips' whole frames, (frames, mels), in memory or mapped into it."""
     whole = audio.lengths // form.hop
     features = allocate((int(whole.sum()), form.mels), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Whether a run can be trusted on a table or on images."""
+"""Whether a run can be trusted on a table, on images or on audio."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from torch import Tensor
 
 from diffeo.data import Table
 from diffeo.errors import UserError
+from diffeo.jobs.audio import STEP, Crops, features, split_clips
 from diffeo.jobs.images import hold_out
 from diffeo.jobs.pixels import ImageRun, open_image_run
 from diffeo.jobs.rows import ENOUGH, LARGE, draw_rows, split_rows
 from diffeo.jobs.runs import OpenRun, open_run, run_kind, with_likelihood
+from diffeo.jobs.sounds import AudioRun, open_audio_run
 from diffeo.report.check import FEWEST, IMAGES, check
+from diffeo.report.sound_check import check_sound
 from diffeo.training.batches import fingerprint
 
 __all__ = ["Judging", "check_run", "images_to_judge_by", "rows_to_judge_by"]
 
 ROWS = 10_000
 MOST_IMAGES = 2_000  # drawing and classifying more would take minutes
+MOST_CROPS = 16  # of audio, which have thousands of samples each
 
 
 def check_run(
@@ -35,25 +39,28 @@ def check_run(
     seed: int = 0,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Examine a run on a table or on images: numerics, latents, samples, likelihood, and a verdict.
+    """Examine a run on a table, on images or on audio: numerics, latents, samples, likelihood, and a verdict.
 
     If the data are those that the run was trained on, only the rows that were held out are used.
 
     Args:
         run: a run directory.
-        source: what ``open_table`` or ``open_images`` takes.
-        rows: at most so many rows or images are used, drawn at random.
+        source: what ``open_table``, ``open_images`` or ``open_audio`` takes.
+        rows: at most so many rows, images or crops of audio are used, drawn at random.
         missing: what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
         seed: of the draws.
         device: where to compute; a GPU if there is one.
 
     Raises:
-        UserError: for bad input, fewer than 20 usable rows, or a bad run directory.
+        UserError: for bad input, fewer than 20 usable rows (two crops of audio), or a bad run directory.
     """
     if rows < FEWEST:
         raise UserError(f"expected at least {FEWEST} rows to check by, got {rows}")
-    if run_kind(run) == "images":
+    kind = run_kind(run)
+    if kind == "images":
         return _check_images(with_likelihood(open_image_run(run, device)), source, rows, seed)
+    if kind == "audio":
+        return _check_audio(open_audio_run(run, device), source, rows, seed)
     model = with_likelihood(open_run(run, device))
     table = model.schema.open(source, missing=missing)
     found = rows_to_judge_by(model, table, rows, seed)
@@ -128,6 +135,25 @@ def _check_images(model: ImageRun, source: Any, most: int, seed: int) -> dict[st
     return {"run": model.path, "data": name, "which": found.which, "impossible_by_column": {}, **report}
 
 
+def _check_audio(model: AudioRun, source: Any, most: int, seed: int) -> dict[str, Any]:
+    audio, form = model.audio(source), model.form
+    clips, which = np.arange(len(audio)), "crops of all recordings"
+    if audio.sha256 == _trained_on(model):
+        clips, which = split_clips(audio, model.provenance["seed"])[1], "crops of recordings held out of training"
+    if not (audio.lengths[clips] >= form.hop).any():
+        raise UserError(
+            f"{audio.name}: its recordings are shorter than a frame of {form.hop} samples; give longer ones"
+        )
+    mel = features(audio, form) if form.mels else None
+    x, context = Crops(audio, clips, mel, form, model.crop // form.hop, 1, seed).in_order()
+    if len(x) < 2:
+        wanted = 2 * model.crop / form.rate
+        raise UserError(f"{audio.name}: has less than the {wanted:g} seconds of sound that a check takes; give more")
+    x, context, which = _some(x, context, min(most, MOST_CROPS), which, seed)
+    report = check_sound(model.flow, x, context, form.rate, form.hop, STEP, seed)
+    return {"run": model.path, "data": audio.name, "which": which, "impossible_by_column": {}, **report}
+
+
 def _check_enough(x: Tensor, name: str) -> None:
     if len(x) < FEWEST:
         raise UserError(f"{name}: has {len(x)} usable rows, expected at least {FEWEST} to check by")
@@ -141,7 +167,7 @@ def _some(x: Tensor, context: Tensor | None, most: int, which: str, seed: int) -
     return x[chosen], None if context is None else context[chosen], f"{most:,} of {which}"
 
 
-def _trained_on(model: OpenRun | ImageRun) -> str | None:
+def _trained_on(model: OpenRun | ImageRun | AudioRun) -> str | None:
     data = model.provenance.get("data")
     if not isinstance(data, dict) or not isinstance(model.provenance.get("seed"), int):
         return None

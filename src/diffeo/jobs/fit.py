@@ -22,7 +22,7 @@ from diffeo.jobs.plain import plain
 from diffeo.jobs.runs import claimed
 from diffeo.jobs.settings import check_settings, earlier_settings, refuse_foreign
 from diffeo.jobs.tables import TableData
-from diffeo.objectives import objective_of
+from diffeo.objectives import Objective, objective_of
 from diffeo.recipes import build
 from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
 from diffeo.training.device import choose_device
@@ -129,6 +129,7 @@ def fit_data(
         for note in material.notes if world.leads else ():
             say(note)
         flow = _flow(material, settings, earlier, seed)
+        objective = _objective(flow, material)
         if earlier is None and world.leads:
             data = {"name": material.name, "sha256": material.hash, "rows": material.total}
             origin = provenance(data=data, seed=seed, settings=settings)
@@ -140,7 +141,7 @@ def fit_data(
     own = ("epochs", "minutes", "accumulate", "lr")
     chosen: dict[str, Any] = {name: settings[name] for name in own if name in settings}
     result = fit(
-        objective_of(flow), material.x, material.context, validation=held_out, batch_size=material.batch_size,
+        objective, material.x, material.context, validation=held_out, batch_size=material.batch_size,
         seed=seed, device=world.device, out=out, resume=resume, progress=progress,
         **{**material.training(flow), **chosen},
     )  # fmt: skip
@@ -187,6 +188,25 @@ def _flow(material: Material, settings: Mapping[str, Any], earlier: Mapping[str,
             "make a sampler of few steps of the run by diffeo distill"
         )
     return flow
+
+
+def _objective(flow: Flow, material: Material) -> Objective:
+    """What the model is trained by; what cannot be trained or reported so is refused before any work."""
+    assert flow.recipe is not None
+    context = torch.zeros(0, *flow.context_shape) if flow.context_shape else None
+    try:
+        with torch.no_grad():  # of no rows: a flow without a likelihood refuses them too
+            flow.log_prob(torch.zeros(0, *flow.event_shape), context)
+        objective = objective_of(flow)
+    except ValueError as error:
+        raise UserError(f"model {flow.recipe['name']!r}: {error}") from error
+    batch = min(material.batch_size, material.rows)
+    if 0 < objective.pool < batch:
+        raise UserError(
+            f"expected a pool of at least a batch of {batch} to couple with noise, got {objective.pool}; "
+            f"give --set pool={batch} or more, or a smaller --batch-size"
+        )
+    return objective
 
 
 @torch.no_grad()

@@ -194,9 +194,7 @@ def sample_images(
         raise UserError(f"expected a number of images of at least 1 (-n), got {n}")
     if out is None or str(out) == "-":
         raise UserError("images need a place: give --out with a name ending in .png or .npz, or a folder")
-    target = Path(out)
-    if target.suffix and target.exists() and not force:
-        raise UserError(f"{out}: exists already; choose another name or replace it with --force")
+    _check_target(out, force)
     model = open_image_run(run, device)
     labels = _given_labels(model, n, given)
     started = time.monotonic()
@@ -213,12 +211,7 @@ def sample_images(
             parts.append(to_pixels(x, model.levels))
             tell(start + count, n)
     pixels = np.concatenate(parts)
-    if target.suffix.lower() == ".npz":
-        save_npz(target, pixels, labels, model.classes, model.levels)
-    elif target.suffix.lower() == ".png":
-        save_grid(target, pixels, levels=model.levels)
-    else:
-        save_pngs(target, pixels, model.levels, force)
+    _save(out, pixels, labels, model.classes, model.levels, force)
     seconds = time.monotonic() - started
     return {"images": n, "seconds": seconds, "images_per_second": n / seconds if seconds else math.inf, "out": str(out)}
 
@@ -251,6 +244,7 @@ def inpaint_image(
     Raises:
         UserError: for images or a mask of another shape, a mask that hides nothing or everything, or a bad output.
     """
+    _check_target(out, force)
     model = with_likelihood(open_image_run(run, device))
     images = model.images(image)
     shown = open_images(mask)
@@ -260,9 +254,6 @@ def inpaint_image(
     hidden = torch.from_numpy((shown.pixels[0] > 0).any(0, keepdims=True)).expand(model.shape)
     if hidden.all() or not hidden.any():
         raise UserError(f"{shown.name}: expected a mask that hides some pixels (white) and shows others (black)")
-    target = Path(out)
-    if target.suffix and target.exists() and not force:
-        raise UserError(f"{out}: exists already; choose another name or replace it with --force")
     labels = _given_labels(model, len(images), None if label is None else {"label": label})
     context = None if labels is None else one_hot(labels, len(model.classes)).to(model.device)
     x = torch.from_numpy(np.ascontiguousarray(images.pixels)).to(model.device).float()
@@ -270,12 +261,7 @@ def inpaint_image(
     found = inpaint(model.flow, x, hidden.to(model.device), context, high=model.levels - 1.0, steps=steps)
     pixels = to_pixels(found.x.round(), model.levels)
     pixels = np.where(hidden.numpy(), pixels, images.pixels)
-    if target.suffix.lower() == ".npz":
-        save_npz(target, pixels, None, (), model.levels)
-    elif target.suffix.lower() == ".png":
-        save_grid(target, pixels, levels=model.levels)
-    else:
-        save_pngs(target, pixels, model.levels, force)
+    _save(out, pixels, None, (), model.levels, force)
     return {
         "images": len(pixels), "hidden": int(hidden.sum()), "before": float(found.before.mean()),
         "after": float(found.after.mean()), "out": str(out),
@@ -285,6 +271,37 @@ def inpaint_image(
 def to_pixels(x: Tensor, levels: int) -> np.ndarray:
     """Samples as whole numbers of the images' range, uint8."""
     return x.nan_to_num(0.0).clamp(0, levels - 1).cpu().numpy().astype(np.uint8)
+
+
+def _check_target(out: str | os.PathLike[str], force: bool) -> None:
+    """Refuse, before any work, a place that images cannot be written to."""
+    target = Path(out)
+    if target.is_dir():
+        return  # whoever fills it looks at what it holds
+    if target.suffix and target.suffix.lower() not in (".png", ".npz"):
+        raise UserError(
+            f"{out}: unknown extension {target.suffix!r}; images are written as .png (a grid), as .npz (an array), or "
+            "into a folder, whose name has none"
+        )
+    if target.exists() and not force:
+        raise UserError(f"{out}: exists already; choose another name or replace it with --force")
+
+
+def _save(
+    out: str | os.PathLike[str],
+    pixels: np.ndarray,
+    labels: np.ndarray | None,
+    classes: tuple[str, ...],
+    levels: int,
+    force: bool,
+) -> None:
+    kind = Path(out).suffix.lower()
+    if kind == ".npz":
+        save_npz(out, pixels, labels, classes, levels)
+    elif kind == ".png":
+        save_grid(out, pixels, levels=levels)
+    else:
+        save_pngs(out, pixels, levels, force)
 
 
 def _given_labels(model: ImageRun, n: int, given: Mapping[str, Any] | None) -> np.ndarray | None:

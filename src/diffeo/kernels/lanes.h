@@ -1,4 +1,5 @@
-/* Vectors of floats and doubles (GCC's vector extensions: gcc and clang, any processor), and elementary functions of them. */
+/* Vectors of floats and doubles (GCC's vector extensions: gcc and clang, any processor), and elementary functions of
+ * them. */
 #include <limits.h>
 #include <math.h>
 #include <stdint.h>
@@ -108,7 +109,7 @@ static inline d16 sqrt_d(d16 x) {
     return y;
 }
 
-/* ---- memory ------------------------------------------------------------------------------------------------------- */
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
 
 /* Move up to VL floats, stepping by `stride`, between memory and lanes; missing lanes read as zero. */
 static inline v16 load(const float *p, long stride, int count) {

@@ -1,7 +1,7 @@
 /* The inner loops that no sequence of tensor operations does well: univariate maps, feed-forward networks,
- * the incremental walk, whole solves of differential equations, the optimizer's step. float32, plain C (gcc and clang), no
- * headers beyond the standard ones. Each function has a plain PyTorch twin that it must equal (tests/test_kernels.py);
- * native.py builds and loads this file.
+ * the incremental walk, whole solves of differential equations, the optimizer's step. float32, plain C (gcc and clang),
+ * no headers beyond the standard ones. Each function has a plain PyTorch twin that it must equal
+ * (tests/test_kernels.py); native.py builds and loads this file.
  */
 #include "lanes.h"
 
@@ -204,7 +204,8 @@ static inline int params_of(const Map *maps, int count) {
     return size;
 }
 
-/* Lanes of a matrix (rows, columns) whose rows are `by_row` apart, counted along the rows: they may run over a row's end. */
+/* Lanes of a matrix (rows, columns) whose rows are `by_row` apart, counted along the rows: they may run over a row's
+ * end. */
 typedef struct { long first, place[VL]; int n, together; } Lanes;
 
 static inline Lanes lanes_at(long at, long total, long columns, long by_row) {
@@ -230,8 +231,8 @@ static inline void store_lanes(float *to, const Lanes *lanes, v16 v) {
     else for (int i = 0; i < lanes->n; i++) to[lanes->place[i]] = v[i];
 }
 
-/* value, out, log_det are (rows, columns), contiguous; params are (size, rows, columns) with strides (by_param, by_row, 1).
- * `forward` generates, else normalizes; `precise` computes splines in double precision. */
+/* value, out, log_det are (rows, columns), contiguous; params are (size, rows, columns) with strides (by_param, by_row,
+ * 1). `forward` generates, else normalizes; `precise` computes splines in double precision. */
 void map_f32(
     long rows, long columns, const Map *maps, int count, const float *value, const float *params, long by_param,
     long by_row, int forward, int precise, float *out, float *log_det, int threads) {
@@ -252,8 +253,9 @@ void map_f32(
 
 /* Gradients of sum(gz z + gl log dz/dx) for z = f^-1(x); gparams has the layout of params. */
 void map_backward_f32(
-    long rows, long columns, const Map *maps, int count, const float *x, const float *params, long by_param, long by_row,
-    const float *gz, const float *gl, float *gx, float *gparams, long g_by_param, long g_by_row, int threads) {
+    long rows, long columns, const Map *maps, int count, const float *x, const float *params, long by_param,
+    long by_row, const float *gz, const float *gl, float *gx, float *gparams, long g_by_param, long g_by_row,
+    int threads) {
     const int size = params_of(maps, count);
     const long total = rows * columns;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -273,9 +275,10 @@ void map_backward_f32(
 /* ---- the incremental walk ---------------------------------------------------------------------------------------- */
 
 /* x_i = f(z_i; net(x_<i)) for i = 0 .. elements - 1, one masked pass in total. z, x: (rows, elements); log_det: (rows).
- * The last layer's units are ordered element by element, `size` parameters each. `shared` (or NULL) is (rows, units of the
- * first layer), added to the first layer's sums. Elements are taken in blocks: what is complete contributes to a block by
- * large products. Units are met in the order of what they see, so no mask is needed. Returns 1 if memory ran out. */
+ * The last layer's units are ordered element by element, `size` parameters each. `shared` (or NULL) is (rows, units of
+ * the first layer), added to the first layer's sums. Elements are taken in blocks: what is complete contributes to a
+ * block by large products. Units are met in the order of what they see, so no mask is needed. Returns 1 if memory ran
+ * out. */
 int walk_f32(
     long rows, long elements, long size, const Network *net, const float *shared, const Map *maps, int map_count,
     const float *z, float *x, float *log_det, long block, int threads) {
@@ -310,8 +313,8 @@ int walk_f32(
                     const Layer *layer = layers + l;
                     const long start = first ? layer->ends[first - 1] : 0, stop = layer->ends[last - 1];
                     start_sums(net, l, start, (int)(stop - start), chunk, rows, shared, sums + start * n);
-                    product(layer->weight + start * layer->columns, layer->columns, stop - start, 0, source_done, source,
-                            n, sums + start * n);
+                    product(layer->weight + start * layer->columns, layer->columns, stop - start, 0, source_done,
+                            source, n, sums + start * n);
                     if (l == last_layer && net->direct)
                         product(net->direct->weight + start * elements, elements, stop - start, 0, first, values, n,
                                 sums + start * n);

@@ -64,14 +64,14 @@ static inline void times_slope(int kind, const v16 *sums, long count, v16 *slope
 
 static inline v16 soften(float bound, v16 x) { return bound * tanh_f(x / bound); }
 
-/* ---- products: sums[u, v] += sum over k < count of a[u, k] b[k, v] ------------------------------------------------ */
+/* ---- products: sums[u, v] += sum over k < count of a[u, k] b[k, v] ----------------------------------------------- */
 
 /* a comes in segments of `count` columns each; the accumulators stay in registers over all of them. */
 
 #define UNROLL _Pragma("GCC unroll 8")
 #define PRODUCT(U, N)                                                                                                  \
     static void product_##U##_##N(                                                                                     \
-        const float *restrict a, long by_unit, long by_column, long count, long segments, long by_segment,              \
+        const float *restrict a, long by_unit, long by_column, long count, long segments, long by_segment,             \
         const v16 *restrict b, v16 *restrict sums) {                                                                   \
         v16 total[U][N];                                                                                               \
         UNROLL for (int u = 0; u < U; u++) UNROLL for (int v = 0; v < N; v++) total[u][v] = sums[u * N + v];           \
@@ -111,7 +111,8 @@ static void product(const float *a, long by_unit, long units, long from, long to
     }
 }
 
-/* The same for one tile of a masked layer: what all its units see, then the staircase at its edge, filled with zeros. */
+/* The same for one tile of a masked layer: what all its units see, then the staircase at its edge, filled with zeros.
+ */
 static void masked_product(const Layer *layer, long unit, int tile, const v16 *b, int n, v16 *sums) {
     const float *a = layer->weight + unit * layer->columns;
     const long *seen = layer->seen + unit;
@@ -320,9 +321,9 @@ static long forward_layers(const Forward *f, const Chunk *group, int count, v16 
     return done;
 }
 
-/* out (outputs, rows) = net(x), or where there is a mapping (else NULL), what that does with them. For the backward pass, `values` (depth arrays) receives the input of every layer and
- * `sums` (depth - 1 arrays) what the activations get, kept_floats long; any of these may be NULL.
- * x has strides (by_feature, by_row). Returns 1 if memory ran out. */
+/* out (outputs, rows) = net(x), or where there is a mapping (else NULL), what that does with them. For the backward
+ * pass, `values` (depth arrays) receives the input of every layer and `sums` (depth - 1 arrays) what the activations
+ * get, kept_floats long; any of these may be NULL. x has strides (by_feature, by_row). Returns 1 if memory ran out. */
 int network_f32(
     long rows, const Network *net, const float *shared, const float *x, long by_feature, long by_row, float *out,
     float *const *values, float *const *sums, const Mapping *mapping, int threads) {
@@ -370,7 +371,8 @@ static void transpose_weight(const Layer *layer, long tile, float *to) {
     for (long k = layer->first[column]; k < all_see; k++)
         for (int j = 0; j < TILE; j++)
             to[k * TILE + j] = j < width && k >= layer->first[column + j] ? from[k * layer->columns + j] : 0;
-    for (long k = all_see; k < layer->units; k++) memcpy(to + k * TILE, from + k * layer->columns, sizeof(float) * TILE);
+    for (long k = all_see; k < layer->units; k++)
+        memcpy(to + k * TILE, from + k * layer->columns, sizeof(float) * TILE);
 }
 
 static void transposed_product(const Layer *layer, long tile, const float *transposed, const v16 *b, int n, v16 *sums) {
@@ -385,8 +387,8 @@ static inline float across(v16 a) { /* the sum of all lanes */
     return (a[0] + a[1]) + (a[2] + a[3]);
 }
 
-/* A task of the weights' gradients: by_weight[u, j] = sum over rows of g[row, u] x[row, j], for one panel of columns and
- * the units from .. to (from a multiple of TILE). `packed` holds DEPTH * WIDE vectors. */
+/* A task of the weights' gradients: by_weight[u, j] = sum over rows of g[row, u] x[row, j], for one panel of columns
+ * and the units from .. to (from a multiple of TILE). `packed` holds DEPTH * WIDE vectors. */
 static void weight_task(
     const Layer *layer, const float *g, const float *x, long vectors, long column, long from, long to, v16 *packed,
     float *by_weight) {
@@ -451,7 +453,7 @@ typedef struct {
     long rows, vectors;
     float *const *values, *const *sums; /* what the forward pass kept */
     const float **turned;               /* transposed weights of the layers, then of the direct connections */
-    float **grads, **parts;             /* gradients of each layer's sums; every chunk's part of the biases' gradients */
+    float **grads, **parts;             /* gradients of each layer's sums; of the biases, every chunk's part */
     const Mapping *mapping;
     float *by_x, *by_shared;
 } Backward;
@@ -492,9 +494,9 @@ static void backward_start(const Backward *b, const float *grad, Chunk chunk, Pa
         v16 sums[TILE * WIDE];
         for (int i = 0; i < TILE * n; i++) sums[i] = splat(0);
         transposed_product(direct, t, b->turned[b->net->depth], p.sums, n, sums);
+        const int add = b->mapping && b->mapping->by_value == b->by_x;
         for (int j = 0; j < TILE && t * TILE + j < direct->columns; j++)
-            for (int v = 0; v < n; v++)
-                add_to_inputs(b, t * TILE + j, chunk, v, sums[j * n + v], b->mapping && b->mapping->by_value == b->by_x);
+            for (int v = 0; v < n; v++) add_to_inputs(b, t * TILE + j, chunk, v, sums[j * n + v], add);
     }
 }
 
@@ -528,11 +530,14 @@ static void backward_tile(const Backward *b, int l, long t, Chunk chunk, Panels 
                  l == 1 ? b->by_shared : NULL);
 }
 
-static inline const Layer *source_of(const Network *net, int s) { return s < net->depth ? net->layers + s : net->direct; }
+static inline const Layer *source_of(const Network *net, int s) {
+    return s < net->depth ? net->layers + s : net->direct;
+}
 
 /* Gradients of sum(grad out) for out of network_f32, given what that kept. grad has out's shape. by_x is (inputs,
- * rows) or NULL; by_weights, by_biases are arrays of the layers'; by_direct goes with net->direct; by_shared is (units of the
- * first layer, rows). Sums are taken in an order that does not depend on scheduling. Returns 1 if memory ran out. */
+ * rows) or NULL; by_weights, by_biases are arrays of the layers'; by_direct goes with net->direct; by_shared is (units
+ * of the first layer, rows). Sums are taken in an order that does not depend on scheduling. Returns 1 if memory ran
+ * out. */
 int network_backward_f32(
     long rows, const Network *net, float *const *values, float *const *sums, const float *grad, float *by_x,
     float *const *by_weights, float *const *by_biases, float *by_direct, float *by_shared, const Mapping *mapping,
@@ -600,8 +605,11 @@ int network_backward_f32(
                 if (!panels) continue;
                 long rest = task;
                 int s = 0;
-                for (long here; rest >= (here = weight_panels(source_of(net, s)) * weight_parts(source_of(net, s), threads)); s++)
+                for (;; s++) {
+                    const long here = weight_panels(source_of(net, s)) * weight_parts(source_of(net, s), threads);
+                    if (rest < here) break;
                     rest -= here;
+                }
                 const Layer *layer = source_of(net, s);
                 const long parts_here = weight_parts(layer, threads), part = rest % parts_here;
                 const long column = rest / parts_here * WIDE * VL, from = layer->first[column];

@@ -1,8 +1,9 @@
 /* Continuous flows: dy/dt = v(y, t) for rows that do not know each other, solved from one time to another in one call.
  *
- * v is the velocity of a Gaussian, in closed form, and a network's correction to it. Lanes are rows, each with its own time
- * and step. A lane whose row is done takes the next row of a queue that all threads share; when the queue is empty, the
- * rows under way move together. What becomes of a row does not depend on the lane, so neither on scheduling.
+ * v is the velocity of a Gaussian, in closed form, and a network's correction to it. Lanes are rows, each with its
+ * own time and step. A lane whose row is done takes the next row of a queue that all threads share; when the queue
+ * is empty, the rows under way move together. What becomes of a row does not depend on the lane, so neither on
+ * scheduling.
  */
 
 enum { LINEAR, COSINE, VARIANCE_PRESERVING };
@@ -19,8 +20,8 @@ typedef struct {
     double low, high; /* the noise's rate at the data and at the noise, of VARIANCE_PRESERVING */
 } Field;
 
-/* An explicit Runge-Kutta method whose last stage is at the new state; coefficients are (stages, stages), and `error` weighs
- * the stages in the estimated error. */
+/* An explicit Runge-Kutta method whose last stage is at the new state; coefficients are (stages, stages), and `error`
+ * weighs the stages in the estimated error. */
 typedef struct {
     long stages;
     const float *times, *coefficients, *error;
@@ -217,10 +218,10 @@ static void velocity(const Field *f, int n, int trace, const v16 *t, const v16 *
     }
 }
 
-/* What flow matching asks of the network at x_t = data x_1 + noise x_0, both (rows, size): its inputs (inputs, rows), and as
- * (size, rows) std_t and what std_t times its outputs is to be, dx_t/dt less the Gaussian's velocity. In that difference all
- * cancels but (data' noise - data noise') / variance (noise noise_std^2 x_1 - data data_std^2 x_0), x_1, x_0 less their means.
- * Returns 1 if memory ran out. */
+/* What flow matching asks of the network at x_t = data x_1 + noise x_0, both (rows, size): its inputs (inputs, rows),
+ * and as (size, rows) std_t and what std_t times its outputs is to be, dx_t/dt less the Gaussian's velocity. In that
+ * difference all cancels but (data' noise - data noise') / variance (noise noise_std^2 x_1 - data data_std^2 x_0), x_1,
+ * x_0 less their means. Returns 1 if memory ran out. */
 int matching_f32(
     long rows, const Field *f, const float *noise, const float *data, const float *times, float *inputs, float *std,
     float *target, int threads) {

@@ -1,5 +1,5 @@
-/* The rational-quadratic spline on VL lanes; included by native.c once per precision, with the types T, V, I and FN defined.
- * The formulas are those of transforms/univariate.py. */
+/* The rational-quadratic spline on VL lanes; included by native.c once per precision, with the types T, V, I and FN
+ * defined. The formulas are those of transforms/univariate.py. */
 
 typedef struct {
     V left, bottom, width, height; /* of each lane's bin */
@@ -134,7 +134,8 @@ static inline void FN(spline_backward)(
     /* with respect to xi, the bin's slope, and its end derivatives */
     V by_xi = scale * ((2 * slope * xi + b.d0 * dq) * den - num * bend * dq) +
               over_top * (2 * b.d1 * xi + 2 * slope * dq - 2 * b.d0 * rest) + over_den * bend * dq;
-    V by_slope = scale * (xi * xi * den - num * (1 - 2 * q)) + over_top * 2 * q + over_den * (1 - 2 * q) + 2 * gl / slope;
+    V by_slope =
+        scale * (xi * xi * den - num * (1 - 2 * q)) + over_top * 2 * q + over_den * (1 - 2 * q) + 2 * gl / slope;
     V by_d0 = scale * q * (den - num) + over_top * rest * rest + over_den * q;
     V by_d1 = -scale * num * q + over_top * xi * xi + over_den * q;
     *gx = by_xi / w + pass;

@@ -1,9 +1,10 @@
-/* What a training step does once the gradients are known: their norm, then AdamW and the moving average of the weights, of
- * all parameters in one pass. Tensors are taken in pieces of one size, so no sum depends on the number of threads.
+/* What a training step does once the gradients are known: their norm, then AdamW and the moving average of the weights,
+ * of all parameters in one pass. Tensors are taken in pieces of one size, so no sum depends on the number of threads.
  */
 
 #define PIECE 4096
-#define RUN (8 * VL) /* elements whose squares are added in single precision: widening each would cost more than all else */
+/* elements whose squares are added in single precision: widening each would cost more than all else */
+#define RUN (8 * VL)
 #define WORTH_SHARING 65536 /* elements from which on waking other threads pays */
 
 typedef struct {
@@ -61,11 +62,11 @@ double gradient_norm_f32(const Trained *all, const float *const *grads, long cou
     return sqrt(total);
 }
 
-/* One step of the parameters that have a gradient, which is multiplied by `scale` first, at `factor` of their rates; then of
- * all averages, of which `kept` is kept. */
+/* One step of the parameters that have a gradient, which is multiplied by `scale` first, at `factor` of their rates;
+ * then of all averages, of which `kept` is kept. */
 void update_f32(
-    const Trained *all, const float *const *grads, long count, const Adam *adam, double factor, double scale, double kept,
-    int threads) {
+    const Trained *all, const float *const *grads, long count, const Adam *adam, double factor, double scale,
+    double kept, int threads) {
 #pragma omp parallel num_threads(threads) if (size_of_all(all, count) > WORTH_SHARING)
     for (long i = 0; i < count; i++) {
         const Trained *const p = all + i;

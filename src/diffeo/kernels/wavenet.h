@@ -1,8 +1,8 @@
 /* WaveNet (nets/wavenet.py) read in parallel, forward and backward, and sample by sample.
  *
- * In parallel, lanes are consecutive times of one row. A row is taken in blocks of BLOCK times through all layers, so that
- * what a layer makes is still in the cache when the next one reads it; a dilated convolution is a product with the same
- * rows read some times earlier. Values are (channels, times); before the first time there are zeros.
+ * In parallel, lanes are consecutive times of one row. A row is taken in blocks of BLOCK times through all layers, so
+ * that what a layer makes is still in the cache when the next one reads it; a dilated convolution is a product with the
+ * same rows read some times earlier. Values are (channels, times); before the first time there are zeros.
  */
 
 #define PANEL (WIDE * VL)    /* times computed together */
@@ -29,14 +29,14 @@ static long reach_of(const WaveNet *net) {
 /* Floats that the backward pass needs of one row: all layers' inputs, both factors of their units, and what both
  * rectifiers of the head let through. */
 long wavenet_kept(long length, const WaveNet *net) {
-    const long width = padded(length);
-    return net->depth * net->channels * (reach_of(net) + width) + (net->depth * 2 * net->channels + 2 * net->skip) * width;
+    const long width = padded(length), inputs = net->depth * net->channels * (reach_of(net) + width);
+    return inputs + (net->depth * 2 * net->channels + 2 * net->skip) * width;
 }
 
 /* sums[u, t] += sum over k < count of a[u, k] b[k, t], for U units and a panel of times */
 #define STRETCH(U)                                                                                                     \
     static void stretch_##U(                                                                                           \
-        const float *restrict a, long by_unit, long by_column, long count, const float *restrict b, long by_b,          \
+        const float *restrict a, long by_unit, long by_column, long count, const float *restrict b, long by_b,         \
         float *restrict sums, long by_sums) {                                                                          \
         v16 total[U][WIDE];                                                                                            \
         UNROLL for (int u = 0; u < U; u++) UNROLL for (int v = 0; v < WIDE; v++)                                       \
@@ -147,12 +147,12 @@ static void rectify(float *values, long by_row, long rows, long times) {
         }
 }
 
-/* x (rows, length), shared (rows, depth, 2 channels, frames) or NULL, out (rows, size, length); `kept` (or NULL) receives
- * what the backward pass needs, wavenet_kept floats per row. Without it, a row is cut where there are threads to spare: a
- * piece begins as far before its first output as outputs see, and what is wrong there, for lack of a past, reaches none
- * of its own. Returns 1 if memory ran out. */
-int wavenet_f32(long rows, long length, const WaveNet *net, const float *shared, const float *x, float *out, float *kept,
-                int threads) {
+/* x (rows, length), shared (rows, depth, 2 channels, frames) or NULL, out (rows, size, length); `kept` (or NULL)
+ * receives what the backward pass needs, wavenet_kept floats per row. Without it, a row is cut where there are threads
+ * to spare: a piece begins as far before its first output as outputs see, and what is wrong there, for lack of a past,
+ * reaches none of its own. Returns 1 if memory ran out. */
+int wavenet_f32(long rows, long length, const WaveNet *net, const float *shared, const float *x, float *out,
+                float *kept, int threads) {
     const long C = net->channels, S = net->skip, depth = net->depth, size = net->size;
     long field = 1; /* an output sees the samples up to this far before its own */
     for (long l = 0; l < net->depth; l++) field += (net->kernel - 1) * net->dilations[l];
@@ -199,14 +199,15 @@ int wavenet_f32(long rows, long length, const WaveNet *net, const float *shared,
                 for (long l = 0; l < depth; l++) {
                     const float *const h = inputs + l * C * by_h + before + first;
                     float *const gate = factors + (kept ? l : 0) * 2 * C * by_value + at;
-                    start(w[GATE_BIAS] + l * 2 * C, 2 * C, shared ? shared + (r * depth + l) * 2 * C * net->frames : NULL, net,
-                          origin + first, times, gate, by_value);
+                    const float *const added = shared ? shared + (r * depth + l) * 2 * C * net->frames : NULL;
+                    start(w[GATE_BIAS] + l * 2 * C, 2 * C, added, net, origin + first, times, gate, by_value);
                     for (long tap = 0; tap < net->kernel; tap++)
                         multiply(w[TAPS] + (l * net->kernel + tap) * 2 * C * C, C, 1, 2 * C, C,
                                  h - tap * net->dilations[l], by_h, gate, by_value, times);
                     for (long i = 0; i < C; i++)
                         for (long t = 0; t < times; t += VL) {
-                            v16 *const a = (v16 *)(gate + i * by_value + t), *const b = (v16 *)(gate + (C + i) * by_value + t);
+                            v16 *const a = (v16 *)(gate + i * by_value + t);
+                            v16 *const b = (v16 *)(gate + (C + i) * by_value + t);
                             *a = tanh_f(*a);
                             *b = 1.0f / (1.0f + exp_f(-*b));
                             *(v16 *)(units + i * BLOCK + t) = *a * *b;
@@ -216,7 +217,8 @@ int wavenet_f32(long rows, long length, const WaveNet *net, const float *shared,
                     float *const next = inputs + (l + 1) * C * by_h + before + first;
                     for (long i = 0; i < C; i++)
                         for (long t = 0; t < times; t += VL)
-                            *(v16 *)(next + i * by_h + t) = *(const v16 *)(h + i * by_h + t) + w[RESIDUAL_BIAS][l * C + i];
+                            *(v16 *)(next + i * by_h + t) =
+                                *(const v16 *)(h + i * by_h + t) + w[RESIDUAL_BIAS][l * C + i];
                     multiply(w[RESIDUAL] + l * C * C, C, 1, C, C, units, BLOCK, next, by_h, times);
                 }
                 rectify(skips + at, by_value, S, times);
@@ -238,9 +240,10 @@ int wavenet_f32(long rows, long length, const WaveNet *net, const float *shared,
 }
 
 /* Gradients, given by_out (rows, size, length): of x (or NULL), of shared (or NULL), and of all weights, one after
- * another in their order, (rows, total): summing over rows is left to the caller, in an order that no scheduling changes. */
-int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float *x, const float *kept, const float *by_out,
-                         float *by_x, float *by_shared, float *by_weights, int threads) {
+ * another in their order, (rows, total): summing over rows is left to the caller, in an order that no scheduling
+ * changes. */
+int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float *x, const float *kept,
+                         const float *by_out, float *by_x, float *by_shared, float *by_weights, int threads) {
     const long C = net->channels, S = net->skip, depth = net->depth, size = net->size, kernel = net->kernel;
     const long width = padded(length), before = reach_of(net), by_h = before + width;
     const long sizes[12] = {C, C, depth * kernel * 2 * C * C, depth * 2 * C, (depth - 1) * C * C, (depth - 1) * C,
@@ -263,14 +266,16 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
             /* what the gates send back, with zeros behind the last time; and one block of the rest */
             float *const by_gates = memory, *const by_next = by_gates + depth * 2 * C * by_h;
             float *const by_units = by_next + C * BLOCK, *const units = by_units + C * BLOCK;
-            float *const by_skip = units + C * BLOCK, *const by_mid = by_skip + S * BLOCK, *const outs = by_mid + S * BLOCK;
-            const float *const inputs = kept + r * wavenet_kept(length, net), *const factors = inputs + depth * C * by_h;
+            float *const by_skip = units + C * BLOCK, *const by_mid = by_skip + S * BLOCK;
+            float *const outs = by_mid + S * BLOCK;
+            const float *const inputs = kept + r * wavenet_kept(length, net);
+            const float *const factors = inputs + depth * C * by_h;
             const float *const skips = factors + depth * 2 * C * width, *const mids = skips + S * width;
             float *g[12], *next = by_weights + r * total;
             for (int i = 0; i < 12; next += sizes[i++]) g[i] = next;
             memset(g[0], 0, sizeof(float) * (size_t)total);
-            if (by_shared)
-                memset(by_shared + r * depth * 2 * C * net->frames, 0, sizeof(float) * (size_t)(depth * 2 * C * net->frames));
+            const long sharing = depth * 2 * C * net->frames;
+            if (by_shared) memset(by_shared + r * sharing, 0, sizeof(float) * (size_t)sharing);
             for (long i = 0; i < depth * 2 * C; i++)
                 memset(by_gates + i * by_h + width, 0, sizeof(float) * (size_t)before);
             for (long first = (width - 1) / BLOCK * BLOCK; first >= 0; first -= BLOCK) {
@@ -309,7 +314,8 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
                         multiply(w[RESIDUAL] + l * C * C, 1, C, C, C, by_next, BLOCK, by_units, BLOCK, times);
                     for (long i = 0; i < C; i++)
                         for (long t = 0; t < times; t += VL) {
-                            const v16 a = *(const v16 *)(gate + i * width + t), b = *(const v16 *)(gate + (C + i) * width + t);
+                            const v16 a = *(const v16 *)(gate + i * width + t);
+                            const v16 b = *(const v16 *)(gate + (C + i) * width + t);
                             const v16 by = *(const v16 *)(by_units + i * BLOCK + t);
                             *(v16 *)(units + i * BLOCK + t) = a * b;
                             *(v16 *)(by_gate + i * by_h + t) = by * b * (1.0f - a * a);
@@ -349,7 +355,8 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
                     }
                     if (by_x && past < length) by_x[r * length + past] = sum;
                 }
-                if (by_x && first == (width - 1) / BLOCK * BLOCK) by_x[r * length + length - 1] = 0; /* nobody sees it */
+                /* nobody sees the last sample */
+                if (by_x && first == (width - 1) / BLOCK * BLOCK) by_x[r * length + length - 1] = 0;
             }
         }
     }
@@ -360,8 +367,8 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
 
 #define CROWD 4 /* rows that share a reading of the weights */
 
-/* y[r, u] += sum over k < count of a[k, u] x[r, k] for R rows and N vectors of units: lanes are units. Sums over k run in D
- * strands, for one strand would wait for itself. */
+/* y[r, u] += sum over k < count of a[k, u] x[r, k] for R rows and N vectors of units: lanes are units. Sums over k run
+ * in D strands, for one strand would wait for itself. */
 #define RESPOND(R, N, D)                                                                                               \
     static void respond_##R##_##N(                                                                                     \
         const float *restrict a, long units, long count, const float *restrict x, long by_x, float *restrict y,        \
@@ -404,8 +411,8 @@ static void fill(int crowd, const float *bias, long units, const float *more, fl
 /* x_t = f(z_t; net(x_<t)) for t = 0 .. length - 1. Here all widths are whole vectors, filled up with zeros, and weights
  * are transposed: taps (depth, kernel, channels, 2 channels), residual (depth - 1, channels, channels), skip (depth,
  * channels, skip), mid (skip, skip), last (skip, size); shared (rows, depth, frames, 2 channels) or NULL. z, x: (rows,
- * length); log_det: (rows). Each layer's past is a ring as long as its convolution reaches back. Returns 1 if memory ran
- * out. */
+ * length); log_det: (rows). Each layer's past is a ring as long as its convolution reaches back. Returns 1 if memory
+ * ran out. */
 int wavenet_walk_f32(long rows, long length, const WaveNet *net, const float *shared, const Map *maps, int map_count,
                      const float *z, float *x, float *log_det, int threads) {
     const long C = net->channels, S = net->skip, depth = net->depth, size = net->size, kernel = net->kernel;
@@ -428,8 +435,8 @@ int wavenet_walk_f32(long rows, long length, const WaveNet *net, const float *sh
             const int crowd = group < crowds ? CROWD : 1;
             const long first = group < crowds ? group * CROWD : crowds * CROWD + group - crowds;
             float *const h = memory, *const units = h + CROWD * C, *const gate = units + CROWD * C;
-            float *const skips = gate + CROWD * 2 * C, *const mids = skips + CROWD * S, *const params = mids + CROWD * S;
-            float *const rings = params + CROWD * size;
+            float *const skips = gate + CROWD * 2 * C, *const mids = skips + CROWD * S;
+            float *const params = mids + CROWD * S, *const rings = params + CROWD * size;
             memset(rings, 0, sizeof(float) * (size_t)(crowd * past * C));
             float last[CROWD] = {0};
             v16 log_sum = {0};
@@ -456,7 +463,8 @@ int wavenet_walk_f32(long rows, long length, const WaveNet *net, const float *sh
                     ring += span * crowd * C;
                     for (int r = 0; r < crowd; r++)
                         for (long u = 0; u < C; u += VL) {
-                            const v16 a = *(const v16 *)(gate + r * 2 * C + u), b = *(const v16 *)(gate + r * 2 * C + C + u);
+                            const v16 a = *(const v16 *)(gate + r * 2 * C + u);
+                            const v16 b = *(const v16 *)(gate + r * 2 * C + C + u);
                             *(v16 *)(units + r * C + u) = tanh_f(a) / (1.0f + exp_f(-b));
                         }
                     respond(crowd, w[SKIP] + l * C * S, S, C, units, C, skips, S);

@@ -70,7 +70,7 @@ class UNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """h + conv(act(norm(conv(act(norm(h))) (1 + scale) + shift))): scale and shift come from the embedding."""
+    """h + conv(act(norm(conv(act(norm(h)))) (1 + scale) + shift)): scale and shift come from the embedding."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, activation: Any) -> None:
         super().__init__()

@@ -240,9 +240,9 @@ def judge(report: dict[str, Any], limits: Thresholds = THRESHOLDS) -> tuple[str,
     likelihood = report["likelihood"]
     if "flow" not in likelihood:
         distrust.append("no row has a finite likelihood")
-    for name, what in (
-        (("gaussian", "a Gaussian"), ("marginals", "independent columns")) if "flow" in likelihood else ()
-    ):
+    for name, what in (("gaussian", "a Gaussian"), ("marginals", "independent columns")):
+        if f"gain_over_{name}" not in likelihood:
+            continue
         gain = likelihood[f"gain_over_{name}"]
         text = f"{what} would describe the rows better, by {-gain['mean']:.2f} nats per row"
         weigh(-gain["mean"] - 2 * gain["stderr"], limits.simpler, text)

@@ -15,7 +15,7 @@ from diffeo.report.compare import mean_and_error
 from diffeo.report.distillation import FAR, WHISPER
 from diffeo.report.sound import log_spectral_distance, measures
 
-__all__ = ["compare_sounds", "generate_end_naively", "warnings"]
+__all__ = ["FLATTER", "LOUDER", "compare_sounds", "generate_end_naively", "quotient", "warnings"]
 
 # Its sound is wrong where its mean spectral flatness is so many times the teacher's, or a fraction of it; where its
 # loudness differs from that of the recordings by so much; two standard errors of the difference are granted.
@@ -54,7 +54,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     wider = (student["mean"] - teacher["mean"]) / samples
     grant = 2 * (student["stderr"] + teacher["stderr"]) / samples
     flat = {name: sound[name]["flatness"]["mean"] for name in ("student", "teacher", "real")}
-    ratio, error = _ratio(sound["student"]["flatness"], sound["teacher"]["flatness"])
+    ratio, error = quotient(sound["student"]["flatness"], sound["teacher"]["flatness"])
     heard = (
         f"its spectral flatness is {flat['student']:.3f}, the teacher's {flat['teacher']:.3f}, {flat['real']:.3f} real"
     )
@@ -63,7 +63,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         found.append(f"the student whispers: {apart}; give more minutes")
     elif wider + grant < -WHISPER or ratio + 2 * error < 1 / FLATTER:
         found.append(f"the student buzzes: {apart}; give more minutes")
-    loud, error = _ratio(sound["student"]["rms"], sound["real"]["rms"])
+    loud, error = quotient(sound["student"]["rms"], sound["real"]["rms"])
     if abs(loud - 1) - 2 * error > LOUDER:
         found.append(f"the student has {loud:.0%} of the loudness of the recordings (RMS)")
     for name, text in (("reverse_kl", "KL(student || teacher)"), ("forward_kl", "KL(teacher || student)")):
@@ -78,7 +78,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _ratio(own: Mapping[str, float], its: Mapping[str, float]) -> tuple[float, float]:
+def quotient(own: Mapping[str, float], its: Mapping[str, float]) -> tuple[float, float]:
     """A quotient of two means, and its standard error as if they were independent."""
     ratio = own["mean"] / max(its["mean"], 1e-12)
     relative = [part["stderr"] / max(part["mean"], 1e-12) for part in (own, its)]

@@ -101,7 +101,7 @@ class Squeezed(_OnView):
         transform: the transform f of squeezed images.
 
     Raises:
-        ValueError: when applied to a image of odd height or width.
+        ValueError: when applied to an image of odd height or width.
     """
 
     def __init__(self, transform: Transform) -> None:
