@@ -98,8 +98,14 @@ def test_the_power_loss_hears_a_whisper():
     delayed, whisper = VOICE.roll(1), NOISE * sound.rms(VOICE) / sound.rms(NOISE)
     assert loss(delayed[None], VOICE[None]) < 0.05 * loss(whisper[None], VOICE[None])
     assert loss(x, x.flip(0)).shape == (2,)
+    # Noise is most like other noise at its own loudness, not where it is quieter.
+    one, other = NOISE[None, :4000], NOISE[None, 4000:8000]
+    found = [float(loss(scale * one, other)) for scale in (0.7, 0.8, 0.9, 1.0, 1.1, 1.3)]
+    assert 2 <= found.index(min(found)) <= 4
     with pytest.raises(ValueError, match="same shape"):
         loss(x, x[:1])
+    with pytest.raises(ValueError, match="at least a sample"):
+        diffeo.PowerLoss(segment=0)
     with pytest.raises(ValueError, match="at least 4"):
         diffeo.PowerLoss(())
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffeo.spectral import magnitudes
@@ -12,29 +14,40 @@ __all__ = ["PowerLoss"]
 
 
 class PowerLoss(nn.Module):
-    """L(x, y) = mean over resolutions of ||S(x) - S(y)||^2 / F, S = |STFT|, F frames: does x have the power of y?
+    """L(x, y) = mean over resolutions and segments of sum_k (P_k(x) - P_k(y))^2: does x have the power of y?
 
-    A likelihood hardly hears a whisper; this does. By Parseval's theorem the loss is in units of mean power (squared
-    amplitude), up to the window's constant. Its gradient is finite everywhere, silence included. After the power loss
-    of Parallel WaveNet (van den Oord et al. 2017, arXiv:1711.10433, section 4), on magnitudes as in ClariNet
-    (arXiv:1807.07281) and at several resolutions.
+    P_k is the root mean square of |STFT| at frequency k over the frames of a segment. A likelihood hardly hears a
+    whisper; this does. By Parseval's theorem the loss is in units of mean power (squared amplitude), up to the window's
+    constant. Its gradient is finite everywhere, silence included.
+
+    After the power loss of Parallel WaveNet (van den Oord et al. 2017, arXiv:1711.10433, section 4), whose features are
+    averaged over time, at several resolutions. Frame by frame two sounds of the same power differ by chance, and the
+    distance is least where x is too quiet: of Gaussian noise, at pi / 4 of the amplitude of y.
 
     Args:
         sizes: samples in the windows (Hann's), one for each resolution; frames overlap by three quarters.
+        segment: samples over which power is averaged.
     """
 
-    def __init__(self, sizes: Sequence[int] = (128, 256, 512)) -> None:
+    def __init__(self, sizes: Sequence[int] = (128, 256, 512), segment: int = 1024) -> None:
         super().__init__()
         if not sizes or min(sizes) < 4:
             raise ValueError(f"expected windows of at least 4 samples, got {tuple(sizes)}")
+        if segment < 1:
+            raise ValueError(f"expected segments of at least a sample, got {segment}")
         self.sizes = tuple(sizes)
+        self.segment = segment
 
     def forward(self, x: Tensor, y: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the loss of each example (N,), for x and y of shape (N, T); an auxiliary loss of ``Distillation``."""
         if x.shape != y.shape:
             raise ValueError(f"expected two sounds of the same shape, got {tuple(x.shape)} and {tuple(y.shape)}")
-        terms = [
-            (magnitudes(x, size, size // 4) - magnitudes(y, size, size // 4)).square().sum(-2).mean(-1)
-            for size in self.sizes
-        ]
+        terms = [(self._power(x, size) - self._power(y, size)).square().sum(-2).mean(-1) for size in self.sizes]
         return sum(terms[1:], terms[0]) / len(terms)
+
+    def _power(self, x: Tensor, size: int) -> Tensor:
+        """Return P_k of every segment, ``(N, size // 2 + 1, segments)``; the last one ends in silence."""
+        frames = max(1, self.segment // (size // 4))
+        found = magnitudes(x, size, size // 4)
+        divided = F.pad(found, (0, -found.shape[-1] % frames)).unflatten(-1, (-1, frames))
+        return torch.linalg.vector_norm(divided, dim=-1) / frames**0.5
