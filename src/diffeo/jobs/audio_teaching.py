@@ -32,6 +32,7 @@ VALIDATED = 16  # held-out crops that tell which weights to keep
 REPORTED = 16  # held-out crops that the report is of
 NAIVE = 50  # samples that are drawn naively, to time it
 FORWARD_SHARE = 0.1  # of the encoded KL in the last stage; with a tenth the forward KL halves
+POWER = 1.0  # weight of the power loss: without it the student whispers, at half of the loudness, for all its small KL
 KEPT = 4  # sounds of each kind that stay in the run directory
 
 
@@ -65,7 +66,7 @@ class AudioTeaching(Teaching):
         self.material.read()
         for note in self.material.notes:
             say(note)
-        samples, power = self.opened.crop, settings.get("power", 0.0)
+        samples, power = self.opened.crop, settings.get("power", POWER)
         both = partial(Distillation, estimator=ConditionalKL(), forward_estimator=encoded_kl)
         share = settings.get("forward_share", FORWARD_SHARE)
         auxiliary = [(power * samples, PowerLoss())] if power else []

@@ -81,7 +81,7 @@ def distill_run(
         minutes: the same in minutes instead.
         forward_share: weight of the forward KL, along the teacher's encoding, in the last stage of audio; 0.1 by
             default. It keeps more of what the teacher knows, and makes a step almost twice as long.
-        power: weight of the power loss, per sample, of audio.
+        power: weight of the power loss, per sample, of audio; 1 by default, without which a student whispers.
         contrast: weight of the contrastive term, of audio, in [0, 1); 0.3 in the paper.
         missing: what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
         seed: decides the initial weights, the draws and the noise; 0 by default.
