@@ -383,6 +383,7 @@ def test_the_life_of_a_run(run, capsys):
     assert {"trajectories.png", "trajectories.gif", "density.png", "learning_curve.png"} <= figures
     capsys.readouterr()
     assert main(["score", str(run / "run"), table, "--out", str(run / "scores.csv")]) == 0
+    assert "evaluations of the velocity for each, estimated error at most" in capsys.readouterr().err
     scores = np.genfromtxt(run / "scores.csv", skip_header=1)
     assert scores.shape == (300,)
     assert np.isfinite(scores).all()

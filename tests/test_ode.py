@@ -20,6 +20,7 @@ from diffeo.nets.unet import UNet
 from diffeo.nets.velocity import embedding_size
 from diffeo.objectives.paths import PATHS
 from diffeo.transforms import ODE
+from diffeo.transforms.ode import watched_solves
 from diffeo.transforms.solvers import FIXED
 
 
@@ -495,3 +496,19 @@ def test_coarse_solves_have_samples_but_no_likelihood():
         with pytest.raises(ValueError, match="expected at least 32 evaluations for a likelihood, got 4 steps of euler"):
             call()
     assert torch.isfinite(flow.encode(x)).all()
+
+
+def test_solves_are_counted_where_they_are_watched():
+    ode = ODE(velocity(2), (2,))
+    z = torch.randn(7, 2, dtype=torch.float64)
+    with watched_solves() as solves, torch.no_grad():
+        alone = ode.solve(z, 0.0, 1.0)
+        both = ode.solve(z[:3], 0.0, 1.0, log_det=True)
+        ode.solve(z[:0], 0.0, 1.0)
+    ode.forward(z)  # not watched
+    assert solves.rows == 10
+    assert solves.evaluations == int(alone.evaluations.sum() + both.evaluations.sum())
+    assert solves.summary()["solver"]["largest_error"] == float(torch.cat([alone.error, both.error]).max())
+    with watched_solves() as none:
+        pass
+    assert none.summary() == {}

@@ -89,10 +89,19 @@ def score(summary: Mapping[str, Any]) -> str:
                 ("-inf", f"{summary['impossible']:,} impossible rows; columns: {blame}" * (summary["impossible"] > 0)),
                 ("left out", f"{summary['dropped']:,} rows with missing values" * (summary["dropped"] > 0)),
                 ("ignored", _listed(summary["ignored_columns"])),
+                ("solver", _solver(summary)),
             ]
         ),
     ]
     return "\n".join(lines)
+
+
+def _solver(summary: Mapping[str, Any]) -> str:
+    """What the solver of a continuous flow took."""
+    if "solver" not in summary:
+        return ""
+    evaluations, error = summary["solver"]["evaluations_per_row"], summary["solver"]["largest_error"]
+    return f"{evaluations:.0f} evaluations of the velocity for each, estimated error at most {_tiny(error)}"
 
 
 def sample(summary: Mapping[str, Any]) -> str:
@@ -113,6 +122,7 @@ def score_images(summary: Mapping[str, Any]) -> str:
                 ("lowest", _number(summary["min"])),
                 ("skipped", ", ".join(summary["skipped"])),
                 ("notes", "; ".join(summary["notes"])),
+                ("solver", _solver(summary)),
             ]
         ),
     ]

@@ -23,6 +23,7 @@ from diffeo.jobs.runs import with_likelihood
 from diffeo.training.device import choose_device
 from diffeo.training.run import load_run
 from diffeo.training.seeding import derive, seed_noise
+from diffeo.transforms.ode import watched_solves
 
 __all__ = ["ImageRun", "inpaint_image", "open_image_run", "sample_images", "score_images"]
 
@@ -124,7 +125,8 @@ def score_images(
         progress: called with the number of images done and of all.
 
     Returns:
-        images, mean and stderr of log-likelihood and of bits per dimension, seconds, images per second.
+        images, mean and stderr of log-likelihood and of bits per dimension, seconds, images per second; of a continuous
+        flow also what its solver took.
 
     Raises:
         UserError: for bad input, a bad run directory or an output that cannot be written.
@@ -137,7 +139,8 @@ def score_images(
     every: list[np.ndarray] = []
     tell = progress or (lambda done, total: None)
     columns = ["image", "log_likelihood", "bits_per_dim"]
-    with TableWriter(out, columns, ["int64", "float64", "float64"], force=force) as writer, torch.no_grad():
+    types = ["int64", "float64", "float64"]
+    with TableWriter(out, columns, types, force=force) as writer, torch.no_grad(), watched_solves() as solves:
         for start in range(0, len(images), PORTION):
             part = slice(start, start + PORTION)
             x = torch.from_numpy(np.ascontiguousarray(images.pixels[part])).to(model.device)
@@ -161,6 +164,7 @@ def score_images(
         "notes": list(images.notes),
         "seconds": seconds,
         "images_per_second": len(scores) / seconds if seconds else math.inf,
+        **solves.summary(),
     }
 
 

@@ -15,6 +15,7 @@ from diffeo.data import TableWriter
 from diffeo.errors import UserError
 from diffeo.jobs.runs import open_run, with_likelihood
 from diffeo.training.seeding import derive, seed_noise
+from diffeo.transforms.ode import watched_solves
 
 __all__ = ["score_table"]
 
@@ -51,7 +52,7 @@ def score_table(
 
     Returns:
         rows, mean and stderr of the finite log-likelihoods, min, impossible (rows of -inf) and the columns to blame,
-        dropped rows, columns ignored, seconds and rows per second.
+        dropped rows, columns ignored, seconds and rows per second; of a continuous flow also what its solver took.
 
     Raises:
         UserError: for bad input, a bad run directory or an output that cannot be written.
@@ -72,7 +73,11 @@ def score_table(
     reasons: dict[str, int] = {}
     tell = progress or (lambda done, total: None)
     tell(0, table.num_rows)
-    with TableWriter(out, [*keep, COLUMN], [*dtypes, "float64"], force=force) as writer, torch.no_grad():
+    with (
+        TableWriter(out, [*keep, COLUMN], [*dtypes, "float64"], force=force) as writer,
+        torch.no_grad(),
+        watched_solves() as solves,
+    ):
         for number, values in enumerate(table.batches(names)):
             encoded = model.schema.encode(values[:, : len(model.schema.names)])
             x = torch.from_numpy(encoded.x).to(model.device)
@@ -105,6 +110,7 @@ def score_table(
         "ignored_columns": extra,
         "seconds": seconds,
         "rows_per_second": count / seconds if seconds else math.inf,
+        **solves.summary(),
     }
 
 

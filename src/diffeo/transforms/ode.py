@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +18,7 @@ from diffeo.nets.trace import estimated_trace, exact_trace
 from diffeo.transforms.base import Transform
 from diffeo.transforms.solvers import FIXED, adaptive, fixed, replay
 
-__all__ = ["ODE", "Solution", "find_ode"]
+__all__ = ["ODE", "Solution", "Solves", "find_ode", "watched_solves"]
 
 ADAPTIVE = "dopri5"
 FEWEST = 32  # evaluations in fixed steps, below which what is integrated beside a solution is not its density
@@ -35,6 +38,43 @@ class Solution(NamedTuple):
     log_det: Tensor | None
     evaluations: Tensor
     error: Tensor
+
+
+@dataclass
+class Solves:
+    """What solves took, together: how many rows, their evaluations of the velocity, the largest estimated error."""
+
+    rows: int = 0
+    evaluations: int = 0
+    error: float = 0.0
+
+    def add(self, evaluations: Tensor, error: Tensor) -> None:
+        """Count one more solve; errors that are not known (fixed steps) stay NaN."""
+        if evaluations.numel():
+            self.rows += evaluations.numel()
+            self.evaluations += int(evaluations.sum())
+            worst = float(error.detach().max())
+            self.error = worst if math.isnan(worst) else max(worst, self.error)
+
+    def summary(self) -> dict[str, Any]:
+        """Return plain data for a report: nothing where nothing was solved."""
+        if not self.rows:
+            return {}
+        return {"solver": {"evaluations_per_row": self.evaluations / self.rows, "largest_error": self.error}}
+
+
+_WATCHED: ContextVar[Solves | None] = ContextVar("_WATCHED", default=None)
+
+
+@contextmanager
+def watched_solves() -> Iterator[Solves]:
+    """Count the solves inside the block: a likelihood is told with its solver's error."""
+    solves = Solves()
+    token = _WATCHED.set(solves)
+    try:
+        yield solves
+    finally:
+        _WATCHED.reset(token)
 
 
 class ODE(Transform):
@@ -174,6 +214,9 @@ class ODE(Transform):
                 found = adaptive(f, state, start, stop, self.rtol, self.atol, self.max_evaluations, field)
             evaluations, error = found.evaluations, found.error
             state = replay(f, state, start, found.steps) if torch.is_grad_enabled() else found.y
+        watched = _WATCHED.get()
+        if watched is not None:
+            watched.add(evaluations, error)
         size = self.event_shape.numel()
         return Solution(
             state[:, :size].reshape(value.shape),
