@@ -101,7 +101,8 @@ def _solver(summary: Mapping[str, Any]) -> str:
     if "solver" not in summary:
         return ""
     evaluations, error = summary["solver"]["evaluations_per_row"], summary["solver"]["largest_error"]
-    return f"{evaluations:.0f} evaluations of the velocity for each, estimated error at most {_tiny(error)}"
+    told = "of unknown error" if error is None else f"estimated error at most {_tiny(error)}"
+    return f"{evaluations:.0f} evaluations of the velocity for each, {told}"
 
 
 def sample(summary: Mapping[str, Any]) -> str:

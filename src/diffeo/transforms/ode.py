@@ -57,10 +57,11 @@ class Solves:
             self.error = worst if math.isnan(worst) else max(worst, self.error)
 
     def summary(self) -> dict[str, Any]:
-        """Return plain data for a report: nothing where nothing was solved."""
+        """Return plain data for a report: nothing where nothing was solved; the error of fixed steps is None."""
         if not self.rows:
             return {}
-        return {"solver": {"evaluations_per_row": self.evaluations / self.rows, "largest_error": self.error}}
+        error = None if math.isnan(self.error) else self.error
+        return {"solver": {"evaluations_per_row": self.evaluations / self.rows, "largest_error": error}}
 
 
 _WATCHED: ContextVar[Solves | None] = ContextVar("_WATCHED", default=None)
