@@ -19,6 +19,7 @@ from diffeo.report.compare import classifier_test, projection_test
 from diffeo.report.latents import normal_scores, normality
 from diffeo.report.numerics import continuous_part
 from diffeo.transforms import LU, Chain, Dequantize, Standardize, Transform
+from diffeo.transforms.ode import find_ode
 
 ROWS = 2000
 
@@ -157,6 +158,21 @@ def test_thresholds_decide(x):
     assert judge(report, dataclasses.replace(THRESHOLDS, round_trip=(0.0, 1.0)))[0] == "usable with care"
     report["round_trip"]["rows"]["p99.9"] = float("nan")
     assert judge(report)[0] == "not trustworthy"
+
+
+def test_a_solver_leaves_what_its_tolerance_allows():
+    """A continuous flow that is right is trusted, though its solves are further off than the maps of others may be."""
+    flow = diffeo.flow_matching(3, hidden=(8,), tolerance=1e-5, preprocess=())
+    ode = find_ode(flow.transform)
+    limits = THRESHOLDS.solved(ode)
+    assert limits.log_det == (pytest.approx(1e-3), pytest.approx(0.1))
+    assert limits.round_trip_max == (pytest.approx(1e-2), pytest.approx(1.0))
+    changed = {name for name, value in dataclasses.asdict(THRESHOLDS).items() if getattr(limits, name) != value}
+    assert changed == {"round_trip", "round_trip_max", "log_det", "density"}
+    assert THRESHOLDS.solved(ode.replaced(divergence="hutchinson")).log_det == (np.inf, np.inf)
+    x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    report = check(flow, x)
+    assert report["verdict"] == "trustworthy", report["reasons"]
 
 
 def test_continuous_part():
