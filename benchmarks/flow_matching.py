@@ -142,7 +142,7 @@ def transport(args: argparse.Namespace) -> None:
 
 def likelihood(args: argparse.Namespace) -> None:
     """Compare NLLs with entropies."""
-    for name in ("checkerboard", "8gaussians"):
+    for name in args.sets:
         found: dict[str, list[float]] = {"KL": [], "KL (hutchinson)": [], "CPU minutes": []}
         for seed in range(args.seeds):
             x, fresh = (torch.from_numpy(load_builtin(name, n, s).x).float() for n, s in
@@ -151,8 +151,8 @@ def likelihood(args: argparse.Namespace) -> None:
             flow = diffeo.flow_matching(2)
             since = time.process_time()
             diffeo.fit(
-                diffeo.FlowMatching(flow), x, minutes=args.minutes, batch_size=args.batch, lr=args.lr, seed=seed,
-                patience=math.inf,
+                diffeo.FlowMatching(flow, coupling=args.coupling, pool=args.pool), x, minutes=args.minutes,
+                batch_size=args.batch, lr=args.lr, seed=seed, patience=math.inf,
             )  # fmt: skip
             found["CPU minutes"].append((time.process_time() - since) / 60)
             entropy = ENTROPY.get(name) or eight_gaussians_entropy()
@@ -274,6 +274,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.5, help="training time (likelihood, protein, images)")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--pool", type=int, default=1024)
+    parser.add_argument("--coupling", default="optimal", help="of the pairs (likelihood)")
+    parser.add_argument("--sets", nargs="+", default=["checkerboard", "8gaussians"], help="(likelihood)")
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--rows", type=int, default=100_000, help="training rows")
     parser.add_argument("--samples", type=int, default=10_000)
