@@ -330,7 +330,7 @@ def test_mistakes_are_named():
     ("chosen", "message"),
     [
         ({"solver": "euler", "steps": 0}, "expected at least one step, got 0"),
-        ({"solver": "euler", "steps": 4}, "expected at least 32 evaluations for a likelihood, got 4 steps of euler"),
+        ({"solver": "euler", "steps": 4}, "4 steps of euler have no likelihood to report; leave steps out"),
         ({"tolerance": 0}, "expected rtol above 0, got 0"),
         ({"path": "straight"}, "expected a path among linear, cosine, vp"),
         ({"coupling": "best"}, "expected coupling among independent, optimal"),

@@ -191,12 +191,9 @@ def _flow(material: Material, settings: Mapping[str, Any], earlier: Mapping[str,
 
 
 def _objective(flow: Flow, material: Material) -> Objective:
-    """What the model is trained by; what cannot be trained or reported so is refused before any work."""
+    """What the model is trained by; what cannot be trained so is refused before any work."""
     assert flow.recipe is not None
-    context = torch.zeros(0, *flow.context_shape) if flow.context_shape else None
     try:
-        with torch.no_grad():  # of no rows: a flow without a likelihood refuses them too
-            flow.log_prob(torch.zeros(0, *flow.event_shape), context)
         objective = objective_of(flow)
     except ValueError as error:
         raise UserError(f"model {flow.recipe['name']!r}: {error}") from error
