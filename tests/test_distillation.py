@@ -14,9 +14,10 @@ from torch import nn
 import diffeo
 from cases import randomise
 from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal
-from diffeo.cli import main
+from diffeo.cli import main, show
 from diffeo.flow import Flow
 from diffeo.jobs import check_run, distill_run, info, table_teaching
+from diffeo.jobs.distill import pace_warnings
 from diffeo.objectives import Distillation, WarmStart
 from diffeo.objectives.distillation import path_gradient, reparameterized
 from diffeo.recipes.assembly import take_apart
@@ -350,6 +351,16 @@ def test_mode_recall():
     found = mode_recall(real, fake, 0)
     assert found["lowest"] < 0.05
     assert mode_recall(real, real, 0)["kept"] == mode_recall(real, real, 0)["modes"]
+
+
+def test_a_student_that_is_no_faster_is_told():
+    assert pace_warnings({"rows_per_second": {"student": 10.0, "teacher": 1.0}}) == []
+    speed = {"student": 50.0, "teacher": 100.0, "teacher_naive": 2.0}
+    (told,) = pace_warnings({"samples_per_second": speed})
+    assert "no faster than its teacher (50 a second to 100)" in told
+    assert show._paces(speed, "rows", "naively") == (
+        "student 50 rows/s, teacher 100 (2 times faster), teacher naively 2 (25 times slower)"
+    )
 
 
 def test_warnings_in_words():

@@ -274,7 +274,9 @@ def _paces(speed: Mapping[str, float], unit: str, naive: str) -> str:
     parts = [f"student {speed['student']:,.0f} {unit}/s"]
     for name, text in (("teacher", "teacher"), ("teacher_naive", f"teacher {naive}")):
         if name in speed:
-            parts.append(f"{text} {speed[name]:,.0f} ({_number(speed['student'] / speed[name])} times slower)")
+            ratio = speed["student"] / speed[name]
+            told = f"{_number(ratio)} times slower" if ratio >= 1 else f"{_number(1 / ratio)} times faster"
+            parts.append(f"{text} {speed[name]:,.0f} ({told})")
     return ", ".join(parts)
 
 

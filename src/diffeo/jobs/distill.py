@@ -151,10 +151,22 @@ def distill_run(
         save_weights(folder, flow)
         if facts["stopped"] != "interrupted":
             facts |= teaching.report(own, seed)
+            facts["distillation"]["warnings"] += pace_warnings(facts["distillation"])
             if figures:
                 drawn = teaching.draw(folder, results)
         save_metrics(folder, plain(facts))
     return {"run": os.fspath(out), **plain(facts), "figures": drawn}
+
+
+def pace_warnings(report: Mapping[str, Any]) -> list[str]:
+    """Say so where a student is not worth having: a teacher that remembers what it has read can be faster."""
+    speed = report.get("samples_per_second") or report.get("rows_per_second") or {}
+    if not speed or speed["student"] >= speed["teacher"]:
+        return []
+    return [
+        f"the student samples no faster than its teacher ({speed['student']:,.0f} a second to {speed['teacher']:,.0f}): "
+        "here the teacher itself is the better sampler"
+    ]
 
 
 def _teaching(teacher: AnyRun, kinds: Sequence[type[Teaching]], student: str | None) -> Teaching:
