@@ -359,7 +359,7 @@ def test_a_student_that_is_no_faster_is_told():
     (told,) = pace_warnings({"samples_per_second": speed})
     assert "no faster than its teacher (50 a second to 100)" in told
     assert show._paces(speed, "rows", "naively") == (
-        "student 50 rows/s, teacher 100 (2 times faster), teacher naively 2 (25 times slower)"
+        "student 50 rows/s, teacher 100 (2 times faster), teacher naively 2 (25.00 times slower)"
     )
 
 

@@ -164,8 +164,8 @@ def pace_warnings(report: Mapping[str, Any]) -> list[str]:
     if not speed or speed["student"] >= speed["teacher"]:
         return []
     return [
-        f"the student samples no faster than its teacher ({speed['student']:,.0f} a second to {speed['teacher']:,.0f}): "
-        "here the teacher itself is the better sampler"
+        f"the student samples no faster than its teacher ({speed['student']:,.0f} a second to "
+        f"{speed['teacher']:,.0f}): here the teacher itself is the better sampler"
     ]
 
 
