@@ -306,7 +306,7 @@ def test_the_report_in_words(teachers, tmp_path, capsys):
     out = tmp_path / "student"
     assert main(["distill", str(teachers / "plain"), "--out", str(out), "--epochs", "2", "--no-figures"]) == 0
     said = capsys.readouterr().out
-    for word in ("straightness", "squared W2", "in Euler steps", "evaluations", "none: a few steps", "times slower"):
+    for word in ("straightness", "squared W2", "in Euler steps", "evaluations", "none: a few steps", "sampling"):
         assert word in said
     assert main(["distill", str(teachers / "plain"), "--out", str(out), "--epochs", "2", "--no-figures", "--force",
                  "--student", "reflow"]) == 0  # fmt: skip
