@@ -238,7 +238,7 @@ def test_gradients_of_likelihoods(divergence):
     field = velocity(2, hidden=(6,))
     x = torch.randn(3, 2, dtype=torch.float64)
     gradients = []
-    for options in ({"rtol": 1e-8, "atol": 1e-8}, {"solver": "rk4", "steps": 40}):
+    for options in ({"rtol": 1e-8, "atol": 1e-8}, {"solver": "rk4", "steps": 400}):
         torch.manual_seed(3)
         flow = diffeo.Flow(StandardNormal(2), ODE(field, (2,), divergence=divergence, **options)).double()
         field.zero_grad()

@@ -77,10 +77,11 @@ static inline Gaussian gaussian_at(const Field *f, Point p, long j) {
                       (p.data * p.data_rate * v1 + p.noise * p.noise_rate * v0) / variance};
 }
 
-/* What the network is told of a vector's times, into inputs that are n vectors apart: t, sines and cosines. */
+/* What the network is told of times, into inputs that are n vectors apart: t, sines and cosines of its octaves. */
 static inline void tell_times(const Field *f, v16 t, int n, v16 *in) {
     in[0] = t;
-    for (long k = 1; k <= f->frequencies; k++) sin_cos_pi((float)k * t, in + k * n, in + (k + f->frequencies) * n);
+    for (long k = 1; k <= f->frequencies; k++)
+        sin_cos_pi((float)(1L << (k - 1)) * t, in + k * n, in + (k + f->frequencies) * n);
 }
 
 /* What a thread works in. */

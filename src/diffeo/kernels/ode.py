@@ -76,7 +76,7 @@ class Field:
         tensors: its weights and biases.
         moments: means of the data and of the noise, standard deviations of the data and of the noise, ``(size,)``.
         given: what else the network is told of each row, ``(rows, given)``, or None.
-        frequencies: how many sines and how many cosines of multiples of pi t.
+        frequencies: how many sines and how many cosines of octaves, 2^k pi t.
         path: between noise and data.
     """
 

@@ -18,7 +18,7 @@ from diffeo.nets.trace import exact_trace
 
 __all__ = ["Guided", "Velocity", "embedding_size"]
 
-FREQUENCIES = 4
+FREQUENCIES = 6  # octaves of the time: what is sharp in the data is settled in the last instants
 
 
 def embedding_size(context: int, droppable: bool = False) -> int:
@@ -73,7 +73,7 @@ class Velocity(nn.Module):
         for name in ("data_std", "noise_std"):
             self.register_buffer(name, torch.ones(tuple(event_shape)))
         self.register_buffer("initialized", torch.tensor(False))
-        self.register_buffer("multiples", math.pi * torch.arange(1, FREQUENCIES + 1), persistent=False)
+        self.register_buffer("multiples", math.pi * 2.0 ** torch.arange(FREQUENCIES), persistent=False)
 
     @torch.no_grad()
     def initialize(self, noise: Tensor, data: Tensor) -> None:
