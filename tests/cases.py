@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import diffeo
+from diffeo.kernels import native
 from diffeo.nets import MADE, MLP, ResNet, WaveNet
 from diffeo.recipes import images
 from diffeo.transforms import (
@@ -41,6 +43,8 @@ from diffeo.transforms import (
     checkerboard_mask,
     half_mask,
 )
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here: only the plain twins run")
 
 CONTEXT = 3
 UNIVARIATES = {

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from cases import randomise
+from cases import needs_compiler, randomise
 from diffeo.kernels import native
 from diffeo.nets import MADE, MLP, Velocity
 from diffeo.nets.velocity import embedding_size
@@ -20,9 +20,6 @@ from diffeo.transforms import (
     Shift,
     alternating_mask,
 )
-
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here: only the plain twins run")
-
 
 MAPS = {
     "shift": Shift,

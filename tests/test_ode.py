@@ -10,9 +10,8 @@ from scipy.integrate import solve_ivp
 from torch import nn
 
 import diffeo
-from cases import Swirl, randomise
+from cases import Swirl, needs_compiler, randomise
 from diffeo.bases import StandardNormal
-from diffeo.kernels import native
 from diffeo.nets import MLP, Velocity
 from diffeo.nets.activations import ACTIVATIONS, derivative, soften, with_slope
 from diffeo.nets.trace import estimated_trace, exact_trace
@@ -279,9 +278,6 @@ def test_float32_round_trips_and_empty_batches():
         assert ode.forward(z[:0], context[:0]).shape == (0, 2)
         assert ode.forward_and_log_det(z[:0], context[:0])[1].shape == (0,)
     assert ode.cheap == "neither"
-
-
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here: only the plain twins run")
 
 
 @pytest.fixture

@@ -7,12 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from diffeo.kernels import native
+from cases import needs_compiler
 from diffeo.training.average import Average
 from diffeo.training.optimizer import make_optimizer, set_learning_rate
 from diffeo.training.update import Update
-
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here: only the plain twins run")
 
 
 class Parts(nn.Module):

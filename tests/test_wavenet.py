@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import diffeo
-from cases import randomise
-from diffeo.kernels import native
+from cases import needs_compiler, randomise
 from diffeo.nets import WaveNet
 from diffeo.objectives import Distillation
 from diffeo.objectives.conditional_kl import ConditionalKL, Conditionals, collapsed, encoded_kl, entropy
@@ -77,7 +76,6 @@ def plain(monkeypatch):
     return run
 
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here: only the plain twins run")
 SHAPES = [  # channels, layers, cycles, kernel, skip, context, hop, length, rows
     (6, 3, 2, 3, 7, 0, 1, 100, 3),
     (32, 5, 2, 2, 64, 5, 13, 900, 2),
