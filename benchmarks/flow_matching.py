@@ -158,12 +158,14 @@ def likelihood(args: argparse.Namespace) -> None:
             entropy = ENTROPY.get(name) or eight_gaussians_entropy()
             ode = split_ode(flow)[0]
             with torch.no_grad():
-                found["KL"].append(float(-flow.log_prob(fresh).mean()) - entropy)
+                nll = -flow.log_prob(fresh)
+                found["KL"].append(float(nll.mean()) - entropy)
                 estimated = with_ode(flow, ode.replaced(divergence="hutchinson"))
                 found["KL (hutchinson)"].append(float(-estimated.log_prob(fresh).mean()) - entropy)
                 z = torch.randn(2000, 2)
                 back = ode.inverse(ode.forward(z))
-            print(f"  {name}, seed {seed}: round trip at most {float((back - z).abs().max()):.1e}", flush=True)
+            error, worst = float(nll.std() / len(nll) ** 0.5), float((back - z).abs().max())
+            print(f"  {name}, seed {seed}: standard error {error:.4f}; round trip at most {worst:.1e}", flush=True)
         for which, values in found.items():
             told(f"{name} {which}", values)
 
