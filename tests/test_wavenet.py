@@ -1,5 +1,6 @@
 """WaveNet, its student, and what compares them: causality, both readings, and the KL of each position."""
 
+import copy
 import math
 
 import pytest
@@ -165,6 +166,30 @@ def test_second_derivatives_are_those_of_the_twin(plain):
         return torch.autograd.grad(first.square().sum(), x)[0]
 
     assert torch.allclose(second(), plain(second), rtol=1e-3, atol=1e-4)
+
+
+@needs_compiler
+def test_memory_is_used_again_and_given_back():
+    net = WaveNet(2, channels=4, layers=2, cycles=1, skip=4)
+    randomise(net)
+    weight = net.last.weight
+
+    def gradient(x):
+        return torch.autograd.grad(net(x).square().sum(), weight)[0]
+
+    x, other = torch.randn(9, 2), torch.randn(9, 2)
+    alone = gradient(x), gradient(other)
+    assert len(net.structure.spare) == 1
+    outputs = net(x), net(other)  # two readings at a time have memory of their own
+    for output, expected in zip(outputs, alone, strict=True):
+        assert torch.equal(torch.autograd.grad(output.square().sum(), weight, retain_graph=True)[0], expected)
+        assert torch.equal(torch.autograd.grad(output.square().sum(), weight)[0], expected), "a second time"
+    del outputs, output
+    assert len(net.structure.spare) == 2
+    assert gradient(torch.randn(200, 2)).isfinite().all(), "another length"
+    assert len(net.structure.spare) == 1
+    assert not copy.deepcopy(net).structure.spare
+    assert not net.eval().structure.spare
 
 
 def test_each_output_sees_the_samples_before_it_within_the_receptive_field_alone():

@@ -1,7 +1,7 @@
 """Builds and loads ``native.c``: compiled by the machine's own C compiler at first use, kept in the user's cache.
 
-Nothing depends on it. Where there is no compiler, where building fails, or with ``DIFFEO_NATIVE=0`` in the environment,
-the plain PyTorch twins are used, and give the same results to rounding.
+Nothing depends on it. Where there is no compiler, where building fails (said once), or with ``DIFFEO_NATIVE=0`` in the
+environment, the plain PyTorch twins are used, and give the same results to rounding.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -74,7 +75,14 @@ def library() -> ctypes.CDLL | None:
             getattr(found, name).restype = ctypes.c_long
         found.gradient_norm_f32.restype = ctypes.c_double
         return found
-    except (OSError, RuntimeError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(
+            f"the kernels could not be built by {compiler}: plain PyTorch gives the same results, several times slower "
+            f"(DIFFEO_NATIVE=0 asks for that): {reason}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return None
 
 

@@ -33,7 +33,11 @@ class _WaveNet(ctypes.Structure):
 
 @dataclass
 class Dilated:
-    """A WaveNet without its numbers; the twin is the same network in PyTorch's operations."""
+    """A WaveNet without its numbers; the twin is the same network in PyTorch's operations.
+
+    ``spare`` is memory of readings whose backward pass is over: the next ones take it, for what is given back to the
+    system comes back page by page, which takes as long as the network itself.
+    """
 
     size: int
     channels: int
@@ -42,6 +46,11 @@ class Dilated:
     skip: int
     hop: int
     twin: Callable[..., Tensor] = field(repr=False)
+    spare: list[Tensor] = field(default_factory=list, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies start without spare memory."""
+        return {**self.__dict__, "spare": []}
 
     def described(self, weights: Sequence[Tensor], frames: int, widths: tuple[int, int, int] | None = None) -> _WaveNet:
         """The network as C sees it; the weights (contiguous) must outlive it. Widths: size, channels, skip."""
@@ -149,6 +158,23 @@ def _contiguous(
     return x.contiguous(), shared, [each.contiguous() for each in weights]
 
 
+class _Kept:
+    """What a backward pass needs, ``(rows, size)``, in a network's spare memory, which has it back in the end."""
+
+    def __init__(self, net: Dilated, rows: int, size: int) -> None:
+        self.spare = net.spare
+        try:
+            self.values = self.spare.pop()
+        except IndexError:
+            self.values = torch.empty(0)
+        if self.values.shape != (rows, size):
+            self.spare.clear()  # of another length, like this one
+            self.values = torch.empty(rows, size, dtype=torch.float32)
+
+    def __del__(self) -> None:
+        self.spare.append(self.values)
+
+
 class _Read(torch.autograd.Function):
     """The network with gradients; second derivatives are those of the twin."""
 
@@ -156,9 +182,9 @@ class _Read(torch.autograd.Function):
     def forward(ctx: Any, net: Dilated, x: Tensor, shared: Tensor | None, *weights: Tensor) -> Tensor:
         native: Any = library()
         size = native.wavenet_kept(x.shape[1], ctypes.byref(net.described(weights, _frames(shared))))
-        ctx.net, ctx.kept = net, x.new_empty(len(x), size)
+        ctx.net, ctx.kept = net, _Kept(net, len(x), size)
         ctx.save_for_backward(x, shared, *weights)
-        return _forward(net, x, shared, weights, ctx.kept)
+        return _forward(net, x, shared, weights, ctx.kept.values)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -174,8 +200,9 @@ class _Read(torch.autograd.Function):
         by_weights = fed.new_empty(len(fed), sum(each.numel() for each in tensors))
         native: Any = library()
         failed = native.wavenet_backward_f32(
-            *fed.shape, ctypes.byref(net.described(tensors, _frames(given))), fed.data_ptr(), ctx.kept.data_ptr(),
-            grad.data_ptr(), pointer(by_x), pointer(by_shared), by_weights.data_ptr(), torch.get_num_threads(),
+            *fed.shape, ctypes.byref(net.described(tensors, _frames(given))), fed.data_ptr(),
+            ctx.kept.values.data_ptr(), grad.data_ptr(), pointer(by_x), pointer(by_shared), by_weights.data_ptr(),
+            torch.get_num_threads(),
         )  # fmt: skip
         if failed:
             raise MemoryError("expected memory for a WaveNet's gradients, got none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +98,12 @@ class WaveNet(nn.Module):
     def receptive_field(self) -> int:
         """How many samples before its own an output sees."""
         return 1 + (self.kernel - 1) * sum(self.dilations)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; memory that was for training alone is given back after it."""
+        if not mode:
+            self.structure.spare.clear()
+        return super().train(mode)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Read all at once: x ``(T, rows)``, context ``(rows, context, frames)`` to ``(size, T, rows)``."""
