@@ -154,6 +154,11 @@ def test_contrast_is_a_divergence_from_the_wrong_context():
     torch.manual_seed(1)
     objective = Distillation(student, teacher, estimator=reparameterized, forward_share=0.0, contrast=0.3)
     assert torch.allclose(objective(x, context), right - 0.3 * wrong, atol=1e-5)
+    torch.manual_seed(1)
+    draw, log_q = student.sample_and_log_prob((), context[:1])
+    torch.manual_seed(1)
+    alone = objective(x[:1], context[:1])
+    assert torch.allclose(alone, log_q - teacher.log_prob(draw, context[:1]), atol=1e-5), "no other to be told from"
 
 
 def test_auxiliary_losses_see_draws_rows_and_context():

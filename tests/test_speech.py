@@ -14,6 +14,7 @@ import diffeo
 from cases import randomise
 from diffeo.cli.main import main
 from diffeo.jobs import audio_teaching, distill_run, fit_data
+from diffeo.jobs.opening import open_any_run
 from diffeo.recipes.assembly import take_apart
 from diffeo.report.sound_distillation import generate_end_naively, warnings
 from diffeo.training import checkpoint as checkpoints
@@ -85,6 +86,35 @@ def test_a_student_of_sound(teachers, tmp_path, capsys):
     wavs = ["--given-file", str(teachers.data), "--out", str(tmp_path / "wavs")]
     assert main(["sample", str(teachers.student), *wavs]) == 0
     assert len(list((tmp_path / "wavs").iterdir())) == 40
+
+
+def test_a_student_is_told_what_its_teacher_draws(teachers):
+    """In the contexts of the training recordings; the noise follows from the place in the training."""
+    teaching = audio_teaching.AudioTeaching(open_any_run(teachers.run), "parallel_wavenet")
+    teaching.read(None, {}, 0, lambda text: None)
+    stream, (held_out, given) = teaching.lessons(teaching.stages[0], teaching.flow, 3)
+    assert held_out.shape == (4, 150)
+    assert given.shape == (4, *teaching.core.context_shape)
+    for epoch in (0, 1):
+        stream.set_epoch(epoch)
+        teaching.material.x.set_epoch(epoch)
+        told, real = list(stream), list(teaching.material.x)
+        assert len(told) == len(stream) == len(real)
+        for (x, context), (its, same) in zip(told, real, strict=True):
+            assert torch.equal(context, same)
+            assert x.shape == its.shape
+            assert torch.isfinite(teaching.core.log_prob(x, context)).all()
+        again = [x for x, _ in stream]
+        assert all(torch.equal(x, other) for (x, _), other in zip(told, again, strict=True))
+
+
+def test_a_contrast_takes_two_sounds_at_a_time(teachers, monkeypatch):
+    monkeypatch.setattr(audio_teaching, "BATCH_SIZE", 1)
+    teaching = audio_teaching.AudioTeaching(open_any_run(teachers.run), "parallel_wavenet")
+    for settings, rows in (({}, 1), ({"contrast": 0.3}, 2)):
+        teaching.read(None, settings, 0, lambda text: None)
+        x, _ = next(iter(teaching.lessons(teaching.stages[0], teaching.flow, 3)[0]))
+        assert len(x) == rows
 
 
 def test_bits_lost_are_those_that_scoring_finds(teachers):

@@ -10,7 +10,7 @@ import diffeo
 from cases import needs_compiler, randomise
 from diffeo.nets import WaveNet
 from diffeo.objectives import Distillation
-from diffeo.objectives.conditional_kl import ConditionalKL, Conditionals, collapsed, encoded_kl, entropy
+from diffeo.objectives.conditional_kl import ConditionalKL, Conditionals, PairedKL, collapsed, encoded_kl, entropy
 from diffeo.transforms import Affine, Autoregressive, MixtureOfLogistics, Shift
 
 SMALL = {"channels": 6, "layers": 3, "skip": 8}
@@ -370,6 +370,33 @@ def test_the_encoded_kl_teaches_the_student_alone():
     assert all(parameter.grad is None for parameter in (*other.parameters(), *loss.teacher.parameters()))
     with pytest.raises(ValueError, match="expected the same noise in student and teacher, got StandardLogistic and"):
         encoded_kl(student(noise="logistic"), other, other.sample(2))
+
+
+@pytest.mark.parametrize("context", GIVEN)
+def test_a_pair_is_one_reading_of_both_divergences(context, monkeypatch):
+    one, other, given = student(context), teacher(context), frames(5, context)
+    x = other.sample(() if context else 5, given)
+    draw, reverse, forward = PairedKL()(one, other, x, given)
+    z = other.encode(x, given)
+    assert torch.allclose(draw, one.decode(z, given))
+    assert torch.allclose(forward, encoded_kl(one, other, x, given))
+    mixed = Distillation(one, other, estimator=PairedKL(), forward_estimator=None, forward_share=0.25)
+    assert torch.allclose(mixed(x, given), 0.75 * reverse + 0.25 * forward)
+    monkeypatch.setattr(one.base, "sample", lambda shape: z)
+    assert torch.allclose(reverse, ConditionalKL()(one, other, x, given)[1])
+    mixed(x, given).sum().backward()
+    assert all(parameter.grad is not None for parameter in one.parameters())
+    assert all(parameter.grad is None for parameter in (*other.parameters(), *mixed.teacher.parameters()))
+    with pytest.raises(ValueError, match="expected the same noise in student and teacher, got StandardLogistic and"):
+        PairedKL()(student(context, noise="logistic"), other, x, given)
+
+
+def test_the_pair_of_a_density_and_itself_is_one_sound():
+    one, other = equal_pair("gaussian")
+    x = other.sample(50)
+    draw, reverse, forward = PairedKL()(one, other, x)
+    assert torch.allclose(draw, x)
+    assert max(reverse.abs().max(), forward.abs().max()) < 1e-8
 
 
 @pytest.mark.parametrize("context", GIVEN)

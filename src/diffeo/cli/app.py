@@ -310,7 +310,7 @@ def distill(
         typer.Option("--forward-share", help="Weight of the forward KL in the last stage, of audio.  [default: 0.1]"),
     ] = None,
     power: Annotated[
-        float | None, typer.Option("--power", help="Weight of the power loss, of audio.  [default: 1]")
+        float | None, typer.Option("--power", help="Weight of the power loss, of audio.  [default: 2]")
     ] = None,
     contrast: Annotated[
         float | None, typer.Option("--contrast", help="Weight of the contrastive term, of audio.  [default: 0]")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,25 @@ from diffeo.flow import Flow, bits_per_dim
 from diffeo.jobs.audio import STEP, AudioData, Crops
 from diffeo.jobs.fit import likelihood_facts
 from diffeo.jobs.teaching import Stage, Teaching
-from diffeo.objectives import ConditionalKL, Distillation, PowerLoss
-from diffeo.objectives.conditional_kl import encoded_kl
+from diffeo.objectives import Distillation, PowerLoss
+from diffeo.objectives.conditional_kl import PairedKL, encoded_kl
 from diffeo.report import audio_figures
 from diffeo.report.compare import mean_and_error
 from diffeo.report.distillation import divergence_curve, divergences, draw_both, pace
 from diffeo.report.sound_distillation import compare_sounds, generate_end_naively, warnings
 from diffeo.training import FitResult
+from diffeo.training.parallel import World
 from diffeo.training.seeding import derive, seed_noise
 
 __all__ = ["AudioTeaching"]
 
-BATCH_SIZE = 2  # crops per step: their many samples are examples enough, and more steps matter more
+BATCH_SIZE = 1  # crops per step and process: their many samples are examples enough, and more steps matter more
+TOLD = 64  # batches that the teacher draws at a time
 VALIDATED = 16  # held-out crops that tell which weights to keep
 REPORTED = 16  # held-out crops that the report is of
 NAIVE = 50  # samples that are drawn naively, to time it
-FORWARD_SHARE = 0.1  # of the encoded KL in the last stage; with a tenth the forward KL halves
-POWER = 1.0  # weight of the power loss: without it the student whispers, at half of the loudness, for all its small KL
+FORWARD_SHARE = 0.1  # of the encoded KL in the last stage: it keeps what the reverse one leaves out
+POWER = 2.0  # weight of the power loss: without it the student whispers, at half of the loudness, for all its small KL
 KEPT = 4  # sounds of each kind that stay in the run directory
 
 
@@ -57,9 +60,11 @@ class AudioTeaching(Teaching):
             raise UserError(f"{self.path}: of audio, only a wavenet can be distilled: its conditionals are compared")
         form = self.opened.form
         audio = self._recordings(source)
+        contrast = self._contrast(settings)
+        batch_size = max(BATCH_SIZE, 2 if contrast else 1) * World(self.device).size
         same = {
             "context": form.parts, "mels": form.mels, "arguments": {"hop": form.hop}, "rate": form.rate,
-            "crop": self.opened.crop / form.rate, "batch_size": BATCH_SIZE,
+            "crop": self.opened.crop / form.rate, "batch_size": batch_size,
         }  # fmt: skip
         divided = self.provenance.get("seed")
         self.material = AudioData(audio, same, divided if isinstance(divided, int) else 0)
@@ -67,17 +72,17 @@ class AudioTeaching(Teaching):
         for note in self.material.notes:
             say(note)
         samples, power = self.opened.crop, settings.get("power", POWER)
-        both = partial(Distillation, estimator=ConditionalKL(), forward_estimator=encoded_kl)
-        share = settings.get("forward_share", FORWARD_SHARE)
-        auxiliary = [(power * samples, PowerLoss())] if power else []
+        encoded = partial(Distillation, forward_estimator=encoded_kl, forward_share=1.0)
+        both = partial(
+            Distillation, estimator=PairedKL(), forward_estimator=None,
+            forward_share=settings.get("forward_share", FORWARD_SHARE), contrast=contrast,
+            auxiliary=[(power * samples, PowerLoss())] if power else [],
+        )  # fmt: skip
         # Far from the teacher the reverse KL of sound explodes: its conditionals are narrow.
         self.stages = (
-            Stage("encoded", "KL along the encoding of real sound", partial(both, forward_share=1.0), 0.2, 2e-3),
-            Stage(
-                "reverse", "reverse KL, regularised",
-                partial(both, forward_share=share, contrast=self._contrast(settings), auxiliary=auxiliary), 0.8, 1e-3,
-            ),
-        )  # fmt: skip
+            Stage("encoded", "forward KL along the teacher's encoding", encoded, 0.2, 3e-3),
+            Stage("reverse", "reverse KL, regularised, and a share of the forward one", both, 0.8, 1e-3),
+        )
 
     def _recordings(self, source: Any) -> Audio:
         """Open the recordings that were given, or else those that the run names."""
@@ -98,12 +103,21 @@ class AudioTeaching(Teaching):
             raise UserError(f"{self.path} has no context to tell apart; leave --contrast out")
         return contrast
 
-    def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[_Inwards, tuple[Tensor, Tensor | None]]:
-        """Crops of the recordings that the teacher was trained on, and of some that it was not."""
-        x, context = _some(self.material.valid_x, self.material.valid_context, VALIDATED)
-        seed_noise(self.device, derive(seed, "validation"))
-        held_out = self.inwards(x)[0], context
-        return _Inwards(self.material.x, self, derive(seed, stage.name)), held_out
+    def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[_Told, tuple[Tensor, Tensor | None]]:
+        """Sounds of the teacher's in the contexts of recordings that it was trained on, and of some that it was not."""
+        _, context = _some(self.material.valid_x, self.material.valid_context, VALIDATED)
+        held_out = self.told(VALIDATED, context, derive(seed, "validation"))
+        return _Told(self.material.x, self, derive(seed, stage.name)), held_out
+
+    @torch.no_grad()
+    def told(self, rows: int, context: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Let the teacher draw so many sounds, in the contexts ``(rows, ...)`` if it takes any."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            seed_noise(self.device, seed)
+            if context is None:
+                return self.core.sample((rows,)), None
+            context = context.to(self.device)
+            return self.core.sample((), context), context
 
     def facts(self) -> dict[str, Any]:
         """Rate, frames, how long the recordings are together, and what the density is given."""
@@ -168,10 +182,13 @@ class AudioTeaching(Teaching):
         return [str(path) for path in paths]
 
 
-class _Inwards:
-    """Batches of data as the layers see them; epoch and number decide the noise of the dequantisation."""
+class _Told:
+    """Batches of sounds that the teacher draws in the contexts of recordings; epoch and number decide its noise.
 
-    def __init__(self, crops: Crops, teaching: Teaching, seed: int) -> None:
+    It draws those of many batches at once: a walk over time takes little longer for many rows than for one.
+    """
+
+    def __init__(self, crops: Crops, teaching: AudioTeaching, seed: int) -> None:
         self.crops, self.teaching, self.seed = crops, teaching, seed
         self.fingerprint = f"{crops.fingerprint} {seed}"
 
@@ -183,13 +200,15 @@ class _Inwards:
         self.crops.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        device = self.teaching.device
-        for number, batch in enumerate(self.crops):
-            x, context = batch if isinstance(batch, tuple) else (batch, None)
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                seed_noise(device, derive(self.seed, "dequantize", self.crops.epoch, number))
-                x, _ = self.teaching.inwards(x)
-            yield x, context
+        batches = iter(self.crops)
+        for number in count():
+            some = [part if isinstance(part, tuple) else (part, None) for part in islice(batches, TOLD)]
+            if not some:
+                return
+            sizes, contexts = [len(x) for x, _ in some], [c for _, c in some if c is not None]
+            seed = derive(self.seed, "teacher", self.crops.epoch, number)
+            x, context = self.teaching.told(sum(sizes), torch.cat(contexts) if contexts else None, seed)
+            yield from zip(x.split(sizes), context.split(sizes) if context is not None else repeat(None))  # noqa: B905
 
 
 def _some(x: Tensor, context: Tensor | None, most: int) -> tuple[Tensor, Tensor | None]:

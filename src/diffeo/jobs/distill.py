@@ -64,8 +64,8 @@ def distill_run(
     taught to follow them in a few Euler steps; it has samples and no likelihood. Any other student has a density, and
     lives within the teacher's preprocessing, which cancels in every log-ratio. That of a table learns from
     rows that the teacher draws: first to give them density (the forward KL), then by both Kullback-Leibler divergences.
-    That of audio, a Parallel WaveNet, learns from real recordings: first to map the teacher's encoding of them as the
-    teacher does, then, in their contexts, by the reverse KL.
+    That of audio, a Parallel WaveNet, learns from sounds that the teacher draws in the contexts of recordings: first to
+    map the noise of each to it, then by the reverse KL.
 
     Args:
         run: the teacher's run directory.
@@ -80,8 +80,8 @@ def distill_run(
             audio, passes over the recordings, 60.
         minutes: the same in minutes instead.
         forward_share: weight of the forward KL, along the teacher's encoding, in the last stage of audio; 0.1 by
-            default. It keeps more of what the teacher knows, and makes a step almost twice as long.
-        power: weight of the power loss, per sample, of audio; 1 by default, without which a student whispers.
+            default. It keeps more of what the teacher knows.
+        power: weight of the power loss, per sample, of audio; 2 by default, without which a student whispers.
         contrast: weight of the contrastive term, of audio, in [0, 1); 0.3 in the paper.
         missing: what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
         seed: decides the initial weights, the draws and the noise; 0 by default.

@@ -2,7 +2,7 @@
 
 from diffeo.objectives.base import Objective
 from diffeo.objectives.choice import objective_of
-from diffeo.objectives.conditional_kl import ConditionalKL
+from diffeo.objectives.conditional_kl import ConditionalKL, PairedKL
 from diffeo.objectives.distillation import Distillation, WarmStart
 from diffeo.objectives.few_steps import StepMatching, few_steps, reflow_pairs, trajectories
 from diffeo.objectives.flow_matching import FlowMatching, guided
@@ -15,6 +15,7 @@ __all__ = [
     "FlowMatching",
     "MaximumLikelihood",
     "Objective",
+    "PairedKL",
     "PowerLoss",
     "StepMatching",
     "WarmStart",

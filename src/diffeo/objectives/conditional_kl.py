@@ -23,7 +23,7 @@ from diffeo.transforms import (
     Transform,
 )
 
-__all__ = ["ConditionalKL", "Conditionals", "check_noise", "collapsed", "encoded_kl", "entropy"]
+__all__ = ["ConditionalKL", "Conditionals", "PairedKL", "check_noise", "collapsed", "encoded_kl", "entropy"]
 
 # H of one element of noise, in nats: a location does not change it, and a scale s adds ln s.
 _ENTROPY = {StandardNormal: 0.5 * math.log(2 * math.pi * math.e), StandardLogistic: 2.0}
@@ -73,8 +73,18 @@ class ConditionalKL:
         Returns:
             Draws ``(N, T)``, differentiable, and ``(N,)``.
         """
-        z = student.base.sample((len(x),))
-        draw, location, log_scale = collapsed(student, z, context)
+        draw, location, log_scale = collapsed(student, student.base.sample((len(x),)), context)
+        return draw, self._divergence(student, teacher, draw, location, log_scale, context)
+
+    def _divergence(
+        self,
+        student: Any,
+        teacher: Any,
+        draw: Tensor,
+        location: Tensor,
+        log_scale: Tensor,
+        context: Tensor | None,
+    ) -> Tensor:
         density = Conditionals(teacher, draw, context)
         if density.gaussian and isinstance(student.base, StandardNormal):
             apart, log_slope = density.normalize(location)  # (m_q - m_p) / s_p and -ln s_p
@@ -82,10 +92,34 @@ class ConditionalKL:
             each = 0.5 * (torch.expm1(2 * log_ratio) + apart.square()) - log_ratio
             each = each + self.regularizer * log_ratio.square()
         else:
-            noise = type(student.base)(()).to(z).sample((self.draws, *z.shape))
+            noise = type(student.base)(()).to(location).sample((self.draws, *location.shape))
             values = location + torch.exp(log_scale) * noise
             each = -density.log_prob(values).mean(0) - entropy(student, log_scale)
-        return draw, each.sum(-1)
+        return each.sum(-1)
+
+
+class PairedKL(ConditionalKL):
+    """Both KLs by one reading of the student, at the noise z of which the teacher makes the row x, as the student s.
+
+    The reverse KL is that of ``ConditionalKL`` at s, the forward KL that of ``encoded_kl`` at x, and both are of the
+    same m_t and s_t of z_<t: of a student alike to its teacher, s is x. The rows must be the teacher's own draws, or
+    their noise is no noise. The price of the forward KL is one pass of the teacher without a gradient.
+
+    It is an estimator of both for ``Distillation``, and has the arguments of ``ConditionalKL``.
+
+    Raises:
+        ValueError: as ``ConditionalKL``, and for a student of other noise than the teacher's.
+    """
+
+    def __call__(  # type: ignore[override]
+        self, student: Any, teacher: Any, x: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the student's draws ``(N, T)``, reverse and forward KL, ``(N,)`` each, in nats per example."""
+        check_noise(student, teacher)
+        z, log_p = _encoded(teacher, x, context)
+        draw, location, log_scale = collapsed(student, z, context)
+        reverse = self._divergence(student, teacher, draw, location, log_scale, context)
+        return draw, reverse, log_p - _read_at(student, x, location, log_scale)
 
 
 def encoded_kl(student: Any, teacher: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -107,12 +141,22 @@ def encoded_kl(student: Any, teacher: Any, x: Tensor, context: Tensor | None = N
         ValueError: for a student that is no such chain, or of other noise than the teacher's.
     """
     check_noise(student, teacher)
-    with torch.no_grad():
-        z, log_det = teacher.transform.inverse_and_log_det(x, teacher.normalize_context(context))
-        log_p: Tensor = teacher.base.log_prob(z) + log_det
+    z, log_p = _encoded(teacher, x, context)
     _, location, log_scale = collapsed(student, z, context)
+    return log_p - _read_at(student, x, location, log_scale)
+
+
+@torch.no_grad()
+def _encoded(teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The noise of which the teacher makes x, and ln p(x)."""
+    z, log_det = teacher.transform.inverse_and_log_det(x, teacher.normalize_context(context))
+    return z, teacher.base.log_prob(z) + log_det
+
+
+def _read_at(student: Any, x: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
+    """The log-density of x under the conditionals of a collapsed chain."""
     log_q: Tensor = student.base.log_prob((x - location) * torch.exp(-log_scale)) - log_scale.sum(-1)
-    return log_p - log_q
+    return log_q
 
 
 def check_noise(student: Any, teacher: Any) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "Distillation",
     "Estimator",
     "ForwardEstimator",
+    "PairedEstimator",
     "WarmStart",
     "foreign_likelihood",
     "path_gradient",
@@ -29,6 +30,15 @@ class Estimator(Protocol):
 
     def __call__(self, student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return draws (N, *event), differentiable, and KL(student || teacher) in nats per example, (N,)."""
+
+
+class PairedEstimator(Protocol):
+    """Both KLs by one reading of the student, at rows that are the teacher's own."""
+
+    def __call__(
+        self, student: Any, teacher: Any, x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return draws (N, *event), KL(student || teacher) and KL(teacher || student), (N,), all differentiable."""
 
 
 class ForwardEstimator(Protocol):
@@ -120,11 +130,12 @@ class Distillation(_Taught):
     Args:
         student: the flow to train, cheap to sample.
         teacher: a density of the same events and contexts: ``log_prob(x, context, nan=)``, differentiable in x.
-        estimator: of the reverse KL.
-        forward_estimator: of the forward KL.
+        estimator: of the reverse KL; of both, if there is no other for the forward KL.
+        forward_estimator: of the forward KL, or None.
         forward_share: w, the weight of the forward KL.
         contrast: the weight gamma of the contrastive term of the paper, -gamma KL(student || teacher told another
-            row's context), 0.3 there: a student of a strong condition must not ignore it.
+            row's context), 0.3 there: a student of a strong condition must not ignore it. It takes batches of two rows
+            or more.
         auxiliary: further losses, each with its weight: modules on (draws, rows, context) that give (N,).
 
     Raises:
@@ -137,8 +148,8 @@ class Distillation(_Taught):
         student: nn.Module,
         teacher: nn.Module,
         *,
-        estimator: Estimator = reparameterized,
-        forward_estimator: ForwardEstimator = foreign_likelihood,
+        estimator: Estimator | PairedEstimator = reparameterized,
+        forward_estimator: ForwardEstimator | None = foreign_likelihood,
         forward_share: float = 0.5,
         contrast: float = 0.0,
         auxiliary: Iterable[tuple[float, nn.Module]] = (),
@@ -164,17 +175,19 @@ class Distillation(_Taught):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the loss of each row, shape (N,)."""
         self._show(x, context)
-        loss = x.new_zeros(len(x))
-        if self.forward_share:
-            loss = loss + self.forward_share * self.forward_estimator(self.flow, self.teacher, x, context)
-        if self.forward_share == 1 and not self.weights:
-            return loss
-        draw, kl = self.estimator(self.flow, self.teacher, x, context)
-        if self.contrast:
+        w, forward = self.forward_share, x.new_zeros(())
+        if w and self.forward_estimator is not None:
+            forward = self.forward_estimator(self.flow, self.teacher, x, context)
+            if w == 1 and not self.weights:
+                return forward
+        draw, kl, *more = self.estimator(self.flow, self.teacher, x, context)
+        if self.forward_estimator is None:
+            (forward,) = more
+        if self.contrast and len(x) > 1:
             assert context is not None  # the flow has asked for one
             told, other = (self.teacher.log_prob(draw, c, nan="propagate") for c in (context, context.roll(1, 0)))
             kl = kl - self.contrast * (kl + told - other)
-        loss = loss + (1 - self.forward_share) * kl
+        loss = (1 - w) * kl + w * forward if w else kl
         for weight, module in zip(self.weights, self.auxiliary, strict=True):
             loss = loss + weight * module(draw, x, context)
         return loss
