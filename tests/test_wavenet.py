@@ -107,6 +107,10 @@ def test_the_kernel_equals_its_plain_twin(plain, shape):
             assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * (1 + (b.abs().max().item() if b.numel() else 0)))
         with torch.no_grad():
             assert torch.equal(net(x, shared), fast[0]), "the same without gradients"
+        net.requires_grad_(False)
+        (through,) = torch.autograd.grad((weights * net(x, shared)).sum(), x)
+        net.requires_grad_(True)
+        assert torch.allclose(through, fast[1], rtol=1e-5, atol=1e-6 * (1 + fast[1].abs().max().item())), "if frozen"
 
 
 @needs_compiler

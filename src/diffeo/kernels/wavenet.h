@@ -239,8 +239,8 @@ int wavenet_f32(long rows, long length, const WaveNet *net, const float *shared,
     return failed;
 }
 
-/* Gradients, given by_out (rows, size, length): of x (or NULL), of shared (or NULL), and of all weights, one after
- * another in their order, (rows, total): summing over rows is left to the caller, in an order that no scheduling
+/* Gradients, given by_out (rows, size, length): of x (or NULL), of shared (or NULL), and of all weights (or NULL), one
+ * after another in their order, (rows, total): summing over rows is left to the caller, in an order that no scheduling
  * changes. */
 int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float *x, const float *kept,
                          const float *by_out, float *by_x, float *by_shared, float *by_weights, int threads) {
@@ -271,9 +271,12 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
             const float *const inputs = kept + r * wavenet_kept(length, net);
             const float *const factors = inputs + depth * C * by_h;
             const float *const skips = factors + depth * 2 * C * width, *const mids = skips + S * width;
-            float *g[12], *next = by_weights + r * total;
-            for (int i = 0; i < 12; next += sizes[i++]) g[i] = next;
-            memset(g[0], 0, sizeof(float) * (size_t)total);
+            float *g[12] = {NULL};
+            if (by_weights) {
+                float *next = by_weights + r * total;
+                for (int i = 0; i < 12; next += sizes[i++]) g[i] = next;
+                memset(g[0], 0, sizeof(float) * (size_t)total);
+            }
             const long sharing = depth * 2 * C * net->frames;
             if (by_shared) memset(by_shared + r * sharing, 0, sizeof(float) * (size_t)sharing);
             for (long i = 0; i < depth * 2 * C; i++)
@@ -284,8 +287,10 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
                 memset(outs, 0, sizeof(float) * (size_t)(size * BLOCK));
                 for (long i = 0; i < size; i++)
                     memcpy(outs + i * BLOCK, by_out + (r * size + i) * length + first, sizeof(float) * (size_t)valid);
-                outer(outs, BLOCK, size, mids + first, width, S, times, g[LAST], S);
-                sum_rows(outs, BLOCK, size, times, g[LAST_BIAS]);
+                if (by_weights) {
+                    outer(outs, BLOCK, size, mids + first, width, S, times, g[LAST], S);
+                    sum_rows(outs, BLOCK, size, times, g[LAST_BIAS]);
+                }
                 memset(by_mid, 0, sizeof(float) * (size_t)(S * BLOCK));
                 multiply(w[LAST], 1, S, S, size, outs, BLOCK, by_mid, BLOCK, times);
                 for (long i = 0; i < S; i++)
@@ -293,8 +298,10 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
                         v16 *const at = (v16 *)(by_mid + i * BLOCK + t);
                         *at = pick_f(*(const v16 *)(mids + i * width + first + t) > 0, *at, splat(0));
                     }
-                outer(by_mid, BLOCK, S, skips + first, width, S, times, g[MID], S);
-                sum_rows(by_mid, BLOCK, S, times, g[MID_BIAS]);
+                if (by_weights) {
+                    outer(by_mid, BLOCK, S, skips + first, width, S, times, g[MID], S);
+                    sum_rows(by_mid, BLOCK, S, times, g[MID_BIAS]);
+                }
                 memset(by_skip, 0, sizeof(float) * (size_t)(S * BLOCK));
                 multiply(w[MID], 1, S, S, S, by_mid, BLOCK, by_skip, BLOCK, times);
                 for (long i = 0; i < S; i++)
@@ -302,7 +309,7 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
                         v16 *const at = (v16 *)(by_skip + i * BLOCK + t);
                         *at = pick_f(*(const v16 *)(skips + i * width + first + t) > 0, *at, splat(0));
                     }
-                sum_rows(by_skip, BLOCK, S, times, g[SKIP_BIAS]);
+                if (by_weights) sum_rows(by_skip, BLOCK, S, times, g[SKIP_BIAS]);
                 memset(by_next, 0, sizeof(float) * (size_t)(C * BLOCK));
                 for (long l = depth - 1; l >= 0; l--) {
                     const float *const gate = factors + l * 2 * C * width + first;
@@ -321,12 +328,14 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
                             *(v16 *)(by_gate + i * by_h + t) = by * b * (1.0f - a * a);
                             *(v16 *)(by_gate + (C + i) * by_h + t) = by * a * b * (1.0f - b);
                         }
-                    outer(by_skip, BLOCK, S, units, BLOCK, C, times, g[SKIP] + l * C, depth * C);
-                    if (l < depth - 1) {
-                        outer(by_next, BLOCK, C, units, BLOCK, C, times, g[RESIDUAL] + l * C * C, C);
-                        sum_rows(by_next, BLOCK, C, times, g[RESIDUAL_BIAS] + l * C);
+                    if (by_weights) {
+                        outer(by_skip, BLOCK, S, units, BLOCK, C, times, g[SKIP] + l * C, depth * C);
+                        if (l < depth - 1) {
+                            outer(by_next, BLOCK, C, units, BLOCK, C, times, g[RESIDUAL] + l * C * C, C);
+                            sum_rows(by_next, BLOCK, C, times, g[RESIDUAL_BIAS] + l * C);
+                        }
+                        sum_rows(by_gate, by_h, 2 * C, times, g[GATE_BIAS] + l * 2 * C);
                     }
-                    sum_rows(by_gate, by_h, 2 * C, times, g[GATE_BIAS] + l * 2 * C);
                     if (by_shared)
                         for (long i = 0; i < 2 * C; i++) {
                             float *const mine = by_shared + ((r * depth + l) * 2 * C + i) * net->frames;
@@ -339,11 +348,11 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
                         }
                     for (long tap = 0; tap < kernel; tap++) {
                         const long shift = tap * net->dilations[l], at = (l * kernel + tap) * 2 * C * C;
-                        outer(by_gate, by_h, 2 * C, h - shift, by_h, C, times, g[TAPS] + at, C);
+                        if (by_weights) outer(by_gate, by_h, 2 * C, h - shift, by_h, C, times, g[TAPS] + at, C);
                         multiply(w[TAPS] + at, 1, C, C, 2 * C, by_gate + shift, by_h, by_next, BLOCK, times);
                     }
                 }
-                sum_rows(by_next, BLOCK, C, times, g[FIRST_BIAS]);
+                if (by_weights) sum_rows(by_next, BLOCK, C, times, g[FIRST_BIAS]);
                 for (long t = 0; t < times; t++) {
                     const long past = first + t - 1;
                     if (past < 0 || past >= length) continue;
@@ -351,7 +360,7 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
                     for (long i = 0; i < C; i++) {
                         const float by = by_next[i * BLOCK + t];
                         sum += w[FIRST][i] * by;
-                        g[FIRST][i] += x[r * length + past] * by;
+                        if (by_weights) g[FIRST][i] += x[r * length + past] * by;
                     }
                     if (by_x && past < length) by_x[r * length + past] = sum;
                 }

@@ -196,17 +196,20 @@ class _Read(torch.autograd.Function):
         grad = grad.contiguous()
         fed, given, tensors = _contiguous(x, shared, weights)
         by_x = torch.empty_like(fed) if ctx.needs_input_grad[1] else None
-        by_shared = None if given is None else torch.empty_like(given)
-        by_weights = fed.new_empty(len(fed), sum(each.numel() for each in tensors))
+        by_shared = torch.empty_like(given) if given is not None and ctx.needs_input_grad[2] else None
+        learns = any(ctx.needs_input_grad[3:])  # a frozen network passes gradients on for half the price
+        by_weights = fed.new_empty(len(fed), sum(each.numel() for each in tensors)) if learns else None
         native: Any = library()
         failed = native.wavenet_backward_f32(
             *fed.shape, ctypes.byref(net.described(tensors, _frames(given))), fed.data_ptr(),
-            ctx.kept.values.data_ptr(), grad.data_ptr(), pointer(by_x), pointer(by_shared), by_weights.data_ptr(),
+            ctx.kept.values.data_ptr(), grad.data_ptr(), pointer(by_x), pointer(by_shared), pointer(by_weights),
             torch.get_num_threads(),
         )  # fmt: skip
         if failed:
             raise MemoryError("expected memory for a WaveNet's gradients, got none")
         if by_shared is not None and shared.shape[0] != len(fed):
             by_shared = by_shared.sum(0, keepdim=True)
+        if by_weights is None:
+            return None, by_x, by_shared, *(None for _ in tensors)
         parts = by_weights.sum(0).split([each.numel() for each in tensors])
         return None, by_x, by_shared, *(part.reshape(each.shape) for part, each in zip(parts, tensors, strict=True))
