@@ -144,6 +144,13 @@ def test_forward_share_is_maximum_likelihood():
     assert torch.allclose(seeded(0.25), 0.75 * seeded(0.0) + 0.25 * seeded(1.0), atol=1e-5)
 
 
+def test_without_a_forward_estimator_the_other_gives_both():
+    x = torch.randn(30, 3)
+    with pytest.raises(ValueError, match="expected an estimator of both KLs"):
+        Distillation(small("iaf"), small("maf"), forward_estimator=None)(x)
+    assert Distillation(small("iaf"), small("maf"), forward_estimator=None, forward_share=0.0)(x).shape == (30,)
+
+
 def test_contrast_is_a_divergence_from_the_wrong_context():
     student, teacher = small("iaf", context=2), small("maf", context=2)
     x, context = torch.randn(30, 3), torch.randn(30, 2)

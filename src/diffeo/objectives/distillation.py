@@ -181,7 +181,9 @@ class Distillation(_Taught):
             if w == 1 and not self.weights:
                 return forward
         draw, kl, *more = self.estimator(self.flow, self.teacher, x, context)
-        if self.forward_estimator is None:
+        if w and self.forward_estimator is None:
+            if not more:
+                raise ValueError("expected an estimator of both KLs, as there is none of the forward one, got one of one")
             (forward,) = more
         if self.contrast and len(x) > 1:
             assert context is not None  # the flow has asked for one
