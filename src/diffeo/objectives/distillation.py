@@ -183,7 +183,7 @@ class Distillation(_Taught):
         draw, kl, *more = self.estimator(self.flow, self.teacher, x, context)
         if w and self.forward_estimator is None:
             if not more:
-                raise ValueError("expected an estimator of both KLs, as there is none of the forward one, got one of one")
+                raise ValueError("expected an estimator of both KLs where there is no forward one, got one of one")
             (forward,) = more
         if self.contrast and len(x) > 1:
             assert context is not None  # the flow has asked for one
