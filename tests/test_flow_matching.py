@@ -13,11 +13,12 @@ from cases import randomise
 from diffeo.cli import main
 from diffeo.objectives import FlowMatching, StepMatching, few_steps, guided, objective_of, reflow_pairs, trajectories
 from diffeo.objectives.couplings import assign
-from diffeo.objectives.flow_matching import split_ode
+from diffeo.objectives.flow_matching import split_ode, with_ode
 from diffeo.objectives.paths import PATHS
 from diffeo.report.transport import distance_by_steps, squared_wasserstein, straightness
 from diffeo.training.batches import Rows, Stream
 from diffeo.training.pairs import REUSED, Pairs
+from diffeo.transforms import ODE
 
 
 def small(features=2, context=0, **options):
@@ -297,8 +298,16 @@ def test_objectives_follow_the_recipe():
     rebuilt.load_state_dict(flow.state_dict())
 
 
+class Narrow(torch.nn.Module):
+    """A velocity that has forgotten a column: without a check it would be broadcast."""
+
+    def forward(self, x, t, context=None):
+        return x[:, :1]
+
+
 def test_mistakes_are_named():
     flow = small()
+    narrow = with_ode(small(), ODE(Narrow(), (2,)))
     for make, message in (
         (lambda: FlowMatching(flow, "straight"), "expected a path among linear, cosine, vp, got 'straight'"),
         (lambda: FlowMatching(flow, coupling="best"), "expected coupling among independent, optimal, got 'best'"),
@@ -313,6 +322,8 @@ def test_mistakes_are_named():
         (lambda: small(dropout=0.1), "expected a context that can be withheld"),
         (lambda: StepMatching(flow), "expected a student that samples in Euler steps"),
         (lambda: few_steps(flow, 0), "expected at least one step, got 0"),
+        (lambda: FlowMatching(narrow)(torch.randn(5, 2)), r"velocity of the shape of its input \(5, 2\), got \(5, 1\)"),
+        (lambda: StepMatching(few_steps(narrow, 2))(torch.zeros(5, 3, 2)), "velocity of the shape of its input"),
         (lambda: StepMatching(few_steps(flow, 2))(torch.zeros(5, 2, 2)), r"expected trajectories \(N, 3, "),
         (lambda: Pairs(rows(60, 20), None, 10), "expected a pool of at least a batch of 20 rows to couple, got 10"),
         (
@@ -392,6 +403,23 @@ def test_the_life_of_a_run(run, capsys):
     assert main(["info", str(run / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))["cheap"] == "neither"
     assert main(["check", str(run / "run"), table]) == 0
+
+
+def test_samples_are_guided(run, capsys):
+    argv = ["sample", str(run / "given"), "-n", "40", "--given", "label=1"]
+    for name, more in (("plain", []), ("one", ["--guidance", "1"]), ("more", ["--guidance", "3"])):
+        assert main([*argv, "--out", str(run / f"{name}.csv"), *more]) == 0
+    plain, one, more = (np.genfromtxt(run / f"{n}.csv", delimiter=",", skip_header=1) for n in ("plain", "one", "more"))
+    assert np.allclose(plain, one, atol=1e-4)
+    assert np.isfinite(more).all()
+    assert not np.allclose(plain, more, atol=1e-4)
+    for name, given, weight, said in (
+        ("run", [], "2", "run: guidance (--guidance) takes a conditional flow-matching run"),
+        ("given", ["--given", "label=1"], "nan", "expected a finite weight of guidance"),
+    ):
+        capsys.readouterr()
+        assert main(["sample", str(run / name), "-n", "5", *given, "--guidance", weight]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_images_train_sample_and_score(tmp_path, capsys):

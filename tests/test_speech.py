@@ -144,7 +144,7 @@ def test_a_mixture_has_a_student_of_logistic_noise(teachers, tmp_path, capsys):
 
 
 def test_an_interrupted_distillation_goes_on(teachers, tmp_path, monkeypatch):
-    """Dequantisation, draws and the order of the crops depend on the place in the training alone."""
+    """Draws and the order of the crops depend on the place in the training alone."""
     original, written = checkpoints.save_checkpoint, []
 
     def dying(path, *rest):

@@ -12,8 +12,8 @@ _NAMES = {
     "flow": "Flow FlowDistribution bits_per_dim",
     "bases": "StandardNormal StandardLogistic Uniform GaussianMixture",
     "recipes": "RECIPES build nice realnvp glow maf iaf nsf wavenet parallel_wavenet flow_matching",
-    "objectives": "Objective MaximumLikelihood Distillation WarmStart ConditionalKL PowerLoss FlowMatching StepMatching"
-    " few_steps guided reflow_pairs",
+    "objectives": "Objective MaximumLikelihood Distillation WarmStart ConditionalKL PairedKL PowerLoss FlowMatching"
+    " StepMatching few_steps guided reflow_pairs",
     "training": "fit load_run SampleStream",
     "inpainting": "inpaint",
     "": "transforms nets data spectral",
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         FlowMatching,
         MaximumLikelihood,
         Objective,
+        PairedKL,
         PowerLoss,
         StepMatching,
         WarmStart,

@@ -210,6 +210,10 @@ def sample(
         str | None,
         typer.Option("--given-file", help="A table of contexts instead; recordings for their mel.", metavar="DATA"),
     ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option("--guidance", help="Of flow matching: above 1, more typical of the context.", metavar="WEIGHT"),
+    ] = None,
     length: Annotated[
         float | None, typer.Option("--seconds", help="How long sounds shall be.", metavar="SECONDS")
     ] = None,
@@ -230,7 +234,9 @@ def sample(
     from diffeo.jobs import run_kind, sample_audio, sample_images, sample_table
 
     kind = run_kind(run)
-    if kind != "audio":
+    if kind == "audio":
+        _refuse(run, kind, {"--guidance": guidance is not None})
+    else:
         _refuse(run, kind, {"--seconds": length is not None, "--given-file": given_file and kind == "images"})
     if kind == "audio":
         with RowsBar("drew") as bar:
@@ -243,16 +249,17 @@ def sample(
     if kind == "images":
         with RowsBar("drew") as bar:
             summary = sample_images(
-                run, number, out, given=parse.texts(given, "--given"), seed=seed, device=device, force=force,
-                progress=bar,
+                run, number, out, given=parse.texts(given, "--given"), guidance=guidance, seed=seed, device=device,
+                force=force, progress=bar,
             )  # fmt: skip
         _print(summary, as_json, show.sample_images)
         return
     values = parse.numbers(given, "--given")
     with RowsBar("drew") as bar:
         summary = sample_table(
-            run, number, out, given=values, given_from=given_file, seed=seed, device=device, force=force, progress=bar
-        )
+            run, number, out, given=values, given_from=given_file, guidance=guidance, seed=seed, device=device,
+            force=force, progress=bar,
+        )  # fmt: skip
     _print(summary, as_json, show.sample, results_on_stdout=_is_stdout(out))
 
 
@@ -293,7 +300,10 @@ def distill(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="The teacher's table or recordings, to judge by.  [default: those that RUN names]"),
+        typer.Option(
+            "--data",
+            help="The teacher's table or recordings, for contexts and to judge by.  [default: those that RUN names]",
+        ),
     ] = None,
     drop_missing: DropMissing = False,
     epochs: Annotated[

@@ -25,12 +25,12 @@ from diffeo.report.distillation import divergence_curve, divergences, draw_both,
 from diffeo.report.sound_distillation import compare_sounds, generate_end_naively, warnings
 from diffeo.training import FitResult
 from diffeo.training.parallel import World
-from diffeo.training.seeding import derive, seed_noise
+from diffeo.training.seeding import derive, seed_noise, seeded
 
 __all__ = ["AudioTeaching"]
 
 BATCH_SIZE = 1  # crops per step and process: their many samples are examples enough, and more steps matter more
-TOLD = 64  # batches that the teacher draws at a time
+TOLD = {"cpu": 8, "cuda": 256}  # batches that the teacher draws at a time: there a walk of many rows costs that of one
 VALIDATED = 16  # held-out crops that tell which weights to keep
 REPORTED = 16  # held-out crops that the report is of
 NAIVE = 50  # samples that are drawn naively, to time it
@@ -40,7 +40,10 @@ KEPT = 4  # sounds of each kind that stay in the run directory
 
 
 class AudioTeaching(Teaching):
-    """Real recordings and their contexts, divided as the teacher's were: whole crops, dequantised once and for all."""
+    """The teacher's own sounds, in the contexts of real recordings: whole crops, divided as the teacher's were.
+
+    The recordings themselves are what the report compares with.
+    """
 
     what, unit, dimension, teachers = "audio", "recording", "sample", "audio"
     options = ("forward_share", "power", "contrast")
@@ -80,8 +83,8 @@ class AudioTeaching(Teaching):
         )  # fmt: skip
         # Far from the teacher the reverse KL of sound explodes: its conditionals are narrow.
         self.stages = (
-            Stage("encoded", "forward KL along the teacher's encoding", encoded, 0.2, 3e-3),
-            Stage("reverse", "reverse KL, regularised, and a share of the forward one", both, 0.8, 1e-3),
+            Stage("encoded", "forward KL, encoded", encoded, 0.2, 3e-3),
+            Stage("reverse", "reverse KL, regularised", both, 0.8, 1e-3),
         )
 
     def _recordings(self, source: Any) -> Audio:
@@ -112,8 +115,7 @@ class AudioTeaching(Teaching):
     @torch.no_grad()
     def told(self, rows: int, context: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
         """Let the teacher draw so many sounds, in the contexts ``(rows, ...)`` if it takes any."""
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            seed_noise(self.device, seed)
+        with seeded(self.device, seed):
             if context is None:
                 return self.core.sample((rows,)), None
             context = context.to(self.device)
@@ -185,7 +187,7 @@ class AudioTeaching(Teaching):
 class _Told:
     """Batches of sounds that the teacher draws in the contexts of recordings; epoch and number decide its noise.
 
-    It draws those of many batches at once: a walk over time takes little longer for many rows than for one.
+    It draws those of many batches at once, for a walk over time takes many steps however few rows go along.
     """
 
     def __init__(self, crops: Crops, teaching: AudioTeaching, seed: int) -> None:
@@ -202,7 +204,10 @@ class _Told:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         batches = iter(self.crops)
         for number in count():
-            some = [part if isinstance(part, tuple) else (part, None) for part in islice(batches, TOLD)]
+            some = [
+                part if isinstance(part, tuple) else (part, None)
+                for part in islice(batches, TOLD.get(self.teaching.device.type, 8))
+            ]
             if not some:
                 return
             sizes, contexts = [len(x) for x, _ in some], [c for _, c in some if c is not None]

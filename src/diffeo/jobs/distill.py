@@ -25,6 +25,7 @@ from diffeo.jobs.teaching import Teaching
 from diffeo.recipes import build
 from diffeo.recipes.assembly import take_apart
 from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
+from diffeo.training.device import choose_device
 from diffeo.training.parallel import World
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.training.weights import digest
@@ -99,7 +100,8 @@ def distill_run(
         UserError: for bad input, a teacher that samples in one pass or a few steps already, an unknown student or
             argument, or a folder that cannot be written.
     """
-    teacher = with_likelihood(open_any_run(run, device))
+    world = World(choose_device(device))
+    teacher = with_likelihood(open_any_run(run, world.device))
     folder = Path(out)
     if folder.exists() and folder.samefile(run):
         raise UserError(f"{folder} is the teacher's own folder: choose another one for the student (--out)")
@@ -117,7 +119,6 @@ def distill_run(
     teaching = _teaching(teacher, TEACHINGS[run_kind(run)], settings.get("student"))
     refuse_foreign({kind.what: kind.options for kind in kinds}, teaching.what, settings)
     seed = settings.get("seed", 0)
-    world = World(teaching.device)
     tell = say if world.leads else lambda text: None
 
     teaching.read(source, settings, seed, tell)

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from diffeo.jobs.pixels import ImageRun, open_image_run
 from diffeo.jobs.runs import OpenRun, open_run, run_kind
 from diffeo.jobs.sounds import AudioRun, open_audio_run
@@ -17,7 +19,7 @@ AnyRun = OpenRun | ImageRun | AudioRun
 _OPENERS: dict[str, Callable[..., Any]] = {"images": open_image_run, "audio": open_audio_run}
 
 
-def open_any_run(run: str | os.PathLike[str], device: str | None = None) -> AnyRun:
+def open_any_run(run: str | os.PathLike[str], device: str | torch.device | None = None) -> AnyRun:
     """Load a run directory, of whatever it was trained on.
 
     Raises:

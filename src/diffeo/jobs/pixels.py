@@ -19,7 +19,7 @@ from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.inpainting import inpaint
 from diffeo.jobs.images import describe_images, one_hot
-from diffeo.jobs.runs import with_likelihood
+from diffeo.jobs.runs import with_guidance, with_likelihood
 from diffeo.training.device import choose_device
 from diffeo.training.run import load_run
 from diffeo.training.seeding import derive, seed_noise
@@ -79,7 +79,7 @@ class ImageRun:
         return one_hot(images.labels, len(self.classes)).to(self.device)
 
 
-def open_image_run(run: str | os.PathLike[str], device: str | None = None) -> ImageRun:
+def open_image_run(run: str | os.PathLike[str], device: str | torch.device | None = None) -> ImageRun:
     """Load a run directory of images.
 
     Raises:
@@ -174,6 +174,7 @@ def sample_images(
     out: str | os.PathLike[str] | None,
     *,
     given: Mapping[str, Any] | None = None,
+    guidance: float | None = None,
     seed: int = 0,
     device: str | None = None,
     force: bool = False,
@@ -186,20 +187,22 @@ def sample_images(
         n: how many.
         out: a name ending in .png or .npz, or that of a folder to make.
         given: {"label": class} for a conditional run; without it classes take turns.
+        guidance: of a continuous flow, how much more typical of their class images shall be than the data (1: just as).
         seed: the same seed gives the same images.
         device: where to compute.
         force: replace ``out``.
         progress: called with the number of images done and of all.
 
     Raises:
-        UserError: for a number below 1, an unknown class, or an output that cannot be written.
+        UserError: for a number below 1, an unknown class, an output that cannot be written, or a model that cannot be
+            guided.
     """
     if n is None or n < 1:
         raise UserError(f"expected a number of images of at least 1 (-n), got {n}")
     if out is None or str(out) == "-":
         raise UserError("images need a place: give --out with a name ending in .png or .npz, or a folder")
     _check_target(out, force)
-    model = open_image_run(run, device)
+    model: ImageRun = with_guidance(open_image_run(run, device), guidance)
     labels = _given_labels(model, n, given)
     started = time.monotonic()
     tell = progress or (lambda done, total: None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -14,11 +14,12 @@ import torch
 from diffeo.data import Schema
 from diffeo.errors import UserError
 from diffeo.flow import Flow
+from diffeo.objectives import guided
 from diffeo.training.device import choose_device
 from diffeo.training.run import claim_folder, load_run, read_model
 from diffeo.transforms.ode import find_ode
 
-__all__ = ["OpenRun", "Opened", "claimed", "open_run", "run_kind", "with_likelihood"]
+__all__ = ["OpenRun", "Opened", "claimed", "open_run", "run_kind", "with_guidance", "with_likelihood"]
 
 
 class Opened(Protocol):
@@ -74,7 +75,7 @@ def run_kind(run: str | os.PathLike[str]) -> str:
     return (read_model(run)["schema"] or {}).get("kind", "table")
 
 
-def open_run(path: str | os.PathLike[str], device: str | None = None) -> OpenRun:
+def open_run(path: str | os.PathLike[str], device: str | torch.device | None = None) -> OpenRun:
     """Load a run directory that describes a table.
 
     Raises:
@@ -109,6 +110,21 @@ def with_likelihood(run: Kind) -> Kind:
     remedy = f"use the run that it was distilled from, {teacher}" if teacher else "train it without fixed steps"
     steps = f"{ode.steps} step{'s' * (ode.steps != 1)}"
     raise UserError(f"{run.path}: samples in {steps} of {ode.solver} and has no likelihood; {remedy}")
+
+
+def with_guidance(run: Any, weight: float | None) -> Any:
+    """Return a run that was opened, its flow guided by the context (see ``guided``) if a weight is given.
+
+    Raises:
+        UserError: for a flow that cannot be guided, or a weight that is not finite.
+    """
+    if weight is None:
+        return run
+    try:
+        return replace(run, flow=guided(run.flow, weight))
+    except ValueError as error:
+        remedy = "guidance (--guidance) takes a conditional flow-matching run trained with --set dropout=0.1"
+        raise UserError(f"{run.path}: {remedy}: {error}") from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 
 from diffeo.data import Schema, TableWriter
 from diffeo.errors import UserError
-from diffeo.jobs.runs import OpenRun, open_run
+from diffeo.jobs.runs import OpenRun, open_run, with_guidance
 from diffeo.training.seeding import derive, seed_noise
 
 __all__ = ["sample_table"]
@@ -27,6 +27,7 @@ def sample_table(
     *,
     given: Mapping[str, float] | None = None,
     given_from: Any = None,
+    guidance: float | None = None,
     seed: int = 0,
     device: str | None = None,
     force: bool = False,
@@ -40,6 +41,7 @@ def sample_table(
         out: a file whose name decides the format; None or ``-`` is csv on standard output.
         given: for a conditional model, a value for every context column.
         given_from: instead of ``given``, a table with the context columns.
+        guidance: of a continuous flow, how much more typical of their context rows shall be than the data (1: just as).
         seed: the same seed gives the same rows.
         device: where to compute; a GPU if there is one.
         force: replace ``out`` if it exists.
@@ -50,13 +52,13 @@ def sample_table(
 
     Raises:
         UserError: for a number below 1, a context that is missing, superfluous or incomplete, a bad run directory or an
-            output that cannot be written.
+            output that cannot be written, or a model that cannot be guided.
     """
     if n is None and given_from is None:
         raise UserError("how many rows? give a number of samples (-n)")
     if n is not None and n < 1:
         raise UserError(f"expected a number of samples of at least 1 (-n), got {n}")
-    model = open_run(run, device)
+    model: OpenRun = with_guidance(open_run(run, device), guidance)
     contexts, total = _contexts(model, n, given, given_from)
     started = time.monotonic()
     rows = bad = 0

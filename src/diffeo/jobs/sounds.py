@@ -64,7 +64,7 @@ class AudioRun:
         return found.labelled(self.form.pattern, self.form.classes)
 
 
-def open_audio_run(run: str | os.PathLike[str], device: str | None = None) -> AudioRun:
+def open_audio_run(run: str | os.PathLike[str], device: str | torch.device | None = None) -> AudioRun:
     """Load a run directory of audio.
 
     Raises:

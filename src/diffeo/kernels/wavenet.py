@@ -35,8 +35,8 @@ class _WaveNet(ctypes.Structure):
 class Dilated:
     """A WaveNet without its numbers; the twin is the same network in PyTorch's operations.
 
-    ``spare`` is memory of readings whose backward pass is over: the next ones take it, for what is given back to the
-    system comes back page by page, which takes as long as the network itself.
+    ``spare`` is memory of readings whose gradients nobody can ask for any more: the next ones take it, for what is
+    given back to the system comes back page by page, which takes as long as the network itself.
     """
 
     size: int
@@ -169,7 +169,7 @@ class _Kept:
             self.values = torch.empty(0)
         if self.values.shape != (rows, size):
             self.spare.clear()  # of another length, like this one
-            self.values = torch.empty(rows, size, dtype=torch.float32)
+            self.values = torch.empty(rows, size, dtype=torch.float32, device="cpu")
 
     def __del__(self) -> None:
         self.spare.append(self.values)

@@ -35,7 +35,8 @@ class Velocity(nn.Module):
         mean_t = a m_1 + s m_0,    var_t = a^2 s_1^2 + s^2 s_0^2,
         v = a' m_1 + s' m_0 + (a a' s_1^2 + s s' s_0^2) / var_t (x - mean_t).
 
-    A network that starts at zero corrects it: before the first step the flow is the Gaussian fit of the data.
+    A network that starts at zero corrects it: before the first step the flow is the fit of the data by a Gaussian of
+    independent elements.
 
     Args:
         net: (x ``(rows, *event)``, embedding ``(rows, embedding_size(...))``) -> the shape of x. Where it has a method

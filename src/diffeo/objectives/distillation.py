@@ -35,9 +35,7 @@ class Estimator(Protocol):
 class PairedEstimator(Protocol):
     """Both KLs by one reading of the student, at rows that are the teacher's own."""
 
-    def __call__(
-        self, student: Any, teacher: Any, x: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return draws (N, *event), KL(student || teacher) and KL(teacher || student), (N,), all differentiable."""
 
 
@@ -189,7 +187,7 @@ class Distillation(_Taught):
             assert context is not None  # the flow has asked for one
             told, other = (self.teacher.log_prob(draw, c, nan="propagate") for c in (context, context.roll(1, 0)))
             kl = kl - self.contrast * (kl + told - other)
-        loss = (1 - w) * kl + w * forward if w else kl
+        loss = kl if not w else forward if w == 1 else (1 - w) * kl + w * forward
         for weight, module in zip(self.weights, self.auxiliary, strict=True):
             loss = loss + weight * module(draw, x, context)
         return loss

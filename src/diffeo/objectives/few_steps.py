@@ -10,6 +10,7 @@ from torch import Tensor
 from diffeo.flow import Flow
 from diffeo.objectives.base import Objective
 from diffeo.objectives.flow_matching import check_dropout, split_ode, told, with_ode
+from diffeo.transforms.ode import expect_velocity
 
 __all__ = ["StepMatching", "few_steps", "reflow_pairs", "trajectories"]
 
@@ -51,7 +52,7 @@ class StepMatching(Objective):
         t, given = index.to(x.dtype) / steps, self.flow.normalize_context(context)
         keep = told(t, given, self.dropout if self.training else 0.0)
         found = ode.velocity(here, t, given) if keep is None else ode.velocity(here, t, given, keep)
-        return (found - (there - here) * steps).square().flatten(1).sum(1)
+        return (expect_velocity(found, here) - (there - here) * steps).square().flatten(1).sum(1)
 
 
 def few_steps(flow: Flow, steps: int) -> Flow:

@@ -13,6 +13,7 @@ from diffeo.objectives.base import Objective
 from diffeo.objectives.couplings import CONDITION_WEIGHT, assign
 from diffeo.objectives.paths import get_path
 from diffeo.transforms import ODE, Chain, Transform
+from diffeo.transforms.ode import expect_velocity
 
 __all__ = ["FlowMatching", "check_dropout", "guided", "split_ode", "told", "with_ode"]
 
@@ -92,7 +93,7 @@ class FlowMatching(Objective):
         a, s, da, ds = (each.reshape(shape) for each in self.path(t))
         between, target = torch.addcmul(a * rows, s, noise), torch.addcmul(da * rows, ds, noise)
         found = velocity(between, t, given) if keep is None else velocity(between, t, given, keep)
-        return (found - target).square().flatten(1).sum(1)
+        return (expect_velocity(found, between) - target).square().flatten(1).sum(1)
 
     @torch.no_grad()
     def couple(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -238,6 +238,7 @@ def fit(
                     weights = torch.full_like(losses, world.size / batch.total)
                     losses.backward(weights)
                     loss += losses.detach() @ weights
+                    del losses  # and what its graph holds on to
                 loss_value, norm_value, state.seconds, stop = world.agree(
                     loss, update.norm(), time.monotonic() - started, interrupt.pressed
                 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.training.batches import fingerprint
-from diffeo.training.seeding import derive, seed_noise
+from diffeo.training.seeding import derive, seeded
 
 __all__ = ["SampleStream"]
 
@@ -88,8 +88,7 @@ class SampleStream:
 
     def _batch(self, number: int, index: int) -> tuple[Tensor, Tensor | None]:
         device = self.flow.base.device_marker.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-            seed_noise(device, derive(self.seed, "draws", number, index))
+        with seeded(device, derive(self.seed, "draws", number, index)), torch.no_grad():
             if self.contexts is None:
                 return self.draw(self.flow, self.batch_size, context=None), None
             chosen = torch.randint(len(self.contexts), (self.batch_size,))

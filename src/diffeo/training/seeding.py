@@ -1,16 +1,26 @@
 """Randomness as a function of (seed, purpose, step): nothing to store, nothing to restore on resume."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-__all__ = ["derive", "seed_noise"]
+__all__ = ["derive", "seed_noise", "seeded"]
 
 
 def derive(seed: int, *keys: object) -> int:
     """Return 63 well-mixed bits that depend on the seed and on every key."""
     text = "/".join(map(str, (seed, *keys)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+@contextmanager
+def seeded(device: torch.device, value: int) -> Iterator[None]:
+    """A block that draws its own noise on ``device``: the caller's generators are after it as they were before."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        seed_noise(device, value)
+        yield
 
 
 def seed_noise(device: torch.device, value: int) -> None:

@@ -263,7 +263,7 @@ class ODE(Transform):
             x = state[:, :size].reshape(-1, *self.event_shape)
             given, signs = (each if each is None or rows is None else each[rows] for each in (context, probe))
             if not log_det:
-                return self._checked(self.velocity(x, t, given), x).flatten(1)
+                return expect_velocity(self.velocity(x, t, given), x).flatten(1)
             v, divergence = self._with_divergence(x, t, given, signs)
             return torch.cat([v.flatten(1), divergence[:, None]], 1)
 
@@ -273,19 +273,25 @@ class ODE(Transform):
         self, x: Tensor, t: Tensor, context: Tensor | None, probe: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         def at(x: Tensor) -> Tensor:
-            return self._checked(self.velocity(x, t, context), x)
+            return expect_velocity(self.velocity(x, t, context), x)
 
         if probe is not None:
             return estimated_trace(at, x, probe)
         if hasattr(self.velocity, "with_divergence"):
-            return self.velocity.with_divergence(x, t, context)
+            v, divergence = self.velocity.with_divergence(x, t, context)
+            return expect_velocity(v, x), divergence
         return exact_trace(at, x)
 
-    @staticmethod
-    def _checked(v: Tensor, x: Tensor) -> Tensor:
-        if v.shape != x.shape:
-            raise ValueError(f"expected a velocity of the shape of its input {tuple(x.shape)}, got {tuple(v.shape)}")
-        return v
+
+def expect_velocity(v: Tensor, x: Tensor) -> Tensor:
+    """Return a velocity at x, which must have its shape.
+
+    Raises:
+        ValueError: if it has another.
+    """
+    if v.shape != x.shape:
+        raise ValueError(f"expected a velocity of the shape of its input {tuple(x.shape)}, got {tuple(v.shape)}")
+    return v
 
 
 def find_ode(transform: nn.Module) -> ODE | None:
