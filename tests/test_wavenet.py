@@ -196,11 +196,12 @@ def test_memory_is_used_again_and_given_back():
     assert not net.eval().structure.spare
 
 
-def test_each_output_sees_the_samples_before_it_within_the_receptive_field_alone():
-    net = WaveNet(2, channels=6, layers=3, cycles=1, skip=8).double()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_each_output_sees_the_samples_before_it_within_the_receptive_field_alone(dtype):
+    net = WaveNet(2, channels=6, layers=3, cycles=1, skip=8).to(dtype)
     randomise(net)
     assert net.receptive_field == 8
-    x = torch.randn(20, 64, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(20, 64, dtype=dtype, requires_grad=True)
     out = net(x)
     for t in range(20):
         (by_x,) = torch.autograd.grad(out[:, t].sum(), x, retain_graph=True)
