@@ -37,6 +37,7 @@ from diffeo.transforms import (
     Shift,
     Squeezed,
     Standardize,
+    Whiten,
     Transform,
     Univariate,
     alternating_mask,
@@ -125,6 +126,7 @@ CASES: dict[str, Case] = {
     "actnorm-channels": Case(lambda: ActNorm(3, event_dim=3), (3, 2, 4)),
     "standardize": Case(lambda: Standardize((5,)), (5,)),
     "standardize-image": Case(lambda: Standardize((3, 2, 4)), (3, 2, 4)),
+    "whiten": Case(lambda: Whiten((5,)), (5,)),
     "gaussianize": Case(lambda: Gaussianize((5,)), (5,)),
     "rescale": Case(lambda: Rescale((5,), low=-1.0, high=3.0), (5,)),
     "rescale-image": Case(lambda: Rescale((3, 2, 4), high=256.0), (3, 2, 4)),
@@ -225,6 +227,8 @@ def randomise(module: nn.Module, scale: float = 0.35) -> None:
             if isinstance(part, Standardize):
                 part.mean.normal_()
                 part.std.uniform_(0.5, 2)
+            elif isinstance(part, Whiten):
+                part.initialize(torch.randn(500, len(part.mean)) @ torch.randn(len(part.mean), len(part.mean)) + 1)
             elif isinstance(part, Gaussianize):
                 noise = torch.randn(500, *part.knots_x.shape[:-1])
                 part.initialize(noise.exp() + noise)

@@ -298,6 +298,18 @@ def test_objectives_follow_the_recipe():
     rebuilt.load_state_dict(flow.state_dict())
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_the_start_is_exact_for_gaussian_data(path):
+    """Whatever their covariance, once they are whitened: before the first step the flow is the Gaussian fit."""
+    x = torch.randn(4000, 3) @ torch.tensor([[3.0, 0.0, 1.0], [0.5, 0.1, 2.0], [0.0, 4.0, 0.1]]) + 7
+    flow = diffeo.flow_matching(3, hidden=(8,), path=path, preprocess=("standardize", "whiten"))
+    FlowMatching(flow.train(), path)(x)  # the first batch
+    gaussian = torch.distributions.MultivariateNormal(x.mean(0), x.mT.cov())
+    with torch.no_grad():
+        found = flow.eval().log_prob(x[:100])
+    assert torch.allclose(found, gaussian.log_prob(x[:100]), atol=2e-3)
+
+
 class Narrow(torch.nn.Module):
     """A velocity that has forgotten a column: without a check it would be broadcast."""
 

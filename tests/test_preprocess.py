@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import diffeo
-from diffeo.transforms import ActNorm, Chain, DataDependent, Dequantize, Gaussianize, Inverse, Logit, Standardize
+from diffeo.transforms import ActNorm, Chain, DataDependent, Dequantize, Gaussianize, Inverse, Logit, Standardize, Whiten
 
 DATA_DEPENDENT = {
     "actnorm": lambda: ActNorm(3),
     "standardize": lambda: Standardize((3,)),
     "gaussianize": lambda: Gaussianize((3,)),
+    "whiten": lambda: Whiten((3,)),
 }
 
 
@@ -68,6 +69,35 @@ def test_one_absurd_entry_does_not_set_the_scale():
     constant = Standardize((1,)).train()
     assert (constant.inverse(torch.full((1000, 1), 273.15)) == 0).all()
     assert constant.std.item() == 1
+
+
+def test_whitened_columns_are_uncorrelated_and_in_their_order():
+    x = torch.randn(5000, 3) @ torch.tensor([[3.0, 0.0, 1.0], [0.5, 1e-2, 2.0], [0.0, 40.0, 0.1]]) + 7
+    whiten = Whiten((3,)).train()
+    z, log_det = whiten.inverse_and_log_det(x)
+    assert torch.allclose(z.mT.cov(), torch.eye(3), atol=1e-2)
+    gaussian = torch.distributions.MultivariateNormal(x.mean(0), x.mT.cov())
+    noise = torch.distributions.Normal(0, 1)
+    assert torch.allclose(noise.log_prob(z).sum(1) + log_det, gaussian.log_prob(x), atol=1e-2)
+    changed = x.clone()
+    changed[:, 2] += 1
+    assert torch.equal(whiten.eval().inverse(changed)[:, :2], z[:, :2]), "a column knows of those before it"
+
+
+def test_whitening_survives_constant_collinear_and_absurd_columns():
+    x = torch.randn(1000, 4)
+    x[:, 1], x[:, 2] = 273.15, 2 * x[:, 0] + 5
+    x[5, 3] = 1e30
+    whiten = Whiten((4,)).train()
+    z, log_det = whiten.inverse_and_log_det(x)
+    assert torch.isfinite(z).all()
+    assert torch.isfinite(log_det).all()
+    assert (z[:, 1] == 0).all()
+    good = torch.arange(1000) != 5
+    assert ((whiten.forward(z) - x).abs() / (1 + x.abs()))[good].max() < 1e-3
+    assert z[good, 3].std() == pytest.approx(1, abs=0.1)
+    with pytest.raises(ValueError, match="expected vectors to whiten, got events of shape"):
+        Whiten((3, 2, 2))
 
 
 def test_gaussianize_survives_atoms_gaps_and_heavy_tails():

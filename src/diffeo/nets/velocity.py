@@ -77,9 +77,11 @@ class Velocity(nn.Module):
         self.register_buffer("multiples", math.pi * 2.0 ** torch.arange(FREQUENCIES), persistent=False)
 
     @torch.no_grad()
-    def initialize(self, noise: Tensor, data: Tensor) -> None:
-        """Start from the Gaussian fits of these rows of noise and of data, ``(rows, *event)``."""
+    def initialize(self, noise: Tensor | None, data: Tensor) -> None:
+        """Start from the Gaussian fits of these rows of noise and of data, ``(rows, *event)``; None: standard noise."""
         for name, rows in (("noise", noise), ("data", data)):
+            if rows is None:
+                continue  # mean 0 and std 1, as they are
             std = rows.std(0)
             self.get_buffer(f"{name}_mean").copy_(rows.mean(0))
             self.get_buffer(f"{name}_std").copy_(torch.where(std > 0, std, 1))

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffeo.bases import StandardNormal
 from diffeo.flow import Flow
 from diffeo.nets.velocity import Guided, Velocity
 from diffeo.objectives.base import Objective
@@ -84,7 +85,8 @@ class FlowMatching(Objective):
                 noise = self.flow.base.sample((len(rows),))
             velocity = ode.velocity
             if self.training and len(rows) > 1 and hasattr(velocity, "initialized") and not velocity.initialized:
-                velocity.initialize(noise, rows)
+                # An error of the noise's mean would have no end where a path has a pole.
+                velocity.initialize(None if isinstance(self.flow.base, StandardNormal) else noise, rows)
             t = self._times(len(rows), rows)
             keep = told(t, given, self.dropout if self.training else 0.0)
         if type(velocity) is Velocity and velocity.path == self.path:  # the same at a lower price

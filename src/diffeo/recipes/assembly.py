@@ -23,6 +23,7 @@ from diffeo.transforms import (
     Rescale,
     Standardize,
     Transform,
+    Whiten,
 )
 
 __all__ = ["Features", "Preprocess", "assemble", "event_shape", "preprocessing", "recipe", "take_apart"]
@@ -36,6 +37,7 @@ def _curve(event_shape: Sequence[int], bins: int = 16, bound: float = 5.0) -> Tr
 PREPROCESS: dict[str, Callable[..., Transform]] = {
     "curve": _curve,
     "standardize": Standardize,
+    "whiten": Whiten,
     "gaussianize": Gaussianize,
     "logit": Logit,
     "rescale": Rescale,

@@ -41,10 +41,10 @@ def flow_matching(
     """A continuous flow: dx/dt = v(x, t, c) from noise to data, v a residual MLP or, on images, a U-Net.
 
     ``FlowMatching`` trains it without solving, and ``MaximumLikelihood`` by solving (FFJORD). The velocity starts as
-    that of the Gaussian fit. Sampling and scoring solve an ODE to ``tolerance`` by ``solver`` (in so many ``steps``,
-    if its steps are fixed); likelihoods take the exact divergence on vectors and Hutchinson's unbiased estimate on
-    images, unless ``divergence`` says otherwise; the spread of that estimate exceeds the error of a tolerance of 1e-4,
-    which is the default there.
+    that of the fit by a Gaussian of independent elements, or of any covariance where ``preprocess`` ends in "whiten".
+    Sampling and scoring solve an ODE to ``tolerance`` by ``solver`` (in so many ``steps``, if its steps are fixed);
+    likelihoods take the exact divergence on vectors and Hutchinson's unbiased estimate on images, unless ``divergence``
+    says otherwise; the spread of that estimate exceeds the error of a tolerance of 1e-4, which is the default there.
 
     ``path``, ``coupling``, ``time``, ``pool`` and ``dropout`` are those of ``FlowMatching``: what ``diffeo fit`` trains
     by. With ``dropout`` the flow can be guided.

@@ -7,7 +7,7 @@ from diffeo.transforms.elementwise import Elementwise
 from diffeo.transforms.linear import LU, ActNorm, Permutation
 from diffeo.transforms.multiscale import Flattened, Part, Squeezed, latent_scales
 from diffeo.transforms.ode import ODE
-from diffeo.transforms.preprocess import Dequantize, Gaussianize, Logit, Rescale, Standardize
+from diffeo.transforms.preprocess import Dequantize, Gaussianize, Logit, Rescale, Standardize, Whiten
 from diffeo.transforms.univariate import (
     Affine,
     Composed,
@@ -45,6 +45,7 @@ __all__ = [
     "Standardize",
     "Transform",
     "Univariate",
+    "Whiten",
     "alternating_mask",
     "checkerboard_mask",
     "half_mask",

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffeo.transforms.base import DataDependent, Transform, sum_event
 from diffeo.transforms.univariate import rational_quadratic, rational_quadratic_inverse
 
-__all__ = ["Dequantize", "Gaussianize", "Logit", "Rescale", "Standardize"]
+__all__ = ["Dequantize", "Gaussianize", "Logit", "Rescale", "Standardize", "Whiten"]
 
 
 class Standardize(DataDependent):
@@ -72,6 +72,58 @@ def _moments(value: Tensor) -> tuple[Tensor, Tensor]:
     shift = apart.sum(0) / count
     std = (torch.where(keep, apart - shift, 0).square().sum(0) / count).sqrt()
     return middle + shift, torch.where(std > 0, std, 1)
+
+
+class Whiten(DataDependent):
+    """x = L z + mean for the covariance L L^T of the data, L lower triangular; log|det dx/dz| = sum log L_ii.
+
+    What comes out has no linear correlation, and z_i knows of x_1 ... x_i alone: the order of the columns is kept. A
+    Gaussian of any covariance becomes the standard one. Columns that determine each other linearly count as if each
+    had a millionth of its variance of its own.
+
+    Args:
+        event_shape: the size of a vector, ``(n,)``.
+
+    Raises:
+        ValueError: for events that are no vectors.
+    """
+
+    RIDGE = 1e-6  # of a column's variance
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        if len(event_shape) != 1:
+            raise ValueError(f"expected vectors to whiten, got events of shape {tuple(event_shape)}")
+        (size,) = event_shape
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("factor", torch.eye(size))
+
+    def initialize(self, x: Tensor) -> None:
+        """Take mean and covariance over the rows."""
+        mean, std = _moments(x)
+        apart = ((x - mean) / std).double()
+        apart = torch.where(apart.abs() <= 1e6, apart, 0)  # as in the moments
+        correlation = apart.mT @ apart / len(x)
+        diagonal = correlation.diagonal()
+        diagonal.copy_(torch.where(diagonal > 0, diagonal + self.RIDGE, 1))  # a constant column keeps its scale
+        self.mean.copy_(mean)
+        self.factor.copy_(std[:, None] * torch.linalg.cholesky(correlation))
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x = L z + mean."""
+        return F.linear(z, self.factor, self.mean), self._log_diagonal(z)
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z = L^-1 (x - mean), by substitution."""
+        self._see(x)
+        apart = (x - self.mean).unsqueeze(-1)
+        return torch.linalg.solve_triangular(self.factor, apart, upper=False).squeeze(-1), -self._log_diagonal(x)
+
+    def _log_diagonal(self, value: Tensor) -> Tensor:
+        return self.factor.diagonal().log().sum().expand(self._batch_shape(value))
 
 
 class Gaussianize(DataDependent):
