@@ -7,7 +7,17 @@ import pytest
 import torch
 
 import diffeo
-from diffeo.transforms import ActNorm, Chain, DataDependent, Dequantize, Gaussianize, Inverse, Logit, Standardize, Whiten
+from diffeo.transforms import (
+    ActNorm,
+    Chain,
+    DataDependent,
+    Dequantize,
+    Gaussianize,
+    Inverse,
+    Logit,
+    Standardize,
+    Whiten,
+)
 
 DATA_DEPENDENT = {
     "actnorm": lambda: ActNorm(3),
