@@ -355,6 +355,7 @@ def test_mistakes_are_named():
         ({"solver": "euler", "steps": 0}, "expected at least one step, got 0"),
         ({"solver": "euler", "steps": 4}, "4 steps of euler have no likelihood to report; leave steps out"),
         ({"tolerance": 0}, "expected rtol above 0, got 0"),
+        ({"max_evaluations": 0}, "expected max_evaluations above 0, got 0"),
         ({"path": "straight"}, "expected a path among linear, cosine, vp"),
         ({"coupling": "best"}, "expected coupling among independent, optimal"),
         ({"coupling": "optimal", "pool": 20}, "a batch of 90 to couple with noise, got 20; give --set pool=90"),

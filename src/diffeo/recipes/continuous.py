@@ -34,6 +34,7 @@ def flow_matching(
     dropout: float = 0.0,
     solver: str = "dopri5",
     tolerance: float = 1e-6,
+    max_evaluations: int = 10_000,
     steps: int | None = None,
     divergence: Literal["exact", "hutchinson"] | None = None,
     preprocess: Preprocess = ("standardize",),
@@ -42,9 +43,10 @@ def flow_matching(
 
     ``FlowMatching`` trains it without solving, and ``MaximumLikelihood`` by solving (FFJORD). The velocity starts as
     that of the fit by a Gaussian of independent elements, or of any covariance where ``preprocess`` ends in "whiten".
-    Sampling and scoring solve an ODE to ``tolerance`` by ``solver`` (in so many ``steps``, if its steps are fixed);
-    likelihoods take the exact divergence on vectors and Hutchinson's unbiased estimate on images, unless ``divergence``
-    says otherwise; the spread of that estimate exceeds the error of a tolerance of 1e-4, which is the default there.
+    Sampling and scoring solve an ODE to ``tolerance`` by ``solver`` within ``max_evaluations`` for any row (in so many
+    ``steps``, if its steps are fixed); likelihoods take the exact divergence on vectors and Hutchinson's unbiased
+    estimate on images, unless ``divergence`` says otherwise; the spread of that estimate exceeds the error of a
+    tolerance of 1e-4, which is the default there.
 
     ``path``, ``coupling``, ``time``, ``pool`` and ``dropout`` are those of ``FlowMatching``: what ``diffeo fit`` trains
     by. With ``dropout`` the flow can be guided.
@@ -64,6 +66,7 @@ def flow_matching(
         solver=solver,
         rtol=tolerance,
         atol=tolerance,
+        max_evaluations=max_evaluations,
         steps=steps,
         divergence=divergence or ("hutchinson" if image else "exact"),
     )
