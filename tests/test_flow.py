@@ -245,7 +245,7 @@ def test_many_samples_are_finite(name):
         (lambda f, c: diffeo.build("maf", {"featurs": 2}), "takes no argument 'featurs'"),
         (lambda f, c: diffeo.build("maf", {"features": "two"}), "recipe 'maf' cannot be made"),
         (lambda f, c: diffeo.maf(2, activation="sigmoid"), "expected an activation among"),
-        (lambda f, c: diffeo.maf(2, preprocess=["whiten"]), "expected preprocessing among"),
+        (lambda f, c: diffeo.maf(2, preprocess=["straighten"]), "expected preprocessing among"),
         (lambda f, c: diffeo.nsf(2, structure="ring"), "expected structure among"),
     ],
 )
