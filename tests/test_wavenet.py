@@ -196,6 +196,13 @@ def test_memory_is_used_again_and_given_back():
     assert not net.eval().structure.spare
 
 
+@needs_compiler
+def test_training_leaves_no_memory_behind():
+    flow = teacher(dtype=torch.float32)
+    diffeo.fit(diffeo.MaximumLikelihood(flow), torch.randn(20, LENGTH), epochs=1, batch_size=10)
+    assert not flow.transform.transforms[0].net.structure.spare
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_each_output_sees_the_samples_before_it_within_the_receptive_field_alone(dtype):
     net = WaveNet(2, channels=6, layers=3, cycles=1, skip=8).to(dtype)
