@@ -23,7 +23,7 @@ from contextlib import contextmanager
 import torch
 
 import diffeo
-import diffeo.kernels.wavenet
+import diffeo.ops.cpu.wavenet
 from diffeo.report.sound_distillation import generate_end_naively
 
 HOP = 80
@@ -40,12 +40,12 @@ def spread(flow: diffeo.Flow) -> diffeo.Flow:
 @contextmanager
 def without_kernel() -> Iterator[None]:
     """Within this block WaveNets are read in PyTorch's operations."""
-    usable = diffeo.kernels.wavenet.usable
-    diffeo.kernels.wavenet.usable = lambda *tensors: False
+    usable = diffeo.ops.cpu.wavenet.usable
+    diffeo.ops.cpu.wavenet.usable = lambda *tensors: False
     try:
         yield
     finally:
-        diffeo.kernels.wavenet.usable = usable
+        diffeo.ops.cpu.wavenet.usable = usable
 
 
 def timed(call: Callable[[], object], repeats: int) -> list[float]:

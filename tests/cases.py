@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import diffeo
-from diffeo.kernels import native
 from diffeo.nets import MADE, MLP, ResNet, WaveNet
+from diffeo.ops.cpu import build
 from diffeo.recipes import images
 from diffeo.transforms import (
     LU,
@@ -45,7 +45,7 @@ from diffeo.transforms import (
     half_mask,
 )
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here: only the plain twins run")
+needs_compiler = pytest.mark.skipif(build.library() is None, reason="no C compiler here: only the plain twins run")
 
 CONTEXT = 3
 UNIVARIATES = {

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from cases import needs_compiler, randomise
-from diffeo.kernels import native
 from diffeo.nets import MADE, MLP, Velocity
 from diffeo.nets.velocity import embedding_size
 from diffeo.objectives.paths import PATHS
+from diffeo.ops.cpu import build
 from diffeo.transforms import (
     Affine,
     Autoregressive,
@@ -36,8 +36,8 @@ def plain(monkeypatch):
 
     def run(call):
         with monkeypatch.context() as patch:
-            patch.setattr("diffeo.kernels.maps.usable", lambda *tensors: False)
-            patch.setattr("diffeo.kernels.network.usable", lambda *tensors: False)
+            patch.setattr("diffeo.ops.cpu.maps.usable", lambda *tensors: False)
+            patch.setattr("diffeo.ops.cpu.network.usable", lambda *tensors: False)
             return call()
 
     return run
@@ -295,11 +295,11 @@ def test_walk_is_taken_and_can_be_switched_off(monkeypatch):
     assert torch.equal(log_det, torch.zeros(3))
     assert transform.net.walk_fused(Affine().native(), torch.randn(3, 4).double()) is None
     monkeypatch.setenv("DIFFEO_NATIVE", "0")
-    native.library.cache_clear()
+    build.library.cache_clear()
     try:
         assert transform.net.walk_fused(Affine().native(), torch.randn(3, 4)) is None
     finally:
-        native.library.cache_clear()
+        build.library.cache_clear()
         monkeypatch.undo()
 
 
@@ -309,10 +309,10 @@ def test_a_compiler_that_fails_leaves_the_plain_twins(monkeypatch, tmp_path):
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    native.library.cache_clear()
+    build.library.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="could not be built by .*cc: plain PyTorch"):
-            assert native.library() is None
+            assert build.library() is None
         assert torch.isfinite(Autoregressive(Affine(), MADE(4, 2)).forward(torch.randn(3, 4))).all()
     finally:
-        native.library.cache_clear()
+        build.library.cache_clear()

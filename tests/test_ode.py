@@ -286,7 +286,7 @@ def plain(monkeypatch):
 
     def run(call):
         with monkeypatch.context() as patch:
-            patch.setattr("diffeo.kernels.network.usable", lambda *tensors: False)
+            patch.setattr("diffeo.ops.cpu.network.usable", lambda *tensors: False)
             return call()
 
     return run

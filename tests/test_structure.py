@@ -12,7 +12,7 @@ ROOT = Path(diffeo.__file__).parent
 # Lower may never import higher. What a line names is a module or a package of diffeo.
 ORDER = [
     ["errors", "atomic"],
-    ["kernels", "spectral"],
+    ["ops", "spectral"],
     ["nets", "transforms.univariate"],
     ["transforms"],
     ["bases"],

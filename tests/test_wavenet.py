@@ -71,7 +71,7 @@ def plain(monkeypatch):
     def run(call):
         with monkeypatch.context() as patch:
             for module in ("maps", "wavenet"):
-                patch.setattr(f"diffeo.kernels.{module}.usable", lambda *tensors: False)
+                patch.setattr(f"diffeo.ops.cpu.{module}.usable", lambda *tensors: False)
             return call()
 
     return run

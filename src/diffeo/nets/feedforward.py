@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffeo.kernels.network import Mapping, Structure, Wiring, mapped, network
 from diffeo.nets.activations import INPUT_BOUND, get_activation, rate_for_width, soften, zero_last
 from diffeo.nets.precision import autocast, in_bfloat16
+from diffeo.ops.cpu.network import Mapping, Structure, Wiring, mapped, network
 
 __all__ = ["Feedforward"]
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from diffeo.kernels.maps import MapSpec
-from diffeo.kernels.network import Wiring, ends_of
-from diffeo.kernels.walk import walk_fused
 from diffeo.nets.activations import derivative, soften
 from diffeo.nets.feedforward import Feedforward
 from diffeo.nets.walk import WalkLayer, walk
+from diffeo.ops.cpu.maps import MapSpec
+from diffeo.ops.cpu.network import Wiring, ends_of
+from diffeo.ops.cpu.walk import walk_fused
 
 __all__ = ["MADE"]
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from diffeo.kernels.network import Structure, Wiring
 from diffeo.nets.activations import soften, with_slope
 from diffeo.nets.feedforward import Feedforward
+from diffeo.ops.cpu.network import Structure, Wiring
 
 __all__ = ["MLP"]
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffeo.kernels.network import network
-from diffeo.kernels.ode import Field, matched
 from diffeo.nets.mlp import MLP
 from diffeo.nets.precision import in_bfloat16
 from diffeo.nets.trace import exact_trace
+from diffeo.ops.cpu.network import network
+from diffeo.ops.cpu.ode import Field, matched
 
 __all__ = ["Guided", "Velocity", "embedding_size"]
 

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffeo.kernels.maps import MapSpec
-from diffeo.kernels.network import Mapping
-from diffeo.kernels.wavenet import Dilated, read, walk
 from diffeo.nets.activations import rate_for_width, soften
+from diffeo.ops.cpu.maps import MapSpec
+from diffeo.ops.cpu.network import Mapping
+from diffeo.ops.cpu.wavenet import Dilated, read, walk
 
 __all__ = ["WaveNet"]
 

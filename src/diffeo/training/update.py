@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from diffeo.kernels.update import FusedUpdate, Trained
+from diffeo.ops.cpu.update import FusedUpdate, Trained
 from diffeo.training.average import Average
 from diffeo.training.optimizer import make_optimizer, set_learning_rate
 
@@ -17,7 +17,7 @@ Groups = dict[str, dict[str, Tensor]]
 class Update:
     """AdamW on the trainable parameters of a module, and the moving average of what comes of it.
 
-    In float32 on the CPU the norm of the gradients is one call, and all the rest another one (``kernels/update.h``).
+    In float32 on the CPU the norm of the gradients is one call, and all the rest another one (``ops/cpu/update.h``).
 
     Args:
         module: whose parameters; see ``make_optimizer`` for their rates.

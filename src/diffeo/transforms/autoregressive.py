@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from diffeo.kernels.maps import MapSpec
-from diffeo.kernels.network import Mapping
+from diffeo.ops.cpu.maps import MapSpec
+from diffeo.ops.cpu.network import Mapping
 from diffeo.transforms.base import Transform
 from diffeo.transforms.univariate import Univariate
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from diffeo.kernels.network import Mapping
+from diffeo.ops.cpu.network import Mapping
 from diffeo.transforms.base import Transform, sum_event
 from diffeo.transforms.linear import reorder
 from diffeo.transforms.univariate import Univariate

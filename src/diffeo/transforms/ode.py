@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffeo.kernels.ode import Field
 from diffeo.nets.trace import estimated_trace, exact_trace
+from diffeo.ops.cpu.ode import Field
 from diffeo.transforms.base import Transform
 from diffeo.transforms.solvers import FIXED, adaptive, fixed, replay
 

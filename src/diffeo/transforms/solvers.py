@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffeo.kernels.ode import Control, Field, solve_adaptive
+from diffeo.ops.cpu.ode import Control, Field, solve_adaptive
 
 __all__ = ["FIXED", "AcceptedStep", "AdaptiveSolution", "SolverError", "adaptive", "fixed", "replay"]
 

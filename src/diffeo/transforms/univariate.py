@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffeo.kernels.maps import MapSpec, map_values
+from diffeo.ops.cpu.maps import MapSpec, map_values
 
 __all__ = [
     "Affine",

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffeo.kernels.maps import MapSpec, known
-from diffeo.kernels.maps import described as described_maps
-from diffeo.kernels.native import differentiable_gradients, library, pointer, usable
+from diffeo.ops.cpu.build import differentiable_gradients, library, pointer, usable
+from diffeo.ops.cpu.maps import MapSpec, known
+from diffeo.ops.cpu.maps import described as described_maps
 
 __all__ = ["Dilated", "read", "walk"]
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffeo.kernels.native import library, usable
+from diffeo.ops.cpu.build import library, usable
 
 __all__ = ["FusedUpdate", "Trained"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.kernels.maps import MapSpec, described, known
-from diffeo.kernels.native import library, pointer
-from diffeo.kernels.network import Structure
+from diffeo.ops.cpu.build import library, pointer
+from diffeo.ops.cpu.maps import MapSpec, described, known
+from diffeo.ops.cpu.network import Structure
 
 __all__ = ["walk_fused"]
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffeo.kernels.native import library, pointer
-from diffeo.kernels.network import Structure
+from diffeo.ops.cpu.build import library, pointer
+from diffeo.ops.cpu.network import Structure
 
 __all__ = ["Control", "Field", "Matched", "PathSpec", "Solved", "Trouble", "matched", "solve_adaptive"]
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffeo.kernels.native import differentiable_gradients, library, usable
+from diffeo.ops.cpu.build import differentiable_gradients, library, usable
 
 __all__ = ["MapSpec", "Twin", "described", "known", "map_values"]
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffeo.kernels.maps import MapSpec, Twin, known
-from diffeo.kernels.maps import described as described_maps
-from diffeo.kernels.native import differentiable_gradients, library, pointer, usable
+from diffeo.ops.cpu.build import differentiable_gradients, library, pointer, usable
+from diffeo.ops.cpu.maps import MapSpec, Twin, known
+from diffeo.ops.cpu.maps import described as described_maps
 
 __all__ = ["Mapping", "Structure", "Wiring", "ends_of", "mapped", "network"]
 
