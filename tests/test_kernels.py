@@ -1,4 +1,4 @@
-"""Each fast path equals its plain twin: values, log-dets and gradients."""
+"""Each fast path equals the reference: values, log-dets and gradients."""
 
 import copy
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cases import needs_compiler, randomise
+from diffeo import ops
 from diffeo.nets import MADE, MLP, Velocity
 from diffeo.nets.velocity import embedding_size
 from diffeo.objectives.paths import PATHS
@@ -30,23 +31,10 @@ MAPS = {
 }
 
 
-@pytest.fixture
-def plain(monkeypatch):
-    """Run a call with the kernels switched off."""
-
-    def run(call):
-        with monkeypatch.context() as patch:
-            patch.setattr("diffeo.ops.cpu.maps.usable", lambda *tensors: False)
-            patch.setattr("diffeo.ops.cpu.network.usable", lambda *tensors: False)
-            return call()
-
-    return run
-
-
 @needs_compiler
 @pytest.mark.parametrize("bins", [2, 5, 8, 32])
 @pytest.mark.parametrize("shape", [(7,), (3, 1), (4, 16), (2, 3, 37)], ids=str)
-def test_spline_equals_its_plain_twin(plain, bins, shape):
+def test_spline_equals_the_reference(plain, bins, shape):
     spline = RationalQuadraticSpline(bins, 3.0, min_bin=0.02)
     value = 2.5 * torch.randn(shape)
     value.view(-1)[:2] = torch.tensor([3.0, -3.0])
@@ -92,7 +80,7 @@ def test_spline_takes_any_layout(plain):
 @needs_compiler
 @pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("shape", [(), (7,), (4, 16), (2, 3, 37)], ids=str)
-def test_map_equals_its_plain_twin(plain, name, shape):
+def test_map_equals_the_reference(plain, name, shape):
     univariate = MAPS[name]()
     value, params = 2 * torch.randn(shape), torch.randn(univariate.size, *shape)
 
@@ -140,7 +128,7 @@ def test_map_has_second_derivatives(plain, name):
         (64, (128, 128), 0, True, "relu", 200),
     ],
 )
-def test_walk_equals_its_plain_twin(plain, name, features, hidden, context, residual, activation, rows):
+def test_inversion_equals_the_reference(plain, name, features, hidden, context, residual, activation, rows):
     univariate = MAPS[name]()
     transform = Autoregressive(univariate, MADE(features, univariate.size, hidden, context, activation, residual))
     randomise(transform)
@@ -167,7 +155,7 @@ def test_walk_equals_its_plain_twin(plain, name, features, hidden, context, resi
     ],
 )
 @pytest.mark.parametrize("masked", [True, False])
-def test_network_equals_its_plain_twin(plain, features, size, hidden, context, residual, rows, activation, masked):
+def test_network_equals_the_reference(plain, features, size, hidden, context, residual, rows, activation, masked):
     if masked:
         net = MADE(features, size, hidden, context, activation, residual)
     else:
@@ -180,13 +168,13 @@ def test_network_equals_its_plain_twin(plain, features, size, hidden, context, r
     def results(by_feature):
         leaves = [x.clone().requires_grad_(), *([] if given is None else [given.clone().requires_grad_()])]
         fed = leaves[0].mT.contiguous() if by_feature else leaves[0].mT
-        out = net.read(fed, *leaves[1:])
+        out = net.outputs(fed, *leaves[1:])
         leaves += net.parameters()
         return out, *torch.autograd.grad((weights * out).sum(), leaves)
 
     fast = results(True)
     with torch.no_grad():
-        assert torch.equal(net.read(x.mT, given), fast[0]), "the same without gradients"
+        assert torch.equal(net.outputs(x.mT, given), fast[0]), "the same without gradients"
     slow = plain(lambda: results(True))
     for each in (fast, results(False)):
         for a, b in zip(each, slow, strict=True):
@@ -240,7 +228,7 @@ def test_network_has_second_derivatives(plain):
 
     def second():
         leaf = x.clone().requires_grad_()
-        (first,) = torch.autograd.grad(net.read(leaf).square().sum(), leaf, create_graph=True)
+        (first,) = torch.autograd.grad(net.outputs(leaf).square().sum(), leaf, create_graph=True)
         return torch.autograd.grad(first.square().sum(), [leaf, *net.parameters()])
 
     for a, b in zip(second(), plain(second), strict=True):
@@ -278,7 +266,7 @@ def test_the_squared_error_of_a_velocity_is_its_distance_from_the_path_s(
 
     exact = results(copy.deepcopy(velocity).double(), by_both)
     fast = results(velocity, Velocity.squared_error)
-    monkeypatch.setattr("diffeo.nets.velocity.matched", lambda *given: None)
+    monkeypatch.setattr("diffeo.ops.matching", lambda *given: None)
     plain, wide = (results(each, Velocity.squared_error) for each in (velocity, copy.deepcopy(velocity).double()))
     for found in (fast, plain, wide):
         for a, b in zip(found, exact, strict=True):
@@ -287,23 +275,36 @@ def test_the_squared_error_of_a_velocity_is_its_distance_from_the_path_s(
 
 
 @needs_compiler
-def test_walk_is_taken_and_can_be_switched_off(monkeypatch):
+def test_kernels_are_taken_and_can_be_switched_off(monkeypatch):
     transform = Autoregressive(Affine(), MADE(4, 2))
+    called = []
+    original = ops.reference.invert_network
+    monkeypatch.setattr(ops.reference, "invert_network", lambda *given: called.append(1) or original(*given))
     z = torch.randn(3, 4)
-    x, log_det = transform.net.walk_fused(Affine().native(), z)
-    assert torch.equal(x, z), "a fresh network is the identity"
-    assert torch.equal(log_det, torch.zeros(3))
-    assert transform.net.walk_fused(Affine().native(), torch.randn(3, 4).double()) is None
-    monkeypatch.setenv("DIFFEO_NATIVE", "0")
-    build.library.cache_clear()
-    try:
-        assert transform.net.walk_fused(Affine().native(), torch.randn(3, 4)) is None
-    finally:
+    with torch.no_grad(), ops.using("cpu"):
+        x, log_det = transform.forward_and_log_det(z)
+        assert torch.equal(x, z), "a fresh network is the identity"
+        assert torch.equal(log_det, torch.zeros(3))
+        assert not called
+        transform.double().forward(z.double())
+        assert called.pop(), "another precision"
+        transform.float()
+        with ops.using("reference"):
+            transform.forward(z)
+        assert called.pop()
+        monkeypatch.setenv("DIFFEO_NATIVE", "0")
         build.library.cache_clear()
-        monkeypatch.undo()
+        try:
+            transform.forward(z)
+            assert called.pop()
+        finally:
+            build.library.cache_clear()
+            monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"expected a backend among .*, got 'gpu'"), ops.using("gpu"):
+        pass
 
 
-def test_a_compiler_that_fails_leaves_the_plain_twins(monkeypatch, tmp_path):
+def test_a_compiler_that_fails_leaves_the_reference(monkeypatch, tmp_path):
     broken = tmp_path / "cc"
     broken.write_text("#!/bin/sh\necho no such flag >&2\nexit 1\n")
     broken.chmod(0o755)

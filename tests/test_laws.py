@@ -131,8 +131,8 @@ AUTOREGRESSIVE = [name for name in CASES if isinstance(CASES[name].make(), Autor
 
 
 @pytest.mark.parametrize("name", AUTOREGRESSIVE)
-def test_incremental_reading_equals_the_parallel_one(name):
-    """Element by element by the walk, and by one full pass per element."""
+def test_incremental_inversion_equals_one_pass_per_element(name):
+    """Element by element by incremental inversion, and by one full pass per element."""
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
         transform = make(name, dtype)
         z, context = inputs(name, (50,), dtype)
@@ -222,7 +222,7 @@ def test_log_scales_are_bounded_softly_and_far_out():
 @pytest.mark.parametrize("context", [0, CONTEXT])
 @pytest.mark.parametrize("hidden", [(60, 60), (20, 20)], ids=str)
 def test_jacobians_of_both_directions_are_inverse_over_many_blocks(hidden, context):
-    """The walk backwards, over more elements than one block holds."""
+    """The transposed solve, over more elements than one block holds."""
     transform = autoregressive(Affine(), 40, hidden, context, residual=True).double()
     randomise(transform)
     z, given = torch.randn(40, dtype=torch.float64), torch.randn(context, dtype=torch.float64) if context else None
@@ -231,19 +231,19 @@ def test_jacobians_of_both_directions_are_inverse_over_many_blocks(hidden, conte
     assert torch.allclose(product, torch.eye(40, dtype=torch.float64), atol=1e-10)
 
 
-def test_one_parallel_reading_normalizes_and_one_walk_generates(monkeypatch):
+def test_one_parallel_pass_normalizes_and_one_inversion_generates(monkeypatch):
     transform = make("maf-affine")
     calls = []
-    for method in ("forward", "walk"):
+    for method in ("mapped", "invert"):
         original = getattr(type(transform.net), method)
         monkeypatch.setattr(
             type(transform.net), method, lambda *a, m=method, o=original, **k: (calls.append(m), o(*a, **k))[1]
         )
     with torch.no_grad():
         x = transform.forward(torch.randn(7, 6, dtype=torch.float64))
-        assert calls == ["walk"]
+        assert calls == ["invert"]
         transform.inverse(x)
-    assert calls == ["walk", "forward"]
+    assert calls == ["invert", "mapped"]
 
 
 def test_splines_stay_finite_at_extreme_parameters():
@@ -270,7 +270,7 @@ def test_mistakes_of_assembly_are_named():
     with pytest.raises(ValueError, match="expected a network of 1 parameters per element, got 2"):
         Autoregressive(Shift(), MADE(4, 2))
     with pytest.raises(ValueError, match=r"expected z of shape \(rows, 4\), got \(5, 3\)"):
-        MADE(4, 2).walk_fused(Affine().native(), torch.randn(5, 3))
+        MADE(4, 2).invert(Affine(), torch.randn(5, 3))
 
 
 def test_iaf_is_the_inverse_of_maf():

@@ -13,14 +13,15 @@ import diffeo
 from cases import Swirl, needs_compiler, randomise
 from diffeo.bases import StandardNormal
 from diffeo.nets import MLP, Velocity
-from diffeo.nets.activations import ACTIVATIONS, derivative, soften, with_slope
+from diffeo.nets.activations import ACTIVATIONS, soften, with_slope
 from diffeo.nets.trace import estimated_trace, exact_trace
 from diffeo.nets.unet import UNet
 from diffeo.nets.velocity import embedding_size
 from diffeo.objectives.paths import PATHS
+from diffeo.ops.reference.network import derivative
+from diffeo.ops.reference.solvers import FIXED
 from diffeo.transforms import ODE
 from diffeo.transforms.ode import watched_solves
-from diffeo.transforms.solvers import FIXED
 
 
 class Affine(nn.Module):
@@ -280,18 +281,6 @@ def test_float32_round_trips_and_empty_batches():
     assert ode.cheap == "neither"
 
 
-@pytest.fixture
-def plain(monkeypatch):
-    """Run a call with the kernels switched off."""
-
-    def run(call):
-        with monkeypatch.context() as patch:
-            patch.setattr("diffeo.ops.cpu.network.usable", lambda *tensors: False)
-            return call()
-
-    return run
-
-
 def known(path="linear", features=3, context=0, hidden=(16, 16), activation="silu", **options):
     """A velocity that the kernels know, of moments and weights that are not those of its start."""
     size = embedding_size(context, options.get("droppable", False))
@@ -320,7 +309,7 @@ def known(path="linear", features=3, context=0, hidden=(16, 16), activation="sil
     ],
     ids=str,
 )
-def test_solves_in_one_call_equal_their_plain_twins(plain, path, direction, features, context, hidden, activation):
+def test_solves_in_one_call_equal_the_reference(plain, path, direction, features, context, hidden, activation):
     if path == "vp":  # whose velocity has a pole at the data
         direction = tuple(min(t, 0.9) for t in direction)
     field = known(path, features, context, hidden, activation, droppable=bool(context))
@@ -357,7 +346,7 @@ def test_solves_in_one_call_equal_their_plain_twins(plain, path, direction, feat
 
 
 @needs_compiler
-def test_what_the_kernel_does_not_know_is_left_to_the_plain_twin(monkeypatch):
+def test_what_the_kernel_does_not_know_is_left_to_the_reference(monkeypatch):
     class Other(Velocity):
         pass
 
@@ -418,7 +407,7 @@ def test_rows_in_lanes_do_not_know_each_other(log_det):
 
 
 @needs_compiler
-def test_failures_in_one_call_are_those_of_the_plain_twin(plain):
+def test_failures_in_one_call_are_those_of_the_reference(plain):
     field = known(context=1)
     z, context = torch.randn(100, 3), 0.01 * torch.randn(100, 1)
 

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffeo.ops.reference.network import ACTIVATIONS, soft_bound
+
 __all__ = [
     "ACTIVATIONS",
     "INPUT_BOUND",
-    "derivative",
     "get_activation",
     "overwriting",
     "rate_for_width",
@@ -19,14 +20,6 @@ __all__ = [
     "with_slope",
     "zero_last",
 ]
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "elu": F.elu,
-    "tanh": torch.tanh,
-}
 
 # Networks see their inputs through a soft bound, in standard deviations: whatever a user scores, shifts and scales stay
 # finite, and the map stays invertible in float32 where the network has never seen data.
@@ -50,7 +43,7 @@ def overwriting(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
 
 def soften(x: Tensor) -> Tensor:
     """Bound a network's inputs smoothly: ``c tanh(x / c)``, close to the identity where standardised data are."""
-    return INPUT_BOUND * torch.tanh(x / INPUT_BOUND)
+    return soft_bound(x, INPUT_BOUND)
 
 
 def with_slope(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,13 +62,6 @@ def with_slope(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor
         value = function(at)
         (slope,) = torch.autograd.grad(value, at, torch.ones_like(value), create_graph=recorded)
     return (value, slope) if recorded else (value.detach(), slope)
-
-
-def derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    """The elementwise derivative of ``function`` at each entry of ``at``."""
-    with torch.enable_grad():
-        at = at.detach().requires_grad_()
-        return torch.autograd.grad(function(at).sum(), at)[0]
 
 
 def zero_last(layers: nn.ModuleList) -> None:

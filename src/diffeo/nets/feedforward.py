@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from diffeo import ops
 from diffeo.nets.activations import INPUT_BOUND, get_activation, rate_for_width, soften, zero_last
 from diffeo.nets.precision import autocast, in_bfloat16
-from diffeo.ops.cpu.network import Mapping, Structure, Wiring, mapped, network
 
 __all__ = ["Feedforward"]
 
@@ -26,10 +25,18 @@ class Feedforward(nn.Module):
         context: size of the context, 0 for none.
         activation: a name in ``ACTIVATIONS``.
         residual: add each hidden layer's input to its output where the widths agree.
+        interleaved: whether outputs are ordered element by element, or else parameter by parameter.
     """
 
     def __init__(
-        self, wirings: Sequence[Wiring], direct: Wiring | None, context: int, activation: str, residual: bool
+        self,
+        wirings: Sequence[ops.Wiring],
+        direct: ops.Wiring | None,
+        context: int,
+        activation: str,
+        residual: bool,
+        *,
+        interleaved: bool,
     ) -> None:
         super().__init__()
         self.layers: Any = nn.ModuleList(nn.Linear(each.columns, each.units) for each in wirings)
@@ -41,31 +48,40 @@ class Feedforward(nn.Module):
         self.residual = [
             residual and 0 < index < len(hidden) and each.units == each.columns for index, each in enumerate(wirings)
         ]
-        self.structure = Structure(list(wirings), direct, self.residual, activation, INPUT_BOUND, self._plain)
-        for index, each in enumerate([*wirings, *([] if direct is None else [direct])]):
-            self.register_buffer(f"mask{index}", None if each.full else each.mask(), persistent=False)
+        self.spec = ops.NetworkSpec(list(wirings), direct, self.residual, activation, INPUT_BOUND, interleaved)
         zero_last(self.layers)
         if self.direct is not None:
             nn.init.zeros_(self.direct.weight)
         if not hidden and self.context is not None:
             nn.init.zeros_(self.context.weight)
 
-    def read(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Read at x ``(inputs, rows)``, context ``(rows, context)``: ``(outputs, rows)``."""
+    def outputs(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The outputs ``(outputs, rows)`` at x ``(inputs, rows)``, context ``(rows, context)``."""
         if in_bfloat16():
-            with autocast(x):
-                return self._plain(x, self._shared(context), *self._tensors()).to(x.dtype)
-        return network(self.structure, x, self._shared(context), self._tensors())
+            with autocast(x), ops.using("reference"):
+                return ops.network(self.spec, x, self._shared(context), self._tensors()).to(x.dtype)
+        return ops.network(self.spec, x, self._shared(context), self._tensors())
 
-    def mapped(self, mapping: Mapping, x: Tensor, value: Tensor, context: Tensor | None = None) -> Any:
-        """Map values ``(n, rows)`` by the parameters read at x, in one call where a kernel is at hand; None elsewhere.
+    def mapped(
+        self,
+        univariate: ops.Univariate,
+        x: Tensor,
+        value: Tensor,
+        context: Tensor | None = None,
+        *,
+        generate: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Map values ``(n, rows)`` by the parameters that the network gives at x ``(inputs, rows)``.
 
         Returns:
             The mapped values ``(n, rows)`` and the log-derivatives summed over elements, ``(rows,)``.
         """
         if in_bfloat16():
-            return None
-        return mapped(self.structure, mapping, x, self._shared(context), value, self._tensors())
+            params = self.spec.params(self.outputs(x, context), univariate.size)
+            mapped, log_det = ops.map_values(univariate, value, params, generate=generate)
+            return mapped, log_det.sum(0)
+        shared = self._shared(context)
+        return ops.mapped_network(self.spec, univariate, x, shared, value, self._tensors(), generate=generate)
 
     def _tensors(self) -> list[Tensor]:
         """Weight and bias of each layer, the weight of the direct connections."""
@@ -75,24 +91,3 @@ class Feedforward(nn.Module):
     def _shared(self, context: Tensor | None) -> Tensor | None:
         """The context's part of the first layer's sums, ``(rows, units)``."""
         return None if self.context is None or context is None else self.context(soften(context))
-
-    def _masked(self, index: int, weight: Tensor) -> Tensor:
-        """A layer's weight, masked at every reading, so that no weight, however set, can break the order."""
-        mask = getattr(self, f"mask{index}")
-        return weight if mask is None else weight * mask
-
-    def _plain(self, x: Tensor, shared: Tensor | None, *tensors: Tensor, sums: list[Tensor] | None = None) -> Tensor:
-        """The network in PyTorch's operations; ``sums`` receives what each activation gets."""
-        inputs = h = soften(x)
-        last = len(self.residual) - 1
-        for index in range(last + 1):
-            weight, bias = tensors[2 * index : 2 * index + 2]
-            total = torch.addmm(bias[:, None], self._masked(index, weight), h)
-            if index == 0 and shared is not None:
-                total = total + shared.mT
-            if index < last:
-                if sums is not None:
-                    sums.append(total)
-                new = self.activation(total)
-                h = new + h if self.residual[index] else new
-        return total if self.direct is None else total + self._masked(last + 1, tensors[-1]) @ inputs

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from diffeo import ops
 from diffeo.nets.activations import soften, with_slope
 from diffeo.nets.feedforward import Feedforward
-from diffeo.ops.cpu.network import Structure, Wiring
 
 __all__ = ["MLP"]
 
@@ -41,23 +41,23 @@ class MLP(Feedforward):
         residual: bool = False,
     ) -> None:
         sizes = [inputs, *hidden, outputs]
-        wirings = [Wiring.dense(b, a) for a, b in zip(sizes, sizes[1:], strict=False)]
-        super().__init__(wirings, None, context, activation, residual)
-        both = Wiring.dense(wirings[0].units, inputs + context)
-        self.joint = replace(self.structure, layers=[both, *wirings[1:]])
+        wirings = [ops.Wiring.dense(b, a) for a, b in zip(sizes, sizes[1:], strict=False)]
+        super().__init__(wirings, None, context, activation, residual, interleaved=False)
+        both = ops.Wiring.dense(wirings[0].units, inputs + context)
+        self.joint_spec = replace(self.spec, layers=[both, *wirings[1:]], kept={})
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map x ``(*batch, inputs)`` and the context ``(*batch, context)`` to ``(*batch, outputs)``."""
         rows = x.reshape(-1, x.shape[-1])
         given = None if context is None else context.reshape(-1, context.shape[-1])
-        return self.read(rows.mT, given).mT.reshape(*x.shape[:-1], self.layers[-1].out_features)
+        return self.outputs(rows.mT, given).mT.reshape(*x.shape[:-1], self.layers[-1].out_features)
 
-    def joined(self) -> tuple[Structure, list[Tensor]]:
-        """Describe the network as one that reads x and its context side by side: its structure, weights and biases."""
+    def joined(self) -> tuple[ops.NetworkSpec, list[Tensor]]:
+        """The network as one that reads x and its context side by side: description, weights and biases."""
         weight, *tensors = self._tensors()
         if self.context is not None:
             weight = torch.cat([weight, self.context.weight], 1)
-        return self.joint, [weight, *tensors]
+        return self.joint_spec, [weight, *tensors]
 
     def with_trace(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map as ``forward`` does, outputs like inputs, and return tr dy/dx ``(*batch,)`` as well.

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffeo import ops
 from diffeo.nets.mlp import MLP
 from diffeo.nets.precision import in_bfloat16
 from diffeo.nets.trace import exact_trace
-from diffeo.ops.cpu.network import network
-from diffeo.ops.cpu.ode import Field, matched
 
 __all__ = ["Guided", "Velocity", "embedding_size"]
 
@@ -118,10 +117,10 @@ class Velocity(nn.Module):
             keep: as in ``forward``.
         """
         field = self.field(len(data), context, keep)
-        known = None if field is None else matched(field, noise.flatten(1), data.flatten(1), t)
-        if field is not None and known is not None:
-            found = known.std * network(field.structure, known.inputs, None, field.tensors)
-            return F.mse_loss(found, known.target, reduction="none").sum(0)
+        asked = None if field is None else ops.matching(field, noise.flatten(1), data.flatten(1), t)
+        if field is not None and asked is not None:
+            found = asked.std * ops.network(field.network, asked.inputs, None, field.tensors)
+            return F.mse_loss(found, asked.target, reduction="none").sum(0)
         with torch.no_grad():
             a, s, da, ds = self._point(data, t)
             m1, m0, v1, v0 = self._moments()
@@ -143,20 +142,20 @@ class Velocity(nn.Module):
             correction, trace = exact_trace(lambda x: self.net(x, embedding), apart)
         return torch.addcmul(drift, std, correction), slope.flatten(1).sum(1) + trace
 
-    def field(self, rows: int, context: Tensor | None, keep: Tensor | None = None) -> Field | None:
-        """Describe the velocity of rows, given their contexts, to the kernels; None where they do not know it."""
+    def field(self, rows: int, context: Tensor | None, keep: Tensor | None = None) -> ops.FieldSpec | None:
+        """Describe the velocity of rows, given their contexts; None where there is no such description."""
         path = getattr(self.path, "spec", None)
         if type(self) is not Velocity or type(self.net) is not MLP or path is None or in_bfloat16():
             return None
         if (0 if context is None else context.shape[-1]) != self.context_size:
             return None
         moments = [m.contiguous() for m in (self.data_mean, self.noise_mean, self.data_std, self.noise_std)]
-        structure, tensors = self.net.joined()
+        network, tensors = self.net.joined()
         given = None if context is None else torch.cat(self._given(context.expand(rows, -1), keep), 1)
         size = moments[0].numel() + 2 * FREQUENCIES + 1 + (0 if given is None else given.shape[1])
-        if structure.layers[0].columns != size:
+        if network.layers[0].columns != size:
             return None
-        return Field(structure, tensors, moments, given, FREQUENCIES, path)
+        return ops.FieldSpec(network, tensors, moments, given, FREQUENCIES, path)
 
     def _point(self, x: Tensor, t: Tensor) -> list[Tensor]:
         """Where the path stands at t, to be multiplied with x ``(rows, *event)``."""

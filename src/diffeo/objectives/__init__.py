@@ -4,10 +4,10 @@ from diffeo.objectives.base import Objective
 from diffeo.objectives.choice import objective_of
 from diffeo.objectives.conditional_kl import ConditionalKL, PairedKL
 from diffeo.objectives.distillation import Distillation, WarmStart
-from diffeo.objectives.few_steps import StepMatching, few_steps, reflow_pairs, trajectories
 from diffeo.objectives.flow_matching import FlowMatching, guided
 from diffeo.objectives.likelihood import MaximumLikelihood
 from diffeo.objectives.spectral import PowerLoss
+from diffeo.objectives.step_matching import StepMatching, few_steps, reflow_pairs, trajectories
 
 __all__ = [
     "ConditionalKL",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffeo.ops.cpu.ode import PathSpec
+from diffeo.ops import PathSpec
 
 __all__ = ["PATHS", "Path", "Point", "get_path"]
 

@@ -1,11 +1,12 @@
 """What a step does with the gradients."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffeo.ops.cpu.update import FusedUpdate, Trained
+from diffeo import ops
 from diffeo.training.average import Average
 from diffeo.training.optimizer import make_optimizer, set_learning_rate
 
@@ -17,7 +18,7 @@ Groups = dict[str, dict[str, Tensor]]
 class Update:
     """AdamW on the trainable parameters of a module, and the moving average of what comes of it.
 
-    In float32 on the CPU the norm of the gradients is one call, and all the rest another one (``ops/cpu/update.h``).
+    In float32 on the CPU the norm of the gradients is one call, and all the rest another one (``ops.fused_update``).
 
     Args:
         module: whose parameters; see ``make_optimizer`` for their rates.
@@ -30,7 +31,7 @@ class Update:
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(module, lr, weight_decay)
         self.average = Average(list(self.parameters.values()), ema)
-        self._fused: FusedUpdate | None = None
+        self._fused: Any = None
 
     def clear(self) -> None:
         """Forget the gradients."""
@@ -83,12 +84,13 @@ class Update:
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.parameters.values() if p.grad is not None]
 
-    def _kernel(self) -> FusedUpdate | None:
+    def _kernel(self) -> Any:
         """What does it in one call, where there is a kernel for all parameters."""
         if self._fused is not None and self._fused.current:
             return self._fused
         parameters = list(self.parameters.values())
-        if not FusedUpdate.known(parameters):
+        fused_update = ops.fused_update(parameters)
+        if fused_update is None:
             return None
         averages = dict(zip(parameters, self.average.averages, strict=True))
         trained = []
@@ -98,6 +100,6 @@ class Update:
                 if not state:  # as AdamW begins
                     state.update(step=p.new_zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
                 moments = state["exp_avg"], state["exp_avg_sq"], state["step"]
-                trained.append(Trained(p, averages[p], *moments, group["full_lr"], group["weight_decay"]))
-        self._fused = FusedUpdate(trained, self.optimizer.defaults["betas"], self.optimizer.defaults["eps"])
+                trained.append(ops.Trained(p, averages[p], *moments, group["full_lr"], group["weight_decay"]))
+        self._fused = fused_update(trained, self.optimizer.defaults["betas"], self.optimizer.defaults["eps"])
         return self._fused

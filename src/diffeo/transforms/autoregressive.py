@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from diffeo.ops.cpu.maps import MapSpec
-from diffeo.ops.cpu.network import Mapping
+from diffeo import ops
 from diffeo.transforms.base import Transform
 from diffeo.transforms.univariate import Univariate
 
@@ -19,27 +18,27 @@ __all__ = ["Autoregressive", "AutoregressiveNet"]
 
 
 class AutoregressiveNet(Protocol):
-    """A network whose output for element i sees only the elements before i, readable in two ways that agree.
+    """A network whose output for element i sees only the elements before i, and that can be inverted incrementally.
 
-    Values are feature-major, ``(n, rows)``; a context is ``(rows, *context)``, or one row for all.
+    Values are feature-major, ``(n, rows)``, but those of an inversion; a context is ``(rows, *context)``, or one row
+    for all.
     """
 
     def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """All at once: ``(n, rows)`` to ``(size, n, rows)``."""
+        """The parameters of all elements in one parallel pass: ``(n, rows)`` to ``(size, n, rows)``."""
 
-    def mapped(self, mapping: Mapping, x: Tensor, value: Tensor, context: Tensor | None = None) -> Any:
-        """Map values ``(n, rows)`` by the parameters read at x, in one call; None where there is no kernel for it."""
+    def mapped(
+        self, univariate: Univariate, x: Tensor, value: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Normalize values ``(n, rows)`` by the parameters at x: z, and the log-derivatives summed, ``(rows,)``."""
 
-    def walk(self, step: Callable[[int, Tensor], Tensor], like: Tensor, context: Tensor | None = None) -> None:
-        """One element at a time: ``step(i, params_i)`` gets ``(size, rows)`` and returns element i, ``(rows,)``."""
+    def invert(self, univariate: Univariate, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Solve x_i = f(z_i; self(x)_i) for z ``(rows, n)``: x and log|det dx/dz|, without gradients."""
 
-    def walk_fused(
-        self, maps: Sequence[MapSpec], z: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor] | None:
-        """Walk and map z ``(rows, n)`` in one call: x, log|det dx/dz|; None where there is no kernel for it."""
-
-    def walk_back(self, step: Callable[[int, Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> None:
-        """The transposed network, last element first: ``step(i, d/dx_i)`` returns d/dparams_i, ``(size, rows)``."""
+    def solve_transposed(
+        self, x: Tensor, context: Tensor | None, by_params: Tensor, diagonal: Tensor, grad: Tensor
+    ) -> Tensor:
+        """Solve J^T u = grad, J = diag(diagonal) + (dz/dparams) (dparams/dx), all but by_params ``(n, rows)``."""
 
 
 class Autoregressive(Transform):
@@ -47,8 +46,8 @@ class Autoregressive(Transform):
 
     With ``Affine`` this is MAF (Papamakarios et al. 2017, arXiv:1705.07057); its ``Inverse`` is IAF (Kingma et al.
     2016, arXiv:1606.04934). Normalizing (``inverse``) is one parallel pass. Generating is sequential, by the network's
-    incremental walk, which costs about one pass as well. Both directions are differentiable: the gradient of the
-    sequential one is exact, by implicit differentiation, with one walk backwards.
+    incremental inversion, which costs about one pass as well. Both directions are differentiable: the gradient of the
+    sequential one is exact, by implicit differentiation, with one transposed solve.
 
     Args:
         univariate: the map of each element.
@@ -75,12 +74,16 @@ class Autoregressive(Transform):
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Generate element by element."""
-        columns, given = self._columns(z, context)
+        if ops.tracing():
+            columns, given = self._columns(z, context)
+            x, log_det = self._unrolled(columns, given)
+            return x.mT.reshape(z.shape), log_det.reshape(z.shape[:-1])
+        rows, given = self._rows(z, context)
         with torch.no_grad():
-            x, log_det = self._generate(columns, given)
+            x, log_det = self.net.invert(self.univariate, rows, given)
         if torch.is_grad_enabled():
-            x, log_det = self._attach(columns, x, given)
-        return x.mT.reshape(z.shape), log_det.reshape(z.shape[:-1])
+            x, log_det = self._attach(rows, x, given)
+        return x.reshape(z.shape), log_det.reshape(z.shape[:-1])
 
     def inverse_and_log_diagonal(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalize in one parallel pass."""
@@ -107,43 +110,33 @@ class Autoregressive(Transform):
         return normalize
 
     @staticmethod
-    def _columns(value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Feature-major, ``(n, rows)``, as the network reads: every element is contiguous; context ``(rows, *.)``."""
+    def _rows(value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """One batch dimension: ``(rows, n)``, context ``(rows, *context)``."""
         batch = value.dim() - 1
         given = None if context is None else context.reshape(math.prod(context.shape[:batch]), *context.shape[batch:])
-        return value.reshape(-1, value.shape[-1]).mT.contiguous(), given
+        return value.reshape(-1, value.shape[-1]), given
+
+    def _columns(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Feature-major, ``(n, rows)``, as the network reads: every element is contiguous."""
+        rows, given = self._rows(value, context)
+        return rows.mT.contiguous(), given
 
     def _normalize(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        maps, size = self.univariate.native(), self.univariate.size
-        if maps is not None:
-            mapping = Mapping(maps, size, interleaved=True, generate=False, twin=self.univariate.normalize)
-            done = self.net.mapped(mapping, x, x, context)
-            if done is not None:
-                return done
-        z, log_det = self.univariate.inverse_and_log_det(x, self.net(x, context))
-        return z, log_det.sum(0)
+        return self.net.mapped(self.univariate, x, x, context)
 
-    def _generate(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        maps = self.univariate.native()
-        fused = None if maps is None else self.net.walk_fused(maps, z.mT, context)
-        if fused is not None:
-            return fused[0].mT, fused[1]
-        x = torch.empty_like(z)
-        log_det = z.new_zeros(z.shape[1])
-
-        def step(i: int, params: Tensor) -> Tensor:
-            x[i], log_derivative = self.univariate.forward_and_log_det(z[i], params)
-            log_det.add_(log_derivative)
-            return x[i]
-
-        self.net.walk(step, z, context)
-        return x, log_det
+    def _unrolled(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Generate by one parallel pass per element, ``(n, rows)``: plain operations, which anything can trace."""
+        x, index = torch.zeros_like(z), torch.arange(len(z), device=z.device)[:, None]
+        for i in range(len(z)):
+            x = torch.where(index == i, self.univariate.generate(z, self.net(x, context))[0], x)
+        return x, -self._normalize(x, context)[1]
 
     def _attach(self, z: Tensor, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Give a solution x of z = f^-1(x) its gradients: dx = J^-1 (dz - d_theta f^-1(x)), with J = df^-1/dx."""
-        residual = z - self._normalize(x, context)[0]
-        attached = _Implicit.apply(residual, x, context, self)
-        return attached, -self._normalize(attached, context)[1]
+        columns = x.mT.contiguous()
+        residual = z.mT - self._normalize(columns, context)[0]
+        attached = _Implicit.apply(residual, columns, context, self)
+        return attached.mT, -self._normalize(attached, context)[1]
 
     def _solve_transposed(self, x: Tensor, context: Tensor | None, grad: Tensor) -> Tensor:
         """Solve J^T u = grad for u, last element first: J = df^-1/dx is lower triangular."""
@@ -152,15 +145,7 @@ class Autoregressive(Transform):
             params = self.net(x, context).detach().requires_grad_()
             z, log_det = self.univariate.inverse_and_log_det(x, params)
             (by_params,) = torch.autograd.grad(z.sum(), params)
-        diagonal = log_det.detach().exp()  # of J
-        solution = torch.empty_like(grad, memory_format=torch.contiguous_format)
-
-        def step(i: int, total: Tensor) -> Tensor:
-            solution[i] = (grad[i] - total) / diagonal[i]
-            return by_params[:, i] * solution[i]
-
-        self.net.walk_back(step, x, context)
-        return solution
+        return self.net.solve_transposed(x, context, by_params, log_det.detach().exp(), grad)
 
 
 class _Implicit(torch.autograd.Function):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from diffeo.ops.cpu.network import Mapping
 from diffeo.transforms.base import Transform, sum_event
 from diffeo.transforms.linear import reorder
 from diffeo.transforms.univariate import Univariate
@@ -103,13 +102,11 @@ class Coupling(Transform):
         return b, sum_event(log_det if keep is None else torch.where(keep, 0, log_det), self.event_dim)
 
     def _fused(self, a: Tensor, b: Tensor, context: Tensor | None, generate: bool) -> tuple[Tensor, Tensor] | None:
-        """Network and map in one call, for vectors, where there is a kernel for both."""
-        maps, fused = self.univariate.native(), getattr(self.net, "mapped", None)
-        if maps is None or fused is None or self.event_dim != 1:
+        """Network and map in one call, of networks of vectors that have one."""
+        fused = getattr(self.net, "mapped", None)
+        if fused is None or self.event_dim != 1:
             return None
-        univariate = self.univariate
-        twin = univariate.generate if generate else univariate.normalize
-        mapping = Mapping(maps, univariate.size, interleaved=False, generate=generate, twin=twin)
         given = None if context is None else context.reshape(-1, context.shape[-1])
-        done = fused(mapping, a.reshape(-1, a.shape[-1]).mT, b.reshape(-1, b.shape[-1]).mT, given)
-        return None if done is None else (done[0].mT.reshape(b.shape), done[1].reshape(b.shape[:-1]))
+        columns = (part.reshape(-1, part.shape[-1]).mT for part in (a, b))  # (n, rows)
+        mapped, log_det = fused(self.univariate, *columns, given, generate=generate)
+        return mapped.mT.reshape(b.shape), log_det.reshape(b.shape[:-1])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffeo import ops
 from diffeo.transforms.base import DataDependent, Transform
 
 __all__ = ["LU", "ActNorm", "Permutation", "reorder"]
@@ -81,7 +82,7 @@ class _Reorder(torch.autograd.Function):
 
 def reorder(value: Tensor, dim: int, order: Tensor, back: Tensor) -> Tensor:
     """``value.index_select(dim, order)`` for a permutation and its inverse."""
-    return _Reorder.apply(value, dim, order, back)
+    return value.index_select(dim, order) if ops.tracing() else _Reorder.apply(value, dim, order, back)
 
 
 class LU(Transform):

@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffeo import ops
 from diffeo.nets.trace import estimated_trace, exact_trace
-from diffeo.ops.cpu.ode import Field
+from diffeo.ops.reference.solvers import FIXED, Control, fixed, replay
 from diffeo.transforms.base import Transform
-from diffeo.transforms.solvers import FIXED, adaptive, fixed, replay
 
 __all__ = ["ODE", "Solution", "Solves", "find_ode", "watched_solves"]
 
@@ -211,8 +211,9 @@ class ODE(Transform):
             error = torch.full_like(state[:, 0].detach(), math.nan)
         else:
             field = None if torch.is_grad_enabled() else self._field(len(rows), given, log_det)
+            control = Control.of(state, start, stop, self.rtol, self.atol, self.max_evaluations)
             with torch.no_grad():
-                found = adaptive(f, state, start, stop, self.rtol, self.atol, self.max_evaluations, field)
+                found = ops.adaptive(f, state, control, field)
             evaluations, error = found.evaluations, found.error
             state = replay(f, state, start, found.steps) if torch.is_grad_enabled() else found.y
         watched = _WATCHED.get()
@@ -244,8 +245,8 @@ class ODE(Transform):
                 f"the density of so coarse a solve is not that of its samples; solve by {ADAPTIVE}, or take more steps"
             )
 
-    def _field(self, rows: int, context: Tensor | None, log_det: bool) -> Field | None:
-        """The derivative as the kernels read it, where they know it."""
+    def _field(self, rows: int, context: Tensor | None, log_det: bool) -> ops.FieldSpec | None:
+        """The derivative by its description, where it has one."""
         if not hasattr(self.velocity, "field") or (log_det and self.divergence != "exact"):
             return None
         return self.velocity.field(rows, context)

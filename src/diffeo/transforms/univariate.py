@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffeo.ops.cpu.maps import MapSpec, map_values
+from diffeo import ops
+from diffeo.ops import MapSpec
+from diffeo.ops.reference.network import soft_bound
 
 __all__ = [
     "Affine",
@@ -32,11 +34,6 @@ __all__ = [
 _ROUNDS = 100  # of a root search: Newton's takes fewer than ten, halving a bracket at most sixty
 
 
-def soft_bound(value: Tensor, bound: float) -> Tensor:
-    """Bound smoothly to (-bound, bound): ``bound * tanh(value / bound)``, the identity near zero, no dead clamp."""
-    return bound * torch.tanh(value / bound)
-
-
 class Univariate(ABC):
     """A monotone map x = f(z; params) of each element on its own; ``size`` is the number of parameters per element."""
 
@@ -44,15 +41,11 @@ class Univariate(ABC):
 
     def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Generate: x and log|dx/dz|, both of z's shape."""
-        return self._fast(z, params, generate=True) or self.generate(z, params)
+        return ops.map_values(self, z, params, generate=True)
 
     def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Normalize: z and log|dz/dx|, both of x's shape."""
-        return self._fast(x, params, generate=False) or self.normalize(x, params)
-
-    def _fast(self, value: Tensor, params: Tensor, *, generate: bool) -> tuple[Tensor, Tensor] | None:
-        maps = self.native()
-        return None if maps is None else map_values(maps, value, params, self.normalize, generate=generate)
+        return ops.map_values(self, x, params, generate=False)
 
     @abstractmethod
     def generate(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,8 +55,8 @@ class Univariate(ABC):
     def normalize(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """What ``inverse_and_log_det`` returns, in PyTorch's operations."""
 
-    def native(self) -> tuple[MapSpec, ...] | None:
-        """The map as the kernels know it, a chain in the order of generation; None if they do not."""
+    def specs(self) -> tuple[MapSpec, ...] | None:
+        """The map as a chain of maps with a name, in the order of generation; None where it is none."""
         return None
 
 
@@ -82,7 +75,7 @@ class Shift(Univariate):
         z = x - params[0]
         return z, x.new_zeros(()).expand_as(z)
 
-    def native(self) -> tuple[MapSpec, ...] | None:
+    def specs(self) -> tuple[MapSpec, ...] | None:
         """One map."""
         return (MapSpec("shift"),)
 
@@ -100,7 +93,7 @@ class Scale(Univariate):
         """z = x exp(-a)."""
         return x * torch.exp(-params[0]), (-params[0]).expand_as(x)
 
-    def native(self) -> tuple[MapSpec, ...] | None:
+    def specs(self) -> tuple[MapSpec, ...] | None:
         """One map."""
         return (MapSpec("scale"),)
 
@@ -134,7 +127,7 @@ class Affine(Univariate):
         z = (x - params[0]) * torch.exp(log_scale)
         return z, log_scale.expand_as(z)
 
-    def native(self) -> tuple[MapSpec, ...] | None:
+    def specs(self) -> tuple[MapSpec, ...] | None:
         """One map."""
         return (MapSpec("affine", bound=self.bound),)
 
@@ -227,7 +220,7 @@ class RationalQuadraticSpline(Univariate):
         inside = value.abs() < self.bound
         return torch.where(inside, mapped, value).to(dtype), torch.where(inside, log_det, 0).to(dtype)
 
-    def native(self) -> tuple[MapSpec, ...] | None:
+    def specs(self) -> tuple[MapSpec, ...] | None:
         """One map."""
         return (MapSpec("spline", self.bins, self.bound, self.min_bin, self.max_log_bend),)
 
@@ -298,7 +291,7 @@ class MixtureOfLogistics(Univariate):
                 break
         return x
 
-    def native(self) -> tuple[MapSpec, ...] | None:
+    def specs(self) -> tuple[MapSpec, ...] | None:
         """One map, to generate."""
         return (MapSpec("logistics", self.components, self.bound),)
 
@@ -327,9 +320,9 @@ class Composed(Univariate):
         parts = zip(self.maps, params.split(self.sizes), strict=True)
         return _in_turn(x, [(each.normalize, part) for each, part in parts][::-1])
 
-    def native(self) -> tuple[MapSpec, ...] | None:
+    def specs(self) -> tuple[MapSpec, ...] | None:
         """The maps' own, one after another."""
-        parts = [each.native() for each in self.maps]
+        parts = [each.specs() for each in self.maps]
         return None if None in parts else tuple(step for part in parts for step in part or ())
 
 

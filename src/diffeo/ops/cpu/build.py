@@ -14,15 +14,14 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
-__all__ = ["differentiable_gradients", "library", "pointer", "usable"]
+__all__ = ["library", "pointer", "usable"]
 
 _SOURCES = [
     Path(__file__).with_name(name)
@@ -60,7 +59,7 @@ _SIGNATURES = {
 
 
 @lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
+def library() -> Any:
     """Return the compiled library, or None where there is none to be had."""
     if os.environ.get("DIFFEO_NATIVE", "1") == "0":
         return None
@@ -129,28 +128,11 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def usable(*tensors: Tensor | None) -> bool:
-    """Whether the library is there and takes these tensors: float32 on the CPU, and no wrappers of ``torch.func``."""
-    return library() is not None and all(
-        t is None or (t.dtype == torch.float32 and t.device.type == "cpu" and not is_functorch_wrapped_tensor(t))
-        for t in tensors
-    )
+def usable(kind: str, *, forced: bool = False) -> bool:
+    """Whether the kernels of this kind may be used; ``forced`` asks for those that lost their race, too."""
+    return library() is not None
 
 
 def pointer(tensor: Tensor | None) -> int | None:
     """The address of a tensor's first element."""
     return None if tensor is None else tensor.data_ptr()
-
-
-def differentiable_gradients(
-    outputs: Sequence[Tensor], grads: Sequence[Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool]
-) -> list[Tensor | None]:
-    """A kernel's backward pass where a second derivative is asked for: through ``outputs`` of its plain twin."""
-    wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
-    pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, materialize_grads=True
-        )
-    )
-    return [next(found) if need else None for need in needed]

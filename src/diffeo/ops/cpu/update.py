@@ -1,42 +1,21 @@
 """The norm of all gradients, then AdamW and the moving average of the weights, in one call each (``update.h``).
 
-The plain twins are those of ``Update`` in ``training/update.py``: PyTorch's AdamW and operations on lists of tensors.
+The reference is ``Update`` in ``training/update.py``: PyTorch's AdamW and its operations on lists of tensors.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffeo.ops.cpu.build import library, usable
+from diffeo.ops.cpu.build import library
+from diffeo.ops.specs import Trained
 
-__all__ = ["FusedUpdate", "Trained"]
-
-
-class Trained(NamedTuple):
-    """A parameter and what its update reads and writes.
-
-    Attributes:
-        value: the parameter.
-        average: its moving average.
-        mean: the first moment of its gradient.
-        square: the second one.
-        steps: how many it took, a number.
-        rate: its full learning rate.
-        decay: the share of the rate by which it decays.
-    """
-
-    value: Tensor
-    average: Tensor
-    mean: Tensor
-    square: Tensor
-    steps: Tensor
-    rate: float
-    decay: float
+__all__ = ["FusedUpdate"]
 
 
 class _Trained(ctypes.Structure):
@@ -56,7 +35,7 @@ class FusedUpdate:
     """The updates of all parameters as C sees them; their tensors are changed in place.
 
     Args:
-        trained: the parameters, for all of which ``known`` must be true.
+        trained: the parameters, float32 on the CPU and contiguous.
         betas: how much of the moments is kept.
         epsilon: what is added to the root of the second one.
     """
@@ -72,11 +51,6 @@ class FusedUpdate:
         )
         self.adam = _Adam(*betas, epsilon)
 
-    @staticmethod
-    def known(parameters: Sequence[Tensor]) -> bool:
-        """Whether the kernels take these parameters."""
-        return usable(*parameters) and all(p.is_contiguous() for p in parameters)
-
     @property
     def current(self) -> bool:
         """Whether the parameters are still where they were."""
@@ -85,8 +59,7 @@ class FusedUpdate:
     def norm(self) -> Tensor:
         """The norm of all gradients together, a number."""
         gradients, pointers = self._gradients()
-        native: Any = library()
-        total = native.gradient_norm_f32(self.all, pointers, len(gradients), torch.get_num_threads())
+        total = library().gradient_norm_f32(self.all, pointers, len(gradients), torch.get_num_threads())
         return torch.tensor(total, dtype=torch.float64)
 
     def take(self, factor: float, scale: float, kept: float) -> None:
@@ -98,8 +71,7 @@ class FusedUpdate:
             kept: the share of the averages that is kept.
         """
         gradients, pointers = self._gradients()
-        native: Any = library()
-        native.update_f32(
+        library().update_f32(
             self.all, pointers, len(gradients), ctypes.byref(self.adam), factor, scale, kept, torch.get_num_threads()
         )
 

@@ -1,26 +1,25 @@
-"""WaveNet in one call forward and one backward, and its incremental walk with its univariate map (``wavenet.h``).
-
-The plain twin is ``WaveNet`` in ``nets/wavenet.py``.
-"""
+"""WaveNet in one call forward, one backward, and one to invert it with its univariate map."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffeo.ops.cpu.build import differentiable_gradients, library, pointer, usable
-from diffeo.ops.cpu.maps import MapSpec, known
+from diffeo.ops import reference
+from diffeo.ops.cpu.build import library, pointer
+from diffeo.ops.cpu.gradients import needs_grad, second_derivatives
 from diffeo.ops.cpu.maps import described as described_maps
+from diffeo.ops.cpu.maps import known
+from diffeo.ops.specs import Univariate, WaveNetSpec
 
-__all__ = ["Dilated", "read", "walk"]
+__all__ = ["invert_wavenet", "release", "wavenet"]
 
-_LANES = 16  # of native.c: in the walk all widths are whole vectors
+_LANES = 16  # of the C code: in the inversion all widths are whole vectors
 
 
 class _WaveNet(ctypes.Structure):
@@ -31,80 +30,40 @@ class _WaveNet(ctypes.Structure):
     )
 
 
-@dataclass
-class Dilated:
-    """A WaveNet without its numbers; the twin is the same network in PyTorch's operations.
-
-    ``spare`` is memory of readings whose gradients nobody can ask for any more: the next ones take it, for what is
-    given back to the system comes back page by page, which takes as long as the network itself.
-    """
-
-    size: int
-    channels: int
-    dilations: Sequence[int]
-    kernel: int
-    skip: int
-    hop: int
-    twin: Callable[..., Tensor] = field(repr=False)
-    spare: list[Tensor] = field(default_factory=list, repr=False, compare=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies start without spare memory."""
-        return {**self.__dict__, "spare": []}
-
-    def described(self, weights: Sequence[Tensor], frames: int, widths: tuple[int, int, int] | None = None) -> _WaveNet:
-        """The network as C sees it; the weights (contiguous) must outlive it. Widths: size, channels, skip."""
-        size, channels, skip = widths or (self.size, self.channels, self.skip)
-        depth = len(self.dilations)
-        return _WaveNet(
-            (ctypes.c_void_p * 12)(*(each.data_ptr() for each in weights)),
-            (ctypes.c_long * depth)(*self.dilations),
-            *(size, channels, depth, self.kernel, skip, self.hop, frames),
-        )
+def _described(
+    spec: WaveNetSpec, weights: Sequence[Tensor], shared: Tensor | None, widths: tuple[int, int, int] | None = None
+) -> _WaveNet:
+    """The network as C sees it; the weights (contiguous) must outlive it. Widths: size, channels, skip."""
+    size, channels, skip = widths or (spec.size, spec.channels, spec.skip)
+    depth, frames = len(spec.dilations), 0 if shared is None else shared.shape[-1]
+    return _WaveNet(
+        (ctypes.c_void_p * 12)(*(each.data_ptr() for each in weights)),
+        (ctypes.c_long * depth)(*spec.dilations),
+        *(size, channels, depth, spec.kernel, skip, spec.hop, frames),
+    )
 
 
-def _frames(shared: Tensor | None) -> int:
-    return 0 if shared is None else shared.shape[-1]
+def wavenet(spec: WaveNetSpec, x: Tensor, shared: Tensor | None, weights: Sequence[Tensor]) -> Tensor | None:
+    """The outputs at x ``(rows, T)``, ``(rows, size, T)``; None where the reference must."""
+    if not x.numel():
+        return None
+    if needs_grad(x, shared, *weights):
+        return _Forward.apply(spec, x, shared, *weights)
+    return _forward(spec, x, shared, weights, None)
 
 
-def read(net: Dilated, x: Tensor, shared: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
-    """Read a WaveNet at x ``(rows, T)``: ``(rows, size, T)``.
-
-    Args:
-        net: which network.
-        x: the samples.
-        shared: the context's part of the gates, ``(rows, layers, 2 channels, frames)``, or one row for all, or None.
-        weights: in the order of ``wavenet.h``.
-    """
-    if not (usable(x, shared, *weights) and x.numel()):
-        return net.twin(x, shared, *weights)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, shared, *weights)):
-        return _Read.apply(net, x, shared, *weights)
-    return _forward(net, x, shared, weights, None)
-
-
-def walk(
-    net: Dilated, maps: Sequence[MapSpec], z: Tensor, shared: Tensor | None, weights: Sequence[Tensor]
+def invert_wavenet(
+    spec: WaveNetSpec, univariate: Univariate, z: Tensor, shared: Tensor | None, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor] | None:
-    """Solve x_t = f(z_t; net(x_<t)) for all t, or return None where the plain twin must.
-
-    Args:
-        net: which network.
-        maps: the univariate map, as a chain in the order of generation.
-        z: ``(rows, T)``.
-        shared: as in ``read``.
-        weights: as in ``read``.
-
-    Returns:
-        x ``(rows, T)`` and log|det dx/dz| ``(rows,)``.
-    """
-    if not (usable(z, shared, *weights) and known(maps, generate=True) and z.numel()):
+    """Solve x_t = f(z_t; net(x_<t)) for z ``(rows, T)`` sample by sample; None where the reference must."""
+    maps = known(univariate, generate=True)
+    if maps is None or not z.numel():
         return None
     z, shared, weights = _contiguous(z, shared, weights)
     first, first_bias, taps, gate_bias, residual, residual_bias, skip, skip_bias, mid, mid_bias, last, last_bias = (
         weights
     )
-    depth, halves = len(net.dilations), [2, net.channels]
+    depth, halves = len(spec.dilations), [2, spec.channels]
     packed = [
         _filled(first.mT),
         _filled(first_bias),
@@ -112,21 +71,21 @@ def walk(
         _filled(gate_bias.unflatten(1, halves)),
         _filled(residual.mT, rows=True),
         _filled(residual_bias),
-        _filled(skip.unflatten(1, [depth, net.channels]).permute(1, 2, 0), rows=True),
+        _filled(skip.unflatten(1, [depth, spec.channels]).permute(1, 2, 0), rows=True),
         _filled(skip_bias),
         _filled(mid.mT, rows=True),
         _filled(mid_bias),
         _filled(last.mT, rows=True),
         _filled(last_bias),
     ]
-    if shared is not None:  # (rows, depth, frames, 2, channels)
-        shared = _filled(shared.unflatten(2, halves).permute(0, 1, 4, 2, 3))
+    if shared is not None:  # (rows, depth, 2 channels, frames)
+        shared = _filled(shared.unflatten(2, halves).permute(0, 1, 4, 2, 3))  # (rows, depth, frames, 2, channels)
     widths = len(packed[11]), len(packed[1]), len(packed[7])
-    described = net.described(packed, 0 if shared is None else shared.shape[2], widths)
+    described = _described(spec, packed, None, widths)
+    described.frames = 0 if shared is None else shared.shape[2]
     x, log_det = torch.empty_like(z), z.new_empty(len(z))
-    native: Any = library()
-    failed = native.wavenet_walk_f32(
-        *z.shape, ctypes.byref(described), pointer(shared), described_maps(tuple(maps)), len(maps), z.data_ptr(),
+    failed = library().wavenet_walk_f32(
+        *z.shape, ctypes.byref(described), pointer(shared), described_maps(maps), len(maps), z.data_ptr(),
         x.data_ptr(), log_det.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return None if failed else (x, log_det)
@@ -138,12 +97,13 @@ def _filled(value: Tensor, *, rows: bool = False) -> Tensor:
     return F.pad(value, (*columns, 0, -value.shape[-2] % _LANES) if rows else columns).contiguous()
 
 
-def _forward(net: Dilated, x: Tensor, shared: Tensor | None, weights: Sequence[Tensor], kept: Tensor | None) -> Tensor:
-    out = x.new_empty(len(x), net.size, x.shape[1])
+def _forward(
+    spec: WaveNetSpec, x: Tensor, shared: Tensor | None, weights: Sequence[Tensor], kept: Tensor | None
+) -> Tensor:
+    out = x.new_empty(len(x), spec.size, x.shape[1])
     x, shared, weights = _contiguous(x, shared, weights)
-    native: Any = library()
-    failed = native.wavenet_f32(
-        *x.shape, ctypes.byref(net.described(weights, _frames(shared))), pointer(shared), x.data_ptr(), out.data_ptr(),
+    failed = library().wavenet_f32(
+        *x.shape, ctypes.byref(_described(spec, weights, shared)), pointer(shared), x.data_ptr(), out.data_ptr(),
         pointer(kept), torch.get_num_threads(),
     )  # fmt: skip
     if failed:
@@ -158,11 +118,21 @@ def _contiguous(
     return x.contiguous(), shared, [each.contiguous() for each in weights]
 
 
+def release(spec: WaveNetSpec) -> None:
+    """Give back the memory of passes whose gradients nobody can ask for any more."""
+    _spare(spec).clear()
+
+
+def _spare(spec: WaveNetSpec) -> list[Tensor]:
+    """Memory for the next passes: fresh pages of the system's would take as long as the network itself."""
+    return spec.kept.setdefault("spare", [])
+
+
 class _Kept:
     """What a backward pass needs, ``(rows, size)``, in a network's spare memory, which has it back in the end."""
 
-    def __init__(self, net: Dilated, rows: int, size: int) -> None:
-        self.spare = net.spare
+    def __init__(self, spec: WaveNetSpec, rows: int, size: int) -> None:
+        self.spare = _spare(spec)
         try:
             self.values = self.spare.pop()
         except IndexError:
@@ -175,39 +145,36 @@ class _Kept:
         self.spare.append(self.values)
 
 
-class _Read(torch.autograd.Function):
-    """The network with gradients; second derivatives are those of the twin."""
+class _Forward(torch.autograd.Function):
+    """The network with gradients; second derivatives are the reference's."""
 
     @staticmethod
-    def forward(ctx: Any, net: Dilated, x: Tensor, shared: Tensor | None, *weights: Tensor) -> Tensor:
-        native: Any = library()
-        size = native.wavenet_kept(x.shape[1], ctypes.byref(net.described(weights, _frames(shared))))
-        ctx.net, ctx.kept = net, _Kept(net, len(x), size)
+    def forward(ctx: Any, spec: WaveNetSpec, x: Tensor, shared: Tensor | None, *weights: Tensor) -> Tensor:
+        size = library().wavenet_kept(x.shape[1], ctypes.byref(_described(spec, weights, shared)))
+        ctx.spec, ctx.kept = spec, _Kept(spec, len(x), size)
         ctx.save_for_backward(x, shared, *weights)
-        return _forward(net, x, shared, weights, ctx.kept.values)
+        return _forward(spec, x, shared, weights, ctx.kept.values)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        net = ctx.net
         x, shared, *weights = inputs = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for
-            outputs = [net.twin(x, shared, *weights)]
-            return None, *differentiable_gradients(outputs, [grad], inputs, ctx.needs_input_grad[1:])
+            outputs = [reference.wavenet(ctx.spec, x, shared, weights)]
+            return None, *second_derivatives(outputs, [grad], inputs, ctx.needs_input_grad[1:])
         grad = grad.contiguous()
-        fed, given, tensors = _contiguous(x, shared, weights)
-        by_x = torch.empty_like(fed) if ctx.needs_input_grad[1] else None
-        by_shared = torch.empty_like(given) if given is not None and ctx.needs_input_grad[2] else None
+        rows, expanded, tensors = _contiguous(x, shared, weights)
+        by_x = torch.empty_like(rows) if ctx.needs_input_grad[1] else None
+        by_shared = torch.empty_like(expanded) if expanded is not None and ctx.needs_input_grad[2] else None
         learns = any(ctx.needs_input_grad[3:])  # a frozen network passes gradients on for half the price
-        by_weights = fed.new_empty(len(fed), sum(each.numel() for each in tensors)) if learns else None
-        native: Any = library()
-        failed = native.wavenet_backward_f32(
-            *fed.shape, ctypes.byref(net.described(tensors, _frames(given))), fed.data_ptr(),
+        by_weights = rows.new_empty(len(rows), sum(each.numel() for each in tensors)) if learns else None
+        failed = library().wavenet_backward_f32(
+            *rows.shape, ctypes.byref(_described(ctx.spec, tensors, expanded)), rows.data_ptr(),
             ctx.kept.values.data_ptr(), grad.data_ptr(), pointer(by_x), pointer(by_shared), pointer(by_weights),
             torch.get_num_threads(),
         )  # fmt: skip
         if failed:
             raise MemoryError("expected memory for a WaveNet's gradients, got none")
-        if by_shared is not None and shared.shape[0] != len(fed):
+        if by_shared is not None and shared.shape[0] != len(rows):
             by_shared = by_shared.sum(0, keepdim=True)
         if by_weights is None:
             return None, by_x, by_shared, *(None for _ in tensors)

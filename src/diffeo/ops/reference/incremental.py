@@ -1,13 +1,13 @@
-"""The incremental walk: a triangular network evaluated one element at a time, at the price of one pass in total.
+"""Incremental inversion: a triangular network evaluated one element at a time, at the price of one pass in total.
 
 Let every unit of a masked network be computable once its first k inputs are known (its *degree*), with units sorted by
-degree. Walking k = 0, 1, ..., each layer computes only the units of degree k, the output for element k is read, and the
-caller turns it into the next input. Every weight is multiplied once: the whole walk does the multiply-adds of **one**
-masked pass, instead of one pass per element.
+degree. For k = 0, 1, ..., each layer computes only the units of degree k, the output for element k is read, and the
+caller turns it into the next input. Every weight is multiplied once: all elements together take the multiply-adds of
+**one** masked pass, instead of one pass per element.
 
-The walk runs over blocks of elements: what earlier blocks contribute to a block comes from large matrix products, and
-only the triangles on the diagonal are walked in small steps. Everything is feature-major, (units, rows), so that every
-slice is contiguous.
+Elements are taken in blocks: what earlier blocks contribute to a block comes from large matrix products, and only the
+triangles on the diagonal are left to small steps. Everything is feature-major, (units, rows), so that every slice is
+contiguous.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["WalkLayer", "walk"]
+__all__ = ["TriangularLayer", "evaluate_incrementally"]
 
 
 @dataclass
-class WalkLayer:
+class TriangularLayer:
     """One layer of a triangular network.
 
     Attributes:
@@ -35,15 +35,15 @@ class WalkLayer:
     finish: Callable[[slice, Tensor], Tensor]
 
 
-def walk(
-    layers: Sequence[WalkLayer],
+def evaluate_incrementally(
+    layers: Sequence[TriangularLayer],
     step: Callable[[int, Tensor], Tensor],
     elements: int,
     size: int,
     like: Tensor,
     block: int = 16,
 ) -> None:
-    """Walk over the elements, calling ``step(k, output of element k)`` for the input ``(size, rows)`` of element k.
+    """Go over the elements, calling ``step(k, output of element k)`` for the input ``(size, rows)`` of element k.
 
     Args:
         layers: the network's layers in order, the output layer last.

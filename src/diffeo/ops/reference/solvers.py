@@ -12,9 +12,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffeo.ops.cpu.ode import Control, Field, solve_adaptive
-
-__all__ = ["FIXED", "AcceptedStep", "AdaptiveSolution", "SolverError", "adaptive", "fixed", "replay"]
+__all__ = [
+    "DORMAND_PRINCE",
+    "ERROR_WEIGHTS",
+    "FIXED",
+    "AcceptedStep",
+    "AdaptiveSolution",
+    "Control",
+    "SolverError",
+    "Tableau",
+    "adaptive",
+    "fixed",
+    "not_finite",
+    "not_met",
+    "replay",
+]
 
 Derivative = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -41,7 +53,7 @@ FIXED = {
 
 # Dormand and Prince 1980. The last stage is the derivative at the new point, with which the next step begins (FSAL).
 _LAST = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
-_DORMAND_PRINCE = Tableau(
+DORMAND_PRINCE = Tableau(
     (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
     (
         (),
@@ -54,8 +66,37 @@ _DORMAND_PRINCE = Tableau(
     ),
     _LAST,
 )
-_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # fifth order minus fourth
+ERROR_WEIGHTS = (
+    71 / 57600,
+    0.0,
+    -71 / 16695,
+    71 / 1920,
+    -17253 / 339200,
+    22 / 525,
+    -1 / 40,
+)  # fifth order minus fourth
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 8.0  # of the step's length, which the fifth root of the error decides
+
+
+class Control(NamedTuple):
+    """How ``adaptive`` chooses its steps from ``start`` to ``stop``."""
+
+    start: float
+    stop: float
+    rtol: float
+    atol: float
+    least: float  # length of a step that is not accepted, below which the tolerance cannot be met
+    safety: float
+    shrink: float
+    grow: float
+    most: int  # evaluations of a row
+
+    @classmethod
+    def of(cls, y: Tensor, start: float, stop: float, rtol: float, atol: float, most: int) -> Control:
+        """For states like y, whose rounding errors would otherwise be taken for the method's."""
+        eps = torch.finfo(y.dtype).eps
+        rtol, atol = (max(tolerance, 4 * eps) for tolerance in (rtol, atol))
+        return cls(start, stop, rtol, atol, 16 * eps * max(abs(start), abs(stop)), _SAFETY, _SHRINK, _GROW, most)
 
 
 class AcceptedStep(NamedTuple):
@@ -92,16 +133,7 @@ def fixed(f: Derivative, y: Tensor, start: float, stop: float, method: str, step
     return y
 
 
-def adaptive(
-    f: Derivative,
-    y: Tensor,
-    start: float,
-    stop: float,
-    rtol: float,
-    atol: float,
-    most: int,
-    field: Field | None = None,
-) -> AdaptiveSolution:
+def adaptive(f: Derivative, y: Tensor, control: Control) -> AdaptiveSolution:
     """Solve by Dormand and Prince's method of order 5(4); every row has its own steps and leaves when it is done.
 
     A step is accepted where the estimated error of every element is at most ``atol + rtol |y|``. So no row hides
@@ -109,25 +141,13 @@ def adaptive(
 
     Args:
         f: the derivative.
-        y: the states at ``start``, ``(rows, size)``.
-        start: the time to begin at.
-        stop: the time to end at, earlier or later.
-        rtol: relative tolerance.
-        atol: absolute tolerance. Neither is taken as less than four units of the last place: rounding errors would be
-            taken for the method's.
-        most: evaluations that a row may take.
-        field: the same derivative as the kernels read it, where they know it and no steps are asked for.
+        y: the states at the start, ``(rows, size)``.
+        control: where to begin and to end, the tolerances, and how many evaluations a row may take.
 
     Raises:
         SolverError: where f is not finite, or a row needs more evaluations.
     """
-    rtol, atol = (max(tolerance, 4 * torch.finfo(y.dtype).eps) for tolerance in (rtol, atol))
-    least = 16 * torch.finfo(y.dtype).eps * max(abs(start), abs(stop))
-    if field is not None:
-        control = Control(start, stop, rtol, atol, least, _SAFETY, _SHRINK, _GROW, most)
-        found = _in_one_call(field, y, control)
-        if found is not None:
-            return found
+    start, stop, rtol, atol, least, *_, most = control
     sign, done = (1.0 if stop > start else -1.0), torch.empty_like(y)
     evaluations = torch.full((len(y),), 2, dtype=torch.long, device=y.device)
     total = y.new_zeros(len(y))
@@ -143,9 +163,9 @@ def adaptive(
         remaining = (stop - t) * sign
         last = length >= remaining * (1 - 1e-6)  # a sliver left over would cost a step
         h = sign * torch.where(last, remaining, length)
-        stages = _stages(f, _DORMAND_PRINCE, t, h, y, k, which)
-        new = _add(y, h, _DORMAND_PRINCE.weights, stages)
-        error = _add(None, h, _ERROR, stages).abs()
+        stages = _stages(f, DORMAND_PRINCE, t, h, y, k, which)
+        new = _add(y, h, DORMAND_PRINCE.weights, stages)
+        error = _add(None, h, ERROR_WEIGHTS, stages).abs()
         worst = (error / torch.maximum(y.abs(), new.abs()).mul_(rtol).add_(atol)).amax(1)
         accepted = worst <= 1
         count += 6
@@ -167,7 +187,7 @@ def adaptive(
         if count + 6 > most:
             stuck |= ~finished
         if stuck.any():
-            raise _stuck(stuck, worst, rows, t, rtol, atol, most)
+            raise _stuck(stuck, worst, rows, t, control)
         if finished.any():
             going = (~finished).nonzero()[:, 0]
             done[rows[finished]] = y[finished]
@@ -176,28 +196,17 @@ def adaptive(
     return AdaptiveSolution(done, evaluations, total, steps)
 
 
-def _in_one_call(field: Field, y: Tensor, control: Control) -> AdaptiveSolution | None:
-    """What ``adaptive`` does, by a kernel; None where there is none."""
-    solved = solve_adaptive(field, _DORMAND_PRINCE.times, _DORMAND_PRINCE.stages, _ERROR, y, control)
-    if solved is None:
-        return None
-    if solved.trouble is None:
-        return AdaptiveSolution(solved.y, solved.evaluations, solved.error, [])
-    row, t, finite = solved.trouble
-    raise _not_met(row, t, control.rtol, control.atol, control.most) if finite else _not_finite(row, t)
-
-
 def replay(f: Derivative, y: Tensor, start: float, steps: Sequence[AcceptedStep]) -> Tensor:
     """Take the steps of an adaptive solution again: what autograd sees, so that gradients are those of these steps."""
     k = f(y.new_full((len(y),), start), y, None)
     for rows, t, h in steps:
         if rows is None:
-            stages = _stages(f, _DORMAND_PRINCE, t, h, y, k, None)
-            y, k = _add(y, h, _DORMAND_PRINCE.weights, stages), stages[6]
+            stages = _stages(f, DORMAND_PRINCE, t, h, y, k, None)
+            y, k = _add(y, h, DORMAND_PRINCE.weights, stages), stages[6]
         elif len(rows):
-            own = y[rows]
-            stages = _stages(f, _DORMAND_PRINCE, t, h, own, k[rows], rows)
-            y = y.index_copy(0, rows, _add(own, h, _DORMAND_PRINCE.weights, stages))
+            here = y[rows]
+            stages = _stages(f, DORMAND_PRINCE, t, h, here, k[rows], rows)
+            y = y.index_copy(0, rows, _add(here, h, DORMAND_PRINCE.weights, stages))
             k = k.index_copy(0, rows, stages[6])
     return y
 
@@ -237,7 +246,7 @@ def _first_length(f: Derivative, y: Tensor, t: Tensor, k: Tensor, way: float, rt
 
 def _check_finite(value: Tensor, t: Tensor, rows: Tensor | None) -> None:
     if value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value.detach()))).all():
-        raise _not_finite(*_first(~value.detach().isfinite().all(1), rows, t))
+        raise not_finite(*_first(~value.detach().isfinite().all(1), rows, t))
 
 
 def _first(bad: Tensor, rows: Tensor | None, t: Tensor) -> tuple[int, float]:
@@ -246,17 +255,19 @@ def _first(bad: Tensor, rows: Tensor | None, t: Tensor) -> tuple[int, float]:
     return index if rows is None else int(rows[index]), float(t[index])
 
 
-def _not_finite(row: int, t: float) -> SolverError:
+def not_finite(row: int, t: float) -> SolverError:
+    """The error of a velocity that is not finite."""
     return SolverError(f"expected a finite velocity, got NaN or infinity in row {row} at t = {t:.6g}")
 
 
-def _not_met(row: int, t: float, rtol: float, atol: float, most: int) -> SolverError:
+def not_met(row: int, t: float, control: Control) -> SolverError:
+    """The error of a row that needs more evaluations than it may take."""
     return SolverError(
-        f"expected the tolerance rtol={rtol:g}, atol={atol:g} to be met within {most} evaluations, got to "
-        f"t = {t:.6g} in row {row}; loosen the tolerance or allow more"
+        f"expected the tolerance rtol={control.rtol:g}, atol={control.atol:g} to be met within {control.most} "
+        f"evaluations, got to t = {t:.6g} in row {row}; loosen the tolerance or allow more"
     )
 
 
-def _stuck(stuck: Tensor, worst: Tensor, rows: Tensor, t: Tensor, rtol: float, atol: float, most: int) -> SolverError:
+def _stuck(stuck: Tensor, worst: Tensor, rows: Tensor, t: Tensor, control: Control) -> SolverError:
     bad = stuck & ~worst.isfinite()
-    return _not_finite(*_first(bad, rows, t)) if bad.any() else _not_met(*_first(stuck, rows, t), rtol, atol, most)
+    return not_finite(*_first(bad, rows, t)) if bad.any() else not_met(*_first(stuck, rows, t), control)

@@ -1,0 +1,221 @@
+"""Feed-forward networks, dense or masked: a forward pass, that and a map in one, incremental inversion, its transpose.
+
+Values are feature-major, ``(features, rows)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffeo.ops.reference.incremental import TriangularLayer, evaluate_incrementally
+from diffeo.ops.specs import NetworkSpec, Univariate, Wiring, ends_of
+from diffeo.ops.tracing import tracing
+
+__all__ = [
+    "ACTIVATIONS",
+    "derivative",
+    "invert_network",
+    "mapped_network",
+    "network",
+    "soft_bound",
+    "solve_transposed_network",
+]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "elu": F.elu,
+    "tanh": torch.tanh,
+}
+
+
+def soft_bound(value: Tensor, bound: float) -> Tensor:
+    """Bound smoothly to (-bound, bound): ``bound * tanh(value / bound)``, the identity near zero, no dead clamp."""
+    return bound * torch.tanh(value / bound)
+
+
+def derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The elementwise derivative of ``function`` at each entry of ``at``."""
+    with torch.enable_grad():
+        at = at.detach().requires_grad_()
+        return torch.autograd.grad(function(at).sum(), at)[0]
+
+
+def _masked(wiring: Wiring, weight: Tensor) -> Tensor:
+    """A layer's weight, masked in every pass, so that no weight, however set, can break the order."""
+    return weight if wiring.full else weight * wiring.mask(weight, keep=not tracing())
+
+
+def network(
+    spec: NetworkSpec, x: Tensor, shared: Tensor | None, tensors: Sequence[Tensor], sums: list[Tensor] | None = None
+) -> Tensor:
+    """h_1 = act(W_1 bounded(x) + shared + b_1), h_l = act(W_l h_{l-1} + b_l) (+ h_{l-1}), y = W h_L + b (+ V x).
+
+    Args:
+        spec: which network.
+        x: ``(inputs, rows)``.
+        shared: added to the first layer's sums, ``(rows, units)`` or ``(1, units)``, or None.
+        tensors: see ``NetworkSpec``.
+        sums: receives what each activation gets.
+
+    Returns:
+        ``(outputs, rows)``.
+    """
+    inputs = h = soft_bound(x, spec.bound)
+    activation, last = ACTIVATIONS[spec.activation], len(spec.layers) - 1
+    for index, wiring in enumerate(spec.layers):
+        weight, bias = tensors[2 * index : 2 * index + 2]
+        total = torch.addmm(bias[:, None], _masked(wiring, weight), h)
+        if index == 0 and shared is not None:
+            total = total + shared.mT
+        if index < last:
+            if sums is not None:
+                sums.append(total)
+            new = activation(total)
+            h = new + h if spec.residual[index] else new
+    return total if spec.direct is None else total + _masked(spec.direct, tensors[-1]) @ inputs
+
+
+def mapped_network(
+    spec: NetworkSpec,
+    univariate: Univariate,
+    x: Tensor,
+    shared: Tensor | None,
+    value: Tensor,
+    tensors: Sequence[Tensor],
+    *,
+    generate: bool,
+) -> tuple[Tensor, Tensor]:
+    """Map values ``(n, rows)`` by the parameters that a network gives at x.
+
+    Returns:
+        The mapped values ``(n, rows)`` and the log-derivatives summed over elements, ``(rows,)``.
+    """
+    params = spec.params(network(spec, x, shared, tensors), univariate.size)
+    mapped, log_det = (univariate.generate if generate else univariate.normalize)(value, params)
+    return mapped, log_det.sum(0)
+
+
+def invert_network(
+    spec: NetworkSpec, univariate: Univariate, z: Tensor, shared: Tensor | None, tensors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Solve x_i = f(z_i; net(x_<i)) for all i by incremental inversion. Not differentiable.
+
+    Args:
+        spec: a masked network, its outputs ordered element by element.
+        univariate: the map f.
+        z: ``(rows, elements)``.
+        shared: as in ``network``.
+        tensors: likewise.
+
+    Returns:
+        x ``(rows, elements)`` and log|det dx/dz| ``(rows,)``.
+    """
+    noise = z.mT.contiguous()
+    x, log_det = torch.empty_like(noise), z.new_zeros(len(z))
+    activation, last = ACTIVATIONS[spec.activation], len(spec.layers) - 1
+    added = None if shared is None else shared.mT.contiguous()
+    hidden = [noise.new_empty(wiring.units, len(z)) for wiring in spec.layers[:-1]]
+
+    def finish(index: int) -> Callable[[slice, Tensor], Tensor]:
+        def apply(units: slice, sums: Tensor) -> Tensor:
+            sums += tensors[2 * index + 1][units, None]
+            if index == 0 and added is not None:
+                sums += added[units]
+            if index == last:
+                return sums
+            value = activation(sums)
+            if spec.residual[index]:
+                value += hidden[index - 1][units]
+            hidden[index][units] = value
+            return value
+
+        return apply
+
+    def step(i: int, params: Tensor) -> Tensor:
+        x[i], log_derivative = univariate.generate(noise[i], params)
+        log_det.add_(log_derivative)
+        return soft_bound(x[i], spec.bound)[None]
+
+    layers = [
+        TriangularLayer([(index, tensors[2 * index])], wiring.ends or (), finish(index))
+        for index, wiring in enumerate(spec.layers)
+    ]
+    if spec.direct is not None:
+        layers[-1].sources.append((0, tensors[-1]))
+    evaluate_incrementally(layers, step, len(x), 1, noise)
+    return x.mT, log_det
+
+
+def solve_transposed_network(
+    spec: NetworkSpec,
+    degrees: Sequence[Tensor],
+    x: Tensor,
+    shared: Tensor | None,
+    tensors: Sequence[Tensor],
+    by_params: Tensor,
+    diagonal: Tensor,
+    grad: Tensor,
+) -> Tensor:
+    """Solve J^T u = grad, last element first, where J = diag(diagonal) + (dz/dparams) (dparams/dx) is dz/dx.
+
+    In reversed order, of the elements and of the units of each layer, the transposed network is masked just as the
+    network is: a unit of degree m has degree D - m there. So the solve is an incremental evaluation of it, at the price
+    of one backward pass.
+
+    Args:
+        spec: a masked network, its outputs ordered element by element.
+        degrees: of the units of each layer, the inputs' first.
+        x: where the network is linearised, ``(elements, rows)``.
+        shared: as in ``network``.
+        tensors: likewise.
+        by_params: dz_i/dparams_i, ``(size, elements, rows)``.
+        diagonal: dz_i/dx_i at fixed parameters, ``(elements, rows)``.
+        grad: ``(elements, rows)``.
+
+    Returns:
+        u ``(elements, rows)``.
+    """
+    solution = torch.empty_like(grad, memory_format=torch.contiguous_format)
+    elements, size = len(x), len(by_params)
+    last = elements - 1
+    sums: list[Tensor] = []
+    network(spec, x, shared, tensors, sums)
+    slopes = [derivative(ACTIVATIONS[spec.activation], each).flip(0) for each in sums]
+    outer = derivative(lambda value: soft_bound(value, spec.bound), x)
+    backward = [weight.mT.flip(0, 1) for weight in tensors[: 2 * len(spec.layers) : 2]]
+    depth = len(slopes)
+    gradients = [torch.empty_like(slope) for slope in slopes]  # with respect to each layer's values
+
+    def finish(index: int) -> Callable[[slice, Tensor], Tensor]:
+        def apply(units: slice, sums: Tensor) -> Tensor:
+            if index + 1 < depth and spec.residual[index + 1]:
+                sums += gradients[index + 1][units]
+            gradients[index][units] = sums
+            return sums * slopes[index][units]
+
+        return apply
+
+    def step(k: int, total: Tensor) -> Tensor:
+        i = last - k
+        solution[i] = (grad[i] - total[0] * outer[i]) / diagonal[i]
+        return (by_params[:, i] * solution[i]).flip(0)  # the parameters of an element, too, are met in reversed order
+
+    layers = [
+        TriangularLayer(
+            [(position, backward[index + 1])], ends_of((elements - degrees[index + 1]).flip(0), elements), finish(index)
+        )
+        for position, index in enumerate(reversed(range(depth)))
+    ]
+    sources = [(depth, backward[0])]
+    if spec.direct is not None:
+        sources.append((0, tensors[-1].mT.flip(0, 1)))
+    ends = [min(k + 1, elements) for k in range(elements + 1)]
+    layers.append(TriangularLayer(sources, ends, lambda units, sums: sums))
+    evaluate_incrementally(layers, step, elements, size, x)
+    return solution
