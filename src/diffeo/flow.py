@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from diffeo import ops
 from diffeo.bases import Base
 from diffeo.transforms.base import Transform
 
@@ -78,6 +79,10 @@ class Flow(nn.Module):
         """``"inverse"``: scoring is the parallel side; ``"forward"``: sampling is; ``"both"``; ``"neither"``."""
         return self.transform.cheap
 
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``log_prob``, so that what wraps a module's call (``torch.export``, DDP) finds the density."""
+        return self.log_prob(x, context)
+
     def log_prob(
         self, x: Tensor, context: Tensor | None = None, nan: Literal["error", "propagate"] = "error"
     ) -> Tensor:
@@ -87,7 +92,8 @@ class Flow(nn.Module):
             x: ``(*batch, *event)``.
             context: broadcastable to ``(*batch, *context_shape)``.
             nan: what becomes of rows that hold NaN or infinity: ``"error"`` raises, ``"propagate"`` gives NaN for
-                exactly those rows. A finite row always gets a finite value or -inf.
+                exactly those rows. A finite row always gets a finite value or -inf. Within ``torch.func``,
+                ``torch.compile``, ``torch.export`` and traces, where nothing can be raised, it is always NaN.
 
         Returns:
             ``(*batch,)``.
@@ -100,7 +106,7 @@ class Flow(nn.Module):
         rows, given, batch = self._rows(x, context, self.event_shape, "x")
         bad = self._non_finite(rows, given)
         if bad is not None:
-            if nan == "error":
+            if nan == "error" and not ops.tracing():
                 raise ValueError(
                     f"expected finite values, got NaN or infinity in {int(bad.sum())} of {len(bad)} rows, "
                     f"first in row {int(bad.nonzero()[0, 0])}"
@@ -181,7 +187,7 @@ class Flow(nn.Module):
     ) -> list[Tensor]:
         """Call on portions of the rows where no gradient needs the whole, and join what comes back."""
         size = _PORTION if self.training else max(1, min(_PORTION, _ELEMENTS // rows.shape[1:].numel()))
-        if torch.is_grad_enabled() or len(rows) <= size:
+        if torch.is_grad_enabled() or ops.tracing() or len(rows) <= size:
             return list(function(rows, context))
         parts = [
             function(rows[i : i + size], None if context is None else context[i : i + size])
@@ -256,12 +262,14 @@ class Flow(nn.Module):
     @staticmethod
     def _non_finite(rows: Tensor, context: Tensor | None) -> Tensor | None:
         """Which rows hold NaN or infinity, or None; one pass over memory where there are none."""
-        parts = [part for part in (rows, context) if part is not None and part.numel()]
-        if all(torch.isfinite(torch.stack(torch.aminmax(part.detach()))).all() for part in parts):
-            return None
-        bad = rows.new_zeros(len(rows), dtype=torch.bool)
+        parts = [part.detach() for part in (rows, context) if part is not None]
+        if not ops.tracing():
+            parts = [part for part in parts if part.numel()]
+            if all(torch.isfinite(torch.stack(torch.aminmax(part))).all() for part in parts):
+                return None
+        bad = rows.new_zeros(rows.shape[0], dtype=torch.bool)
         for part in parts:
-            bad |= ~torch.isfinite(part.detach()).reshape(len(part), -1).all(1)
+            bad = bad | ~torch.isfinite(part).flatten(1).all(1)
         return bad
 
 

@@ -79,7 +79,9 @@ class MLP(Feedforward):
             y = y + shared.mT
         trace = torch.zeros_like(y[0])
         widest = max(layer.out_features for layer in self.layers)
-        for some in torch.arange(len(y), device=x.device).split(max(1, _TANGENTS // (widest * max(1, len(trace))))):
+        inputs = torch.arange(y.shape[0], device=x.device)
+        several = y.shape[0] if ops.tracing() else max(1, _TANGENTS // (widest * max(1, trace.shape[0])))
+        for some in inputs.split(several):
             tangents = torch.eye(len(y)).to(x)[:, some, None] * first[some]  # (units, some, rows)
             for index, (layer, slope) in enumerate(zip(hidden, slopes, strict=True)):
                 if index:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
 
+from diffeo import ops
 from diffeo.nets.activations import get_activation, overwriting, rate_for_width, soften
 from diffeo.nets.precision import autocast
 
@@ -54,20 +55,22 @@ class ResNet(nn.Module):
             raise ValueError(f"expected odd kernel sizes, got {tuple(kernels)}")
         self.activation = get_activation(activation)
         self.lr_scale = rate_for_width(hidden)
-        self.first = _convolution(inputs, hidden[0], 3)
+        self.first = _Convolution(inputs, hidden[0], 3)
         widths = zip([hidden[0], *hidden], hidden, strict=False)
         self.blocks: Any = nn.ModuleList(_Block(a, b, context, self.activation, residual, kernels) for a, b in widths)
-        self.last = _convolution(hidden[-1], outputs, 3)
-        gains: Any = self.last.parametrizations
-        nn.init.zeros_(gains.weight.original0)
-        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+        self.last = _Convolution(hidden[-1], outputs, 3)
+        nn.init.zeros_(self.last.normalized.gain)
+        nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map x ``(*batch, inputs, H, W)`` and the context ``(*batch, context)`` to ``(*batch, outputs, H, W)``."""
         images = x.reshape(-1, *x.shape[-3:])  # (rows, inputs, H, W)
         given = None if context is None else soften(context).reshape(-1, context.shape[-1])
         with autocast(images):
-            h = self.first(soften(images).contiguous(memory_format=torch.channels_last))
+            h = soften(images)
+            if not ops.tracing():  # vmap knows no memory formats
+                h = h.contiguous(memory_format=torch.channels_last)
+            h = self.first(h)
             for block in self.blocks:
                 h = block(h, given)
             out = self.last(overwriting(self.activation)(h)).to(x.dtype)
@@ -83,7 +86,7 @@ class _Block(nn.Module):
         super().__init__()
         self.activation = activation
         self.convolutions: Any = nn.ModuleList(
-            _convolution(outputs if index else inputs, outputs, size) for index, size in enumerate(kernels)
+            _Convolution(outputs if index else inputs, outputs, size) for index, size in enumerate(kernels)
         )
         self.context = nn.Linear(context, outputs, bias=False) if context else None
         self.residual = residual and inputs == outputs
@@ -99,5 +102,46 @@ class _Block(nn.Module):
         return h + x if self.residual else h
 
 
-def _convolution(inputs: int, outputs: int, size: int) -> nn.Conv2d:
-    return weight_norm(nn.Conv2d(inputs, outputs, size, padding=size // 2))
+class _Convolution(nn.Module):
+    """A convolution that keeps the size, with weights g v / |v| of each output channel.
+
+    PyTorch's own parametrization of the same names cannot be pickled.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int) -> None:
+        super().__init__()
+        drawn = nn.Conv2d(inputs, outputs, size)
+        self.bias: Any = drawn.bias
+        self.parametrizations: Any = nn.ModuleDict({"weight": _Normalized(drawn.weight)})
+        self.padding = size // 2
+
+    @property
+    def normalized(self) -> _Normalized:
+        """Gain and direction."""
+        return self.parametrizations["weight"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(rows, inputs, H, W)`` to ``(rows, outputs, H, W)``."""
+        return F.conv2d(x, self.normalized(), self.bias, padding=self.padding)
+
+
+class _Normalized(nn.Module):
+    """g v / |v|; the names of the parameters are those of PyTorch's parametrization, in which runs are stored."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        direction = weight.detach().clone()
+        self.original0 = nn.Parameter(torch.norm_except_dim(direction, 2, 0))
+        self.original1 = nn.Parameter(direction)
+
+    @property
+    def gain(self) -> nn.Parameter:
+        """The norm of each output channel's weights, ``(outputs, 1, 1, 1)``."""
+        return self.original0
+
+    def forward(self) -> Tensor:
+        """The weight ``(outputs, inputs, size, size)``."""
+        gain, direction = self.original0, self.original1
+        if ops.tracing():  # vmap has no rule for the operation below
+            return gain * direction / direction.flatten(1).norm(dim=1)[:, None, None, None]
+        return torch._weight_norm(direction, gain, 0)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffeo import ops
 from diffeo.nets.activations import get_activation, rate_for_width, soften
 from diffeo.nets.precision import autocast
 
@@ -56,7 +57,10 @@ class UNet(nn.Module):
         """Map x ``(rows, channels, H, W)`` and the embedding ``(rows, embedding)`` to the shape of x."""
         with autocast(x):
             given = self.embed(embedding)
-            h = self.first(soften(x).contiguous(memory_format=torch.channels_last))
+            h = soften(x)
+            if not ops.tracing():  # vmap knows no memory formats
+                h = h.contiguous(memory_format=torch.channels_last)
+            h = self.first(h)
             across = []
             for index, block in enumerate(self.down):
                 h = block(F.avg_pool2d(h, 2, ceil_mode=True) if index else h, given)

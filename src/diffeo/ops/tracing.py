@@ -2,10 +2,10 @@
 
 import torch
 from torch._C import _len_torch_dispatch_stack
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch.autograd import forward_ad
 
-__all__ = ["tracing"]
+__all__ = ["numbers_are_known", "tracing"]
 
 
 def tracing() -> bool:
@@ -21,3 +21,10 @@ def tracing() -> bool:
         or _len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
     )
+
+
+def numbers_are_known() -> bool:
+    """Whether numbers may decide what is computed next: not while a graph is made, nor for batches of ``vmap``."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return all(each.key() != TransformType.Vmap for each in get_interpreter_stack() or ())

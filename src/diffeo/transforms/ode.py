@@ -198,12 +198,12 @@ class ODE(Transform):
         given = None
         if context is not None:  # whose batch may be one that broadcasts
             event = context.shape[len(batch) :]
-            given = context.expand(*batch, *event).reshape(len(rows), *event)
+            given = context.expand(*batch, *event).reshape(rows.shape[0], *event)
         f = self._derivative(rows, given, log_det)
         state = rows.flatten(1)  # (rows, size)
         if log_det:
-            state = torch.cat([state, state.new_zeros(len(state), 1)], 1)
-        if not len(rows):
+            state = torch.cat([state, state.new_zeros(state.shape[0], 1)], 1)
+        if not rows.shape[0]:
             evaluations, error = torch.zeros_like(state[:, 0], dtype=torch.long), state.new_zeros(0)
         elif self.steps is not None:
             state = fixed(f, state, start, stop, self.solver, self.steps)

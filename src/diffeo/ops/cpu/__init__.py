@@ -4,7 +4,7 @@ Every function returns None where it does not take what it is given. This folder
 computes everything. ``DIFFEO_NATIVE=0`` in the environment switches it off.
 """
 
-from diffeo.ops.cpu.build import usable
+from diffeo.ops.cpu.build import library, usable
 from diffeo.ops.cpu.maps import map_values
 from diffeo.ops.cpu.network import invert_network, mapped_network, network
 from diffeo.ops.cpu.ode import adaptive, matching
@@ -16,6 +16,7 @@ __all__ = [
     "adaptive",
     "invert_network",
     "invert_wavenet",
+    "library",
     "map_values",
     "mapped_network",
     "matching",

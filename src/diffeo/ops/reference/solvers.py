@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffeo.ops.tracing import numbers_are_known
+
 __all__ = [
     "DORMAND_PRINCE",
     "ERROR_WEIGHTS",
@@ -125,9 +127,10 @@ def fixed(f: Derivative, y: Tensor, start: float, stop: float, method: str, step
     Raises:
         SolverError: where the state stops being finite.
     """
-    tableau, h = FIXED[method], y.new_full((len(y),), (stop - start) / steps)
+    rows = y.shape[:1]
+    tableau, h = FIXED[method], y.new_full(rows, (stop - start) / steps)
     for index in range(steps):
-        t = y.new_full((len(y),), start + index * (stop - start) / steps)
+        t = y.new_full(rows, start + index * (stop - start) / steps)
         y = _add(y, h, tableau.weights, _stages(f, tableau, t, h, y, f(t, y, None), None))
         _check_finite(y, t, None)
     return y
@@ -146,7 +149,13 @@ def adaptive(f: Derivative, y: Tensor, control: Control) -> AdaptiveSolution:
 
     Raises:
         SolverError: where f is not finite, or a row needs more evaluations.
+        ValueError: where the numbers are not known while it runs.
     """
+    if not numbers_are_known():
+        raise ValueError(
+            "expected a solver of fixed steps (say solver='rk4', steps=16) where a graph is made or vmap batches rows, "
+            "got an adaptive one, whose steps follow from the numbers"
+        )
     start, stop, rtol, atol, least, *_, most = control
     sign, done = (1.0 if stop > start else -1.0), torch.empty_like(y)
     evaluations = torch.full((len(y),), 2, dtype=torch.long, device=y.device)
@@ -245,7 +254,7 @@ def _first_length(f: Derivative, y: Tensor, t: Tensor, k: Tensor, way: float, rt
 
 
 def _check_finite(value: Tensor, t: Tensor, rows: Tensor | None) -> None:
-    if value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value.detach()))).all():
+    if numbers_are_known() and value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value.detach()))).all():
         raise not_finite(*_first(~value.detach().isfinite().all(1), rows, t))
 
 
