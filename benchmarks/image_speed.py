@@ -117,7 +117,7 @@ def _products(model: TorchModel, shape: tuple[int, int, int]) -> int:
         nonlocal total
         total += module.weight.numel() * output.shape[-2:].numel()
 
-    hooks = [part.register_forward_hook(count) for part in model.module.modules() if isinstance(part, nn.Conv2d)]
+    hooks = [part.register_forward_hook(count) for part in model.module.modules() if hasattr(part, "in_channels")]
     model.log_prob(torch.randn(1, *shape))
     for hook in hooks:
         hook.remove()

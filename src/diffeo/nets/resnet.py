@@ -110,6 +110,7 @@ class _Convolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, size: int) -> None:
         super().__init__()
+        self.in_channels, self.out_channels = inputs, outputs
         drawn = nn.Conv2d(inputs, outputs, size)
         self.bias: Any = drawn.bias
         self.parametrizations: Any = nn.ModuleDict({"weight": _Normalized(drawn.weight)})
@@ -120,9 +121,14 @@ class _Convolution(nn.Module):
         """Gain and direction."""
         return self.parametrizations["weight"]
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight ``(outputs, inputs, size, size)``."""
+        return self.normalized()
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(rows, inputs, H, W)`` to ``(rows, outputs, H, W)``."""
-        return F.conv2d(x, self.normalized(), self.bias, padding=self.padding)
+        return F.conv2d(x, self.weight, self.bias, padding=self.padding)
 
 
 class _Normalized(nn.Module):

@@ -1,7 +1,7 @@
 """Whether what runs is recorded or transformed instead of just computed: then only the reference may run."""
 
 import torch
-from torch._C import _len_torch_dispatch_stack
+from torch._C import _get_tracing_state, _len_torch_dispatch_stack
 from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch.autograd import forward_ad
 
@@ -17,7 +17,7 @@ def tracing() -> bool:
     return (
         torch.compiler.is_compiling()  # first, for Dynamo folds it and reads no further
         or peek_interpreter_stack() is not None
-        or torch.jit.is_tracing()
+        or _get_tracing_state() is not None
         or _len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
     )
@@ -25,6 +25,6 @@ def tracing() -> bool:
 
 def numbers_are_known() -> bool:
     """Whether numbers may decide what is computed next: not while a graph is made, nor for batches of ``vmap``."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or _get_tracing_state() is not None:
         return False
     return all(each.key() != TransformType.Vmap for each in get_interpreter_stack() or ())

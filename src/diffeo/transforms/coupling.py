@@ -81,7 +81,8 @@ class Coupling(Transform):
         return self._couple(x, context, generate=False)
 
     def _couple(self, value: Tensor, context: Tensor | None, *, generate: bool) -> tuple[Tensor, Tensor]:
-        value = value.movedim(-self.event_dim, -1)  # channels last, as convolutions leave them: nothing is copied
+        if self.event_dim > 1:
+            value = value.movedim(-self.event_dim, -1)  # channels last, as convolutions leave them: nothing is copied
         if self.divides:
             a, b = (value if self.ordered else reorder(value, -1, self.parts, self.order)).split(self.sizes, dim=-1)
             b, log_det = self._fused(a, b, context, generate) or self._map(a, b, context, generate)
@@ -91,7 +92,7 @@ class Coupling(Transform):
             keep = self.mask.movedim(0, -1)
             b, log_det = self._map(torch.where(keep, value, 0), value, context, generate, keep)
             moved = torch.where(keep, value, b)
-        return moved.movedim(-1, -self.event_dim), log_det
+        return moved.movedim(-1, -self.event_dim) if self.event_dim > 1 else moved, log_det
 
     def _map(
         self, a: Tensor, b: Tensor, context: Tensor | None, generate: bool, keep: Tensor | None = None

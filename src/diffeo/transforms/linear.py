@@ -67,12 +67,7 @@ class _Reorder(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, dim: int, order: Tensor, back: Tensor) -> Tensor:
         ctx.dim = dim
         ctx.save_for_backward(order, back)
-        if value.is_contiguous():
-            return value.index_select(dim, order)
-        # Layers leave features or channels in the order that suited them: it is kept.
-        memory = sorted(range(value.dim()), key=value.stride, reverse=True)
-        selected = value.permute(memory).index_select(memory.index(dim % value.dim()), order)
-        return selected.permute([memory.index(each) for each in range(value.dim())])
+        return _select(value, dim, order)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -82,7 +77,22 @@ class _Reorder(torch.autograd.Function):
 
 def reorder(value: Tensor, dim: int, order: Tensor, back: Tensor) -> Tensor:
     """``value.index_select(dim, order)`` for a permutation and its inverse."""
-    return value.index_select(dim, order) if ops.tracing() else _Reorder.apply(value, dim, order, back)
+    if ops.tracing():
+        return value.index_select(dim, order)
+    if torch.is_grad_enabled() and value.requires_grad:
+        return _Reorder.apply(value, dim, order, back)
+    return _select(value, dim, order)
+
+
+def _select(value: Tensor, dim: int, order: Tensor) -> Tensor:
+    """``value.index_select(dim, order)``; the order in memory, which suited the layer before, is kept."""
+    if value.is_contiguous():
+        return value.index_select(dim, order)
+    if value.dim() == 2:  # feature-major, then
+        return value.mT.index_select(1 - dim % 2, order).mT
+    memory = sorted(range(value.dim()), key=value.stride, reverse=True)
+    selected = value.permute(memory).index_select(memory.index(dim % value.dim()), order)
+    return selected.permute([memory.index(each) for each in range(value.dim())])
 
 
 class LU(Transform):
