@@ -14,56 +14,17 @@ from pathlib import Path
 
 import pytest
 
+from building import FUNCTIONS, REAL, a_place, again, needs_compiler, refused, script
 from diffeo.ops.cpu import build, cache, compiler
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="kernels are built on POSIX systems only")
-REAL = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-needs_compiler = pytest.mark.skipif(REAL is None, reason="no C compiler here")
 needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
 SOMEBODY = 12345
-FUNCTIONS = "\n".join(f"long {name}(void) {{ return 0; }}" for name in build._SIGNATURES)
 
 
 @pytest.fixture(autouse=True)
 def place(monkeypatch, tmp_path):
-    """A user with an empty cache, small sources, and kernels whose race is over at once."""
-    sources = tmp_path / "sources"
-    sources.mkdir()
-    (sources / "first.c").write_text(FUNCTIONS)
-    (sources / "second.c").write_text("int second;\n")
-    monkeypatch.setattr(build, "_FOLDER", sources)
-    monkeypatch.setattr(build, "_prove", lambda built: {})
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.delenv("DIFFEO_NATIVE", raising=False)
-    build.kernels.cache_clear()
-    yield tmp_path
-    build.kernels.cache_clear()
-
-
-def again():
-    """What a new process would find."""
-    build.kernels.cache_clear()
-    return build.kernels()
-
-
-def script(path, text):
-    """Make a compiler of a few lines of shell; ``$target`` is what follows -o."""
-    find = 'target=; last=; for word in "$@"; do [ "$last" = -o ] && target=$word; last=$word; done\n'
-    path.write_text(f"#!/bin/sh\n{find}{text}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def refused(match):
-    """Expect a single warning, of one line, and no kernels."""
-    with pytest.warns(RuntimeWarning, match=match) as said:
-        assert again().library is None
-    (warning,) = said
-    text = str(warning.message)
-    assert text.isprintable()
-    assert len(text) < 700
-    return text
+    yield from a_place(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -487,3 +448,28 @@ def test_leftovers_of_killed_processes_go():
     assert build.kernels().path is not None
     assert not old.exists()
     assert new.exists()
+
+
+@needs_compiler
+@pytest.mark.parametrize("terminal", [True, False])
+def test_building_is_shown_to_who_watches(monkeypatch, capsys, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    assert build.library() is not None
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == terminal
+    assert ("diffeo: building kernels" in said.err) == terminal
+    assert again().library is not None
+    assert capsys.readouterr().err == ""
+
+
+@needs_compiler
+@needs_root
+def test_only_the_last_folder_is_another_users(place, evil):
+    target, mark = evil
+    kept = build.kernels().path
+    forge(kept.parent, target, kept.stem)
+    os.chown(kept.parent, SOMEBODY, SOMEBODY)
+    with pytest.warns(RuntimeWarning, match="kernels belongs to another user"):
+        assert again().path is None
+    assert kept.parent.stat().st_uid == SOMEBODY

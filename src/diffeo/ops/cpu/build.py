@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import json
 import logging
+import multiprocessing.spawn
 import os
 import platform
 import sys
@@ -32,15 +33,17 @@ from diffeo.ops.cpu.compiler import (
     BuildError,
     Compiler,
     compile_library,
+    ended,
     features,
     find,
     one_line,
+    run,
     torch_openmp,
 )
 
-__all__ = ["KINDS", "Kernels", "adopt", "kernels", "library", "pointer", "usable"]
+__all__ = ["KINDS", "BuildError", "Kernels", "adopt", "kernels", "library", "pointer", "usable"]
 
-KINDS = ("network", "map", "inversion", "wavenet", "ode", "update")
+KINDS = ("network", "map", "inversion", "wavenet", "wavenet inversion", "ode", "matching", "update")
 
 _SECONDS = 120.0  # for compiling
 _RACE_SECONDS = 60.0
@@ -188,7 +191,9 @@ def _build_into(path: Path, compiler: Compiler) -> None:
             built = compile_library(compiler, asked, _sources("*.c"), Path(folder), _SECONDS)
             manifest["seconds"] = round(time.monotonic() - started, 2)
             content = built.read_bytes()
-            manifest["race"] = _prove(built)
+            proof = _prove(built)
+            manifest["race"], manifest["race seconds"] = proof.get("kinds", {}), proof.get("seconds")
+            manifest["threads"] = torch.get_num_threads()
     except BuildError as error:
         failed = {**manifest, "failed": str(error)}
         cache.write(path.with_suffix(".json"), json.dumps(failed, indent=2).encode())
@@ -196,6 +201,7 @@ def _build_into(path: Path, compiler: Compiler) -> None:
     manifest["digest"] = hashlib.sha256(content).hexdigest()
     cache.write(path.with_suffix(".so"), content)
     cache.write(path.with_suffix(".json"), json.dumps(manifest, indent=2).encode())
+    _say(manifest["race"])
 
 
 def _load(path: Path) -> Kernels | None:
@@ -242,10 +248,39 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
 def _prove(built: Path) -> dict[str, Any]:
     """Race what was built against the reference, in another process: a wrong one may end that, but not this one.
 
+    What races are whole transforms, which are above this module: so it is started by name.
+
     Raises:
         BuildError: if that process crashes or does not end.
     """
-    return {}
+    python = multiprocessing.spawn.get_executable()
+    if not python:  # embedded somewhere: there is no other process to be had
+        return {}
+    result, call = built.with_name("race.json"), "from diffeo.race import main; main(*json.loads(sys.argv[2]))"
+    code = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); {call}"
+    arguments = [sys.path, [str(built), str(result), torch.get_num_threads()]]
+    # -P: nothing is imported from the current folder, which may be anybody's.
+    done = run([os.fsdecode(python), "-P", "-c", code, *map(json.dumps, arguments)], _RACE_SECONDS)
+    if done.code < 0:
+        raise BuildError(f"what was built crashed, {ended(done)}")
+    try:
+        found = json.loads(result.read_bytes())
+    except (OSError, ValueError) as error:
+        last = next(filter(None, map(one_line, reversed(done.output.splitlines()))), f"exit status {done.code}")
+        raise BuildError(f"what was built could not be tried: {last}") from error
+    if "error" in found:
+        raise BuildError(found["error"])
+    return found
+
+
+def _say(race: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say once which kinds of kernels are not used."""
+    wrong = [kind for kind, each in race.items() if not each["equal"]]
+    if wrong:
+        _warn(f"the kernels of these kinds gave wrong values and are not used: {', '.join(wrong)}")
+    slow = [f"{kind} ({each['ratio']:.1f}x)" for kind, each in race.items() if each["equal"] and not each["used"]]
+    if slow:
+        _LOG.warning("diffeo: kernels that take longer here than plain PyTorch are not used: %s", ", ".join(slow))
 
 
 def _key(compiler: Compiler) -> str:
@@ -278,4 +313,3 @@ def _warn(text: str) -> None:
 def pointer(tensor: Tensor | None) -> int | None:
     """The address of a tensor's first element."""
     return None if tensor is None else tensor.data_ptr()
-

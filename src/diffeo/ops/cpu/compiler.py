@@ -18,7 +18,18 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["FLAGS", "BuildError", "Compiler", "Features", "compile_library", "features", "find", "one_line", "run"]
+__all__ = [
+    "FLAGS",
+    "BuildError",
+    "Compiler",
+    "Features",
+    "compile_library",
+    "ended",
+    "features",
+    "find",
+    "one_line",
+    "run",
+]
 
 # -ffp-contract=fast fuses multiply and add; nothing here depends on errno or on traps.
 FLAGS = ("-O3", "-fPIC", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
@@ -215,10 +226,17 @@ def run(command: Sequence[str], seconds: float, folder: Path | None = None) -> D
 
 def _failure(done: Done) -> BuildError:
     if done.code < 0:
-        return BuildError(f"killed by signal {-done.code} ({signal.strsignal(-done.code)})")
+        return BuildError(ended(done))
     lines = [line for line in done.output.splitlines() if line.strip()]
     telling = next((line for line in lines if "error" in line), lines[0] if lines else "")
-    return BuildError(one_line(telling) or f"exit status {done.code}, without a word")
+    return BuildError(one_line(telling) or f"{ended(done)}, without a word")
+
+
+def ended(done: Done) -> str:
+    """How a process ended."""
+    if done.code < 0:
+        return f"killed by signal {-done.code} ({signal.strsignal(-done.code)})"
+    return f"exit status {done.code}"
 
 
 def one_line(text: str) -> str:
