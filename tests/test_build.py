@@ -472,4 +472,5 @@ def test_only_the_last_folder_is_another_users(place, evil):
     os.chown(kept.parent, SOMEBODY, SOMEBODY)
     with pytest.warns(RuntimeWarning, match="kernels belongs to another user"):
         assert again().path is None
+    assert not mark.exists()
     assert kept.parent.stat().st_uid == SOMEBODY

@@ -1,5 +1,6 @@
 """What is built is raced against the reference, and ``diffeo info --machine`` says what came of it."""
 
+import json
 import logging
 import time
 import warnings
@@ -9,6 +10,7 @@ import torch
 
 from building import FUNCTIONS, a_place, again, needs_compiler, refused
 from diffeo import race
+from diffeo.cli import main
 from diffeo.nets import MLP
 from diffeo.ops import dispatch, using
 from diffeo.ops.cpu import build
@@ -190,3 +192,58 @@ def test_the_current_folder_is_not_imported_from(place, monkeypatch):
     (place / "sources" / "first.c").write_text("int nothing;")
     monkeypatch.setattr(build, "_prove", REAL_PROVE)
     refused("undefined symbol")
+
+
+def say(capsys, *argv, code=0):
+    """Run ``diffeo info`` and return what it says on stdout, or on stderr where it refuses."""
+    capsys.readouterr()
+    assert main(["info", *argv]) == code
+    said = capsys.readouterr()
+    return said.err if code else said.out
+
+
+@needs_compiler
+def test_info_describes_the_machine(capsys):
+    said = json.loads(say(capsys, "--machine", "--json"))
+    assert said["processor"]
+    assert said["threads"] == torch.get_num_threads()
+    assert said["torch"]["version"] == torch.__version__
+    kernels = said["kernels"]
+    assert kernels["reason"] is None
+    assert kernels["compiler"]
+    assert kernels["instructions"] != "unknown"
+    assert set(kernels["kinds"]) == set(build.KINDS)
+    assert set(said["gflops"]) == {"torch", "dense", "masked"}
+    assert min(said["gflops"].values()) > 0
+    text = say(capsys, "--machine")
+    for part in (said["processor"], kernels["version"], kernels["instructions"], "GFLOP/s", *build.KINDS):
+        assert part in text
+
+
+@needs_compiler
+def test_info_says_which_kernels_lost(proved, capsys):
+    proved(network=lost(), map=WON)
+    text = say(capsys, "--machine")
+    rows = [line.split() for line in text.splitlines()]
+    assert ["network", "no", "2.00", "of", "PyTorch's"] in rows
+    assert ["map", "yes", "0.50", "of", "PyTorch's"] in rows
+    assert ["ode", "yes", "not", "measured"] in rows
+
+
+def test_info_says_why_there_are_no_kernels(place, monkeypatch, capsys):
+    monkeypatch.setenv("DIFFEO_NATIVE", "0")
+    text = say(capsys, "--machine")
+    assert "switched off by DIFFEO_NATIVE=0" in text
+    assert "kernels" not in text.split("GFLOP/s")[1]
+    monkeypatch.delenv("DIFFEO_NATIVE")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    build.kernels.cache_clear()
+    with pytest.warns(RuntimeWarning, match="names no program"):
+        said = json.loads(say(capsys, "--machine", "--json"))
+    assert "names no program" in said["kernels"]["reason"]
+    assert set(said["gflops"]) == {"torch"}
+
+
+@pytest.mark.parametrize("argv", [[], ["run", "--machine"]])
+def test_info_is_of_a_run_or_of_the_machine(capsys, argv):
+    assert say(capsys, *argv, code=2) == "diffeo: expected either RUN or --machine; see diffeo info --help\n"

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffeo import __version__
 from diffeo.ops.cpu import cache
 from diffeo.ops.cpu.compiler import (
     FLAGS,
@@ -87,6 +88,12 @@ class Kernels(NamedTuple):
     manifest: Mapping[str, Any] = {}
     lost: frozenset[str] = frozenset()
     path: Path | None = None
+
+    @property
+    def lanes(self) -> int | None:
+        """How many numbers a vector of the kernels holds, where they tell."""
+        tell = None if self.library is None else getattr(self.library, "vector_lanes", None)
+        return None if tell is None else tell()
 
 
 _ADOPTED: list[Kernels] = []
@@ -284,11 +291,12 @@ def _say(race: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _key(compiler: Compiler) -> str:
-    """A digest of all that the library depends on."""
+    """A digest of all that the library and its race depend on."""
     key = hashlib.sha256()
     for source in _sources("*.[ch]"):
         key.update(f"{source.name}\0".encode() + source.read_bytes())
-    for part in (compiler.identity(), *FLAGS, *torch_openmp(), torch.__version__, platform.machine(), _processor()):
+    made_by = compiler.identity(), *FLAGS, *torch_openmp()
+    for part in (*made_by, platform.machine(), _processor(), torch.__version__, __version__, *KINDS):
         key.update(f"{part}\0".encode())
     return key.hexdigest()[:16]
 
