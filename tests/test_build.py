@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -474,3 +475,32 @@ def test_only_the_last_folder_is_another_users(place, evil):
         assert again().path is None
     assert not mark.exists()
     assert kept.parent.stat().st_uid == SOMEBODY
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks for processes in /proc")
+def test_an_interrupt_ends_the_compiler_too(place):
+    pids = place / "pids"
+    answer = 'case "$*" in *" -c "*) ;; *) exit 0;; esac\n'
+    cc = script(place / "cc", f"{answer}sleep 1000 & echo $! $$ >> {pids}\nwait")
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += f"from pathlib import Path\nfrom diffeo.ops.cpu import build\nbuild._FOLDER = Path({str(place / 'sources')!r})\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code + "build.library()"], env={**os.environ, "CC": cc}, stderr=subprocess.PIPE
+    )
+    end = time.monotonic() + 30
+    while not (pids.exists() and pids.read_text().count("\n") == 2) and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in process.communicate(timeout=10)[1]
+    assert not any(alive(pid) for pid in pids.read_text().split())
+    assert [each.name for each in (place / "cache" / "diffeo" / "kernels").iterdir()] == ["lock"]
+
+
+@needs_compiler
+def test_who_waits_for_another_process_is_told_so(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    folder = cache.open_folder()
+    with cache.lock(folder, 0) as alone, cache.lock(folder, 0, lambda: build._show("waiting")) as second:
+        assert alone
+        assert not second
+    assert capsys.readouterr().err == "diffeo: waiting\n"

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import time
 import warnings
 
@@ -247,3 +250,12 @@ def test_info_says_why_there_are_no_kernels(place, monkeypatch, capsys):
 @pytest.mark.parametrize("argv", [[], ["run", "--machine"]])
 def test_info_is_of_a_run_or_of_the_machine(capsys, argv):
     assert say(capsys, *argv, code=2) == "diffeo: expected either RUN or --machine; see diffeo info --help\n"
+
+
+def test_a_warning_on_the_command_line_is_one_line(place):
+    environment = {**os.environ, "CC": "no-such-compiler"}
+    command = [sys.executable, "-c", "from diffeo.cli import main; main()", "info", "--machine", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["kernels"]["reason"]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("diffeo: warning: the kernels could not be built by no-such-compiler")

@@ -118,7 +118,7 @@ def kernels() -> Kernels:
         with _LOCK:
             found = _open(compiler)
     except (BuildError, OSError) as error:
-        reason = one_line(str(error)) or type(error).__name__
+        reason = one_line(str(error), 500) or type(error).__name__
         _warn(
             f"the kernels could not be built by {one_line(named)}: plain PyTorch gives the same results, several times "
             f"slower (DIFFEO_NATIVE=0 asks for that): {reason}"
@@ -154,7 +154,9 @@ def _open(compiler: Compiler) -> Kernels:
         return _build_privately(compiler)
     found = _load(folder / name)
     if found is None:
-        with cache.lock(folder, _SECONDS + _RACE_SECONDS) as alone:
+        with cache.lock(
+            folder, _SECONDS + _RACE_SECONDS, lambda: _show("another process builds the kernels ...")
+        ) as alone:
             if not alone:
                 _warn(f"the kernels are built for this process alone: another one holds {folder / 'lock'}")
                 return _build_privately(compiler)
@@ -186,8 +188,7 @@ def _build_into(path: Path, compiler: Compiler) -> None:
         OSError: if nothing can be written.
     """
     started = time.monotonic()
-    if sys.stderr is not None and sys.stderr.isatty():
-        print("diffeo: building kernels for this machine, once; some 10 seconds ...", file=sys.stderr)
+    _show("building kernels for this machine, once; some 10 seconds ...")
     manifest: dict[str, Any] = {"compiler": str(compiler), "time": time.time()}
     try:
         with tempfile.TemporaryDirectory(prefix=cache.PREFIX, dir=path.parent) as folder:
@@ -312,6 +313,12 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _show(text: str) -> None:
+    """Tell who watches a terminal what takes so long."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"diffeo: {text}", file=sys.stderr)
 
 
 def _warn(text: str) -> None:

@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def _check_ancestor(folder: Path) -> None:
     try:
         found = os.lstat(folder)
     except FileNotFoundError:
-        folder.mkdir(mode=0o700)
+        folder.mkdir(mode=0o700, exist_ok=True)  # another process may be as far as this
         found = os.lstat(folder)
     if found.st_uid not in (0, os.geteuid()):
         raise OSError(f"{folder} belongs to another user")
@@ -145,8 +145,8 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def lock(folder: Path, seconds: float) -> Iterator[bool]:
-    """Yield whether this process got the folder for itself within so many seconds.
+def lock(folder: Path, seconds: float, waiting: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Yield whether this process got the folder for itself within so many seconds; call ``waiting`` before it waits.
 
     Where the file system knows no locks it does, and processes may work twice; files are written as a whole anyway.
     """
@@ -157,6 +157,9 @@ def lock(folder: Path, seconds: float) -> Iterator[bool]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                if waiting is not None:
+                    waiting()
+                    waiting = None
                 if time.monotonic() > end:
                     yield False
                     return

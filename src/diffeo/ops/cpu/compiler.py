@@ -10,11 +10,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Thread
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 
@@ -157,20 +156,21 @@ def compile_library(compiler: Compiler, asked: Features, sources: Sequence[Path]
     Raises:
         BuildError: if the compiler fails, writes nothing or takes longer than so many seconds.
     """
+    if not sources:
+        raise BuildError("there are no sources")
     end = time.monotonic() + seconds
     options = [*FLAGS, *asked.native, *asked.threads[:1], *compiler.arguments]
     objects = [f"{source.stem}.o" for source in sources]
-
-    def compile_one(source: Path, target: str) -> Done:
-        return run([*compiler.command, *options, "-c", "-o", target, str(source)], seconds, folder)
-
-    with ThreadPoolExecutor(len(sources)) as pool:
-        done = list(pool.map(compile_one, sources, objects))
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(_Running([*compiler.command, *options, "-c", "-o", target, str(source)], folder))
+            for source, target in zip(sources, objects, strict=True)
+        ]
+        for each in started:
+            _must_succeed(each.finish(end - time.monotonic()))
     target = folder / "kernels.so"
     link = [*compiler.command, *options, "-shared", "-o", target.name, *objects, *asked.threads, "-lm"]
-    for each in [*done, *([] if any(one.code for one in done) else [run(link, end - time.monotonic(), folder)])]:
-        if each.code:
-            raise _failure(each)
+    _must_succeed(run(link, end - time.monotonic(), folder))
     if not target.is_file():
         raise BuildError("it ended well, but wrote no library")
     return target
@@ -188,40 +188,59 @@ def run(command: Sequence[str], seconds: float, folder: Path | None = None) -> D
     Raises:
         BuildError: if it cannot be started or does not end within so many seconds; all that it started is killed.
     """
-    environment = {**os.environ, "LC_ALL": "C"}
-    if folder is not None:
-        environment["TMPDIR"] = str(folder)
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder,
-            env=environment, start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        raise BuildError(f"{command[0]}: {error.strerror}") from error
-    output = bytearray()
-    assert process.stdout is not None
-    pipe = process.stdout.fileno()
+    with _Running(command, folder) as running:
+        return running.finish(seconds)
 
-    def listen() -> None:
-        while piece := os.read(pipe, 1 << 14):
-            output.extend(piece[: _OUTPUT - len(output)])  # the rest is dropped, however much it is
 
-    reader = Thread(target=listen, daemon=True)
-    reader.start()
-    try:
-        code = process.wait(max(seconds, 0.1))
-    except BaseException as error:  # the deadline, or the user's interrupt, which a process of another session misses
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise BuildError(f"{Path(command[0]).name} did not end within {seconds:.0f} s") from error
-        raise
-    finally:
-        reader.join(1)  # no longer: something left behind may hold the pipe open
-        if not reader.is_alive():
-            process.stdout.close()
-    return Done(code, bytes(output).decode(errors="replace"))
+class _Running:
+    """A process that is killed, with all that it started, if it has not ended with the block."""
+
+    def __init__(self, command: Sequence[str], folder: Path | None) -> None:
+        environment = {**os.environ, "LC_ALL": "C"}
+        if folder is not None:
+            environment["TMPDIR"] = str(folder)
+        self.name = Path(command[0]).name
+        try:
+            # A session of its own makes a group of all that it starts.
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder,
+                env=environment, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise BuildError(f"{self.name}: {error.strerror}") from error
+        self.output = bytearray()
+        self.reader = Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        while piece := os.read(self.process.stdout.fileno(), 1 << 14):
+            self.output.extend(piece[: _OUTPUT - len(self.output)])  # the rest is dropped, however much it is
+
+    def finish(self, seconds: float) -> Done:
+        try:
+            code = self.process.wait(max(seconds, 0.1))
+        except subprocess.TimeoutExpired as error:
+            raise BuildError(f"{self.name} did not end within {seconds:.0f} s") from error
+        self.reader.join(1)  # no longer: something left behind may hold the pipe open
+        return Done(code, bytes(self.output).decode(errors="replace"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.reader.join(1)
+        if self.process.stdout is not None and not self.reader.is_alive():
+            self.process.stdout.close()
+
+
+def _must_succeed(done: Done) -> None:
+    if done.code:
+        raise _failure(done)
 
 
 def _failure(done: Done) -> BuildError:
@@ -239,8 +258,8 @@ def ended(done: Done) -> str:
     return f"exit status {done.code}"
 
 
-def one_line(text: str) -> str:
-    """The first line of a text that says anything, without control characters, and no longer than a line."""
+def one_line(text: str, most: int = 200) -> str:
+    """The first line of a text that says anything, without control characters, and of so many characters at most."""
     cleaned = ("".join(c if c.isprintable() else " " for c in line).strip() for line in text.splitlines())
     line = next(filter(None, cleaned), "")
-    return line if len(line) <= 200 else line[:197] + "..."
+    return line if len(line) <= most else line[: most - 3] + "..."
