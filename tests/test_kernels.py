@@ -293,12 +293,12 @@ def test_kernels_are_taken_and_can_be_switched_off(monkeypatch):
             transform.forward(z)
         assert called.pop()
         monkeypatch.setenv("DIFFEO_NATIVE", "0")
-        build.library.cache_clear()
+        build.kernels.cache_clear()
         try:
             transform.forward(z)
             assert called.pop()
         finally:
-            build.library.cache_clear()
+            build.kernels.cache_clear()
             monkeypatch.undo()
     with pytest.raises(ValueError, match=r"expected a backend among .*, got 'gpu'"), ops.using("gpu"):
         pass
@@ -310,10 +310,10 @@ def test_a_compiler_that_fails_leaves_the_reference(monkeypatch, tmp_path):
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    build.library.cache_clear()
+    build.kernels.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="could not be built by .*cc: plain PyTorch"):
             assert build.library() is None
         assert torch.isfinite(Autoregressive(Affine(), MADE(4, 2)).forward(torch.randn(3, 4))).all()
     finally:
-        build.library.cache_clear()
+        build.kernels.cache_clear()

@@ -20,7 +20,7 @@ ORDER = [
     ["objectives", "recipes", "inpainting"],
     ["data"],
     ["training"],
-    ["report"],
+    ["race", "report"],
     ["jobs"],
     ["cli"],
 ]

@@ -370,15 +370,33 @@ def distill(
 
 
 @app.command()
-def info(run: Run, seed: Seed = 0, device: Device = None, as_json: Json = False) -> None:
+def info(
+    run: Annotated[
+        Path | None, typer.Argument(help="A run directory, as 'diffeo fit' makes.", metavar="RUN", show_default=False)
+    ] = None,
+    of_machine: Annotated[
+        bool, typer.Option("--machine", help="Say what computes here instead: processor, kernels and their speed.")
+    ] = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
     """Say what a run is.
 
-    Its model, columns and metrics, and where it comes from.
+    Its model, columns and metrics, and where it comes from. With --machine: the processor, the compiler, which kernels
+    are used or why not, and how fast they are beside PyTorch.
     """
+    if (run is None) != of_machine:
+        raise UserError("expected either RUN or --machine; see diffeo info --help")
+
     from diffeo.cli import show
     from diffeo.jobs import info as run_info
+    from diffeo.jobs import machine
 
-    _print(run_info(run), as_json, show.info)
+    if run is None:
+        _print(machine(), as_json, show.machine)
+    else:
+        _print(run_info(run), as_json, show.info)
 
 
 @app.command()

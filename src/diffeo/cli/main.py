@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Newer versions of typer carry click inside them, older ones import it: this finds its base class in both.
     usage: Any = next(kind for kind in BadParameter.__mro__ if kind.__name__ == "ClickException")
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        warnings.showwarning = _show_warning
     try:
         code = app(args=words or ["--help"], prog_name="diffeo", standalone_mode=False)
         sys.stdout.flush()
@@ -53,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return _complain("out of memory; take a smaller model or batch, or fewer rows")
         raise
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """One line, without the line of code that gave the warning."""
+    _complain(f"warning: {message}")
 
 
 def _complain(text: str, code: int = MISTAKE) -> int:

@@ -13,6 +13,7 @@ __all__ = [
     "fit",
     "info",
     "inpaint",
+    "machine",
     "sample",
     "sample_audio",
     "sample_images",
@@ -322,6 +323,41 @@ def info(summary: Mapping[str, Any]) -> str:
         ),
         *(["", *_aligned(table)] if len(table) > 1 else []),
         *([f"  ... and {hidden} more"] if hidden > 0 else []),
+    ]
+    return "\n".join(lines)
+
+
+def machine(summary: Mapping[str, Any]) -> str:
+    """Describe what computes on this machine."""
+    kernels, speed, torch = summary["kernels"], summary["gflops"], summary["torch"]
+    built = "none: plain PyTorch computes"
+    if kernels["reason"] is None:
+        lanes = f", {kernels['lanes']} numbers a vector" if kernels["lanes"] else ""
+        threads = "" if kernels["openmp"] else ", without OpenMP: one thread"
+        built = f"for {kernels['instructions']}{lanes}{threads}, built in {_time(kernels['seconds'])}"
+    figures = {"torch": "PyTorch", "dense": "kernels", "masked": "kernels, masked"}
+    rows = [("kernels", "used", "time")] + [
+        (
+            kind,
+            "yes" if each["used"] else "no",
+            f"{each['ratio']:.2f} of PyTorch's" if "ratio" in each else each.get("error", "not measured"),
+        )
+        for kind, each in kernels.get("kinds", {}).items()
+    ]
+    lines = [
+        f"{summary['processor']}, {_many(summary['cores'], 'core')}, {_many(summary['threads'], 'thread')}",
+        *_table(
+            [
+                ("PyTorch", f"{torch['version']}, {torch['instructions']}"),
+                ("kernels", built),
+                ("because", kernels["reason"] or ""),
+                ("compiler", f"{kernels['compiler']}: {kernels['version']}" if "version" in kernels else ""),
+                ("flags", " ".join(kernels.get("flags", ()))),
+                ("library", kernels.get("library") or ""),
+                ("GFLOP/s", ", ".join(f"{name} {speed[key]:,.0f}" for key, name in figures.items() if key in speed)),
+            ]
+        ),
+        *(["", *_aligned(rows)] if len(rows) > 1 else []),
     ]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ from diffeo.jobs.check import check_run
 from diffeo.jobs.distill import distill_run
 from diffeo.jobs.fit import fit_data
 from diffeo.jobs.info import info
+from diffeo.jobs.machine import machine
 from diffeo.jobs.pixels import inpaint_image, sample_images, score_images
 from diffeo.jobs.runs import run_kind
 from diffeo.jobs.sample import sample_table
@@ -16,6 +17,7 @@ __all__ = [
     "fit_data",
     "info",
     "inpaint_image",
+    "machine",
     "run_kind",
     "sample_audio",
     "sample_images",

@@ -117,7 +117,7 @@ def invert_wavenet(
     spec: WaveNetSpec, univariate: Univariate, z: Tensor, shared: Tensor | None, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Solve x_t = f(z_t; net(x_<t)) sample by sample; see ``reference.invert_wavenet``."""
-    fast = kernels("wavenet", z, shared, tensors[0])
+    fast = kernels("wavenet inversion", z, shared, tensors[0])
     found = None if fast is None else fast.invert_wavenet(spec, univariate, z, shared, tensors)
     return found or reference.invert_wavenet(spec, univariate, z, shared, tensors)
 
@@ -153,7 +153,7 @@ def matching(field: FieldSpec, noise: Tensor, data: Tensor, t: Tensor) -> Matchi
         data: ``(rows, size)``.
         t: ``(rows,)``.
     """
-    fast = kernels("ode", noise, data, t, field.context, *field.moments)
+    fast = kernels("matching", noise, data, t, field.context, *field.moments)
     return None if fast is None else fast.matching(field, noise, data, t)
 
 

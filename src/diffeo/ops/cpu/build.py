@@ -1,43 +1,57 @@
-"""Builds and loads ``native.c``: compiled by the machine's own C compiler at first use, kept in the user's cache.
+"""Builds, proves and loads the C kernels: by the machine's compiler at first use, kept in the user's cache.
 
 Nothing depends on it. Where there is no compiler, where building fails (said once), or with ``DIFFEO_NATIVE=0`` in the
-environment, the plain PyTorch twins are used, and give the same results to rounding.
+environment, the reference computes, and gives the same results to rounding. What is built is raced against it once, in
+another process; kinds of kernels that lose are not used, unless by ``DIFFEO_NATIVE=force``.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
+import logging
+import multiprocessing.spawn
 import os
 import platform
-import shutil
-import subprocess
+import sys
 import tempfile
+import threading
+import time
 import warnings
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["library", "pointer", "usable"]
+from diffeo import __version__
+from diffeo.ops.cpu import cache
+from diffeo.ops.cpu.compiler import (
+    FLAGS,
+    BuildError,
+    Compiler,
+    compile_library,
+    ended,
+    features,
+    find,
+    one_line,
+    run,
+    torch_openmp,
+)
 
-_SOURCES = [
-    Path(__file__).with_name(name)
-    for name in ("native.c", "lanes.h", "network.h", "spline.h", "wavenet.h", "ode.h", "update.h")
-]
-# -ffp-contract=fast fuses multiply and add; nothing here depends on errno or on traps.
-_FLAGS = [
-    "-O3",
-    "-march=native",
-    "-fPIC",
-    "-shared",
-    "-std=gnu11",
-    "-ffp-contract=fast",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-]
+__all__ = ["KINDS", "BuildError", "Kernels", "adopt", "kernels", "library", "pointer", "usable"]
+
+KINDS = ("network", "map", "inversion", "wavenet", "wavenet inversion", "ode", "matching", "update")
+
+_SECONDS = 120.0  # for compiling
+_RACE_SECONDS = 60.0
+_RETRY_SECONDS = 86400.0  # a build that failed is tried again a day later
+_FOLDER = Path(__file__).parent
+_LOCK = threading.Lock()
+_LOG = logging.getLogger("diffeo")
 
 _TYPES = {"l": ctypes.c_long, "i": ctypes.c_int, "p": ctypes.c_void_p, "d": ctypes.c_double}
 _SIGNATURES = {
@@ -58,65 +72,238 @@ _SIGNATURES = {
 }
 
 
+class Kernels(NamedTuple):
+    """What there is to compute with.
+
+    Attributes:
+        library: the compiled kernels, or None.
+        reason: why there are none.
+        manifest: how they were built, and how each kind did in its race.
+        lost: the kinds that are not to be used.
+        path: where they are kept; None where they are of this process alone.
+    """
+
+    library: Any | None
+    reason: str = ""
+    manifest: Mapping[str, Any] = {}
+    lost: frozenset[str] = frozenset()
+    path: Path | None = None
+
+    @property
+    def lanes(self) -> int | None:
+        """How many numbers a vector of the kernels holds, where they tell."""
+        tell = None if self.library is None else getattr(self.library, "vector_lanes", None)
+        return None if tell is None else tell()
+
+
+_ADOPTED: list[Kernels] = []
+
+
 @lru_cache(maxsize=1)
+def kernels() -> Kernels:
+    """Return the kernels, built at the first call where that was not done before; never fails."""
+    if _ADOPTED:
+        return _ADOPTED[-1]
+    asked = os.environ.get("DIFFEO_NATIVE", "1")
+    if asked == "0":
+        return Kernels(None, "switched off by DIFFEO_NATIVE=0")
+    if not hasattr(os, "geteuid"):
+        return Kernels(None, "not built on this system")
+    named = os.environ.get("CC", "")
+    try:
+        compiler = find()
+        if compiler is None:
+            return Kernels(None, "no C compiler found: neither cc, gcc nor clang")
+        named = str(compiler)
+        with _LOCK:
+            found = _open(compiler)
+    except (BuildError, OSError) as error:
+        reason = one_line(str(error), 500) or type(error).__name__
+        _warn(
+            f"the kernels could not be built by {one_line(named)}: plain PyTorch gives the same results, several times "
+            f"slower (DIFFEO_NATIVE=0 asks for that): {reason}"
+        )
+        return Kernels(None, reason)
+    return found._replace(lost=frozenset()) if asked == "force" else found
+
+
 def library() -> Any:
     """Return the compiled library, or None where there is none to be had."""
-    if os.environ.get("DIFFEO_NATIVE", "1") == "0":
-        return None
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        return None
+    return kernels().library
+
+
+def usable(kind: str, *, forced: bool = False) -> bool:
+    """Whether the kernels of this kind may be used; ``forced`` asks for those that lost their race, too."""
+    found = kernels()
+    return found.library is not None and (forced or kind not in found.lost)
+
+
+def adopt(path: str) -> None:
+    """Take this library for the kernels, all kinds of it: for the process that proves what was just built."""
+    _ADOPTED.append(Kernels(_declared(ctypes.CDLL(path))))
+    kernels.cache_clear()
+
+
+def _open(compiler: Compiler) -> Kernels:
+    """Load what the cache holds of this compiler, sources and processor, or build it."""
+    name = f"kernels-{_key(compiler)}"
     try:
-        found = ctypes.CDLL(str(_build(compiler)))
+        folder = cache.open_folder()
+    except OSError as error:
+        _warn(f"the kernels are built for this process alone, for they cannot be kept: {one_line(str(error))}")
+        return _build_privately(compiler)
+    found = _load(folder / name)
+    if found is None:
+        with cache.lock(
+            folder, _SECONDS + _RACE_SECONDS, lambda: _show("another process builds the kernels ...")
+        ) as alone:
+            if not alone:
+                _warn(f"the kernels are built for this process alone: another one holds {folder / 'lock'}")
+                return _build_privately(compiler)
+            found = _load(folder / name)  # another process may have built it meanwhile
+            if found is None:
+                cache.remove_leftovers(folder)
+                _build_into(folder / name, compiler)
+                found = _load(folder / name)
+    if found is None:
+        raise BuildError(f"{folder / name}.so was changed while it was being loaded")
+    return found
+
+
+def _build_privately(compiler: Compiler) -> Kernels:
+    with tempfile.TemporaryDirectory(prefix="diffeo-") as folder:  # what is loaded stays, its file need not
+        path = Path(folder) / "kernels"
+        _build_into(path, compiler)
+        found = _load(path)
+    if found is None:
+        raise BuildError(f"{path}.so was changed while it was being loaded")
+    return found._replace(path=None)
+
+
+def _build_into(path: Path, compiler: Compiler) -> None:
+    """Compile and prove; write the library and its manifest beside it, or in the manifest why there is none.
+
+    Raises:
+        BuildError: if there is none.
+        OSError: if nothing can be written.
+    """
+    started = time.monotonic()
+    _show("building kernels for this machine, once; some 10 seconds ...")
+    manifest: dict[str, Any] = {"compiler": str(compiler), "time": time.time()}
+    try:
+        with tempfile.TemporaryDirectory(prefix=cache.PREFIX, dir=path.parent) as folder:
+            manifest["version"] = compiler.version()
+            asked = features(compiler, Path(folder))
+            manifest["instructions"], manifest["openmp"] = asked.instruction_set, bool(asked.threads)
+            manifest["flags"] = [*FLAGS, *asked.native, *asked.threads[:1], *compiler.arguments]
+            built = compile_library(compiler, asked, _sources("*.c"), Path(folder), _SECONDS)
+            manifest["seconds"] = round(time.monotonic() - started, 2)
+            content = built.read_bytes()
+            proof = _prove(built)
+            manifest["race"], manifest["race seconds"] = proof.get("kinds", {}), proof.get("seconds")
+            manifest["threads"] = torch.get_num_threads()
+    except BuildError as error:
+        failed = {**manifest, "failed": str(error)}
+        cache.write(path.with_suffix(".json"), json.dumps(failed, indent=2).encode())
+        raise
+    manifest["digest"] = hashlib.sha256(content).hexdigest()
+    cache.write(path.with_suffix(".so"), content)
+    cache.write(path.with_suffix(".json"), json.dumps(manifest, indent=2).encode())
+    _say(manifest["race"])
+
+
+def _load(path: Path) -> Kernels | None:
+    """Load a library whose bytes are those that its manifest notes; None where there is none, or another one.
+
+    Raises:
+        BuildError: if it was tried less than a day ago, and failed.
+    """
+    try:
+        descriptor, text = cache.read(path.with_suffix(".json"))
+        os.close(descriptor)
+        manifest = json.loads(text)
+        digest, failed, when = (manifest.get(key) for key in ("digest", "failed", "time"))
+        if failed is not None and 0 <= time.time() - when < _RETRY_SECONDS:
+            tried = time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
+            raise BuildError(f"{failed} (tried {tried}; tried again a day later, or without {path}.json)")
+        lost = frozenset(kind for kind, each in manifest["race"].items() if not each["used"])
+        descriptor, content = cache.read(path.with_suffix(".so"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none, not the user's, or damaged
+        return None
+    if hashlib.sha256(content).hexdigest() != digest:
+        os.close(descriptor)
+        return None
+    # By its descriptor, so that it is the file just read. It stays open: the loader knows libraries by their names.
+    opened = f"/proc/self/fd/{descriptor}"
+    # Elsewhere by its path, which nobody but the user can change.
+    found = ctypes.CDLL(opened if os.path.exists(opened) else str(path.with_suffix(".so")))
+    return Kernels(_declared(found), "", manifest, lost, path.with_suffix(".so"))
+
+
+def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
+    """The library, its functions with their types."""
+    try:
         for name, arguments in _SIGNATURES.items():
             getattr(found, name).argtypes = [_TYPES[letter] for letter in arguments]
-        for name in ("kept_floats", "wavenet_kept"):
-            getattr(found, name).restype = ctypes.c_long
-        found.gradient_norm_f32.restype = ctypes.c_double
-        return found
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        warnings.warn(
-            f"the kernels could not be built by {compiler}: plain PyTorch gives the same results, several times slower "
-            f"(DIFFEO_NATIVE=0 asks for that): {reason}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
+    except AttributeError as error:
+        raise BuildError(str(error)) from error
+    for name in ("kept_floats", "wavenet_kept"):
+        getattr(found, name).restype = ctypes.c_long
+    found.gradient_norm_f32.restype = ctypes.c_double
+    return found
 
 
-def _build(compiler: str) -> Path:
-    """Compile into the cache, unless it holds this source for this machine and compiler already."""
-    key = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES))
-    key.update(" ".join([compiler, *_FLAGS, *_openmp(), platform.machine(), _processor()]).encode())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffeo"
-    target = folder / f"native-{key.hexdigest()[:16]}.so"
-    if target.exists():
-        return target
+def _prove(built: Path) -> dict[str, Any]:
+    """Race what was built against the reference, in another process: a wrong one may end that, but not this one.
+
+    What races are whole transforms, which are above this module: so it is started by name.
+
+    Raises:
+        BuildError: if that process crashes or does not end.
+    """
+    python = multiprocessing.spawn.get_executable()
+    if not python:  # embedded somewhere: there is no other process to be had
+        return {}
+    result, call = built.with_name("race.json"), "from diffeo.race import main; main(*json.loads(sys.argv[2]))"
+    code = f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); {call}"
+    arguments = [sys.path, [str(built), str(result), torch.get_num_threads()]]
+    # -P: nothing is imported from the current folder, which may be anybody's.
+    done = run([os.fsdecode(python), "-P", "-c", code, *map(json.dumps, arguments)], _RACE_SECONDS)
+    if done.code < 0:
+        raise BuildError(f"what was built crashed, {ended(done)}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:  # no place to keep it: build it for this process
-        folder = Path(tempfile.mkdtemp(prefix="diffeo-"))
-        target = folder / target.name
-    for threads in (["-fopenmp", *_openmp()], []):  # clang on macOS comes without OpenMP
-        descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=folder)
-        os.close(descriptor)
-        command = [compiler, *_FLAGS, "-o", temporary, str(_SOURCES[0]), *threads, "-lm"]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=120)
-            if done.returncode == 0:
-                os.replace(temporary, target)  # processes that build at the same time end with one whole file
-                return target
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    raise OSError(done.stderr.decode(errors="replace"))
+        found = json.loads(result.read_bytes())
+    except (OSError, ValueError) as error:
+        last = next(filter(None, map(one_line, reversed(done.output.splitlines()))), f"exit status {done.code}")
+        raise BuildError(f"what was built could not be tried: {last}") from error
+    if "error" in found:
+        raise BuildError(found["error"])
+    return found
 
 
-def _openmp() -> list[str]:
-    """PyTorch's own copy of GCC's OpenMP, to link with: two runtimes would keep two pools of busily waiting threads."""
-    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    return ["-Wl,--as-needed", *map(str, found[:1])]
+def _say(race: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say once which kinds of kernels are not used."""
+    wrong = [kind for kind, each in race.items() if not each["equal"]]
+    if wrong:
+        _warn(f"the kernels of these kinds gave wrong values and are not used: {', '.join(wrong)}")
+    slow = [f"{kind} ({each['ratio']:.1f}x)" for kind, each in race.items() if each["equal"] and not each["used"]]
+    if slow:
+        _LOG.warning("diffeo: kernels that take longer here than plain PyTorch are not used: %s", ", ".join(slow))
+
+
+def _key(compiler: Compiler) -> str:
+    """A digest of all that the library and its race depend on."""
+    key = hashlib.sha256()
+    for source in _sources("*.[ch]"):
+        key.update(f"{source.name}\0".encode() + source.read_bytes())
+    made_by = compiler.identity(), *FLAGS, *torch_openmp()
+    for part in (*made_by, platform.machine(), _processor(), torch.__version__, __version__, *KINDS):
+        key.update(f"{part}\0".encode())
+    return key.hexdigest()[:16]
+
+
+def _sources(pattern: str) -> list[Path]:
+    return sorted(_FOLDER.glob(pattern))
 
 
 def _processor() -> str:
@@ -128,9 +315,14 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def usable(kind: str, *, forced: bool = False) -> bool:
-    """Whether the kernels of this kind may be used; ``forced`` asks for those that lost their race, too."""
-    return library() is not None
+def _show(text: str) -> None:
+    """Tell who watches a terminal what takes so long."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"diffeo: {text}", file=sys.stderr)
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def pointer(tensor: Tensor | None) -> int | None:

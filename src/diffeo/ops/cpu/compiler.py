@@ -1,0 +1,265 @@
+"""The machine's C compiler: which it is, what it can do, and how the kernels are built by it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from threading import Thread
+from typing import NamedTuple, Self
+
+import torch
+
+__all__ = [
+    "FLAGS",
+    "BuildError",
+    "Compiler",
+    "Features",
+    "compile_library",
+    "ended",
+    "features",
+    "find",
+    "one_line",
+    "run",
+]
+
+# -ffp-contract=fast fuses multiply and add; nothing here depends on errno or on traps.
+FLAGS = ("-O3", "-fPIC", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+# Some compilers know only the second, cross compilers neither.
+_NATIVE: tuple[list[str], ...] = (["-march=native"], ["-mcpu=native"], [])
+_PROBE_SECONDS = 30.0
+_OUTPUT = 1 << 16  # bytes of its output that are read
+
+# What tells an instruction set among the compiler's macros, the widest first.
+_INSTRUCTION_SETS = {
+    "__AVX512F__": "AVX-512",
+    "__AVX2__": "AVX2",
+    "__AVX__": "AVX",
+    "__x86_64__": "x86-64",
+    "__ARM_FEATURE_SVE": "SVE",
+    "__ARM_NEON": "NEON",
+}
+
+
+class BuildError(RuntimeError):
+    """Why there are no kernels, in one line."""
+
+
+class Compiler(NamedTuple):
+    """A compiler as ``CC`` names it.
+
+    Attributes:
+        command: a program, perhaps with another one before it (``ccache gcc``).
+        arguments: the user's, which come after diffeo's, so that they win.
+    """
+
+    command: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return shlex.join([*self.command, *self.arguments])
+
+    def identity(self) -> str:
+        """Changes when the compiler is exchanged for another version; no process is started for it."""
+        parts = [*self.command, *self.arguments]
+        for word in self.command:
+            if path := shutil.which(word):
+                found = os.stat(path)
+                parts += [os.path.realpath(path), str(found.st_size), str(found.st_mtime_ns)]
+        return "\0".join(parts)
+
+    def version(self) -> str:
+        """The first line of what it says of itself."""
+        return one_line(run([*self.command, "--version"], _PROBE_SECONDS).output)
+
+
+class Features(NamedTuple):
+    """What a compiler is asked for.
+
+    Attributes:
+        native: the option for this processor.
+        threads: what compiles and links with OpenMP; empty where it has none.
+        instruction_set: its name.
+    """
+
+    native: list[str]
+    threads: list[str]
+    instruction_set: str
+
+
+class Done(NamedTuple):
+    """A process that has ended, and what it printed."""
+
+    code: int
+    output: str
+
+
+def find() -> Compiler | None:
+    """Return the compiler that ``CC`` names, with its arguments, or else cc, gcc or clang; None if there is none.
+
+    Raises:
+        BuildError: if CC cannot be read, or names no program.
+    """
+    asked = os.environ.get("CC", "").strip()
+    if not asked:
+        path = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+        return None if path is None else Compiler((path,))
+    try:
+        words = shlex.split(asked)
+    except ValueError as error:
+        raise BuildError(f"CC is {one_line(asked)!r}: {error}") from error
+    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    path = shutil.which(words[0]) if count else None
+    if path is None:
+        raise BuildError(f"CC is {one_line(asked)!r}, which names no program")
+    return Compiler((path, *words[1:count]), tuple(words[count:]))
+
+
+def features(compiler: Compiler, folder: Path) -> Features:
+    """Ask a compiler what it can do, in an empty folder.
+
+    Raises:
+        BuildError: if it cannot compile at all, or does not answer.
+    """
+    named = any(word.startswith(("-march=", "-mcpu=")) for word in compiler.arguments)
+    for native in [[]] if named else _NATIVE:
+        macros = run(
+            [*compiler.command, *FLAGS, *native, *compiler.arguments, "-dM", "-E", "-x", "c", os.devnull],
+            _PROBE_SECONDS, folder,
+        )  # fmt: skip
+        if macros.code == 0:
+            break
+    else:
+        raise _failure(macros)
+    known = set(re.findall(r"^#define (\w+)", macros.output, re.MULTILINE))
+    instruction_set = next((name for macro, name in _INSTRUCTION_SETS.items() if macro in known), "unknown")
+    probe = folder / "probe.c"
+    probe.write_text("int n;\nvoid f(void) {\n#pragma omp parallel\n    n++;\n}\n")
+    threads = ["-fopenmp", *torch_openmp()]
+    linked = run(
+        [*compiler.command, *FLAGS, *compiler.arguments, "-shared", "-o", "probe.so", "probe.c", *threads],
+        _PROBE_SECONDS, folder,
+    )  # fmt: skip
+    return Features(native, threads if linked.code == 0 else [], instruction_set)  # clang may come without OpenMP
+
+
+def compile_library(compiler: Compiler, asked: Features, sources: Sequence[Path], folder: Path, seconds: float) -> Path:
+    """Compile the sources side by side into an empty folder, link them, and return the library.
+
+    Raises:
+        BuildError: if the compiler fails, writes nothing or takes longer than so many seconds.
+    """
+    if not sources:
+        raise BuildError("there are no sources")
+    end = time.monotonic() + seconds
+    options = [*FLAGS, *asked.native, *asked.threads[:1], *compiler.arguments]
+    objects = [f"{source.stem}.o" for source in sources]
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(_Running([*compiler.command, *options, "-c", "-o", target, str(source)], folder))
+            for source, target in zip(sources, objects, strict=True)
+        ]
+        for each in started:
+            _must_succeed(each.finish(end - time.monotonic()))
+    target = folder / "kernels.so"
+    link = [*compiler.command, *options, "-shared", "-o", target.name, *objects, *asked.threads, "-lm"]
+    _must_succeed(run(link, end - time.monotonic(), folder))
+    if not target.is_file():
+        raise BuildError("it ended well, but wrote no library")
+    return target
+
+
+def torch_openmp() -> list[str]:
+    """PyTorch's copy of GCC's OpenMP, to link with: two runtimes would keep two pools of busily waiting threads."""
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return ["-Wl,--as-needed", str(found[0])] if found else []
+
+
+def run(command: Sequence[str], seconds: float, folder: Path | None = None) -> Done:
+    """Run a command to its end; standard output and errors are read together, as far as anybody would read them.
+
+    Raises:
+        BuildError: if it cannot be started or does not end within so many seconds; all that it started is killed.
+    """
+    with _Running(command, folder) as running:
+        return running.finish(seconds)
+
+
+class _Running:
+    """A process that is killed, with all that it started, if it has not ended with the block."""
+
+    def __init__(self, command: Sequence[str], folder: Path | None) -> None:
+        environment = {**os.environ, "LC_ALL": "C"}
+        if folder is not None:
+            environment["TMPDIR"] = str(folder)
+        self.name = Path(command[0]).name
+        try:
+            # A session of its own makes a group of all that it starts.
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder,
+                env=environment, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise BuildError(f"{self.name}: {error.strerror}") from error
+        self.output = bytearray()
+        self.reader = Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        while piece := os.read(self.process.stdout.fileno(), 1 << 14):
+            self.output.extend(piece[: _OUTPUT - len(self.output)])  # the rest is dropped, however much it is
+
+    def finish(self, seconds: float) -> Done:
+        try:
+            code = self.process.wait(max(seconds, 0.1))
+        except subprocess.TimeoutExpired as error:
+            raise BuildError(f"{self.name} did not end within {seconds:.0f} s") from error
+        self.reader.join(1)  # no longer: something left behind may hold the pipe open
+        return Done(code, bytes(self.output).decode(errors="replace"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.reader.join(1)
+        if self.process.stdout is not None and not self.reader.is_alive():
+            self.process.stdout.close()
+
+
+def _must_succeed(done: Done) -> None:
+    if done.code:
+        raise _failure(done)
+
+
+def _failure(done: Done) -> BuildError:
+    if done.code < 0:
+        return BuildError(ended(done))
+    lines = [line for line in done.output.splitlines() if line.strip()]
+    telling = next((line for line in lines if "error" in line), lines[0] if lines else "")
+    return BuildError(one_line(telling) or f"{ended(done)}, without a word")
+
+
+def ended(done: Done) -> str:
+    """How a process ended."""
+    if done.code < 0:
+        return f"killed by signal {-done.code} ({signal.strsignal(-done.code)})"
+    return f"exit status {done.code}"
+
+
+def one_line(text: str, most: int = 200) -> str:
+    """The first line of a text that says anything, without control characters, and of so many characters at most."""
+    cleaned = ("".join(c if c.isprintable() else " " for c in line).strip() for line in text.splitlines())
+    line = next(filter(None, cleaned), "")
+    return line if len(line) <= most else line[: most - 3] + "..."
