@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -44,14 +45,15 @@ _TYPES = {"l": ctypes.c_long, "i": ctypes.c_int, "p": ctypes.c_void_p, "d": ctyp
 _SIGNATURES = {
     "map_f32": "llpippllii" + "ppi",
     "map_backward_f32": "llpippll" + "ppppll" + "i",
+    "vector_lanes": "",
     "kept_floats": "ll",
     "network_f32": "lppp" + "llp" + "ppp" + "i",
     "network_backward_f32": "lp" + "ppppppppp" + "i",
-    "walk_f32": "lllpppi" + "ppp" + "li",
+    "invert_f32": "lllpppi" + "ppp" + "li",
     "wavenet_kept": "lp",
     "wavenet_f32": "llppppp" + "i",
     "wavenet_backward_f32": "llpppp" + "ppp" + "i",
-    "wavenet_walk_f32": "llpppi" + "ppp" + "i",
+    "wavenet_invert_f32": "llpppi" + "ppp" + "i",
     "ode_adaptive_f32": "llppp" + "ppppp" + "i",
     "matching_f32": "lpppp" + "ppp" + "i",
     "gradient_norm_f32": "ppl" + "i",
@@ -64,14 +66,17 @@ def library() -> ctypes.CDLL | None:
     """Return the compiled library, or None where there is none to be had."""
     if os.environ.get("DIFFEO_NATIVE", "1") == "0":
         return None
-    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    wanted, *arguments = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    compiler = shutil.which(wanted)
+    if compiler is None:
+        compiler, arguments = shutil.which("gcc") or shutil.which("clang"), []
     if compiler is None:
         return None
     try:
-        found = ctypes.CDLL(str(_build(compiler)))
-        for name, arguments in _SIGNATURES.items():
-            getattr(found, name).argtypes = [_TYPES[letter] for letter in arguments]
-        for name in ("kept_floats", "wavenet_kept"):
+        found = ctypes.CDLL(str(_build(compiler, arguments)))
+        for name, letters in _SIGNATURES.items():
+            getattr(found, name).argtypes = [_TYPES[letter] for letter in letters]
+        for name in ("vector_lanes", "kept_floats", "wavenet_kept"):
             getattr(found, name).restype = ctypes.c_long
         found.gradient_norm_f32.restype = ctypes.c_double
         return found
@@ -86,10 +91,13 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def _build(compiler: str) -> Path:
-    """Compile into the cache, unless it holds this source for this machine and compiler already."""
+def _build(compiler: str, arguments: Sequence[str]) -> Path:
+    """Compile into the cache, unless it holds this source for this machine and compiler already.
+
+    The compiler's arguments follow those from here, so that they win.
+    """
     key = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES))
-    key.update(" ".join([compiler, *_FLAGS, *_openmp(), platform.machine(), _processor()]).encode())
+    key.update(" ".join([compiler, *_FLAGS, *arguments, *_openmp(), platform.machine(), _processor()]).encode())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffeo"
     target = folder / f"native-{key.hexdigest()[:16]}.so"
     if target.exists():
@@ -103,7 +111,7 @@ def _build(compiler: str) -> Path:
     for threads in (["-fopenmp", *_openmp()], []):  # clang on macOS comes without OpenMP
         descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=folder)
         os.close(descriptor)
-        command = [compiler, *_FLAGS, "-o", temporary, str(_SOURCES[0]), *threads, "-lm"]
+        command = [compiler, *_FLAGS, *arguments, "-o", temporary, str(_SOURCES[0]), *threads, "-lm"]
         try:
             done = subprocess.run(command, capture_output=True, timeout=120)
             if done.returncode == 0:

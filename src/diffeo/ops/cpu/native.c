@@ -15,8 +15,8 @@ typedef struct {
 } Spline;
 
 #define T float
-#define V v16
-#define I i16
+#define V vf
+#define I vi
 #define FN(name) name##_f
 #include "spline.h"
 #undef T
@@ -24,17 +24,14 @@ typedef struct {
 #undef I
 #undef FN
 #define T double
-#define V d16
-#define I l16
+#define V vd
+#define I vl
 #define FN(name) name##_d
 #include "spline.h"
 #undef T
 #undef V
 #undef I
 #undef FN
-
-static inline d16 widen(v16 v) { return __builtin_convertvector(v, d16); }
-static inline v16 narrow(d16 v) { return __builtin_convertvector(v, v16); }
 
 /* ---- univariate maps --------------------------------------------------------------------------------------------- */
 
@@ -61,74 +58,83 @@ static inline Spline spline_of(const Map *map) {
 }
 
 static inline void spline_lanes(
-    const Map *map, int generate, int precise, v16 value, const v16 *params, v16 *out, v16 *log_det) {
+    const Map *map, int generate, int precise, vf value, const vf *params, vf *out, vf *log_det) {
     const Spline s = spline_of(map);
     if (!precise) {
         if (generate) spline_generate_f(&s, value, params, out, log_det);
         else spline_normalize_f(&s, value, params, out, log_det);
         return;
     }
-    d16 wide[3 * MAX_BINS], mapped, log_mapped;
-    for (int j = 0; j < 3 * s.bins - 1; j++) wide[j] = widen(params[j]);
-    if (generate) spline_generate_d(&s, widen(value), wide, &mapped, &log_mapped);
-    else spline_normalize_d(&s, widen(value), wide, &mapped, &log_mapped);
+    vd wide[3 * MAX_BINS], mapped[2], log_mapped[2];
+    for (int half = 0; half < 2; half++) {
+        for (int j = 0; j < 3 * s.bins - 1; j++) wide[j] = widen(params[j], half);
+        if (generate) spline_generate_d(&s, widen(value, half), wide, mapped + half, log_mapped + half);
+        else spline_normalize_d(&s, widen(value, half), wide, mapped + half, log_mapped + half);
+    }
     *out = narrow(mapped);
     *log_det = narrow(log_mapped);
 }
 
-static inline d16 log_sum_d(const d16 *terms, int count) {
-    d16 top = terms[0], sum = {0};
-    for (int k = 1; k < count; k++) top = at_least_d(top, terms[k]);
+static inline vd log_sum_d(const vd *terms, int count) {
+    vd top = (vd){0} - INFINITY, sum = {0};
+    for (int k = 0; k < count; k++) top = at_least_d(top, terms[k]);
     for (int k = 0; k < count; k++) sum += exp_d(terms[k] - top);
     return top + log_d(sum);
 }
 
 /* x = F^-1(sigmoid(z)) of a mixture of logistics F, by Newton's method within a bracket, in double precision. */
-static void logistics_lanes(const Map *map, v16 value, const v16 *params, v16 *out, v16 *log_det) {
+static void logistics_half(const Map *map, vd z, const vf *params, int half, vd *out, vd *log_det) {
     const int count = map->bins;
-    const d16 z = widen(value);
-    d16 weight[MAX_BINS], mean[MAX_BINS], log_scale[MAX_BINS], below[MAX_BINS], above[MAX_BINS], both[MAX_BINS];
-    d16 low, high, log_slope = {0};
-    for (int k = 0; k < count; k++) weight[k] = widen(params[k]);
-    const d16 total = log_sum_d(weight, count);
+    vd weight[MAX_BINS], mean[MAX_BINS], log_scale[MAX_BINS], below[MAX_BINS], above[MAX_BINS], both[MAX_BINS];
+    vd low = (vd){0} + INFINITY, high = -low, log_slope = {0};
+    for (int k = 0; k < count; k++) weight[k] = widen(params[k], half);
+    const vd total = log_sum_d(weight, count);
     for (int k = 0; k < count; k++) {
         weight[k] -= total;
-        mean[k] = widen(params[count + k]);
-        log_scale[k] = map->bound * tanh_d(widen(params[2 * count + k]) / map->bound);
-        const d16 own = mean[k] + exp_d(log_scale[k]) * z;
-        low = k ? at_most_d(low, own) : own;
-        high = k ? at_least_d(high, own) : own;
+        mean[k] = widen(params[count + k], half);
+        log_scale[k] = map->bound * tanh_d(widen(params[2 * count + k], half) / map->bound);
+        const vd own = mean[k] + exp_d(log_scale[k]) * z;
+        low = at_most_d(low, own);
+        high = at_least_d(high, own);
     }
-    d16 x = 0.5 * (low + high);
+    vd x = 0.5 * (low + high);
     for (int round = 0; round < 100; round++) {
         for (int k = 0; k < count; k++) {
-            const d16 u = (x - mean[k]) * exp_d(-log_scale[k]);
-            const d16 tail = log_d(1.0 + exp_d(pick_d(u < 0, u, -u)));
-            below[k] = weight[k] + at_most_d(u, (d16){0}) - tail;  /* log sigmoid(u) */
-            above[k] = weight[k] + at_most_d(-u, (d16){0}) - tail; /* log sigmoid(-u) */
+            const vd u = (x - mean[k]) * exp_d(-log_scale[k]);
+            const vd tail = log_d(1.0 + exp_d(pick_d(u < 0, u, -u)));
+            below[k] = weight[k] + at_most_d(u, (vd){0}) - tail;  /* log sigmoid(u) */
+            above[k] = weight[k] + at_most_d(-u, (vd){0}) - tail; /* log sigmoid(-u) */
             both[k] = below[k] + above[k] - weight[k] - log_scale[k];
         }
-        const d16 log_below = log_sum_d(below, count), log_above = log_sum_d(above, count);
-        const d16 reached = log_below - log_above;
+        const vd log_below = log_sum_d(below, count), log_above = log_sum_d(above, count);
+        const vd reached = log_below - log_above;
         log_slope = log_sum_d(both, count) - log_below - log_above;
         low = pick_d(reached < z, x, low);
         high = pick_d(reached > z, x, high);
-        const d16 step = x + (z - reached) * exp_d(-log_slope);
-        const d16 new = pick_d((step >= low) & (step <= high), step, 0.5 * (low + high));
-        const d16 moved = pick_d(new < x, x - new, new - x), size = pick_d(new < 0, -new, new);
-        const l16 left = moved > 1e-13 * (1.0 + size);
+        const vd step = x + (z - reached) * exp_d(-log_slope);
+        const vd new = pick_d((step >= low) & (step <= high), step, 0.5 * (low + high));
+        const vd moved = pick_d(new < x, x - new, new - x), size = pick_d(new < 0, -new, new);
+        const vl left = moved > 1e-13 * (1.0 + size);
         x = new;
         long any = 0;
-        for (int lane = 0; lane < VL; lane++) any |= (long)left[lane];
+        for (int lane = 0; lane < VL / 2; lane++) any |= (long)left[lane];
         if (!any) break;
     }
-    *out = narrow(x);
-    *log_det = narrow(-log_slope);
+    *out = x;
+    *log_det = -log_slope;
+}
+
+static void logistics_lanes(const Map *map, vf value, const vf *params, vf *out, vf *log_det) {
+    vd mapped[2], log_mapped[2];
+    for (int half = 0; half < 2; half++)
+        logistics_half(map, widen(value, half), params, half, mapped + half, log_mapped + half);
+    *out = narrow(mapped);
+    *log_det = narrow(log_mapped);
 }
 
 /* x = f(z) and log dx/dz, splines in double precision. */
-static void generate(const Map *maps, int count, v16 z, const v16 *params, v16 *x, v16 *log_det) {
-    v16 total = splat(0), step;
+static void generate(const Map *maps, int count, vf z, const vf *params, vf *x, vf *log_det) {
+    vf total = splat(0), step;
     for (int m = 0; m < count; params += size_of(maps + m), m++) {
         switch (maps[m].kind) {
         case SHIFT: z += params[0]; break;
@@ -147,8 +153,8 @@ static void generate(const Map *maps, int count, v16 z, const v16 *params, v16 *
 
 /* z = f^-1(x) and log dz/dx; `params` are those of all maps, `passed` (or NULL) receives what each map got. */
 static void normalize(
-    const Map *maps, int count, int precise, v16 x, const v16 *params, v16 *z, v16 *log_det, v16 *passed) {
-    v16 total = splat(0), step;
+    const Map *maps, int count, int precise, vf x, const vf *params, vf *z, vf *log_det, vf *passed) {
+    vf total = splat(0), step;
     for (int m = 0; m < count; m++) params += size_of(maps + m);
     for (int m = count - 1; m >= 0; m--) {
         params -= size_of(maps + m);
@@ -169,21 +175,21 @@ static void normalize(
 
 /* Gradients of gz z + gl log dz/dx for z = f^-1(x), with respect to x and the parameters. */
 static void normalize_backward(
-    const Map *maps, int count, v16 x, const v16 *params, v16 gz, v16 gl, v16 *gx, v16 *grads) {
-    v16 passed[MAX_MAPS], z, log_det;
+    const Map *maps, int count, vf x, const vf *params, vf gz, vf gl, vf *gx, vf *grads) {
+    vf passed[MAX_MAPS], z, log_det;
     normalize(maps, count, 0, x, params, &z, &log_det, passed);
     for (int m = 0; m < count; params += size_of(maps + m), grads += size_of(maps + m), m++) {
         switch (maps[m].kind) {
         case SHIFT: grads[0] = -gz; break;
         case SCALE: {
-            const v16 scale = exp_f(-params[0]);
+            const vf scale = exp_f(-params[0]);
             grads[0] = -gz * scale * passed[m] - gl;
             gz *= scale;
             break;
         }
         case AFFINE: {
             const float bound = (float)maps[m].bound;
-            const v16 t = tanh_f(params[1] / bound), scale = exp_f(-bound * t);
+            const vf t = tanh_f(params[1] / bound), scale = exp_f(-bound * t);
             gz *= scale;
             grads[0] = -gz;
             grads[1] = -(gz * (passed[m] - params[0]) + gl) * (1.0f - t * t);
@@ -219,14 +225,14 @@ static inline Lanes lanes_at(long at, long total, long columns, long by_row) {
     return lanes;
 }
 
-static inline v16 load_lanes(const float *from, const Lanes *lanes) {
+static inline vf load_lanes(const float *from, const Lanes *lanes) {
     if (lanes->together) return load(from + lanes->first, 1, lanes->n);
-    v16 v = {0};
+    vf v = {0};
     for (int i = 0; i < lanes->n; i++) v[i] = from[lanes->place[i]];
     return v;
 }
 
-static inline void store_lanes(float *to, const Lanes *lanes, v16 v) {
+static inline void store_lanes(float *to, const Lanes *lanes, vf v) {
     if (lanes->together) store(to + lanes->first, lanes->n, v);
     else for (int i = 0; i < lanes->n; i++) to[lanes->place[i]] = v[i];
 }
@@ -241,9 +247,9 @@ void map_f32(
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long at = 0; at < total; at += VL) {
         const Lanes lanes = lanes_at(at, total, columns, by_row);
-        v16 p[MAX_PARAMS], mapped, log_mapped;
+        vf p[MAX_PARAMS], mapped, log_mapped;
         for (int j = 0; j < size; j++) p[j] = load_lanes(params + j * by_param, &lanes);
-        const v16 v = load(value + at, 1, lanes.n);
+        const vf v = load(value + at, 1, lanes.n);
         if (forward) generate(maps, count, v, p, &mapped, &log_mapped);
         else normalize(maps, count, precise, v, p, &mapped, &log_mapped, NULL);
         store(out + at, lanes.n, mapped);
@@ -261,14 +267,17 @@ void map_backward_f32(
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long at = 0; at < total; at += VL) {
         const Lanes from = lanes_at(at, total, columns, by_row), to = lanes_at(at, total, columns, g_by_row);
-        v16 p[MAX_PARAMS], grads[MAX_PARAMS], by_x;
+        vf p[MAX_PARAMS], grads[MAX_PARAMS], by_x;
         for (int j = 0; j < size; j++) p[j] = load_lanes(params + j * by_param, &from);
-        const v16 v = load(x + at, 1, from.n), by_z = load(gz + at, 1, from.n), by_log = load(gl + at, 1, from.n);
+        const vf v = load(x + at, 1, from.n), by_z = load(gz + at, 1, from.n), by_log = load(gl + at, 1, from.n);
         normalize_backward(maps, count, v, p, by_z, by_log, &by_x, grads);
         store(gx + at, from.n, by_x);
         for (int j = 0; j < size; j++) store_lanes(gparams + j * g_by_param, &to, grads[j]);
     }
 }
+
+/* Lanes of a vector: what the incremental inversion of a WaveNet must fill widths up to. */
+long vector_lanes(void) { return VL; }
 
 #include "network.h"
 
@@ -279,7 +288,7 @@ void map_backward_f32(
  * the first layer), added to the first layer's sums. Elements are taken in blocks: what is complete contributes to a
  * block by large products. Units are met in the order of what they see, so no mask is needed. Returns 1 if memory ran
  * out. */
-int walk_f32(
+int invert_f32(
     long rows, long elements, long size, const Network *net, const float *shared, const Map *maps, int map_count,
     const float *z, float *x, float *log_det, long block, int threads) {
     const Layer *const layers = net->layers;
@@ -294,7 +303,7 @@ int walk_f32(
 #pragma omp parallel num_threads(threads)
     {
         /* the values of the inputs and of all hidden layers, then the sums of all layers */
-        v16 *values = scratch(OWN, sizeof(v16) * WIDE * (size_t)(total + units));
+        vf *values = scratch(OWN, sizeof(vf) * WIDE * (size_t)(total + units));
         if (!values) {
 #pragma omp atomic write
             failed = 1;
@@ -304,10 +313,10 @@ int walk_f32(
             if (!values) continue;
             const Chunk chunk = chunk_of(rows, chunks, index);
             const int n = chunk.vectors;
-            v16 log_sum[WIDE] = {{0}};
+            vf log_sum[WIDE] = {{0}};
             for (long first = 0; first < elements; first += block) {
                 const long last = first + block < elements ? first + block : elements;
-                v16 *source = values, *sums = values + n * total;
+                vf *source = values, *sums = values + n * total;
                 long source_done = first;
                 for (int l = 0; l <= last_layer; l++) {
                     const Layer *layer = layers + l;
@@ -323,13 +332,13 @@ int walk_f32(
                     sums += n * layer->units;
                 }
                 for (long k = first; k < last; k++) {
-                    v16 *in = values, *own = values + n * total;
+                    vf *in = values, *own = values + n * total;
                     long known_from = first, known_to = k;
                     for (int l = 0; l <= last_layer; l++) {
                         const Layer *layer = layers + l;
                         const long block_start = first ? layer->ends[first - 1] : 0;
                         const long start = k ? layer->ends[k - 1] : 0, stop = layer->ends[k];
-                        v16 *hidden = in + n * layer->columns;
+                        vf *hidden = in + n * layer->columns;
                         product(layer->weight + start * layer->columns, layer->columns, stop - start, known_from,
                                 known_to, in, n, own + start * n);
                         if (l == last_layer && net->direct)
@@ -344,11 +353,11 @@ int walk_f32(
                         in = hidden;
                         own += n * layer->units;
                     }
-                    const v16 *params = own + n * (k ? layers[last_layer].ends[k - 1] : 0);
+                    const vf *params = own + n * (k ? layers[last_layer].ends[k - 1] : 0);
                     for (int v = 0; v < n; v++) {
                         const int count = lanes(chunk, v, rows);
                         const long at = (chunk.start + v * VL) * elements + k;
-                        v16 mine[MAX_PARAMS], out, log_out;
+                        vf mine[MAX_PARAMS], out, log_out;
                         for (long p = 0; p < size; p++) mine[p] = params[p * n + v];
                         generate(maps, map_count, load(z + at, elements, count), mine, &out, &log_out);
                         for (int i = 0; i < count; i++) x[at + i * elements] = out[i];

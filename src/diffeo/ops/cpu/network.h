@@ -7,13 +7,6 @@
  * every piece of memory far from the last one waits for its address translation and is not fetched ahead.
  */
 
-#ifdef __AVX512F__
-#define TILE 8 /* units computed together; TILE * WIDE accumulators must fit the registers */
-#define WIDE 3
-#else
-#define TILE 6
-#define WIDE 1
-#endif
 #define GROUP 4 /* chunks that share a reading of the weights */
 #define STAIRS 64 /* columns of a mask's edge that are filled with zeros at a time */
 #define DEPTH 1024 /* rows summed at a time where weights' gradients are */
@@ -40,11 +33,11 @@ typedef struct {
 /* values[i] = act(sums[i]), and slopes[i] *= act'(sums[i]), for `count` vectors. */
 #define EACH_VECTOR(formula)                                                                                           \
     for (long i = 0; i < count; i++) {                                                                                 \
-        const v16 a = sums[i];                                                                                         \
+        const vf a = sums[i];                                                                                         \
         formula;                                                                                                       \
     }                                                                                                                  \
     break;
-static inline void activate(int kind, const v16 *sums, long count, v16 *values) {
+static inline void activate(int kind, const vf *sums, long count, vf *values) {
     switch (kind) {
     case RELU: EACH_VECTOR(values[i] = at_least_f(a, splat(0)))
     case SILU: EACH_VECTOR(values[i] = a / (1.0f + exp_f(-a)))
@@ -53,16 +46,16 @@ static inline void activate(int kind, const v16 *sums, long count, v16 *values) 
     }
 }
 
-static inline void times_slope(int kind, const v16 *sums, long count, v16 *slopes) {
+static inline void times_slope(int kind, const vf *sums, long count, vf *slopes) {
     switch (kind) {
     case RELU: EACH_VECTOR(slopes[i] *= pick_f(a > 0, splat(1), splat(0)))
-    case SILU: EACH_VECTOR(const v16 s = 1.0f / (1.0f + exp_f(-a)); slopes[i] *= s * (1.0f + a * (1.0f - s)))
-    case TANH: EACH_VECTOR(const v16 t = tanh_f(a); slopes[i] *= 1.0f - t * t)
+    case SILU: EACH_VECTOR(const vf s = 1.0f / (1.0f + exp_f(-a)); slopes[i] *= s * (1.0f + a * (1.0f - s)))
+    case TANH: EACH_VECTOR(const vf t = tanh_f(a); slopes[i] *= 1.0f - t * t)
     default: EACH_VECTOR(slopes[i] *= pick_f(a > 0, splat(1), exp_f(at_most_f(a, splat(0)))))
     }
 }
 
-static inline v16 soften(float bound, v16 x) { return bound * tanh_f(x / bound); }
+static inline vf soften(float bound, vf x) { return bound * tanh_f(x / bound); }
 
 /* ---- products: sums[u, v] += sum over k < count of a[u, k] b[k, v] ----------------------------------------------- */
 
@@ -72,37 +65,48 @@ static inline v16 soften(float bound, v16 x) { return bound * tanh_f(x / bound);
 #define PRODUCT(U, N)                                                                                                  \
     static void product_##U##_##N(                                                                                     \
         const float *restrict a, long by_unit, long by_column, long count, long segments, long by_segment,             \
-        const v16 *restrict b, v16 *restrict sums) {                                                                   \
-        v16 total[U][N];                                                                                               \
+        const vf *restrict b, vf *restrict sums) {                                                                   \
+        vf total[U][N];                                                                                               \
         UNROLL for (int u = 0; u < U; u++) UNROLL for (int v = 0; v < N; v++) total[u][v] = sums[u * N + v];           \
         for (; segments > 0; segments--, a += by_segment, b += count * N)                                              \
             for (long k = 0; k < count; k++) {                                                                         \
-                v16 value[N];                                                                                          \
+                vf value[N];                                                                                          \
                 UNROLL for (int v = 0; v < N; v++) value[v] = b[k * N + v];                                            \
                 UNROLL for (int u = 0; u < U; u++) {                                                                   \
-                    const v16 weight = splat(a[u * by_unit + k * by_column]);                                          \
+                    const vf weight = splat(a[u * by_unit + k * by_column]);                                          \
                     UNROLL for (int v = 0; v < N; v++) total[u][v] += weight * value[v];                               \
                 }                                                                                                      \
             }                                                                                                          \
         UNROLL for (int u = 0; u < U; u++) UNROLL for (int v = 0; v < N; v++) sums[u * N + v] = total[u][v];           \
     }
-typedef void (*Product)(const float *, long, long, long, long, long, const v16 *, v16 *);
+typedef void (*Product)(const float *, long, long, long, long, long, const vf *, vf *);
 #if WIDE == 3
 #define PRODUCTS(U) PRODUCT(U, 1) PRODUCT(U, 2) PRODUCT(U, 3)
 #define NAMES(U) {product_##U##_1, product_##U##_2, product_##U##_3}
-PRODUCTS(1) PRODUCTS(2) PRODUCTS(4) PRODUCTS(8)
-static const Product PRODUCT_OF[TILE + 1][WIDE] = {[1] = NAMES(1), [2] = NAMES(2), [4] = NAMES(4), [8] = NAMES(8)};
 #else
-PRODUCT(1, 1) PRODUCT(2, 1) PRODUCT(4, 1) PRODUCT(6, 1)
-static const Product PRODUCT_OF[TILE + 1][WIDE] = {
-    [1] = {product_1_1}, [2] = {product_2_1}, [4] = {product_4_1}, [6] = {product_6_1}};
+#define PRODUCTS(U) PRODUCT(U, 1) PRODUCT(U, 2)
+#define NAMES(U) {product_##U##_1, product_##U##_2}
 #endif
+PRODUCTS(1) PRODUCTS(2) PRODUCTS(4)
+#if TILE == 8
+PRODUCTS(8)
+#elif TILE == 6
+PRODUCTS(6)
+#endif
+static const Product PRODUCT_OF[TILE + 1][WIDE] = {
+    [1] = NAMES(1), [2] = NAMES(2), [4] = NAMES(4),
+#if TILE == 8
+    [8] = NAMES(8),
+#elif TILE == 6
+    [6] = NAMES(6),
+#endif
+};
 
 /* The largest tile that fits into what is left. */
 static inline int tile_of(long left) { return left >= TILE ? TILE : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
 /* The same for any number of units, all of which see columns from .. to. */
-static void product(const float *a, long by_unit, long units, long from, long to, const v16 *b, int n, v16 *sums) {
+static void product(const float *a, long by_unit, long units, long from, long to, const vf *b, int n, vf *sums) {
     if (from >= to) return;
     while (units > 0) {
         const int tile = tile_of(units);
@@ -113,7 +117,7 @@ static void product(const float *a, long by_unit, long units, long from, long to
 
 /* The same for one tile of a masked layer: what all its units see, then the staircase at its edge, filled with zeros.
  */
-static void masked_product(const Layer *layer, long unit, int tile, const v16 *b, int n, v16 *sums) {
+static void masked_product(const Layer *layer, long unit, int tile, const vf *b, int n, vf *sums) {
     const float *a = layer->weight + unit * layer->columns;
     const long *seen = layer->seen + unit;
     const Product multiply = PRODUCT_OF[tile][n - 1];
@@ -171,7 +175,7 @@ static inline int lanes(Chunk chunk, int v, long rows) {
 }
 
 static void load_panel(
-    Chunk chunk, long rows, long features, const float *x, long by_feature, long by_row, v16 *panel) {
+    Chunk chunk, long rows, long features, const float *x, long by_feature, long by_row, vf *panel) {
     for (int v = 0; v < chunk.vectors; v++) {
         const int n = lanes(chunk, v, rows);
         const float *from = x + (chunk.start + v * VL) * by_row;
@@ -183,7 +187,7 @@ static void load_panel(
 
 /* Start the sums of a tile: bias, and for the first layer the context's part, shared (rows, units). */
 static void start_sums(
-    const Network *net, int l, long unit, int tile, Chunk chunk, long rows, const float *shared, v16 *sums) {
+    const Network *net, int l, long unit, int tile, Chunk chunk, long rows, const float *shared, vf *sums) {
     const Layer *layer = net->layers + l;
     for (int u = 0; u < tile; u++)
         for (int v = 0; v < chunk.vectors; v++) {
@@ -195,12 +199,12 @@ static void start_sums(
 }
 
 /* Where a feature's vector is kept, of `vectors` in all; and how much all of them need. */
-static inline v16 *kept(const float *array, long vectors, long feature, long vector) {
-    return (v16 *)array + (feature / TILE * vectors + vector) * TILE + feature % TILE;
+static inline vf *kept(const float *array, long vectors, long feature, long vector) {
+    return (vf *)array + (feature / TILE * vectors + vector) * TILE + feature % TILE;
 }
 static inline long tiles_of(long features) { return (features + TILE - 1) / TILE; }
 static inline void keep(
-    const v16 *from, long count, int n, float *array, long vectors, long feature, long vector) {
+    const vf *from, long count, int n, float *array, long vectors, long feature, long vector) {
     for (long u = 0; u < count; u++)
         for (int v = 0; v < n; v++) *kept(array, vectors, feature + u, vector + v) = from[u * n + v];
 }
@@ -222,19 +226,19 @@ typedef struct {
     float *by_value;        /* backward: (elements, rows), or NULL; may be the gradient of the network's inputs */
 } Mapping;
 
-static inline v16 value_of(const Mapping *m, Chunk chunk, int v, long rows, long i) {
+static inline vf value_of(const Mapping *m, Chunk chunk, int v, long rows, long i) {
     return load(m->value + i * m->value_by_element + (chunk.start + v * VL) * m->value_by_row, m->value_by_row,
                 lanes(chunk, v, rows));
 }
 
-static void map_chunk(const Mapping *m, Chunk chunk, long rows, const v16 *params) {
+static void map_chunk(const Mapping *m, Chunk chunk, long rows, const vf *params) {
     const int n = chunk.vectors, size = params_of(m->maps, m->count);
     for (int v = 0; v < n; v++) {
         const int count = lanes(chunk, v, rows);
-        v16 total = splat(0), own[MAX_PARAMS], out, log_det;
+        vf total = splat(0), own[MAX_PARAMS], out, log_det;
         for (long i = 0; i < m->elements; i++) {
             for (int p = 0; p < size; p++) own[p] = params[(i * m->by_element + p * m->by_param) * n + v];
-            const v16 value = value_of(m, chunk, v, rows, i);
+            const vf value = value_of(m, chunk, v, rows, i);
             if (m->generate) generate(m->maps, m->count, value, own, &out, &log_det);
             else normalize(m->maps, m->count, m->precise, value, own, &out, &log_det, NULL);
             store(m->out + i * rows + chunk.start + v * VL, count, out);
@@ -246,13 +250,13 @@ static void map_chunk(const Mapping *m, Chunk chunk, long rows, const v16 *param
 
 /* by_params: gradients of the outputs of the network, a panel. */
 static void map_chunk_backward(
-    const Mapping *m, Chunk chunk, long rows, long vectors, const float *grad, v16 *by_params) {
+    const Mapping *m, Chunk chunk, long rows, long vectors, const float *grad, vf *by_params) {
     const int n = chunk.vectors, size = params_of(m->maps, m->count);
     for (int v = 0; v < n; v++) {
         const int count = lanes(chunk, v, rows);
         const long row = chunk.start + v * VL;
-        const v16 by_log = load(m->grad_log + row, 1, count);
-        v16 own[MAX_PARAMS], grads[MAX_PARAMS], by_value;
+        const vf by_log = load(m->grad_log + row, 1, count);
+        vf own[MAX_PARAMS], grads[MAX_PARAMS], by_value;
         for (long i = 0; i < m->elements; i++) {
             for (int p = 0; p < size; p++)
                 own[p] = *kept(m->params, vectors, i * m->by_element + p * m->by_param, row / VL);
@@ -275,18 +279,18 @@ typedef struct {
 
 /* One tile of layer l: `inputs` are the network's, `in` the layer's, and `hidden` receives its values. */
 static void forward_tile(
-    const Forward *f, int l, long unit, int tile, Chunk chunk, const v16 *inputs, const v16 *in, v16 *hidden) {
+    const Forward *f, int l, long unit, int tile, Chunk chunk, const vf *inputs, const vf *in, vf *hidden) {
     const Layer *layer = f->net->layers + l;
     const int n = chunk.vectors, last = f->net->depth - 1;
     const long vector = chunk.start / VL;
-    v16 sums[TILE * WIDE], *value = hidden + unit * n;
+    vf sums[TILE * WIDE], *value = hidden + unit * n;
     if (f->values && l < last) FETCH(f->values[l + 1], f->vectors, unit, vector, n, 1);
     start_sums(f->net, l, unit, tile, chunk, f->rows, f->shared, sums);
     masked_product(layer, unit, tile, in, n, sums);
     if (l == last) {
         if (f->net->direct) masked_product(f->net->direct, unit, tile, inputs, n, sums);
         if (!f->out) {
-            memcpy(value, sums, sizeof(v16) * tile * n);
+            memcpy(value, sums, sizeof(vf) * tile * n);
             if (f->mapping && f->mapping->params) keep(sums, tile, n, f->mapping->params, f->vectors, unit, vector);
             return;
         }
@@ -304,14 +308,14 @@ static void forward_tile(
 
 /* All layers for a group of chunks, from the inputs at the beginning of their panels; returns the features before the
  * outputs. */
-static long forward_layers(const Forward *f, const Chunk *group, int count, v16 *const *panel) {
+static long forward_layers(const Forward *f, const Chunk *group, int count, vf *const *panel) {
     long done = 0;
     for (int l = 0; l < f->net->depth; l++) {
         const Layer *layer = f->net->layers + l;
         for (long unit = 0; unit < layer->units;) {
             const int tile = tile_of(layer->units - unit);
             for (int c = 0; c < count; c++) {
-                v16 *in = panel[c] + done * group[c].vectors;
+                vf *in = panel[c] + done * group[c].vectors;
                 forward_tile(f, l, unit, tile, group[c], panel[c], in, in + layer->columns * group[c].vectors);
             }
             unit += tile;
@@ -334,7 +338,7 @@ int network_f32(
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        v16 *panels = scratch(OWN, sizeof(v16) * GROUP * WIDE * (size_t)total);
+        vf *panels = scratch(OWN, sizeof(vf) * GROUP * WIDE * (size_t)total);
         if (!panels) {
 #pragma omp atomic write
             failed = 1;
@@ -343,7 +347,7 @@ int network_f32(
         for (long index = 0; index < groups; index++) {
             if (!panels) continue;
             Chunk group[GROUP];
-            v16 *panel[GROUP];
+            vf *panel[GROUP];
             const int count = group_of(rows, chunks, groups, index, group);
             for (int c = 0; c < count; c++) {
                 const int n = group[c].vectors;
@@ -375,22 +379,16 @@ static void transpose_weight(const Layer *layer, long tile, float *to) {
         memcpy(to + k * TILE, from + k * layer->columns, sizeof(float) * TILE);
 }
 
-static void transposed_product(const Layer *layer, long tile, const float *transposed, const v16 *b, int n, v16 *sums) {
+static void transposed_product(const Layer *layer, long tile, const float *transposed, const vf *b, int n, vf *sums) {
     const long from = layer->first[tile * TILE];
     PRODUCT_OF[TILE][n - 1](
         transposed + (tile * layer->units + from) * TILE, 1, TILE, layer->units - from, 1, 0, b + from * n, sums);
 }
 
-static inline float across(v16 a) { /* the sum of all lanes */
-    a += SHUFFLE(a, a, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-    a += SHUFFLE(a, a, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
-    return (a[0] + a[1]) + (a[2] + a[3]);
-}
-
 /* A task of the weights' gradients: by_weight[u, j] = sum over rows of g[row, u] x[row, j], for one panel of columns
  * and the units from .. to (from a multiple of TILE). `packed` holds DEPTH * WIDE vectors. */
 static void weight_task(
-    const Layer *layer, const float *g, const float *x, long vectors, long column, long from, long to, v16 *packed,
+    const Layer *layer, const float *g, const float *x, long vectors, long column, long from, long to, vf *packed,
     float *by_weight) {
     const long columns = layer->columns;
     const int n = columns - column < WIDE * VL ? (int)vectors_of(columns - column) : WIDE;
@@ -402,7 +400,7 @@ static void weight_task(
         const long count = vectors - start < DEPTH / VL ? vectors - start : DEPTH / VL;
         for (long r = 0; r < count; r++)
             for (int v = 0; v < n; v++) {
-                v16 block[VL];
+                vf block[VL];
                 for (int j = 0; j < VL; j++)
                     block[j] = v * VL + j < width ? *kept(x, vectors, column + v * VL + j, start + r) : splat(0);
                 transpose(block);
@@ -410,7 +408,7 @@ static void weight_task(
             }
         for (long u = seeing; u < to;) {
             const int tile = tile_of(to - u);
-            v16 sums[TILE * WIDE];
+            vf sums[TILE * WIDE];
             for (int i = 0; i < tile; i++)
                 for (int v = 0; v < n; v++)
                     sums[i * n + v] = start ? load(by_weight + (u + i) * columns + column + v * VL, 1,
@@ -431,10 +429,10 @@ static void weight_task(
 
 /* A chunk's part of the biases' gradients, and the gradient of what is shared, from those of `count` units' sums. */
 static void finish_grads(
-    const v16 *g, long unit, long count, Chunk chunk, long rows, float *parts, float *by_shared) {
+    const vf *g, long unit, long count, Chunk chunk, long rows, float *parts, float *by_shared) {
     const int n = chunk.vectors;
     for (long u = 0; u < count; u++) {
-        v16 sum = g[u * n];
+        vf sum = g[u * n];
         for (int v = 1; v < n; v++) sum += g[u * n + v];
         parts[unit + u] = across(sum);
         for (int v = 0; by_shared && v < n; v++)
@@ -465,13 +463,13 @@ static inline int begun(const Backward *b) {
 
 /* A chunk's gradients with respect to a layer's sums, to its input, and to its output where it is residual. */
 typedef struct {
-    v16 *sums, *input, *output, *next;
+    vf *sums, *input, *output, *next;
 } Panels;
 
 /* The gradient of an input from that of what the network sees of it, added where there is a part already. */
-static inline void add_to_inputs(const Backward *b, long input, Chunk chunk, int v, v16 g, int add) {
+static inline void add_to_inputs(const Backward *b, long input, Chunk chunk, int v, vf g, int add) {
     const int count = lanes(chunk, v, b->rows);
-    const v16 seen = *kept(b->values[0], b->vectors, input, chunk.start / VL + v) / b->net->bound;
+    const vf seen = *kept(b->values[0], b->vectors, input, chunk.start / VL + v) / b->net->bound;
     float *goal = b->by_x + input * b->rows + chunk.start + v * VL;
     g *= 1.0f - seen * seen;
     if (add) g += load(goal, 1, count);
@@ -491,7 +489,7 @@ static void backward_start(const Backward *b, const float *grad, Chunk chunk, Pa
     /* the direct connections' share of the inputs' gradient; the rest is added when it is known */
     const Layer *direct = b->net->direct;
     for (long t = 0; t < tiles_of(direct->columns); t++) {
-        v16 sums[TILE * WIDE];
+        vf sums[TILE * WIDE];
         for (int i = 0; i < TILE * n; i++) sums[i] = splat(0);
         transposed_product(direct, t, b->turned[b->net->depth], p.sums, n, sums);
         const int add = b->mapping && b->mapping->by_value == b->by_x;
@@ -506,7 +504,7 @@ static void backward_tile(const Backward *b, int l, long t, Chunk chunk, Panels 
     const int n = chunk.vectors;
     const long column = t * TILE, vector = chunk.start / VL;
     const int width = layer->columns - column < TILE ? (int)(layer->columns - column) : TILE;
-    v16 sums[TILE * WIDE], at[TILE * WIDE];
+    vf sums[TILE * WIDE], at[TILE * WIDE];
     if (l > 0) {
         FETCH(b->sums[l - 1], b->vectors, column, vector, n, 0);
         FETCH(b->grads[l - 1], b->vectors, column, vector, n, 1);
@@ -519,9 +517,9 @@ static void backward_tile(const Backward *b, int l, long t, Chunk chunk, Panels 
             for (int v = 0; v < n; v++) add_to_inputs(b, column + j, chunk, v, sums[j * n + v], begun(b));
         return;
     }
-    v16 *g = p.next + column * n;
-    memcpy(p.input + column * n, sums, sizeof(v16) * width * n);
-    memcpy(g, sums, sizeof(v16) * width * n);
+    vf *g = p.next + column * n;
+    memcpy(p.input + column * n, sums, sizeof(vf) * width * n);
+    memcpy(g, sums, sizeof(vf) * width * n);
     for (int j = 0; j < width; j++)
         for (int v = 0; v < n; v++) at[j * n + v] = *kept(b->sums[l - 1], b->vectors, column + j, vector + v);
     times_slope(b->net->activation, at, width * n, g);
@@ -570,7 +568,7 @@ int network_backward_f32(
 #pragma omp parallel num_threads(threads)
         {
             const size_t walk = 4 * GROUP * WIDE * (size_t)widest, packed = DEPTH * WIDE;
-            v16 *panels = scratch(OWN, sizeof(v16) * (walk > packed ? walk : packed));
+            vf *panels = scratch(OWN, sizeof(vf) * (walk > packed ? walk : packed));
             if (!panels) {
 #pragma omp atomic write
                 failed = 1;
@@ -589,7 +587,7 @@ int network_backward_f32(
                 Panels p[GROUP];
                 const int count = group_of(rows, chunks, groups, index, group);
                 for (int c = 0; c < count; c++) {
-                    v16 *own = panels + 4 * c * WIDE * widest;
+                    vf *own = panels + 4 * c * WIDE * widest;
                     p[c] = (Panels){own, own + WIDE * widest, own + 2 * WIDE * widest, own + 3 * WIDE * widest};
                     backward_start(&b, grad, group[c], p[c]);
                 }

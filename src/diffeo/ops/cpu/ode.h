@@ -30,55 +30,61 @@ typedef struct {
 /* ---- the velocity ------------------------------------------------------------------------------------------------ */
 
 /* sin(pi u) and cos(pi u) for |u| < 2^22. */
-static inline void sin_cos_pi(v16 u, v16 *sine, v16 *cosine) {
-    const v16 shifted = u + 12582912.0f; /* rounds to the nearest integer, in the low bits of the mantissa */
-    const v16 x = (u - (shifted - 12582912.0f)) * 3.14159265f, s = x * x;
-    v16 p = splat(1.0f / 6227020800), q = splat(1.0f / 479001600);
+static inline void sin_cos_pi(vf u, vf *sine, vf *cosine) {
+    const vf shifted = u + 12582912.0f; /* rounds to the nearest integer, in the low bits of the mantissa */
+    const vf x = (u - (shifted - 12582912.0f)) * 3.14159265f, s = x * x;
+    vf p = splat(1.0f / 6227020800), q = splat(1.0f / 479001600);
     p = p * s - 1.0f / 39916800, q = q * s - 1.0f / 3628800;
     p = p * s + 1.0f / 362880, q = q * s + 1.0f / 40320;
     p = p * s - 1.0f / 5040, q = q * s - 1.0f / 720;
     p = p * s + 1.0f / 120, q = q * s + 1.0f / 24;
     p = p * s - 1.0f / 6, q = q * s - 0.5f;
-    const i16 odd = (i16)shifted << 31; /* half turns change the sign */
-    *sine = (v16)((i16)(p * s * x + x) ^ odd);
-    *cosine = (v16)((i16)(q * s + 1.0f) ^ odd);
+    const vi odd = (vi)shifted << 31; /* half turns change the sign */
+    *sine = (vf)((vi)(p * s * x + x) ^ odd);
+    *cosine = (vf)((vi)(q * s + 1.0f) ^ odd);
 }
 
 /* x_t = data x_1 + noise x_0, and its derivatives. */
 typedef struct {
-    v16 data, noise, data_rate, noise_rate;
+    vf data, noise, data_rate, noise_rate;
 } Point;
 
-static inline Point point_at(const Field *f, v16 t) {
+static inline Point point_at(const Field *f, vf t) {
     if (f->path == LINEAR) return (Point){t, 1.0f - t, splat(1), splat(-1)};
     if (f->path == COSINE) {
         const float half = 1.57079633f;
-        v16 sine, cosine;
+        vf sine, cosine;
         sin_cos_pi(0.5f * t, &sine, &cosine);
         return (Point){sine, cosine, half * cosine, -half * sine};
     }
-    const d16 left = 1.0 - widen(t), rate = f->low + left * (f->high - f->low);
-    const d16 total = left * f->low + 0.5 * left * left * (f->high - f->low);
-    const d16 data = exp_d(-0.5 * total), variance = 1.0 - exp_d(-total);
-    const d16 noise = at_least_d(sqrt_d(at_least_d(variance, (d16){0})), (d16){0} + 1e-6);
-    return (Point){narrow(data), narrow(noise), narrow(0.5 * rate * data), narrow(-0.5 * rate * data * data / noise)};
+    vd data[2], noise[2], data_rate[2], noise_rate[2];
+    for (int i = 0; i < 2; i++) {
+        const vd left = 1.0 - widen(t, i), rate = f->low + left * (f->high - f->low);
+        const vd total = left * f->low + 0.5 * left * left * (f->high - f->low);
+        const vd variance = 1.0 - exp_d(-total);
+        data[i] = exp_d(-0.5 * total);
+        noise[i] = at_least_d(sqrt_d(at_least_d(variance, (vd){0})), (vd){0} + 1e-6);
+        data_rate[i] = 0.5 * rate * data[i];
+        noise_rate[i] = -0.5 * rate * data[i] * data[i] / noise[i];
+    }
+    return (Point){narrow(data), narrow(noise), narrow(data_rate), narrow(noise_rate)};
 }
 
 /* Element j of Gaussian noise and data, x_t ~ N(mean, variance), whose velocity is rate + slope (x - mean). */
 typedef struct {
-    v16 mean, rate, variance, slope;
+    vf mean, rate, variance, slope;
 } Gaussian;
 
 static inline Gaussian gaussian_at(const Field *f, Point p, long j) {
     const float m1 = f->data_mean[j], m0 = f->noise_mean[j];
     const float v1 = f->data_std[j] * f->data_std[j], v0 = f->noise_std[j] * f->noise_std[j];
-    const v16 variance = p.data * p.data * v1 + p.noise * p.noise * v0;
+    const vf variance = p.data * p.data * v1 + p.noise * p.noise * v0;
     return (Gaussian){p.data * m1 + p.noise * m0, p.data_rate * m1 + p.noise_rate * m0, variance,
                       (p.data * p.data_rate * v1 + p.noise * p.noise_rate * v0) / variance};
 }
 
 /* What the network is told of times, into inputs that are n vectors apart: t, sines and cosines of its octaves. */
-static inline void tell_times(const Field *f, v16 t, int n, v16 *in) {
+static inline void tell_times(const Field *f, vf t, int n, vf *in) {
     in[0] = t;
     for (long k = 1; k <= f->frequencies; k++)
         sin_cos_pi((float)(1L << (k - 1)) * t, in + k * n, in + (k + f->frequencies) * n);
@@ -86,13 +92,13 @@ static inline void tell_times(const Field *f, v16 t, int n, v16 *in) {
 
 /* What a thread works in. */
 typedef struct {
-    v16 *inputs;      /* of the network, then the values of all its layers: (features, vectors) */
+    vf *inputs;      /* of the network, then the values of all its layers: (features, vectors) */
     float **sums;     /* what the activations get, where a trace is asked for, as `kept` */
-    v16 *tangents[2]; /* (GROUP, widest layer, vectors) */
-    v16 *std;         /* (size) */
-    v16 *given;       /* (given_size) */
-    v16 *y, *point;   /* states (elements): where a step begins, where a stage is taken */
-    v16 *stages;      /* (stages, elements) */
+    vf *tangents[2]; /* (GROUP, widest layer, vectors) */
+    vf *std;         /* (size) */
+    vf *given;       /* (given_size) */
+    vf *y, *point;   /* states (elements): where a step begins, where a stage is taken */
+    vf *stages;      /* (stages, elements) */
 } Room;
 
 static inline long widest_of(const Network *net) {
@@ -103,14 +109,14 @@ static inline long widest_of(const Network *net) {
 }
 
 /* Divide a thread's memory among its parts, or (memory NULL) only count it, in vectors. */
-static size_t furnish(const Field *f, long stages, long elements, v16 *memory, Room *room) {
+static size_t furnish(const Field *f, long stages, long elements, vf *memory, Room *room) {
     const Network *net = f->net;
-    v16 *next = memory;
+    vf *next = memory;
 #define TAKE(goal, vectors) (goal) = (void *)next, next += (vectors)
     long total = net->layers[0].columns;
     for (int l = 0; l < net->depth; l++) total += net->layers[l].units;
     TAKE(room->inputs, WIDE * total);
-    TAKE(room->sums, (net->depth * sizeof(float *) + sizeof(v16) - 1) / sizeof(v16));
+    TAKE(room->sums, (net->depth * sizeof(float *) + sizeof(vf) - 1) / sizeof(vf));
     for (int l = 0; l < net->depth; l++) {
         float *sums;
         TAKE(sums, kept_floats(LANES, net->layers[l].units) / VL);
@@ -127,17 +133,17 @@ static size_t furnish(const Field *f, long stages, long elements, v16 *memory, R
 }
 
 /* The slope of what the network sees of an input. */
-static inline v16 slope_of_input(const Network *net, const v16 *inputs, long input, int n, int v) {
-    const v16 seen = inputs[input * n + v] / net->bound;
+static inline vf slope_of_input(const Network *net, const vf *inputs, long input, int n, int v) {
+    const vf seen = inputs[input * n + v] / net->bound;
     return 1.0f - seen * seen;
 }
 
 /* One tile of a hidden layer: the tangents of `some` inputs from `start` on, (units, vectors) and `stride` apart. */
 static void tangent_tile(
-    const Network *net, int l, long unit, int tile, long start, int some, int n, const Room *room, const v16 *in,
-    v16 *out, long stride) {
+    const Network *net, int l, long unit, int tile, long start, int some, int n, const Room *room, const vf *in,
+    vf *out, long stride) {
     const Layer *layer = net->layers + l;
-    v16 at[TILE * WIDE], slope[TILE * WIDE];
+    vf at[TILE * WIDE], slope[TILE * WIDE];
     for (int u = 0; u < tile; u++)
         for (int v = 0; v < n; v++) {
             at[u * n + v] = *kept(room->sums[l], n, unit + u, v);
@@ -145,7 +151,7 @@ static void tangent_tile(
         }
     times_slope(net->activation, at, tile * n, slope);
     for (int i = 0; i < some; i++, in += stride, out += stride) {
-        v16 moved[TILE * WIDE];
+        vf moved[TILE * WIDE];
         for (int u = 0; u < tile; u++)
             for (int v = 0; v < n; v++) {
                 moved[u * n + v] = splat(0);
@@ -163,20 +169,20 @@ static void tangent_tile(
 }
 
 /* Add the trace of what the network does to its first `size` inputs, whose tangents go through it in groups. */
-static void add_trace(const Field *f, int n, const Room *room, v16 *trace) {
+static void add_trace(const Field *f, int n, const Room *room, vf *trace) {
     const Network *net = f->net;
     const Layer *const last = net->layers + net->depth - 1;
     const long stride = n * widest_of(net);
     for (long start = 0; start < f->size; start += GROUP) {
         const int some = f->size - start < GROUP ? (int)(f->size - start) : GROUP;
-        v16 *in = room->tangents[0], *out = room->tangents[1];
+        vf *in = room->tangents[0], *out = room->tangents[1];
         for (int l = 0; l < net->depth - 1; l++) {
             for (long unit = 0; unit < net->layers[l].units;) {
                 const int tile = tile_of(net->layers[l].units - unit);
                 tangent_tile(net, l, unit, tile, start, some, n, room, in, out, stride);
                 unit += tile;
             }
-            v16 *const swapped = in;
+            vf *const swapped = in;
             in = out, out = swapped;
         }
         for (int i = 0; i < some; i++) {
@@ -190,16 +196,16 @@ static void add_trace(const Field *f, int n, const Room *room, v16 *trace) {
 }
 
 /* The velocity of n vectors of rows at their times, and where `trace` is asked for its divergence behind it. */
-static void velocity(const Field *f, int n, int trace, const v16 *t, const v16 *y, Room *room, v16 *out) {
+static void velocity(const Field *f, int n, int trace, const vf *t, const vf *y, Room *room, vf *out) {
     const long size = f->size, given = size + 1 + 2 * f->frequencies, inputs = given + f->given_size;
     const Network *net = f->net;
-    v16 *const in = room->inputs, divergence[WIDE];
+    vf *const in = room->inputs, divergence[WIDE];
     for (int v = 0; v < n; v++) {
         const Point p = point_at(f, t[v]);
         divergence[v] = splat(0);
         for (long j = 0; j < size; j++) {
             const Gaussian g = gaussian_at(f, p, j);
-            const v16 std = sqrt_f(g.variance), apart = y[AT(j, v)] - g.mean;
+            const vf std = sqrt_f(g.variance), apart = y[AT(j, v)] - g.mean;
             out[AT(j, v)] = g.rate + g.slope * apart;
             room->std[AT(j, v)] = std;
             in[j * n + v] = apart / std;
@@ -211,7 +217,7 @@ static void velocity(const Field *f, int n, int trace, const v16 *t, const v16 *
     for (long j = 0; j < inputs * n; j++) in[j] = soften(net->bound, in[j]);
     const Forward forward = {net, n * VL, n, NULL, NULL, NULL, NULL, trace ? room->sums : NULL};
     const Chunk chunk = {0, 0, n};
-    const v16 *const correction = in + forward_layers(&forward, &chunk, 1, &room->inputs) * n;
+    const vf *const correction = in + forward_layers(&forward, &chunk, 1, &room->inputs) * n;
     if (trace) add_trace(f, n, room, divergence);
     for (int v = 0; v < n; v++) {
         for (long j = 0; j < size; j++) out[AT(j, v)] += room->std[AT(j, v)] * correction[j * n + v];
@@ -230,7 +236,7 @@ int matching_f32(
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (rows * size > 16384)
     {
-        v16 *const in = scratch(OWN, sizeof(v16) * (size_t)told);
+        vf *const in = scratch(OWN, sizeof(vf) * (size_t)told);
         if (!in) {
 #pragma omp atomic write
             failed = 1;
@@ -239,14 +245,14 @@ int matching_f32(
         for (long row = 0; row < rows; row += VL) {
             if (!in) continue;
             const int n = rows - row < VL ? (int)(rows - row) : VL;
-            const v16 t = load(times + row, 1, n);
+            const vf t = load(times + row, 1, n);
             const Point p = point_at(f, t);
             for (long j = 0; j < size; j++) {
                 const Gaussian g = gaussian_at(f, p, j);
                 const float v1 = f->data_std[j] * f->data_std[j], v0 = f->noise_std[j] * f->noise_std[j];
-                const v16 x1 = load(data + row * size + j, size, n) - f->data_mean[j], root = sqrt_f(g.variance);
-                const v16 x0 = load(noise + row * size + j, size, n) - f->noise_mean[j];
-                const v16 turn = (p.data_rate * p.noise - p.data * p.noise_rate) / g.variance;
+                const vf x1 = load(data + row * size + j, size, n) - f->data_mean[j], root = sqrt_f(g.variance);
+                const vf x0 = load(noise + row * size + j, size, n) - f->noise_mean[j];
+                const vf turn = (p.data_rate * p.noise - p.data * p.noise_rate) / g.variance;
                 store(inputs + j * rows + row, n, (p.data * x1 + p.noise * x0) / root);
                 store(std + j * rows + row, n, root);
                 store(target + j * rows + row, n, turn * (p.noise * v0 * x1 - p.data * v1 * x0));
@@ -265,10 +271,10 @@ int matching_f32(
 
 /* to = y + h sum_i weights_i stages_i; y may be NULL. */
 static void combine(
-    const float *weights, long count, const v16 *stages, long elements, int n, const v16 *h, const v16 *y, v16 *to) {
+    const float *weights, long count, const vf *stages, long elements, int n, const vf *h, const vf *y, vf *to) {
     for (long j = 0; j < elements; j++)
         for (int v = 0; v < n; v++) {
-            v16 total = splat(0);
+            vf total = splat(0);
             for (long i = 0; i < count; i++)
                 if (weights[i] != 0) total += weights[i] * stages[AT(i * elements + j, v)];
             to[AT(j, v)] = y ? y[AT(j, v)] + total * h[v] : total * h[v];
@@ -277,9 +283,9 @@ static void combine(
 
 /* The stages of a step from room->y, the first of which is known; the last one is taken at room->point. */
 static void take_stages(
-    const Field *f, const Tableau *tableau, int n, long elements, const v16 *t, const v16 *h, Room *room) {
+    const Field *f, const Tableau *tableau, int n, long elements, const vf *t, const vf *h, Room *room) {
     for (long i = 1; i < tableau->stages; i++) {
-        v16 at[WIDE];
+        vf at[WIDE];
         combine(tableau->coefficients + i * tableau->stages, i, room->stages, elements, n, h, room->y, room->point);
         for (int v = 0; v < n; v++) at[v] = t[v] + tableau->times[i] * h[v];
         velocity(f, n, elements > f->size, at, room->point, room, room->stages + AT(i * elements, 0));
@@ -287,7 +293,7 @@ static void take_stages(
 }
 
 /* A lane of a panel, as floats that are LANES apart. */
-static inline float *lane_of(v16 *panel, int lane) { return (float *)panel + lane; }
+static inline float *lane_of(vf *panel, int lane) { return (float *)panel + lane; }
 static inline float largest(float a, float b) { return a > b || a != a ? a : b; } /* NaN passes */
 
 static void take_row(const Field *f, long row, const float *y, long elements, int lane, Room *room) {
@@ -297,7 +303,7 @@ static void take_row(const Field *f, long row, const float *y, long elements, in
 }
 
 /* Move a lane of a panel to another one. */
-static void move_lane(v16 *panel, long features, int from, int to) {
+static void move_lane(vf *panel, long features, int from, int to) {
     for (long j = 0; j < features; j++) lane_of(panel, to)[j * LANES] = lane_of(panel, from)[j * LANES];
 }
 
@@ -326,7 +332,7 @@ static inline long count_of(const Trouble *first) {
     return count;
 }
 
-static int all_finite(v16 *panel, long elements, int lane) {
+static int all_finite(vf *panel, long elements, int lane) {
     for (long j = 0; j < elements; j++)
         if (!isfinite(lane_of(panel, lane)[j * LANES])) return 0;
     return 1;
@@ -339,7 +345,7 @@ typedef struct {
 } Control;
 
 /* The length of a lane's first step, in two parts: a short one to look ahead by, and, having looked, the step. */
-static float short_length(const Control *c, v16 *y, v16 *k, long elements, int lane, float *slope) {
+static float short_length(const Control *c, vf *y, vf *k, long elements, int lane, float *slope) {
     float size = 0;
     *slope = 0;
     for (long j = 0; j < elements; j++) {
@@ -352,7 +358,7 @@ static float short_length(const Control *c, v16 *y, v16 *k, long elements, int l
 }
 
 static float first_length(
-    const Control *c, v16 *y, v16 *k, v16 *probed, long elements, int lane, float length, float slope) {
+    const Control *c, vf *y, vf *k, vf *probed, long elements, int lane, float length, float slope) {
     const float way = fabsf(c->stop - c->start);
     float bend = 0;
     for (long j = 0; j < elements; j++) {
@@ -372,7 +378,7 @@ static void begin_rows(
     const int n = chunk.vectors, trace = elements > f->size;
     const float sign = c->stop > c->start ? 1.0f : -1.0f;
     const long left = rows - chunk.start, count = left < n * VL ? left : n * VL;
-    v16 t[WIDE], h[WIDE], *const k = room->stages, *const probed = k + AT(elements, 0);
+    vf t[WIDE], h[WIDE], *const k = room->stages, *const probed = k + AT(elements, 0);
     float ahead[LANES], slope[LANES];
     for (int lane = 0; lane < count; lane++) take_row(f, chunk.start + lane, y, elements, lane, room);
     for (int v = 0; v < n; v++) t[v] = splat(c->start), h[v] = splat(0);
@@ -402,9 +408,9 @@ typedef struct {
 
 /* Judge a lane's step, and begin the next one; the twin of the body of `adaptive`. `errors` is a panel. */
 static void judge(
-    const Tableau *tableau, const Control *c, int lane, long elements, Lane *own, float *t, float h, v16 *errors,
+    const Tableau *tableau, const Control *c, int lane, long elements, Lane *own, float *t, float h, vf *errors,
     Room *room, float *out, long *evaluations, float *error, Trouble *trouble) {
-    v16 *const new = room->point, *const next = room->stages + AT((tableau->stages - 1) * elements, 0);
+    vf *const new = room->point, *const next = room->stages + AT((tableau->stages - 1) * elements, 0);
     float worst = 0, largest_error = 0;
     for (long j = 0; j < elements; j++) {
         const float each = fabsf(lane_of(errors, lane)[j * LANES]);
@@ -445,10 +451,10 @@ static void run_lanes(
     Trouble *trouble) {
     const float sign = c->stop > c->start ? 1.0f : -1.0f;
     Lane lanes[LANES];
-    v16 t[WIDE], h[WIDE], *const errors = room->stages + AT(elements, 0); /* a stage that is not needed any more */
-    memset(room->y, 0, sizeof(v16) * WIDE * elements);
-    memset(room->stages, 0, sizeof(v16) * WIDE * elements);
-    memset(room->given, 0, sizeof(v16) * WIDE * f->given_size);
+    vf t[WIDE], h[WIDE], *const errors = room->stages + AT(elements, 0); /* a stage that is not needed any more */
+    memset(room->y, 0, sizeof(vf) * WIDE * elements);
+    memset(room->stages, 0, sizeof(vf) * WIDE * elements);
+    memset(room->given, 0, sizeof(vf) * WIDE * f->given_size);
     for (int v = 0; v < WIDE; v++) t[v] = splat(c->start), h[v] = splat(0);
     for (int lane = 0; lane < LANES; lane++) lanes[lane].row = -1;
     for (;;) {
@@ -506,7 +512,7 @@ int ode_adaptive_f32(
 #pragma omp parallel num_threads(threads)
     {
         Room room = {0};
-        v16 *memory = scratch(OWN, sizeof(v16) * furnish(field, tableau->stages, elements, NULL, &room));
+        vf *memory = scratch(OWN, sizeof(vf) * furnish(field, tableau->stages, elements, NULL, &room));
         if (memory) furnish(field, tableau->stages, elements, memory, &room);
         else {
 #pragma omp atomic write

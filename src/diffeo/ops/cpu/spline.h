@@ -1,4 +1,4 @@
-/* The rational-quadratic spline on VL lanes; included by native.c once per precision, with the types T, V, I and FN
+/* The rational-quadratic spline on a vector's lanes; included by native.c once per precision, with the types T, V, I and FN
  * defined. The formulas are those of transforms/univariate.py. */
 
 typedef struct {

@@ -46,7 +46,7 @@ def walk_fused(
     shared = None if shared is None else shared.expand(len(z), -1).contiguous()
     x, log_det = torch.empty_like(z), z.new_empty(len(z))
     native: Any = library()
-    failed = native.walk_f32(
+    failed = native.invert_f32(
         len(z), elements, size, ctypes.byref(structure.described(tensors)), pointer(shared), described(tuple(maps)),
         len(maps), z.data_ptr(), x.data_ptr(), log_det.data_ptr(), _BLOCK, torch.get_num_threads(),
     )  # fmt: skip

@@ -38,29 +38,35 @@ long wavenet_kept(long length, const WaveNet *net) {
     static void stretch_##U(                                                                                           \
         const float *restrict a, long by_unit, long by_column, long count, const float *restrict b, long by_b,         \
         float *restrict sums, long by_sums) {                                                                          \
-        v16 total[U][WIDE];                                                                                            \
+        vf total[U][WIDE];                                                                                            \
         UNROLL for (int u = 0; u < U; u++) UNROLL for (int v = 0; v < WIDE; v++)                                       \
-            total[u][v] = *(const v16 *)(sums + u * by_sums + v * VL);                                                 \
+            total[u][v] = *(const vf *)(sums + u * by_sums + v * VL);                                                 \
         for (long k = 0; k < count; k++) {                                                                             \
-            v16 value[WIDE];                                                                                           \
-            UNROLL for (int v = 0; v < WIDE; v++) value[v] = *(const v16 *)(b + k * by_b + v * VL);                    \
+            vf value[WIDE];                                                                                           \
+            UNROLL for (int v = 0; v < WIDE; v++) value[v] = *(const vf *)(b + k * by_b + v * VL);                    \
             UNROLL for (int u = 0; u < U; u++) {                                                                       \
-                const v16 weight = splat(a[u * by_unit + k * by_column]);                                              \
+                const vf weight = splat(a[u * by_unit + k * by_column]);                                              \
                 UNROLL for (int v = 0; v < WIDE; v++) total[u][v] += weight * value[v];                                \
             }                                                                                                          \
         }                                                                                                              \
         UNROLL for (int u = 0; u < U; u++) UNROLL for (int v = 0; v < WIDE; v++)                                       \
-            *(v16 *)(sums + u * by_sums + v * VL) = total[u][v];                                                       \
+            *(vf *)(sums + u * by_sums + v * VL) = total[u][v];                                                       \
     }
 typedef void (*Stretch)(const float *, long, long, long, const float *, long, float *, long);
 STRETCH(1) STRETCH(2) STRETCH(4)
 #if TILE == 8
 STRETCH(8)
-static const Stretch STRETCH_OF[TILE + 1] = {[1] = stretch_1, [2] = stretch_2, [4] = stretch_4, [8] = stretch_8};
-#else
+#elif TILE == 6
 STRETCH(6)
-static const Stretch STRETCH_OF[TILE + 1] = {[1] = stretch_1, [2] = stretch_2, [4] = stretch_4, [6] = stretch_6};
 #endif
+static const Stretch STRETCH_OF[TILE + 1] = {
+    [1] = stretch_1, [2] = stretch_2, [4] = stretch_4,
+#if TILE == 8
+    [8] = stretch_8,
+#elif TILE == 6
+    [6] = stretch_6,
+#endif
+};
 
 /* The same for any number of units and of panels. */
 static void multiply(const float *a, long by_unit, long by_column, long units, long count, const float *b, long by_b,
@@ -78,34 +84,36 @@ static void multiply(const float *a, long by_unit, long by_column, long units, l
 #define OUTER(U, W)                                                                                                    \
     static void outer_##U##_##W(                                                                                       \
         const float *restrict a, long by_a, const float *restrict b, long by_b, long times, float *g, long by_row) {   \
-        v16 total[U][W] = {{{0}}};                                                                                     \
+        vf total[U][W] = {{{0}}};                                                                                     \
         for (long t = 0; t < times; t += VL) {                                                                         \
-            v16 other[W];                                                                                              \
-            UNROLL for (int j = 0; j < W; j++) other[j] = *(const v16 *)(b + j * by_b + t);                            \
+            vf other[W];                                                                                              \
+            UNROLL for (int j = 0; j < W; j++) other[j] = *(const vf *)(b + j * by_b + t);                            \
             UNROLL for (int i = 0; i < U; i++) {                                                                       \
-                const v16 own = *(const v16 *)(a + i * by_a + t);                                                      \
+                const vf own = *(const vf *)(a + i * by_a + t);                                                      \
                 UNROLL for (int j = 0; j < W; j++) total[i][j] += own * other[j];                                      \
             }                                                                                                          \
         }                                                                                                              \
         for (int i = 0; i < U; i++)                                                                                    \
-            for (int j = 0; j < W; j++) g[i * by_row + j] += sum_of(total[i][j]);                                      \
+            for (int j = 0; j < W; j++) g[i * by_row + j] += across(total[i][j]);                                      \
     }
-static inline float sum_of(v16 v) {
-    float total = 0;
-    for (int i = 0; i < VL; i++) total += v[i];
-    return total;
-}
-OUTER(4, 4) OUTER(4, 1) OUTER(1, 1)
+#if OUTER_WIDE == 4
+OUTER(4, 4)
+#define OUTER_TILE outer_4_4
+#else
+OUTER(4, 2)
+#define OUTER_TILE outer_4_2
+#endif
+OUTER(4, 1) OUTER(1, 1)
 
 static void outer(const float *a, long by_a, long rows, const float *b, long by_b, long columns, long times, float *g,
                   long by_row) {
     for (long i = 0; i < rows;) {
         const int tall = rows - i >= 4;
         for (long j = 0; j < columns;) {
-            const int wide = tall && columns - j >= 4;
-            (wide ? outer_4_4 : tall ? outer_4_1 : outer_1_1)(
+            const int wide = tall && columns - j >= OUTER_WIDE;
+            (wide ? OUTER_TILE : tall ? outer_4_1 : outer_1_1)(
                 a + i * by_a, by_a, b + j * by_b, by_b, times, g + i * by_row + j, by_row);
-            j += wide ? 4 : 1;
+            j += wide ? OUTER_WIDE : 1;
         }
         i += tall ? 4 : 1;
     }
@@ -113,9 +121,9 @@ static void outer(const float *a, long by_a, long rows, const float *b, long by_
 
 static void sum_rows(const float *a, long by_a, long rows, long times, float *g) {
     for (long i = 0; i < rows; i++) {
-        v16 total = {0};
-        for (long t = 0; t < times; t += VL) total += *(const v16 *)(a + i * by_a + t);
-        g[i] += sum_of(total);
+        vf total = {0};
+        for (long t = 0; t < times; t += VL) total += *(const vf *)(a + i * by_a + t);
+        g[i] += across(total);
     }
 }
 
@@ -124,7 +132,7 @@ static void start(const float *bias, long rows, const float *shared, const WaveN
                   float *sums, long by_sums) {
     for (long i = 0; i < rows; i++)
         for (long t = 0; t < times; t += VL) {
-            v16 value = splat(bias[i]);
+            vf value = splat(bias[i]);
             if (shared) {
                 const long last = net->frames - 1, from = (first + t) / net->hop, to = (first + t + VL - 1) / net->hop;
                 const float *mine = shared + i * net->frames;
@@ -135,14 +143,14 @@ static void start(const float *bias, long rows, const float *shared, const WaveN
                         value[lane] += mine[frame < last ? frame : last];
                     }
             }
-            *(v16 *)(sums + i * by_sums + t) = value;
+            *(vf *)(sums + i * by_sums + t) = value;
         }
 }
 
 static void rectify(float *values, long by_row, long rows, long times) {
     for (long i = 0; i < rows; i++)
         for (long t = 0; t < times; t += VL) {
-            v16 *at = (v16 *)(values + i * by_row + t);
+            vf *at = (vf *)(values + i * by_row + t);
             *at = at_least_f(*at, splat(0));
         }
 }
@@ -206,19 +214,19 @@ int wavenet_f32(long rows, long length, const WaveNet *net, const float *shared,
                                  h - tap * net->dilations[l], by_h, gate, by_value, times);
                     for (long i = 0; i < C; i++)
                         for (long t = 0; t < times; t += VL) {
-                            v16 *const a = (v16 *)(gate + i * by_value + t);
-                            v16 *const b = (v16 *)(gate + (C + i) * by_value + t);
+                            vf *const a = (vf *)(gate + i * by_value + t);
+                            vf *const b = (vf *)(gate + (C + i) * by_value + t);
                             *a = tanh_f(*a);
                             *b = 1.0f / (1.0f + exp_f(-*b));
-                            *(v16 *)(units + i * BLOCK + t) = *a * *b;
+                            *(vf *)(units + i * BLOCK + t) = *a * *b;
                         }
                     multiply(w[SKIP] + l * C, depth * C, 1, S, C, units, BLOCK, skips + at, by_value, times);
                     if (l == depth - 1) break;
                     float *const next = inputs + (l + 1) * C * by_h + before + first;
                     for (long i = 0; i < C; i++)
                         for (long t = 0; t < times; t += VL)
-                            *(v16 *)(next + i * by_h + t) =
-                                *(const v16 *)(h + i * by_h + t) + w[RESIDUAL_BIAS][l * C + i];
+                            *(vf *)(next + i * by_h + t) =
+                                *(const vf *)(h + i * by_h + t) + w[RESIDUAL_BIAS][l * C + i];
                     multiply(w[RESIDUAL] + l * C * C, C, 1, C, C, units, BLOCK, next, by_h, times);
                 }
                 rectify(skips + at, by_value, S, times);
@@ -295,8 +303,8 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
                 multiply(w[LAST], 1, S, S, size, outs, BLOCK, by_mid, BLOCK, times);
                 for (long i = 0; i < S; i++)
                     for (long t = 0; t < times; t += VL) {
-                        v16 *const at = (v16 *)(by_mid + i * BLOCK + t);
-                        *at = pick_f(*(const v16 *)(mids + i * width + first + t) > 0, *at, splat(0));
+                        vf *const at = (vf *)(by_mid + i * BLOCK + t);
+                        *at = pick_f(*(const vf *)(mids + i * width + first + t) > 0, *at, splat(0));
                     }
                 if (by_weights) {
                     outer(by_mid, BLOCK, S, skips + first, width, S, times, g[MID], S);
@@ -306,8 +314,8 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
                 multiply(w[MID], 1, S, S, S, by_mid, BLOCK, by_skip, BLOCK, times);
                 for (long i = 0; i < S; i++)
                     for (long t = 0; t < times; t += VL) {
-                        v16 *const at = (v16 *)(by_skip + i * BLOCK + t);
-                        *at = pick_f(*(const v16 *)(skips + i * width + first + t) > 0, *at, splat(0));
+                        vf *const at = (vf *)(by_skip + i * BLOCK + t);
+                        *at = pick_f(*(const vf *)(skips + i * width + first + t) > 0, *at, splat(0));
                     }
                 if (by_weights) sum_rows(by_skip, BLOCK, S, times, g[SKIP_BIAS]);
                 memset(by_next, 0, sizeof(float) * (size_t)(C * BLOCK));
@@ -321,12 +329,12 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
                         multiply(w[RESIDUAL] + l * C * C, 1, C, C, C, by_next, BLOCK, by_units, BLOCK, times);
                     for (long i = 0; i < C; i++)
                         for (long t = 0; t < times; t += VL) {
-                            const v16 a = *(const v16 *)(gate + i * width + t);
-                            const v16 b = *(const v16 *)(gate + (C + i) * width + t);
-                            const v16 by = *(const v16 *)(by_units + i * BLOCK + t);
-                            *(v16 *)(units + i * BLOCK + t) = a * b;
-                            *(v16 *)(by_gate + i * by_h + t) = by * b * (1.0f - a * a);
-                            *(v16 *)(by_gate + (C + i) * by_h + t) = by * a * b * (1.0f - b);
+                            const vf a = *(const vf *)(gate + i * width + t);
+                            const vf b = *(const vf *)(gate + (C + i) * width + t);
+                            const vf by = *(const vf *)(by_units + i * BLOCK + t);
+                            *(vf *)(units + i * BLOCK + t) = a * b;
+                            *(vf *)(by_gate + i * by_h + t) = by * b * (1.0f - a * a);
+                            *(vf *)(by_gate + (C + i) * by_h + t) = by * a * b * (1.0f - b);
                         }
                     if (by_weights) {
                         outer(by_skip, BLOCK, S, units, BLOCK, C, times, g[SKIP] + l * C, depth * C);
@@ -382,21 +390,27 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
     static void respond_##R##_##N(                                                                                     \
         const float *restrict a, long units, long count, const float *restrict x, long by_x, float *restrict y,        \
         long by_y) {                                                                                                   \
-        v16 total[D][R][N] = {{{{0}}}};                                                                                \
+        vf total[D][R][N] = {{{{0}}}};                                                                                \
         for (long k = 0; k < count; k += D)                                                                            \
             UNROLL for (int d = 0; d < D; d++) {                                                                       \
                 UNROLL for (int v = 0; v < N; v++) {                                                                   \
-                    const v16 weight = *(const v16 *)(a + (k + d) * units + v * VL);                                   \
+                    const vf weight = *(const vf *)(a + (k + d) * units + v * VL);                                   \
                     UNROLL for (int r = 0; r < R; r++) total[d][r][v] += weight * splat(x[r * by_x + k + d]);          \
                 }                                                                                                      \
             }                                                                                                          \
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < N; v++) {                                        \
-            v16 sum = total[0][r][v];                                                                                  \
+            vf sum = total[0][r][v];                                                                                  \
             UNROLL for (int d = 1; d < D; d++) sum += total[d][r][v];                                                  \
-            *(v16 *)(y + r * by_y + v * VL) += sum;                                                                    \
+            *(vf *)(y + r * by_y + v * VL) += sum;                                                                    \
         }                                                                                                              \
     }
-RESPOND(1, 4, 2) RESPOND(1, 2, 4) RESPOND(1, 1, 8) RESPOND(4, 4, 1) RESPOND(4, 2, 2) RESPOND(4, 1, 4)
+RESPOND(1, 4, 2) RESPOND(1, 2, 4)
+#if RESPOND_WIDE == 4
+RESPOND(1, 1, 8) RESPOND(4, 4, 1) RESPOND(4, 2, 2) RESPOND(4, 1, 4)
+#else
+RESPOND(1, 1, 4) RESPOND(4, 2, 1) RESPOND(4, 1, 2)
+#define respond_4_4 NULL
+#endif
 
 typedef void (*Respond)(const float *, long, long, const float *, long, float *, long);
 static const Respond RESPOND_OF[2][5] = {{NULL, respond_1_1, respond_1_2, NULL, respond_1_4},
@@ -405,7 +419,8 @@ static const Respond RESPOND_OF[2][5] = {{NULL, respond_1_1, respond_1_2, NULL, 
 /* The same for any number of units. Units and counts are whole vectors. */
 static void respond(int crowd, const float *a, long units, long count, const float *x, long by_x, float *y, long by_y) {
     for (long u = 0; u < units;) {
-        const long left = (units - u) / VL, vectors = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        const long left = (units - u) / VL, most = crowd > 1 ? RESPOND_WIDE : 4;
+        const long vectors = left >= 4 && most == 4 ? 4 : left >= 2 ? 2 : 1;
         RESPOND_OF[crowd > 1][vectors](a + u, units, count, x, by_x, y + u, by_y);
         u += vectors * VL;
     }
@@ -414,7 +429,7 @@ static void respond(int crowd, const float *a, long units, long count, const flo
 static void fill(int crowd, const float *bias, long units, const float *more, float *y, long by_y) {
     for (int r = 0; r < crowd; r++)
         for (long u = 0; u < units; u += VL)
-            *(v16 *)(y + r * by_y + u) = *(const v16 *)(bias + u) + (more ? *(const v16 *)(more + u) : splat(0));
+            *(vf *)(y + r * by_y + u) = *(const vf *)(bias + u) + (more ? *(const vf *)(more + u) : splat(0));
 }
 
 /* x_t = f(z_t; net(x_<t)) for t = 0 .. length - 1. Here all widths are whole vectors, filled up with zeros, and weights
@@ -422,7 +437,7 @@ static void fill(int crowd, const float *bias, long units, const float *more, fl
  * channels, skip), mid (skip, skip), last (skip, size); shared (rows, depth, frames, 2 channels) or NULL. z, x: (rows,
  * length); log_det: (rows). Each layer's past is a ring as long as its convolution reaches back. Returns 1 if memory
  * ran out. */
-int wavenet_walk_f32(long rows, long length, const WaveNet *net, const float *shared, const Map *maps, int map_count,
+int wavenet_invert_f32(long rows, long length, const WaveNet *net, const float *shared, const Map *maps, int map_count,
                      const float *z, float *x, float *log_det, int threads) {
     const long C = net->channels, S = net->skip, depth = net->depth, size = net->size, kernel = net->kernel;
     const float *const *const w = net->weights;
@@ -448,12 +463,12 @@ int wavenet_walk_f32(long rows, long length, const WaveNet *net, const float *sh
             float *const params = mids + CROWD * S, *const rings = params + CROWD * size;
             memset(rings, 0, sizeof(float) * (size_t)(crowd * past * C));
             float last[CROWD] = {0};
-            v16 log_sum = {0};
+            vf log_sum = {0};
             for (long t = 0; t < length; t++) {
                 for (int r = 0; r < crowd; r++)
                     for (long u = 0; u < C; u += VL)
-                        *(v16 *)(h + r * C + u) =
-                            *(const v16 *)(w[FIRST_BIAS] + u) + *(const v16 *)(w[FIRST] + u) * splat(last[r]);
+                        *(vf *)(h + r * C + u) =
+                            *(const vf *)(w[FIRST_BIAS] + u) + *(const vf *)(w[FIRST] + u) * splat(last[r]);
                 fill(crowd, w[SKIP_BIAS], S, NULL, skips, S);
                 float *ring = rings;
                 for (long l = 0; l < depth; l++) {
@@ -472,15 +487,15 @@ int wavenet_walk_f32(long rows, long length, const WaveNet *net, const float *sh
                     ring += span * crowd * C;
                     for (int r = 0; r < crowd; r++)
                         for (long u = 0; u < C; u += VL) {
-                            const v16 a = *(const v16 *)(gate + r * 2 * C + u);
-                            const v16 b = *(const v16 *)(gate + r * 2 * C + C + u);
-                            *(v16 *)(units + r * C + u) = tanh_f(a) / (1.0f + exp_f(-b));
+                            const vf a = *(const vf *)(gate + r * 2 * C + u);
+                            const vf b = *(const vf *)(gate + r * 2 * C + C + u);
+                            *(vf *)(units + r * C + u) = tanh_f(a) / (1.0f + exp_f(-b));
                         }
                     respond(crowd, w[SKIP] + l * C * S, S, C, units, C, skips, S);
                     if (l == depth - 1) break;
                     for (int r = 0; r < crowd; r++)
                         for (long u = 0; u < C; u += VL)
-                            *(v16 *)(h + r * C + u) += *(const v16 *)(w[RESIDUAL_BIAS] + l * C + u);
+                            *(vf *)(h + r * C + u) += *(const vf *)(w[RESIDUAL_BIAS] + l * C + u);
                     respond(crowd, w[RESIDUAL] + l * C * C, C, C, units, C, h, C);
                 }
                 rectify(skips, S, crowd, S);
@@ -489,7 +504,7 @@ int wavenet_walk_f32(long rows, long length, const WaveNet *net, const float *sh
                 rectify(mids, S, crowd, S);
                 fill(crowd, w[LAST_BIAS], size, NULL, params, size);
                 respond(crowd, w[LAST], size, S, mids, S, params, size);
-                v16 mine[MAX_PARAMS], out, log_out;
+                vf mine[MAX_PARAMS], out, log_out;
                 for (int p = 0; p < count; p++) mine[p] = load(params + p, size, crowd);
                 generate(maps, map_count, load(z + first * length + t, length, crowd), mine, &out, &log_out);
                 for (int r = 0; r < crowd; r++) x[(first + r) * length + t] = last[r] = out[r];

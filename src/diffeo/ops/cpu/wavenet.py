@@ -20,8 +20,6 @@ from diffeo.ops.cpu.maps import described as described_maps
 
 __all__ = ["Dilated", "read", "walk"]
 
-_LANES = 16  # of native.c: in the walk all widths are whole vectors
-
 
 class _WaveNet(ctypes.Structure):
     _fields_ = (
@@ -125,7 +123,7 @@ def walk(
     described = net.described(packed, 0 if shared is None else shared.shape[2], widths)
     x, log_det = torch.empty_like(z), z.new_empty(len(z))
     native: Any = library()
-    failed = native.wavenet_walk_f32(
+    failed = native.wavenet_invert_f32(
         *z.shape, ctypes.byref(described), pointer(shared), described_maps(tuple(maps)), len(maps), z.data_ptr(),
         x.data_ptr(), log_det.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
@@ -134,8 +132,10 @@ def walk(
 
 def _filled(value: Tensor, *, rows: bool = False) -> Tensor:
     """Fill the last dimension, and with ``rows`` the one before it, up to whole vectors with zeros."""
-    columns = (0, -value.shape[-1] % _LANES)
-    return F.pad(value, (*columns, 0, -value.shape[-2] % _LANES) if rows else columns).contiguous()
+    native: Any = library()
+    lanes = native.vector_lanes()
+    columns = (0, -value.shape[-1] % lanes)
+    return F.pad(value, (*columns, 0, -value.shape[-2] % lanes) if rows else columns).contiguous()
 
 
 def _forward(net: Dilated, x: Tensor, shared: Tensor | None, weights: Sequence[Tensor], kept: Tensor | None) -> Tensor:
