@@ -1,4 +1,4 @@
-"""Builds and loads ``native.c``: compiled by the machine's own C compiler at first use, kept in the user's cache.
+"""Builds and loads the C files beside it: compiled by the machine's own C compiler at first use, kept in the user's cache.
 
 Nothing depends on it. Where there is no compiler, where building fails (said once), or with ``DIFFEO_NATIVE=0`` in the
 environment, the plain PyTorch twins are used, and give the same results to rounding.
@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,16 +26,13 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 __all__ = ["differentiable_gradients", "library", "pointer", "usable"]
 
-_SOURCES = [
-    Path(__file__).with_name(name)
-    for name in ("native.c", "lanes.h", "network.h", "spline.h", "wavenet.h", "ode.h", "update.h")
-]
+_UNITS = sorted(Path(__file__).parent.glob("*.c"))  # compiled side by side
+_SOURCES = [*_UNITS, *sorted(Path(__file__).parent.glob("*.h"))]
 # -ffp-contract=fast fuses multiply and add; nothing here depends on errno or on traps.
 _FLAGS = [
     "-O3",
     "-march=native",
     "-fPIC",
-    "-shared",
     "-std=gnu11",
     "-ffp-contract=fast",
     "-fno-math-errno",
@@ -109,17 +107,26 @@ def _build(compiler: str, arguments: Sequence[str]) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="diffeo-"))
         target = folder / target.name
     for threads in (["-fopenmp", *_openmp()], []):  # clang on macOS comes without OpenMP
-        descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=folder)
-        os.close(descriptor)
-        command = [compiler, *_FLAGS, *arguments, "-o", temporary, str(_SOURCES[0]), *threads, "-lm"]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=120)
-            if done.returncode == 0:
-                os.replace(temporary, target)  # processes that build at the same time end with one whole file
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            built = Path(temporary, "native.so")
+            objects = [str(Path(temporary, unit.stem + ".o")) for unit in _UNITS]
+            commands = [
+                [compiler, *_FLAGS, *threads[:1], *arguments, "-c", "-o", each, str(unit)]
+                for each, unit in zip(objects, _UNITS, strict=True)
+            ]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                done = list(pool.map(_run, commands))
+            if all(each.returncode == 0 for each in done):
+                link = [compiler, *_FLAGS, *arguments, "-shared", "-o", str(built), *objects, *threads, "-lm"]
+                done = [_run(link)]
+            if all(each.returncode == 0 for each in done):
+                os.replace(built, target)  # processes that build at the same time end with one whole file
                 return target
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    raise OSError(done.stderr.decode(errors="replace"))
+    raise OSError(b"".join(each.stderr for each in done).decode(errors="replace"))
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(command, capture_output=True, timeout=120)
 
 
 def _openmp() -> list[str]:

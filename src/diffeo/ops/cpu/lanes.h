@@ -1,6 +1,6 @@
 /* Vectors as wide as the processor's registers (GCC's vector extensions: gcc and clang, any processor), what follows
  * from their width, and elementary functions of them. */
-#include <limits.h>
+#pragma once
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -8,34 +8,34 @@
 
 /* All that depends on the instruction set: the floats of a vector, and the tiles of the three products, whose
  * accumulators must stay in registers.
- *   matrix product (product.h): TILE units x WIDE vectors of rows, WIDE values, one weight
- *   outer product (wavenet.h): 4 x OUTER_WIDE accumulators, OUTER_WIDE + 1 values
- *   vector-matrix products (wavenet.h): CROWD rows x RESPOND_WIDE vectors of units, CROWD inputs, one weight
+ *   matrix product (product.c): TILE units x WIDE vectors of rows, WIDE values, one weight
+ *   outer product (wavenet.c): 4 x OUTER_WIDE accumulators, OUTER_WIDE + 1 values
+ *   vector-matrix products (wavenet.c): 4 rows x MATVEC_WIDE vectors of units, 4 inputs, one weight
  * A fused multiply-add takes four cycles and two begin in each, so at least eight accumulators keep them busy. */
 #if defined __AVX512F__ /* 32 registers of 16 floats */
 #define VL 16
 #define TILE 8
 #define WIDE 3
 #define OUTER_WIDE 4
-#define RESPOND_WIDE 4
+#define MATVEC_WIDE 4
 #elif defined __AVX__ /* 16 registers of 8 floats */
 #define VL 8
 #define TILE 6
 #define WIDE 2
 #define OUTER_WIDE 2
-#define RESPOND_WIDE 2
-#elif defined __aarch64__ /* 32 registers of 4 floats */
+#define MATVEC_WIDE 2
+#elif defined __aarch64__ /* 32 registers of 4 floats; gcc loads the weights early, so they take some as well */
 #define VL 4
-#define TILE 8
+#define TILE 6
 #define WIDE 3
 #define OUTER_WIDE 4
-#define RESPOND_WIDE 4
+#define MATVEC_WIDE 4
 #else /* SSE2: 16 registers of 4 floats, and a product needs one more before it is added */
 #define VL 4
 #define TILE 4
 #define WIDE 2
 #define OUTER_WIDE 2
-#define RESPOND_WIDE 2
+#define MATVEC_WIDE 2
 #endif
 
 /* One register each: VL floats or 32-bit integers, VL / 2 doubles or 64-bit integers. */
@@ -53,6 +53,8 @@ static inline vf at_most_f(vf a, vf top) { return pick_f(a > top, top, a); }
 static inline vf at_least_f(vf a, vf least) { return pick_f(a < least, least, a); }
 static inline vd at_most_d(vd a, vd top) { return pick_d(a > top, top, a); }
 static inline vd at_least_d(vd a, vd least) { return pick_d(a < least, least, a); }
+
+#define HIDDEN __attribute__((visibility("hidden"))) /* shared between the files of the library only */
 
 /* ---- elementary functions, branchless, in both precisions -------------------------------------------------------- */
 
@@ -162,6 +164,17 @@ static inline vf narrow(const vd *halves) {
     return v.whole;
 }
 
+/* a b + c, rounded once on every processor: sums whose terms cancel agree between them. */
+static inline vf fused_f(float a, vf b, vf c) {
+#if defined __FMA__ || defined __aarch64__
+    return a * b + c;
+#else
+    vd sum[2];
+    for (int i = 0; i < 2; i++) sum[i] = a * widen(b, i) + widen(c, i);
+    return narrow(sum);
+#endif
+}
+
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
 
 /* Move up to VL floats, stepping by `stride`, between memory and lanes; missing lanes read as zero. */
@@ -228,9 +241,10 @@ static inline float across(vf a) { /* the sum of all lanes */
     return (a[0] + a[1]) + (a[2] + a[3]);
 }
 
-/* Memory that a thread keeps from call to call, for clearing fresh pages would cost more than much of the arithmetic.
- * NULL if there is none to be had. */
-static void *scratch(int slot, size_t bytes) {
+/* Memory that a thread keeps from call to call, for clearing fresh pages would cost more than much of the arithmetic: one
+ * piece for what all threads of a call share, and one for each thread's workspace. NULL if there is none to be had. */
+enum { SHARED, PER_THREAD };
+static inline void *scratch(int slot, size_t bytes) {
     static _Thread_local struct {
         void *memory;
         size_t bytes;
@@ -243,4 +257,13 @@ static void *scratch(int slot, size_t bytes) {
     }
     return kept[slot].memory;
 }
-enum { SHARED, OWN };
+
+/* A thread's workspace within a parallel region, which says in `failed` where there is none. */
+static inline void *workspace(size_t bytes, int *failed) {
+    void *memory = scratch(PER_THREAD, bytes);
+    if (!memory) {
+#pragma omp atomic write
+        *failed = 1;
+    }
+    return memory;
+}

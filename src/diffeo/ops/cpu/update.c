@@ -1,6 +1,7 @@
 /* What a training step does once the gradients are known: their norm, then AdamW and the moving average of the weights,
  * of all parameters in one pass. Tensors are taken in pieces of one size, so no sum depends on the number of threads.
  */
+#include "lanes.h"
 
 #define PIECE 4096
 /* elements whose squares are added in single precision: widening each would cost more than all else */
@@ -84,7 +85,7 @@ void update_f32(
                 if (grads[i]) {
                     const vf g = load(grads[i] + at, 1, n) * (float)scale;
                     vf mean = load(p->mean + at, 1, n), square = load(p->square + at, 1, n);
-                    mean += new_mean * (g - mean), square = (float)adam->kept_square * square + new_square * g * g;
+                    mean = fused_f(new_mean, g - mean, mean), square = (float)adam->kept_square * square + new_square * g * g;
                     value = value * shrunk - step * mean / (sqrt_f(square) / root + epsilon);
                     store(p->mean + at, n, mean), store(p->square + at, n, square), store(p->value + at, n, value);
                 }
