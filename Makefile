@@ -34,9 +34,11 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench:  ## speed beside the other flow libraries, in an environment of its own (.venv-bench)
+bench:  ## speed beside the other flow libraries for each instruction set at hand, in an environment of its own (.venv-bench)
 	bash benchmarks/setup.sh
-	.venv-bench/bin/python benchmarks/speed.py --slow --profile --seconds 2 --rounds 4 --out docs/speed.md
+	set -e; for isa in $$(.venv-bench/bin/python benchmarks/speed.py --isas); do \
+	    .venv-bench/bin/python benchmarks/speed.py --isa $$isa --slow --profile --seconds 2 --rounds 4 --out docs/speed-$$isa.md; \
+	done
 
 clean:
 	rm -rf $(VENV) .venv-bench demo .pytest_cache .ruff_cache .mypy_cache

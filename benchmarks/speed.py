@@ -4,7 +4,7 @@ Every number is the median over rounds in which the libraries take turns, so tha
 them alike. Each turn starts with an untimed call: it wakes the library's threads and lets the others' fall asleep.
 Scoring and sampling run without gradients; a train step is the gradient of the mean negative log-likelihood plus Adam.
 The floor is the arithmetic that the masks leave, at the best rate of a large matrix product measured here; a train step
-counts three times the forward pass.
+counts three times the forward pass. `--isa avx2` holds every library to AVX2 on a machine that has more.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,14 @@ ROWS = {
     "maf-784": Row(peers.Spec("maf", 784, 1024), 100),
 }
 QUICK = ("maf-64", "maf-6", "realnvp-6")
+ISAS = {"avx512": "avx512f", "avx2": "avx2"}  # and the processor's flag; the widest first
+AVX2_ONLY = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    # XLA's products by YNNPACK choose by the processor; without them they are oneDNN's, which is held
+    "XLA_FLAGS": "--xla_cpu_max_isa=AVX2 --xla_cpu_experimental_ynn_fusion_type=",
+}
 
 
 @dataclass
@@ -221,15 +230,36 @@ class Busy:
         return 100 * max(0.0, busy - own) / max(now, 1e-9)
 
 
+def processor_entries() -> dict[str, str]:
+    """What the system says of the first processor: "model name", "flags" and others."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def machine_isas() -> list[str]:
+    """The instruction sets of `ISAS` that the machine has, the widest first; "native" where it has none of them."""
+    flags = processor_entries().get("flags", "").split()
+    return [isa for isa, flag in ISAS.items() if flag in flags] or ["native"]
+
+
+def hold_to(isa: str | None) -> None:
+    """Start again in an environment that keeps every library to an instruction set, unless it is the widest here."""
+    here = machine_isas()
+    if isa in (None, here[0]) or all(os.environ.get(name) == value for name, value in AVX2_ONLY.items()):
+        return
+    if isa not in here:
+        sys.exit(f"expected one of {', '.join(here)}, which this machine has, got {isa}")
+    compiler = f"{os.environ.get('CC', 'cc')} -march=x86-64-v3"
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **AVX2_ONLY, "CC": compiler})
+
+
 def machine(threads: int, device: str) -> str:
     """Processor or GPU, threads and system in one line."""
-    name, flags = platform.processor() or platform.machine(), ""
-    if Path("/proc/cpuinfo").exists():
-        text = Path("/proc/cpuinfo").read_text()
-        entries = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-        entries = {key.strip(): value.strip() for key, value in entries.items()}
-        name = entries.get("model name", name)
-        flags = ", AMX" if "amx_tile" in entries.get("flags", "") else ""
+    entries = processor_entries()
+    name = entries.get("model name", platform.processor() or platform.machine())
+    flags = ", AMX" if "amx_tile" in entries.get("flags", "") and "ONEDNN_MAX_CPU_ISA" not in os.environ else ""
     processor = f"{name} ({torch.backends.cpu.get_cpu_capability()}{flags}), {threads} threads, {platform.system()}"
     return processor if device == "cpu" else f"{torch.cuda.get_device_name()} beside {processor}"
 
@@ -290,6 +320,8 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0, help="time per library and operation (5)")
     parser.add_argument("--threads", type=int, help="threads of every library (all processors)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--isa", choices=(*ISAS, "native"), help="hold every library to this instruction set (the widest)")
+    parser.add_argument("--isas", action="store_true", help="print the instruction sets of this machine, and stop")
     parser.add_argument("--profile", action="store_true", help="append a profile of diffeo for every row")
     parser.add_argument("--out", type=Path, help="write the table (markdown) to this file, renewed after every row")
     parser.add_argument("--json", type=Path, help="write every timed call (seconds) to this file")
@@ -299,18 +331,24 @@ def arguments_of() -> argparse.Namespace:
 def main() -> None:
     """Runs the rows asked for and writes the table."""
     args = arguments_of()
+    if args.isas:
+        print(*machine_isas())
+        return
+    hold_to(args.isa)
     threads = peers.use_threads(args.threads)
     libraries = list(args.libraries)
     rates = best_rate(args.device)
+    held = {name: os.environ[name] for name in ("CC", *AVX2_ONLY) if name in os.environ}
     gflops = max(rates.values())
     keys = args.rows or (QUICK if args.quick else list(ROWS))
     how = {"rounds": args.rounds, "seconds": args.seconds, "slow": args.slow}
     if args.quick:
         how |= {"rounds": 3, "seconds": args.seconds / 5}
     head = [
-        "# Speed beside the other libraries\n",
+        f"# Speed beside the other libraries: {args.isa or machine_isas()[0]}\n",
         f"Median (quartiles) in ms, float32, {datetime.now(UTC):%Y-%m-%d}, {machine(threads, args.device)}.",
         ", ".join(f"{name} {v}" for name, v in peers.versions(tuple(libraries)).items() if v != "-") + ".",
+        *(["Held to it by " + ", ".join(f"`{name}={value}`" for name, value in held.items()) + "."] if held else []),
         "Best float32 matrix product: " + ", ".join(f"{n} {r:.0f} GFLOP/s" for n, r in rates.items()) + ".",
     ]
     print("\n".join(head), flush=True)

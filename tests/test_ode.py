@@ -272,7 +272,7 @@ def test_trajectories_pass_through_the_solution():
 
 
 def test_float32_round_trips_and_empty_batches():
-    ode = ODE(velocity(2, 3).float(), (2,))
+    ode = ODE(velocity(2, 3).float(), (2,), rtol=1e-8, atol=1e-8)  # leaves rounding errors only
     z, context = torch.randn(40, 2), torch.randn(1, 3)
     with torch.no_grad():
         assert (ode.inverse(ode.forward(z, context), context) - z).abs().max() < 1e-4

@@ -57,14 +57,15 @@ _TYPES = {"l": ctypes.c_long, "i": ctypes.c_int, "p": ctypes.c_void_p, "d": ctyp
 _SIGNATURES = {
     "map_f32": "llpippllii" + "ppi",
     "map_backward_f32": "llpippll" + "ppppll" + "i",
+    "vector_lanes": "",
     "kept_floats": "ll",
     "network_f32": "lppp" + "llp" + "ppp" + "i",
     "network_backward_f32": "lp" + "ppppppppp" + "i",
-    "walk_f32": "lllpppi" + "ppp" + "li",
+    "invert_f32": "lllpppi" + "ppp" + "li",
     "wavenet_kept": "lp",
     "wavenet_f32": "llppppp" + "i",
     "wavenet_backward_f32": "llpppp" + "ppp" + "i",
-    "wavenet_walk_f32": "llpppi" + "ppp" + "i",
+    "wavenet_invert_f32": "llpppi" + "ppp" + "i",
     "ode_adaptive_f32": "llppp" + "ppppp" + "i",
     "matching_f32": "lpppp" + "ppp" + "i",
     "gradient_norm_f32": "ppl" + "i",
@@ -247,7 +248,7 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
             getattr(found, name).argtypes = [_TYPES[letter] for letter in arguments]
     except AttributeError as error:
         raise BuildError(str(error)) from error
-    for name in ("kept_floats", "wavenet_kept"):
+    for name in ("vector_lanes", "kept_floats", "wavenet_kept"):
         getattr(found, name).restype = ctypes.c_long
     found.gradient_norm_f32.restype = ctypes.c_double
     return found

@@ -216,7 +216,7 @@ def invert_network(
     z, tensors = z.contiguous(), [t.contiguous() for t in tensors]
     shared = None if shared is None else shared.expand(len(z), -1).contiguous()
     x, log_det = torch.empty_like(z), z.new_empty(len(z))
-    failed = library().walk_f32(
+    failed = library().invert_f32(
         *z.shape, univariate.size, ctypes.byref(description.with_numbers(tensors)), pointer(shared),
         described_maps(maps), len(maps), z.data_ptr(), x.data_ptr(), log_det.data_ptr(), _BLOCK,
         torch.get_num_threads(),

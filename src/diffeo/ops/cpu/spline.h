@@ -1,4 +1,4 @@
-/* The rational-quadratic spline on VL lanes; included by native.c once per precision, with the types T, V, I and FN
+/* The rational-quadratic spline on a vector's lanes; included by maps.c once per precision, with the types T, V, I and FN
  * defined. The formulas are those of transforms/univariate.py. */
 
 typedef struct {
@@ -16,18 +16,18 @@ static inline void FN(shares)(int k, const V *logits, V *share) {
     for (int j = 0; j < k; j++) share[j] /= sum;
 }
 
-/* Sizes of the bins of one side, as in the plain twin. */
-static inline void FN(sizes)(const Spline *s, const V *share, V *size) {
+/* Sizes of the bins of one side, as in the reference implementation. */
+static inline void FN(sizes)(const Map *s, const V *share, V *size) {
     const T least = (T)(2 * s->bound * s->min_bin), span = (T)(2 * s->bound * (1 - s->min_bin * s->bins));
     for (int j = 0; j < s->bins; j++) size[j] = least + span * share[j];
 }
 
 static inline V FN(harmonic)(V a, V b) { return 2 * a * b / (a + b); }
 
-/* The bin that holds each lane's value, among the knots of `own` (widths or heights). */
+/* The bin that holds each lane's value, among the knots of one side (widths or heights). */
 static inline void FN(find)(
-    const Spline *s, V value, const V *widths, const V *heights, int by_height, const V *raw, FN(Bin) *b) {
-    const V *own = by_height ? heights : widths, one = (V){0} + 1;
+    const Map *s, V value, const V *widths, const V *heights, int by_height, const V *raw, FN(Bin) *b) {
+    const V *side = by_height ? heights : widths, one = (V){0} + 1;
     V knot = (V){0} - (T)s->bound, across = knot, down = knot;
     b->index = (I){0};
     b->left = b->bottom = knot;
@@ -37,7 +37,7 @@ static inline void FN(find)(
     b->after = heights[1] / widths[1];
     V raw0 = {0}, raw1 = raw[0], last = heights[0] / widths[0];
     for (int j = 1; j < s->bins; j++) {
-        knot += own[j - 1];
+        knot += side[j - 1];
         across += widths[j - 1];
         down += heights[j - 1];
         I beyond = value >= knot;
@@ -62,11 +62,11 @@ static inline void FN(find)(
     b->d1 = FN(pick)(b->index == s->bins - 1, one, b->bend1 * FN(harmonic)(b->slope, b->after));
 }
 
-static inline V FN(clip)(const Spline *s, V value) {
+static inline V FN(clip)(const Map *s, V value) {
     return FN(at_most)(FN(at_least)(value, (V){0} - (T)s->bound), (V){0} + (T)s->bound);
 }
 
-static inline I FN(inside)(const Spline *s, V value) { return (value < (T)s->bound) & (value > -(T)s->bound); }
+static inline I FN(inside)(const Map *s, V value) { return (value < (T)s->bound) & (value > -(T)s->bound); }
 
 static inline V FN(log_derivative)(V xi, V slope, V d0, V d1, V denominator) {
     V rest = 1 - xi, numerator = d1 * xi * xi + 2 * slope * xi * rest + d0 * rest * rest;
@@ -74,7 +74,7 @@ static inline V FN(log_derivative)(V xi, V slope, V d0, V d1, V denominator) {
 }
 
 /* x = g^-1(z) and log dx/dz. */
-static inline void FN(spline_generate)(const Spline *s, V z, const V *params, V *x, V *log_det) {
+static inline void FN(spline_generate)(const Map *s, V z, const V *params, V *x, V *log_det) {
     V widths[MAX_BINS], heights[MAX_BINS];
     FN(shares)(s->bins, params, widths);
     FN(sizes)(s, widths, widths);
@@ -94,7 +94,7 @@ static inline void FN(spline_generate)(const Spline *s, V z, const V *params, V 
 }
 
 /* z = g(x) and log dz/dx. */
-static inline void FN(spline_normalize)(const Spline *s, V x, const V *params, V *z, V *log_det) {
+static inline void FN(spline_normalize)(const Map *s, V x, const V *params, V *z, V *log_det) {
     V widths[MAX_BINS], heights[MAX_BINS];
     FN(shares)(s->bins, params, widths);
     FN(sizes)(s, widths, widths);
@@ -113,7 +113,7 @@ static inline void FN(spline_normalize)(const Spline *s, V x, const V *params, V
 
 /* Gradients of gz z + gl log dz/dx with respect to x and the parameters. */
 static inline void FN(spline_backward)(
-    const Spline *s, V x, const V *params, V gz, V gl, V *gx, V *grads) {
+    const Map *s, V x, const V *params, V gz, V gl, V *gx, V *grads) {
     V share_w[MAX_BINS], share_h[MAX_BINS], widths[MAX_BINS], heights[MAX_BINS], none = {0};
     FN(shares)(s->bins, params, share_w);
     FN(sizes)(s, share_w, widths);

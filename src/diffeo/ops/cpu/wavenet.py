@@ -19,9 +19,6 @@ from diffeo.ops.specs import Univariate, WaveNetSpec
 
 __all__ = ["invert_wavenet", "release", "wavenet"]
 
-_LANES = 16  # of the C code: in the inversion all widths are whole vectors
-
-
 class _WaveNet(ctypes.Structure):
     _fields_ = (
         ("weights", ctypes.c_void_p * 12),
@@ -84,7 +81,7 @@ def invert_wavenet(
     described = _described(spec, packed, None, widths)
     described.frames = 0 if shared is None else shared.shape[2]
     x, log_det = torch.empty_like(z), z.new_empty(len(z))
-    failed = library().wavenet_walk_f32(
+    failed = library().wavenet_invert_f32(
         *z.shape, ctypes.byref(described), pointer(shared), described_maps(maps), len(maps), z.data_ptr(),
         x.data_ptr(), log_det.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
@@ -93,8 +90,9 @@ def invert_wavenet(
 
 def _filled(value: Tensor, *, rows: bool = False) -> Tensor:
     """Fill the last dimension, and with ``rows`` the one before it, up to whole vectors with zeros."""
-    columns = (0, -value.shape[-1] % _LANES)
-    return F.pad(value, (*columns, 0, -value.shape[-2] % _LANES) if rows else columns).contiguous()
+    lanes = library().vector_lanes()
+    columns = (0, -value.shape[-1] % lanes)
+    return F.pad(value, (*columns, 0, -value.shape[-2] % lanes) if rows else columns).contiguous()
 
 
 def _forward(

@@ -1,6 +1,7 @@
 /* What a training step does once the gradients are known: their norm, then AdamW and the moving average of the weights,
  * of all parameters in one pass. Tensors are taken in pieces of one size, so no sum depends on the number of threads.
  */
+#include "lanes.h"
 
 #define PIECE 4096
 /* elements whose squares are added in single precision: widening each would cost more than all else */
@@ -44,18 +45,18 @@ double gradient_norm_f32(const Trained *all, const float *const *grads, long cou
         for (long piece = 0; piece < pieces_of(all + i); piece++) {
             long from;
             const long size = grads[i] ? piece_of(all + i, piece, &from) : 0;
-            d16 sum = {0};
+            vd sum = {0};
             for (long start = 0; start < size; start += RUN) {
                 const long stop = start + RUN < size ? start + RUN : size;
-                v16 run = {0};
+                vf run = {0};
                 for (long j = start; j < stop; j += VL) {
-                    const v16 g = load(grads[i] + from + j, 1, stop - j < VL ? (int)(stop - j) : VL);
+                    const vf g = load(grads[i] + from + j, 1, stop - j < VL ? (int)(stop - j) : VL);
                     run += g * g;
                 }
-                sum += widen(run);
+                sum += widen(run, 0) + widen(run, 1);
             }
             sums[done + piece] = 0;
-            for (int lane = 0; lane < VL; lane++) sums[done + piece] += sum[lane];
+            for (int lane = 0; lane < VL / 2; lane++) sums[done + piece] += sum[lane];
         }
     }
     for (long piece = 0; piece < pieces; piece++) total += sums[piece];
@@ -80,11 +81,11 @@ void update_f32(
             const long size = piece_of(p, piece, &from);
             for (long at = from; at < from + size; at += VL) {
                 const int n = from + size - at < VL ? (int)(from + size - at) : VL;
-                v16 value = load(p->value + at, 1, n);
+                vf value = load(p->value + at, 1, n);
                 if (grads[i]) {
-                    const v16 g = load(grads[i] + at, 1, n) * (float)scale;
-                    v16 mean = load(p->mean + at, 1, n), square = load(p->square + at, 1, n);
-                    mean += new_mean * (g - mean), square = (float)adam->kept_square * square + new_square * g * g;
+                    const vf g = load(grads[i] + at, 1, n) * (float)scale;
+                    vf mean = load(p->mean + at, 1, n), square = load(p->square + at, 1, n);
+                    mean = fused_f(new_mean, g - mean, mean), square = (float)adam->kept_square * square + new_square * g * g;
                     value = value * shrunk - step * mean / (sqrt_f(square) / root + epsilon);
                     store(p->mean + at, n, mean), store(p->square + at, n, square), store(p->value + at, n, value);
                 }

@@ -1,10 +1,13 @@
-/* Continuous flows: dy/dt = v(y, t) for rows that do not know each other, solved from one time to another in one call.
+/* Continuous flows: dy/dt = v(y, t) for independent rows, solved from one time to another in one call.
  *
- * v is the velocity of a Gaussian, in closed form, and a network's correction to it. Lanes are rows, each with its
- * own time and step. A lane whose row is done takes the next row of a queue that all threads share; when the queue
+ * v is the velocity of a Gaussian, in closed form, and a network's correction to it. Lanes are rows, each with a time
+ * and a step. A lane whose row is done takes the next row of a queue that all threads share; when the queue
  * is empty, the rows under way move together. What becomes of a row does not depend on the lane, so neither on
  * scheduling.
  */
+#include <limits.h>
+
+#include "network.h"
 
 enum { LINEAR, COSINE, VARIANCE_PRESERVING };
 
@@ -12,10 +15,10 @@ enum { LINEAR, COSINE, VARIANCE_PRESERVING };
 #define AT(j, v) ((j) * WIDE + (v)) /* a vector of a state, whose panels are (elements, WIDE) */
 
 typedef struct {
-    const Network *net;   /* reads (x - mean_t) / std_t, the time's embedding, and what it is given, side by side */
+    const Network *net;   /* of (x - mean_t) / std_t, the time's embedding and the context, side by side */
     const float *data_mean, *noise_mean, *data_std, *noise_std; /* (size) */
-    const float *given; /* (rows, given_size) */
-    long size, given_size, frequencies;
+    const float *context; /* (rows, context_size) */
+    long size, context_size, frequencies;
     int path;
     double low, high; /* the noise's rate at the data and at the noise, of VARIANCE_PRESERVING */
 } Field;
@@ -30,70 +33,77 @@ typedef struct {
 /* ---- the velocity ------------------------------------------------------------------------------------------------ */
 
 /* sin(pi u) and cos(pi u) for |u| < 2^22. */
-static inline void sin_cos_pi(v16 u, v16 *sine, v16 *cosine) {
-    const v16 shifted = u + 12582912.0f; /* rounds to the nearest integer, in the low bits of the mantissa */
-    const v16 x = (u - (shifted - 12582912.0f)) * 3.14159265f, s = x * x;
-    v16 p = splat(1.0f / 6227020800), q = splat(1.0f / 479001600);
+static inline void sin_cos_pi(vf u, vf *sine, vf *cosine) {
+    const vf shifted = u + 12582912.0f; /* rounds to the nearest integer, in the low bits of the mantissa */
+    const vf x = (u - (shifted - 12582912.0f)) * 3.14159265f, s = x * x;
+    vf p = splat(1.0f / 6227020800), q = splat(1.0f / 479001600);
     p = p * s - 1.0f / 39916800, q = q * s - 1.0f / 3628800;
     p = p * s + 1.0f / 362880, q = q * s + 1.0f / 40320;
     p = p * s - 1.0f / 5040, q = q * s - 1.0f / 720;
     p = p * s + 1.0f / 120, q = q * s + 1.0f / 24;
     p = p * s - 1.0f / 6, q = q * s - 0.5f;
-    const i16 odd = (i16)shifted << 31; /* half turns change the sign */
-    *sine = (v16)((i16)(p * s * x + x) ^ odd);
-    *cosine = (v16)((i16)(q * s + 1.0f) ^ odd);
+    const vi odd = (vi)shifted << 31; /* half turns change the sign */
+    *sine = (vf)((vi)(p * s * x + x) ^ odd);
+    *cosine = (vf)((vi)(q * s + 1.0f) ^ odd);
 }
 
 /* x_t = data x_1 + noise x_0, and its derivatives. */
 typedef struct {
-    v16 data, noise, data_rate, noise_rate;
+    vf data, noise, data_rate, noise_rate;
 } Point;
 
-static inline Point point_at(const Field *f, v16 t) {
+static inline Point point_at(const Field *f, vf t) {
     if (f->path == LINEAR) return (Point){t, 1.0f - t, splat(1), splat(-1)};
     if (f->path == COSINE) {
         const float half = 1.57079633f;
-        v16 sine, cosine;
+        vf sine, cosine;
         sin_cos_pi(0.5f * t, &sine, &cosine);
         return (Point){sine, cosine, half * cosine, -half * sine};
     }
-    const d16 left = 1.0 - widen(t), rate = f->low + left * (f->high - f->low);
-    const d16 total = left * f->low + 0.5 * left * left * (f->high - f->low);
-    const d16 data = exp_d(-0.5 * total), variance = 1.0 - exp_d(-total);
-    const d16 noise = at_least_d(sqrt_d(at_least_d(variance, (d16){0})), (d16){0} + 1e-6);
-    return (Point){narrow(data), narrow(noise), narrow(0.5 * rate * data), narrow(-0.5 * rate * data * data / noise)};
+    vd data[2], noise[2], data_rate[2], noise_rate[2];
+    for (int i = 0; i < 2; i++) {
+        const vd left = 1.0 - widen(t, i), rate = f->low + left * (f->high - f->low);
+        const vd total = left * f->low + 0.5 * left * left * (f->high - f->low);
+        const vd variance = 1.0 - exp_d(-total);
+        data[i] = exp_d(-0.5 * total);
+        noise[i] = at_least_d(sqrt_d(at_least_d(variance, (vd){0})), (vd){0} + 1e-6);
+        data_rate[i] = 0.5 * rate * data[i];
+        noise_rate[i] = -0.5 * rate * data[i] * data[i] / noise[i];
+    }
+    return (Point){narrow(data), narrow(noise), narrow(data_rate), narrow(noise_rate)};
 }
 
 /* Element j of Gaussian noise and data, x_t ~ N(mean, variance), whose velocity is rate + slope (x - mean). */
 typedef struct {
-    v16 mean, rate, variance, slope;
+    vf mean, rate, variance, slope;
 } Gaussian;
 
 static inline Gaussian gaussian_at(const Field *f, Point p, long j) {
     const float m1 = f->data_mean[j], m0 = f->noise_mean[j];
     const float v1 = f->data_std[j] * f->data_std[j], v0 = f->noise_std[j] * f->noise_std[j];
-    const v16 variance = p.data * p.data * v1 + p.noise * p.noise * v0;
+    const vf variance = p.data * p.data * v1 + p.noise * p.noise * v0;
     return (Gaussian){p.data * m1 + p.noise * m0, p.data_rate * m1 + p.noise_rate * m0, variance,
                       (p.data * p.data_rate * v1 + p.noise * p.noise_rate * v0) / variance};
 }
 
-/* What the network is told of times, into inputs that are n vectors apart: t, sines and cosines of its octaves. */
-static inline void tell_times(const Field *f, v16 t, int n, v16 *in) {
+/* How many features a time's embedding has, and the embedding, into inputs that are n vectors apart: t, then sines and
+ * cosines of 2^k pi t. */
+static inline long embedded(const Field *f) { return 1 + 2 * f->frequencies; }
+static inline void embed_times(const Field *f, vf t, int n, vf *in) {
     in[0] = t;
     for (long k = 1; k <= f->frequencies; k++)
         sin_cos_pi((float)(1L << (k - 1)) * t, in + k * n, in + (k + f->frequencies) * n);
 }
 
-/* What a thread works in. */
 typedef struct {
-    v16 *inputs;      /* of the network, then the values of all its layers: (features, vectors) */
+    vf *inputs;      /* of the network, then the values of all its layers: (features, vectors) */
     float **sums;     /* what the activations get, where a trace is asked for, as `kept` */
-    v16 *tangents[2]; /* (GROUP, widest layer, vectors) */
-    v16 *std;         /* (size) */
-    v16 *given;       /* (given_size) */
-    v16 *y, *point;   /* states (elements): where a step begins, where a stage is taken */
-    v16 *stages;      /* (stages, elements) */
-} Room;
+    vf *tangents[2]; /* (GROUP, widest layer, vectors) */
+    vf *std;         /* (size) */
+    vf *context;     /* (context_size) */
+    vf *y, *point;   /* states (elements): where a step begins, where a stage is taken */
+    vf *stages;      /* (stages, elements) */
+} Workspace;
 
 static inline long widest_of(const Network *net) {
     long widest = 0;
@@ -102,57 +112,51 @@ static inline long widest_of(const Network *net) {
     return widest;
 }
 
-/* Divide a thread's memory among its parts, or (memory NULL) only count it, in vectors. */
-static size_t furnish(const Field *f, long stages, long elements, v16 *memory, Room *room) {
+/* Carve a thread's workspace out of its memory, or (memory NULL) only count it, in vectors. */
+static size_t carve(const Field *f, long stages, long elements, vf *memory, Workspace *work) {
     const Network *net = f->net;
-    v16 *next = memory;
+    vf *next = memory;
 #define TAKE(goal, vectors) (goal) = (void *)next, next += (vectors)
     long total = net->layers[0].columns;
     for (int l = 0; l < net->depth; l++) total += net->layers[l].units;
-    TAKE(room->inputs, WIDE * total);
-    TAKE(room->sums, (net->depth * sizeof(float *) + sizeof(v16) - 1) / sizeof(v16));
+    TAKE(work->inputs, WIDE * total);
+    TAKE(work->sums, (net->depth * sizeof(float *) + sizeof(vf) - 1) / sizeof(vf));
     for (int l = 0; l < net->depth; l++) {
         float *sums;
         TAKE(sums, kept_floats(LANES, net->layers[l].units) / VL);
-        if (memory) room->sums[l] = sums;
+        if (memory) work->sums[l] = sums;
     }
-    for (int i = 0; i < 2; i++) TAKE(room->tangents[i], GROUP * WIDE * widest_of(net));
-    TAKE(room->std, WIDE * f->size);
-    TAKE(room->given, WIDE * f->given_size);
-    TAKE(room->y, WIDE * elements);
-    TAKE(room->point, WIDE * elements);
-    TAKE(room->stages, WIDE * elements * stages);
+    for (int i = 0; i < 2; i++) TAKE(work->tangents[i], GROUP * WIDE * widest_of(net));
+    TAKE(work->std, WIDE * f->size);
+    TAKE(work->context, WIDE * f->context_size);
+    TAKE(work->y, WIDE * elements);
+    TAKE(work->point, WIDE * elements);
+    TAKE(work->stages, WIDE * elements * stages);
 #undef TAKE
     return (size_t)(next - memory);
 }
 
-/* The slope of what the network sees of an input. */
-static inline v16 slope_of_input(const Network *net, const v16 *inputs, long input, int n, int v) {
-    const v16 seen = inputs[input * n + v] / net->bound;
-    return 1.0f - seen * seen;
-}
-
 /* One tile of a hidden layer: the tangents of `some` inputs from `start` on, (units, vectors) and `stride` apart. */
 static void tangent_tile(
-    const Network *net, int l, long unit, int tile, long start, int some, int n, const Room *room, const v16 *in,
-    v16 *out, long stride) {
+    const Network *net, int l, long unit, int tile, long start, int some, int n, const Workspace *work, const vf *in,
+    vf *out, long stride) {
     const Layer *layer = net->layers + l;
-    v16 at[TILE * WIDE], slope[TILE * WIDE];
+    vf at[TILE * WIDE], slope[TILE * WIDE];
     for (int u = 0; u < tile; u++)
         for (int v = 0; v < n; v++) {
-            at[u * n + v] = *kept(room->sums[l], n, unit + u, v);
+            at[u * n + v] = *kept(work->sums[l], n, unit + u, v);
             slope[u * n + v] = splat(1);
         }
     times_slope(net->activation, at, tile * n, slope);
     for (int i = 0; i < some; i++, in += stride, out += stride) {
-        v16 moved[TILE * WIDE];
+        vf moved[TILE * WIDE];
         for (int u = 0; u < tile; u++)
             for (int v = 0; v < n; v++) {
                 moved[u * n + v] = splat(0);
                 if (l) continue;
                 /* each of the first tangents has one entry */
                 moved[u * n + v] += layer->weight[(unit + u) * layer->columns + start + i];
-                moved[u * n + v] *= slope_of_input(net, room->inputs, start + i, n, v);
+                moved[u * n + v] *= input_slope(net->bound, work->inputs[(start + i) * n + v]);
             }
         if (l) masked_product(layer, unit, tile, in, n, moved);
         for (int j = 0; j < tile * n; j++) {
@@ -163,20 +167,20 @@ static void tangent_tile(
 }
 
 /* Add the trace of what the network does to its first `size` inputs, whose tangents go through it in groups. */
-static void add_trace(const Field *f, int n, const Room *room, v16 *trace) {
+static void add_trace(const Field *f, int n, const Workspace *work, vf *trace) {
     const Network *net = f->net;
     const Layer *const last = net->layers + net->depth - 1;
     const long stride = n * widest_of(net);
     for (long start = 0; start < f->size; start += GROUP) {
         const int some = f->size - start < GROUP ? (int)(f->size - start) : GROUP;
-        v16 *in = room->tangents[0], *out = room->tangents[1];
+        vf *in = work->tangents[0], *out = work->tangents[1];
         for (int l = 0; l < net->depth - 1; l++) {
             for (long unit = 0; unit < net->layers[l].units;) {
                 const int tile = tile_of(net->layers[l].units - unit);
-                tangent_tile(net, l, unit, tile, start, some, n, room, in, out, stride);
+                tangent_tile(net, l, unit, tile, start, some, n, work, in, out, stride);
                 unit += tile;
             }
-            v16 *const swapped = in;
+            vf *const swapped = in;
             in = out, out = swapped;
         }
         for (int i = 0; i < some; i++) {
@@ -184,78 +188,74 @@ static void add_trace(const Field *f, int n, const Room *room, v16 *trace) {
             if (net->depth > 1) product(weights, last->columns, 1, 0, last->columns, in + i * stride, n, trace);
             else
                 for (int v = 0; v < n; v++)
-                    trace[v] += weights[start + i] * slope_of_input(net, room->inputs, start + i, n, v);
+                    trace[v] += weights[start + i] * input_slope(net->bound, work->inputs[(start + i) * n + v]);
         }
     }
 }
 
 /* The velocity of n vectors of rows at their times, and where `trace` is asked for its divergence behind it. */
-static void velocity(const Field *f, int n, int trace, const v16 *t, const v16 *y, Room *room, v16 *out) {
-    const long size = f->size, given = size + 1 + 2 * f->frequencies, inputs = given + f->given_size;
+static void velocity(const Field *f, int n, int trace, const vf *t, const vf *y, Workspace *work, vf *out) {
+    const long size = f->size, known = size + embedded(f), inputs = known + f->context_size;
     const Network *net = f->net;
-    v16 *const in = room->inputs, divergence[WIDE];
+    vf *const in = work->inputs, divergence[WIDE];
     for (int v = 0; v < n; v++) {
         const Point p = point_at(f, t[v]);
         divergence[v] = splat(0);
         for (long j = 0; j < size; j++) {
             const Gaussian g = gaussian_at(f, p, j);
-            const v16 std = sqrt_f(g.variance), apart = y[AT(j, v)] - g.mean;
-            out[AT(j, v)] = g.rate + g.slope * apart;
-            room->std[AT(j, v)] = std;
-            in[j * n + v] = apart / std;
+            const vf std = sqrt_f(g.variance), deviation = y[AT(j, v)] - g.mean;
+            out[AT(j, v)] = g.rate + g.slope * deviation;
+            work->std[AT(j, v)] = std;
+            in[j * n + v] = deviation / std;
             divergence[v] += g.slope;
         }
-        tell_times(f, t[v], n, in + size * n + v);
-        for (long j = 0; j < f->given_size; j++) in[(given + j) * n + v] = room->given[AT(j, v)];
+        embed_times(f, t[v], n, in + size * n + v);
+        for (long j = 0; j < f->context_size; j++) in[(known + j) * n + v] = work->context[AT(j, v)];
     }
     for (long j = 0; j < inputs * n; j++) in[j] = soften(net->bound, in[j]);
-    const Forward forward = {net, n * VL, n, NULL, NULL, NULL, NULL, trace ? room->sums : NULL};
+    const Forward forward = {net, n * VL, n, NULL, NULL, NULL, NULL, trace ? work->sums : NULL};
     const Chunk chunk = {0, 0, n};
-    const v16 *const correction = in + forward_layers(&forward, &chunk, 1, &room->inputs) * n;
-    if (trace) add_trace(f, n, room, divergence);
+    const vf *const correction = in + forward_layers(&forward, &chunk, 1, &work->inputs) * n;
+    if (trace) add_trace(f, n, work, divergence);
     for (int v = 0; v < n; v++) {
-        for (long j = 0; j < size; j++) out[AT(j, v)] += room->std[AT(j, v)] * correction[j * n + v];
+        for (long j = 0; j < size; j++) out[AT(j, v)] += work->std[AT(j, v)] * correction[j * n + v];
         if (trace) out[AT(size, v)] = divergence[v];
     }
 }
 
-/* What flow matching asks of the network at x_t = data x_1 + noise x_0, both (rows, size): its inputs (inputs, rows),
- * and as (size, rows) std_t and what std_t times its outputs is to be, dx_t/dt less the Gaussian's velocity. In that
+/* The training pairs of flow matching for the network at x_t = data x_1 + noise x_0, both (rows, size): its inputs (inputs, rows),
+ * and as (size, rows) std_t and the target of std_t times its outputs, dx_t/dt less the Gaussian's velocity. In that
  * difference all cancels but (data' noise - data noise') / variance (noise noise_std^2 x_1 - data data_std^2 x_0), x_1,
  * x_0 less their means. Returns 1 if memory ran out. */
 int matching_f32(
     long rows, const Field *f, const float *noise, const float *data, const float *times, float *inputs, float *std,
     float *target, int threads) {
-    const long size = f->size, told = 1 + 2 * f->frequencies;
+    const long size = f->size, features = embedded(f);
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (rows * size > 16384)
     {
-        v16 *const in = scratch(OWN, sizeof(v16) * (size_t)told);
-        if (!in) {
-#pragma omp atomic write
-            failed = 1;
-        }
+        vf *const in = workspace(sizeof(vf) * (size_t)features, &failed);
 #pragma omp for schedule(static)
         for (long row = 0; row < rows; row += VL) {
             if (!in) continue;
             const int n = rows - row < VL ? (int)(rows - row) : VL;
-            const v16 t = load(times + row, 1, n);
+            const vf t = load(times + row, 1, n);
             const Point p = point_at(f, t);
             for (long j = 0; j < size; j++) {
                 const Gaussian g = gaussian_at(f, p, j);
                 const float v1 = f->data_std[j] * f->data_std[j], v0 = f->noise_std[j] * f->noise_std[j];
-                const v16 x1 = load(data + row * size + j, size, n) - f->data_mean[j], root = sqrt_f(g.variance);
-                const v16 x0 = load(noise + row * size + j, size, n) - f->noise_mean[j];
-                const v16 turn = (p.data_rate * p.noise - p.data * p.noise_rate) / g.variance;
+                const vf x1 = load(data + row * size + j, size, n) - f->data_mean[j], root = sqrt_f(g.variance);
+                const vf x0 = load(noise + row * size + j, size, n) - f->noise_mean[j];
+                const vf rotation = (p.data_rate * p.noise - p.data * p.noise_rate) / g.variance;
                 store(inputs + j * rows + row, n, (p.data * x1 + p.noise * x0) / root);
                 store(std + j * rows + row, n, root);
-                store(target + j * rows + row, n, turn * (p.noise * v0 * x1 - p.data * v1 * x0));
+                store(target + j * rows + row, n, rotation * (p.noise * v0 * x1 - p.data * v1 * x0));
             }
-            tell_times(f, t, 1, in);
-            for (long k = 0; k < told; k++) store(inputs + (size + k) * rows + row, n, in[k]);
-            for (long k = 0; k < f->given_size; k++)
-                store(inputs + (size + told + k) * rows + row, n,
-                      load(f->given + row * f->given_size + k, f->given_size, n));
+            embed_times(f, t, 1, in);
+            for (long k = 0; k < features; k++) store(inputs + (size + k) * rows + row, n, in[k]);
+            for (long k = 0; k < f->context_size; k++)
+                store(inputs + (size + features + k) * rows + row, n,
+                      load(f->context + row * f->context_size + k, f->context_size, n));
         }
     }
     return failed;
@@ -265,39 +265,39 @@ int matching_f32(
 
 /* to = y + h sum_i weights_i stages_i; y may be NULL. */
 static void combine(
-    const float *weights, long count, const v16 *stages, long elements, int n, const v16 *h, const v16 *y, v16 *to) {
+    const float *weights, long count, const vf *stages, long elements, int n, const vf *h, const vf *y, vf *to) {
     for (long j = 0; j < elements; j++)
         for (int v = 0; v < n; v++) {
-            v16 total = splat(0);
+            vf total = splat(0);
             for (long i = 0; i < count; i++)
                 if (weights[i] != 0) total += weights[i] * stages[AT(i * elements + j, v)];
             to[AT(j, v)] = y ? y[AT(j, v)] + total * h[v] : total * h[v];
         }
 }
 
-/* The stages of a step from room->y, the first of which is known; the last one is taken at room->point. */
+/* The stages of a step from work->y, the first of which is known; the last one is taken at work->point. */
 static void take_stages(
-    const Field *f, const Tableau *tableau, int n, long elements, const v16 *t, const v16 *h, Room *room) {
+    const Field *f, const Tableau *tableau, int n, long elements, const vf *t, const vf *h, Workspace *work) {
     for (long i = 1; i < tableau->stages; i++) {
-        v16 at[WIDE];
-        combine(tableau->coefficients + i * tableau->stages, i, room->stages, elements, n, h, room->y, room->point);
+        vf at[WIDE];
+        combine(tableau->coefficients + i * tableau->stages, i, work->stages, elements, n, h, work->y, work->point);
         for (int v = 0; v < n; v++) at[v] = t[v] + tableau->times[i] * h[v];
-        velocity(f, n, elements > f->size, at, room->point, room, room->stages + AT(i * elements, 0));
+        velocity(f, n, elements > f->size, at, work->point, work, work->stages + AT(i * elements, 0));
     }
 }
 
 /* A lane of a panel, as floats that are LANES apart. */
-static inline float *lane_of(v16 *panel, int lane) { return (float *)panel + lane; }
+static inline float *lane_of(vf *panel, int lane) { return (float *)panel + lane; }
 static inline float largest(float a, float b) { return a > b || a != a ? a : b; } /* NaN passes */
 
-static void take_row(const Field *f, long row, const float *y, long elements, int lane, Room *room) {
-    for (long j = 0; j < elements; j++) lane_of(room->y, lane)[j * LANES] = y[row * elements + j];
-    for (long j = 0; j < f->given_size; j++)
-        lane_of(room->given, lane)[j * LANES] = f->given[row * f->given_size + j];
+static void take_row(const Field *f, long row, const float *y, long elements, int lane, Workspace *work) {
+    for (long j = 0; j < elements; j++) lane_of(work->y, lane)[j * LANES] = y[row * elements + j];
+    for (long j = 0; j < f->context_size; j++)
+        lane_of(work->context, lane)[j * LANES] = f->context[row * f->context_size + j];
 }
 
 /* Move a lane of a panel to another one. */
-static void move_lane(v16 *panel, long features, int from, int to) {
+static void move_lane(vf *panel, long features, int from, int to) {
     for (long j = 0; j < features; j++) lane_of(panel, to)[j * LANES] = lane_of(panel, from)[j * LANES];
 }
 
@@ -308,14 +308,14 @@ typedef struct {
     float t;
 } Trouble;
 
-static void report(Trouble *first, Trouble own) {
+static void report(Trouble *first, Trouble failure) {
 #pragma omp critical(trouble)
-    if (own.count < first->count ||
-        (own.count == first->count &&
-         (own.finite < first->finite || (own.finite == first->finite && own.row < first->row)))) {
+    if (failure.count < first->count ||
+        (failure.count == first->count &&
+         (failure.finite < first->finite || (failure.finite == first->finite && failure.row < first->row)))) {
 #pragma omp atomic write
-        first->count = own.count;
-        first->row = own.row, first->finite = own.finite, first->t = own.t;
+        first->count = failure.count;
+        first->row = failure.row, first->finite = failure.finite, first->t = failure.t;
     }
 }
 
@@ -326,7 +326,7 @@ static inline long count_of(const Trouble *first) {
     return count;
 }
 
-static int all_finite(v16 *panel, long elements, int lane) {
+static int all_finite(vf *panel, long elements, int lane) {
     for (long j = 0; j < elements; j++)
         if (!isfinite(lane_of(panel, lane)[j * LANES])) return 0;
     return 1;
@@ -339,12 +339,12 @@ typedef struct {
 } Control;
 
 /* The length of a lane's first step, in two parts: a short one to look ahead by, and, having looked, the step. */
-static float short_length(const Control *c, v16 *y, v16 *k, long elements, int lane, float *slope) {
+static float short_length(const Control *c, vf *y, vf *k, long elements, int lane, float *slope) {
     float size = 0;
     *slope = 0;
     for (long j = 0; j < elements; j++) {
-        const float own = lane_of(y, lane)[j * LANES], scale = c->atol + c->rtol * fabsf(own);
-        size = largest(fabsf(own / scale), size);
+        const float value = lane_of(y, lane)[j * LANES], scale = c->atol + c->rtol * fabsf(value);
+        size = largest(fabsf(value / scale), size);
         *slope = largest(fabsf(lane_of(k, lane)[j * LANES] / scale), *slope);
     }
     const float length = size < 1e-5f || *slope < 1e-5f ? 1e-6f : 0.01f * size / fmaxf(*slope, 1e-30f);
@@ -352,7 +352,7 @@ static float short_length(const Control *c, v16 *y, v16 *k, long elements, int l
 }
 
 static float first_length(
-    const Control *c, v16 *y, v16 *k, v16 *probed, long elements, int lane, float length, float slope) {
+    const Control *c, vf *y, vf *k, vf *probed, long elements, int lane, float length, float slope) {
     const float way = fabsf(c->stop - c->start);
     float bend = 0;
     for (long j = 0; j < elements; j++) {
@@ -367,28 +367,28 @@ static float first_length(
 
 /* Begin a chunk of rows: the derivatives (rows, elements) at the start and the lengths (rows) of the first steps. */
 static void begin_rows(
-    const Field *f, const Control *c, Chunk chunk, long rows, long elements, const float *y, Room *room, float *slopes,
+    const Field *f, const Control *c, Chunk chunk, long rows, long elements, const float *y, Workspace *work, float *slopes,
     float *lengths, Trouble *trouble) {
     const int n = chunk.vectors, trace = elements > f->size;
     const float sign = c->stop > c->start ? 1.0f : -1.0f;
     const long left = rows - chunk.start, count = left < n * VL ? left : n * VL;
-    v16 t[WIDE], h[WIDE], *const k = room->stages, *const probed = k + AT(elements, 0);
+    vf t[WIDE], h[WIDE], *const k = work->stages, *const probed = k + AT(elements, 0);
     float ahead[LANES], slope[LANES];
-    for (int lane = 0; lane < count; lane++) take_row(f, chunk.start + lane, y, elements, lane, room);
+    for (int lane = 0; lane < count; lane++) take_row(f, chunk.start + lane, y, elements, lane, work);
     for (int v = 0; v < n; v++) t[v] = splat(c->start), h[v] = splat(0);
-    velocity(f, n, trace, t, room->y, room, k);
+    velocity(f, n, trace, t, work->y, work, k);
     for (int lane = 0; lane < count; lane++) {
         if (!all_finite(k, elements, lane)) report(trouble, (Trouble){2, chunk.start + lane, 0, c->start});
-        ahead[lane] = short_length(c, room->y, k, elements, lane, slope + lane);
+        ahead[lane] = short_length(c, work->y, k, elements, lane, slope + lane);
         *lane_of(h, lane) = sign * ahead[lane];
     }
     const float one = 1;
-    combine(&one, 1, k, elements, n, h, room->y, room->point);
+    combine(&one, 1, k, elements, n, h, work->y, work->point);
     for (int v = 0; v < n; v++) t[v] += h[v];
-    velocity(f, n, trace, t, room->point, room, probed);
+    velocity(f, n, trace, t, work->point, work, probed);
     for (int lane = 0; lane < count; lane++) {
         const long row = chunk.start + lane;
-        lengths[row] = first_length(c, room->y, k, probed, elements, lane, ahead[lane], slope[lane]);
+        lengths[row] = first_length(c, work->y, k, probed, elements, lane, ahead[lane], slope[lane]);
         for (long j = 0; j < elements; j++) slopes[row * elements + j] = lane_of(k, lane)[j * LANES];
     }
 }
@@ -400,55 +400,55 @@ typedef struct {
     int last; /* whether the step under way is the row's last one */
 } Lane;
 
-/* Judge a lane's step, and begin the next one; the twin of the body of `adaptive`. `errors` is a panel. */
+/* Judge a lane's step, and begin the next one; as in the body of `adaptive`. `errors` is a panel. */
 static void judge(
-    const Tableau *tableau, const Control *c, int lane, long elements, Lane *own, float *t, float h, v16 *errors,
-    Room *room, float *out, long *evaluations, float *error, Trouble *trouble) {
-    v16 *const new = room->point, *const next = room->stages + AT((tableau->stages - 1) * elements, 0);
+    const Tableau *tableau, const Control *c, int lane, long elements, Lane *state, float *t, float h, vf *errors,
+    Workspace *work, float *out, long *evaluations, float *error, Trouble *trouble) {
+    vf *const new = work->point, *const next = work->stages + AT((tableau->stages - 1) * elements, 0);
     float worst = 0, largest_error = 0;
     for (long j = 0; j < elements; j++) {
         const float each = fabsf(lane_of(errors, lane)[j * LANES]);
-        const float size = largest(fabsf(lane_of(new, lane)[j * LANES]), fabsf(lane_of(room->y, lane)[j * LANES]));
+        const float size = largest(fabsf(lane_of(new, lane)[j * LANES]), fabsf(lane_of(work->y, lane)[j * LANES]));
         worst = largest(each / (size * c->rtol + c->atol), worst);
         largest_error = largest(each, largest_error);
     }
     const int accepted = worst <= 1, finite = isfinite(worst);
-    own->count += tableau->stages - 1;
+    state->count += tableau->stages - 1;
     /* a trial that left the numbers is too long a step; the velocity itself is finite where a step begins */
     float growth = 0.5f * c->shrink;
     if (finite) growth = fminf(fmaxf(c->safety * powf(fmaxf(worst, 1e-10f), -0.2f), c->shrink), c->grow);
-    own->length = fabsf(h) * (accepted ? growth : fminf(growth, 1));
+    state->length = fabsf(h) * (accepted ? growth : fminf(growth, 1));
     if (accepted) {
-        own->error += largest_error;
-        *t = own->last ? c->stop : *t + h;
+        state->error += largest_error;
+        *t = state->last ? c->stop : *t + h;
         for (long j = 0; j < elements; j++) {
-            lane_of(room->y, lane)[j * LANES] = lane_of(new, lane)[j * LANES];
-            lane_of(room->stages, lane)[j * LANES] = lane_of(next, lane)[j * LANES];
+            lane_of(work->y, lane)[j * LANES] = lane_of(new, lane)[j * LANES];
+            lane_of(work->stages, lane)[j * LANES] = lane_of(next, lane)[j * LANES];
         }
-        if (own->last) {
-            for (long j = 0; j < elements; j++) out[own->row * elements + j] = lane_of(room->y, lane)[j * LANES];
-            evaluations[own->row] = own->count;
-            error[own->row] = own->error;
-            own->row = -1;
+        if (state->last) {
+            for (long j = 0; j < elements; j++) out[state->row * elements + j] = lane_of(work->y, lane)[j * LANES];
+            evaluations[state->row] = state->count;
+            error[state->row] = state->error;
+            state->row = -1;
             return;
         }
     }
-    if (own->count + tableau->stages - 1 > c->most || (!accepted && own->length < c->least))
-        report(trouble, (Trouble){own->count, own->row, finite, *t});
-    if (own->count >= count_of(trouble)) own->row = -1; /* there will be no result */
+    if (state->count + tableau->stages - 1 > c->most || (!accepted && state->length < c->least))
+        report(trouble, (Trouble){state->count, state->row, finite, *t});
+    if (state->count >= count_of(trouble)) state->row = -1; /* there will be no result */
 }
 
 /* Solve for all rows of a queue that lanes ask for the next one. */
 static void run_lanes(
     const Field *f, const Tableau *tableau, const Control *c, int capacity, long rows, long elements, const float *y,
-    const float *slopes, const float *lengths, Room *room, long *queue, float *out, long *evaluations, float *error,
+    const float *slopes, const float *lengths, Workspace *work, long *queue, float *out, long *evaluations, float *error,
     Trouble *trouble) {
     const float sign = c->stop > c->start ? 1.0f : -1.0f;
     Lane lanes[LANES];
-    v16 t[WIDE], h[WIDE], *const errors = room->stages + AT(elements, 0); /* a stage that is not needed any more */
-    memset(room->y, 0, sizeof(v16) * WIDE * elements);
-    memset(room->stages, 0, sizeof(v16) * WIDE * elements);
-    memset(room->given, 0, sizeof(v16) * WIDE * f->given_size);
+    vf t[WIDE], h[WIDE], *const errors = work->stages + AT(elements, 0); /* a stage that is not needed any more */
+    memset(work->y, 0, sizeof(vf) * WIDE * elements);
+    memset(work->stages, 0, sizeof(vf) * WIDE * elements);
+    memset(work->context, 0, sizeof(vf) * WIDE * f->context_size);
     for (int v = 0; v < WIDE; v++) t[v] = splat(c->start), h[v] = splat(0);
     for (int lane = 0; lane < LANES; lane++) lanes[lane].row = -1;
     for (;;) {
@@ -459,39 +459,39 @@ static void run_lanes(
 #pragma omp atomic capture
                 row = (*queue)++;
                 if (row >= rows) continue;
-                take_row(f, row, y, elements, lane, room);
+                take_row(f, row, y, elements, lane, work);
                 for (long j = 0; j < elements; j++)
-                    lane_of(room->stages, lane)[j * LANES] = slopes[row * elements + j];
+                    lane_of(work->stages, lane)[j * LANES] = slopes[row * elements + j];
                 lanes[lane] = (Lane){row, 2, lengths[row], 0, 0};
                 *lane_of(t, lane) = c->start;
             }
             if (under_way < lane) { /* lanes before it are idle for good */
                 lanes[under_way] = lanes[lane], lanes[lane].row = -1;
                 move_lane(t, 1, lane, under_way);
-                move_lane(room->y, elements, lane, under_way);
-                move_lane(room->stages, elements, lane, under_way);
-                move_lane(room->given, f->given_size, lane, under_way);
+                move_lane(work->y, elements, lane, under_way);
+                move_lane(work->stages, elements, lane, under_way);
+                move_lane(work->context, f->context_size, lane, under_way);
             }
             under_way++;
         }
         if (!under_way) return;
         for (int lane = 0; lane < under_way; lane++) {
-            Lane *own = lanes + lane;
+            Lane *state = lanes + lane;
             const float remaining = (c->stop - *lane_of(t, lane)) * sign;
-            own->last = own->length >= remaining * (1 - 1e-6f); /* a sliver left over would cost a step */
-            *lane_of(h, lane) = sign * (own->last ? remaining : own->length);
+            state->last = state->length >= remaining * (1 - 1e-6f); /* a sliver left over would cost a step */
+            *lane_of(h, lane) = sign * (state->last ? remaining : state->length);
         }
         const int n = (int)vectors_of(under_way);
-        take_stages(f, tableau, n, elements, t, h, room);
-        combine(tableau->error, tableau->stages, room->stages, elements, n, h, NULL, errors);
+        take_stages(f, tableau, n, elements, t, h, work);
+        combine(tableau->error, tableau->stages, work->stages, elements, n, h, NULL, errors);
         for (int lane = 0; lane < under_way; lane++)
-            judge(tableau, c, lane, elements, lanes + lane, lane_of(t, lane), *lane_of(h, lane), errors, room, out,
+            judge(tableau, c, lane, elements, lanes + lane, lane_of(t, lane), *lane_of(h, lane), errors, work, out,
                   evaluations, error, trouble);
     }
 }
 
 /* Solve from the states y (rows, elements): where elements exceed the field's size, the last one is the log-det.
- * Returns 0; 1 if memory ran out; 2 where a row failed, which `trouble` tells. */
+ * Returns 0; 1 if memory ran out; 2 where a row failed, which is in `trouble`. */
 int ode_adaptive_f32(
     long rows, long elements, const Field *field, const Tableau *tableau, const Control *control, const float *y,
     float *out, long *evaluations, float *error, Trouble *trouble, int threads) {
@@ -505,20 +505,16 @@ int ode_adaptive_f32(
     if (failed) return 1;
 #pragma omp parallel num_threads(threads)
     {
-        Room room = {0};
-        v16 *memory = scratch(OWN, sizeof(v16) * furnish(field, tableau->stages, elements, NULL, &room));
-        if (memory) furnish(field, tableau->stages, elements, memory, &room);
-        else {
-#pragma omp atomic write
-            failed = 1;
-        }
+        Workspace work = {0};
+        vf *memory = workspace(sizeof(vf) * carve(field, tableau->stages, elements, NULL, &work), &failed);
+        if (memory) carve(field, tableau->stages, elements, memory, &work);
 #pragma omp for schedule(dynamic)
         for (long index = 0; index < chunks; index++)
             if (memory)
-                begin_rows(field, control, chunk_of(rows, chunks, index), rows, elements, y, &room, slopes, lengths,
+                begin_rows(field, control, chunk_of(rows, chunks, index), rows, elements, y, &work, slopes, lengths,
                            trouble);
         if (memory && count_of(trouble) == LONG_MAX)
-            run_lanes(field, tableau, control, capacity, rows, elements, y, slopes, lengths, &room, &queue, out,
+            run_lanes(field, tableau, control, capacity, rows, elements, y, slopes, lengths, &work, &queue, out,
                       evaluations, error, trouble);
     }
     return failed ? 1 : trouble->count < LONG_MAX ? 2 : 0;
