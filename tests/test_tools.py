@@ -175,6 +175,15 @@ def test_an_exported_program_scores_other_rows_and_other_numbers_of_them(name, c
     assert scored.isnan().tolist() == [False, True, *[False] * 7], "NaN never travels silently"
 
 
+@pytest.mark.parametrize("name", ["realnvp", "maf", "iaf", "nsf", "realnvp-image", "wavenet"])
+def test_a_compiled_flow_is_one_graph(name):
+    flow = make(name, 3)
+    x, given = inputs(flow, 5)
+    torch._dynamo.reset()
+    compiled = torch.compile(flow, backend="eager", fullgraph=True)
+    assert close(compiled(x, given), flow(x, given))
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize(("name", "context"), TRACEABLE)
 def test_a_trace_records_what_the_reference_computes(name, context):

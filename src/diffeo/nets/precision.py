@@ -27,6 +27,7 @@ def bfloat16(asked: bool = True) -> Iterator[None]:
         _ASKED.reset(token)
 
 
+@torch.compiler.assume_constant_result
 def in_bfloat16() -> bool:
     """Whether networks are asked for bfloat16."""
     return _ASKED.get()
@@ -34,4 +35,4 @@ def in_bfloat16() -> bool:
 
 def autocast(like: Tensor) -> torch.autocast:
     """The block that a network runs in, on the device of ``like``; its outputs are to be cast back by the network."""
-    return torch.autocast(like.device.type, torch.bfloat16, enabled=_ASKED.get())
+    return torch.autocast(like.device.type, torch.bfloat16, enabled=in_bfloat16())

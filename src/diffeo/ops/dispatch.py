@@ -44,8 +44,10 @@ def using(backend: Literal["reference", "cpu", "fastest"]) -> Iterator[None]:
 
 def kernels(kind: str, *tensors: Tensor | None) -> Any:
     """The kernels, if those of this kind may compute with these tensors: float32 on the CPU; else None."""
+    if cpu is None or tracing():
+        return None
     chosen = _CHOSEN.get()
-    if chosen == "reference" or cpu is None or tracing():
+    if chosen == "reference":
         return None
     for t in tensors:
         if t is not None and not (type(t) in _PLAIN and t.dtype is torch.float32 and t.is_cpu):
