@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from building import FUNCTIONS, a_place, again, needs_compiler, refused
+from cases import needs_compiler as needs_kernels
 from diffeo import race
 from diffeo.cli import main
 from diffeo.nets import MLP
@@ -35,7 +36,7 @@ def contender(cpu=FAST, reference=FAST, wrong=None):
     return make
 
 
-@needs_compiler
+@needs_kernels
 def test_every_kind_of_kernels_is_raced_and_right():
     found = race.race()
     assert tuple(found) == build.KINDS
@@ -44,7 +45,7 @@ def test_every_kind_of_kernels_is_raced_and_right():
         assert each["equal"], kind
 
 
-@needs_compiler
+@needs_kernels
 def test_every_kind_is_asked_for_somewhere(monkeypatch):
     """A kind that no operation asks for would be raced in vain, and the reference would race against itself."""
     asked = set()
@@ -205,7 +206,7 @@ def say(capsys, *argv, code=0):
     return said.err if code else said.out
 
 
-@needs_compiler
+@needs_kernels
 def test_info_describes_the_machine(capsys):
     said = json.loads(say(capsys, "--machine", "--json"))
     assert said["processor"]
