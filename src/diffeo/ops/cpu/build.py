@@ -1,4 +1,4 @@
-"""Builds and loads the C files beside it: compiled by the machine's own C compiler at first use, kept in the user's cache.
+"""Builds and loads the C files beside it: compiled by the machine's C compiler at first use, kept in the user's cache.
 
 Nothing depends on it. Where there is no compiler, where building fails (said once), or with ``DIFFEO_NATIVE=0`` in the
 environment, the plain PyTorch twins are used, and give the same results to rounding.
