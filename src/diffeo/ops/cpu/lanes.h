@@ -149,7 +149,7 @@ static inline vd sqrt_d(vd x) {
 }
 #endif
 
-/* ---- between the precisions: doubles come in two halves ----------------------------------------------------------- */
+/* ---- between the precisions: doubles come in two halves ---------------------------------------------------------- */
 
 typedef float half_vf __attribute__((vector_size(2 * VL), may_alias));
 typedef union {
@@ -241,8 +241,8 @@ static inline float across(vf a) { /* the sum of all lanes */
     return (a[0] + a[1]) + (a[2] + a[3]);
 }
 
-/* Memory that a thread keeps from call to call, for clearing fresh pages would cost more than much of the arithmetic: one
- * piece for what all threads of a call share, and one for each thread's workspace. NULL if there is none to be had. */
+/* Memory that a thread keeps from call to call, for clearing fresh pages would cost more than much of the arithmetic:
+ * one piece for what all threads of a call share, and one for each thread's workspace. NULL if there is none. */
 enum { SHARED, PER_THREAD };
 static inline void *scratch(int slot, size_t bytes) {
     static _Thread_local struct {
