@@ -223,10 +223,10 @@ static void velocity(const Field *f, int n, int trace, const vf *t, const vf *y,
     }
 }
 
-/* Training pairs of flow matching at x_t = data x_1 + noise x_0, both (rows, size): the network's inputs (inputs, rows),
- * and as (size, rows) std_t and the target of std_t times its outputs, dx_t/dt less the Gaussian's velocity. In that
- * difference all cancels but (data' noise - data noise') / variance (noise noise_std^2 x_1 - data data_std^2 x_0), x_1,
- * x_0 less their means. Returns 1 if memory ran out. */
+/* Training pairs of flow matching at x_t = data x_1 + noise x_0, both (rows, size): the network's inputs (inputs,
+ * rows), and as (size, rows) std_t and the target of std_t times its outputs, dx_t/dt less the Gaussian's velocity. In
+ * that difference all cancels but (data' noise - data noise') / variance (noise noise_std^2 x_1 - data data_std^2 x_0),
+ * x_1, x_0 less their means. Returns 1 if memory ran out. */
 int matching_f32(
     long rows, const Field *f, const float *noise, const float *data, const float *times, float *inputs, float *std,
     float *target, int threads) {
