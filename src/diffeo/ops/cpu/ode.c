@@ -115,8 +115,8 @@ static inline long widest_of(const Network *net) {
 /* Carve a thread's workspace out of its memory, or (memory NULL) only count it, in vectors. */
 static size_t carve(const Field *f, long stages, long elements, vf *memory, Workspace *work) {
     const Network *net = f->net;
-    vf *next = memory;
-#define TAKE(goal, vectors) (goal) = (void *)next, next += (vectors)
+    size_t used = 0;
+#define TAKE(goal, vectors) (goal) = memory ? (void *)(memory + used) : NULL, used += (size_t)(vectors)
     long total = net->layers[0].columns;
     for (int l = 0; l < net->depth; l++) total += net->layers[l].units;
     TAKE(work->inputs, WIDE * total);
@@ -133,7 +133,7 @@ static size_t carve(const Field *f, long stages, long elements, vf *memory, Work
     TAKE(work->point, WIDE * elements);
     TAKE(work->stages, WIDE * elements * stages);
 #undef TAKE
-    return (size_t)(next - memory);
+    return used;
 }
 
 /* One tile of a hidden layer: the tangents of `some` inputs from `start` on, (units, vectors) and `stride` apart. */
