@@ -49,7 +49,7 @@ def velocity(features: int, seed: int) -> Velocity:
     return Velocity(net, (features,), get_path("linear"))
 
 
-class Plain(nn.Module):
+class Reference(nn.Module):
     """A network of diffeo in PyTorch's operations, as users of the other libraries have it."""
 
     def __init__(self, net: MLP) -> None:
@@ -68,7 +68,7 @@ def solvers(own: Velocity, features: int, log_det: bool) -> dict[str, Solve]:
     import zuko
 
     field = copy.deepcopy(own)
-    field.net = Plain(own.net)
+    field.net = Reference(own.net)
 
     def rows(t: Tensor, x: Tensor) -> Tensor:
         return t.to(x).expand(len(x))
