@@ -135,10 +135,10 @@ static void transposed_product(const Layer *layer, long tile, const float *trans
 /* A task of the weights' gradients: by_weight[u, j] = sum over rows of g[row, u] x[row, j], for one panel of columns
  * and the units from .. to (from a multiple of TILE). `packed` holds DEPTH * WIDE vectors. */
 static void weight_task(
-    const Layer *layer, const float *g, const float *x, long vectors, long column, long from, long to, vf *packed,
+    const Layer *layer, const float *g, const float *x, long vectors, Chunk panel, long from, long to, vf *packed,
     float *by_weight) {
-    const long columns = layer->columns;
-    const int n = columns - column < WIDE * VL ? (int)vectors_of(columns - column) : WIDE;
+    const long columns = layer->columns, column = panel.start;
+    const int n = panel.vectors;
     const int width = columns - column < n * VL ? (int)(columns - column) : n * VL;
     const long seeing = layer->first[column] / TILE * TILE > from ? layer->first[column] / TILE * TILE : from;
     for (long u = from; u < to && u < seeing; u++) memset(by_weight + u * columns + column, 0, sizeof(float) * width);
@@ -188,7 +188,8 @@ static void finish_grads(
     }
 }
 
-/* The weights' gradients are shared out by panels of columns, and by parts of the units where panels are few. */
+/* The weights' gradients are shared out by panels of columns, chunks of them as equal as can be, and by parts of the
+ * units where panels are few. */
 static inline long weight_panels(const Layer *layer) { return (layer->columns + WIDE * VL - 1) / (WIDE * VL); }
 static inline long weight_parts(const Layer *layer, int threads) {
     return (2 * threads + weight_panels(layer) - 1) / weight_panels(layer);
@@ -354,12 +355,13 @@ int network_backward_f32(
                 }
                 const Layer *layer = source_of(net, s);
                 const long parts_here = weight_parts(layer, threads), part = rest % parts_here;
-                const long column = rest / parts_here * WIDE * VL, from = layer->first[column];
+                const Chunk panel = chunk_of(layer->columns, weight_panels(layer), rest / parts_here);
+                const long from = layer->first[panel.start];
                 const long count = layer->units - from;
                 const long start = part ? (from + count * part / parts_here) / TILE * TILE : 0;
                 const long stop =
                     part + 1 < parts_here ? (from + count * (part + 1) / parts_here) / TILE * TILE : layer->units;
-                weight_task(layer, grads[s < depth ? s : last], values[s < depth ? s : 0], vectors, column, start, stop,
+                weight_task(layer, grads[s < depth ? s : last], values[s < depth ? s : 0], vectors, panel, start, stop,
                             panels, s < depth ? by_weights[s] : by_direct);
             }
 #pragma omp for schedule(static)
