@@ -1,4 +1,4 @@
-"""The norm of all gradients, then AdamW and the moving average of the weights, in one call each (``update.h``).
+"""The norm of all gradients, then AdamW and the moving average of the weights, in one call each (``update.c``).
 
 The reference is ``Update`` in ``training/update.py``: PyTorch's AdamW and its operations on lists of tensors.
 """
