@@ -320,7 +320,7 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0, help="time per library and operation (5)")
     parser.add_argument("--threads", type=int, help="threads of every library (all processors)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--isa", choices=(*ISAS, "native"), help="hold every library to this instruction set (the widest)")
+    parser.add_argument("--isa", choices=(*ISAS, "native"), help="hold every library to it (the widest at hand)")
     parser.add_argument("--isas", action="store_true", help="print the instruction sets of this machine, and stop")
     parser.add_argument("--profile", action="store_true", help="append a profile of diffeo for every row")
     parser.add_argument("--out", type=Path, help="write the table (markdown) to this file, renewed after every row")

@@ -18,19 +18,19 @@
 #define WIDE 3
 #define OUTER_WIDE 4
 #define MATVEC_WIDE 4
-#elif defined __AVX__ /* 16 registers of 8 floats */
+#elif defined __AVX__ /* 16 registers of 8 floats, all of which the product takes */
 #define VL 8
-#define TILE 6
-#define WIDE 2
+#define TILE 4
+#define WIDE 3
 #define OUTER_WIDE 2
 #define MATVEC_WIDE 2
-#elif defined __aarch64__ /* 32 registers of 4 floats; gcc loads the weights early, so they take some as well */
+#elif defined __aarch64__ /* 32 registers of 4 floats; gcc loads all weights of a column at once */
 #define VL 4
-#define TILE 6
-#define WIDE 3
+#define TILE 8
+#define WIDE 2
 #define OUTER_WIDE 4
 #define MATVEC_WIDE 4
-#else /* SSE2: 16 registers of 4 floats, and a product needs one more before it is added */
+#else /* SSE2: 16 registers of 4 floats, and one more for a product before it is added */
 #define VL 4
 #define TILE 4
 #define WIDE 2
@@ -149,7 +149,7 @@ static inline vd sqrt_d(vd x) {
 }
 #endif
 
-/* ---- between the precisions: doubles come in two halves ----------------------------------------------------------- */
+/* ---- between the precisions: doubles come in two halves ---------------------------------------------------------- */
 
 typedef float half_vf __attribute__((vector_size(2 * VL), may_alias));
 typedef union {
@@ -241,8 +241,8 @@ static inline float across(vf a) { /* the sum of all lanes */
     return (a[0] + a[1]) + (a[2] + a[3]);
 }
 
-/* Memory that a thread keeps from call to call, for clearing fresh pages would cost more than much of the arithmetic: one
- * piece for what all threads of a call share, and one for each thread's workspace. NULL if there is none to be had. */
+/* Memory that a thread keeps from call to call, for clearing fresh pages would cost more than much of the arithmetic:
+ * one piece for what all threads of a call share, and one for each thread's workspace. NULL if there is none. */
 enum { SHARED, PER_THREAD };
 static inline void *scratch(int slot, size_t bytes) {
     static _Thread_local struct {

@@ -1,7 +1,7 @@
 /* Univariate maps of tensors, forward and backward, in one pass over memory. */
 #include "maps.h"
 
-/* ---- the rational-quadratic spline, in both precisions ------------------------------------------------------------ */
+/* ---- the rational-quadratic spline, in both precisions ----------------------------------------------------------- */
 
 #define T float
 #define V vf
@@ -46,7 +46,7 @@ static void normalize_spline(const Map *map, int precise, vf x, const vf *params
     *log_det = narrow(log_mapped);
 }
 
-/* ---- mixtures of logistics ---------------------------------------------------------------------------------------- */
+/* ---- mixtures of logistics --------------------------------------------------------------------------------------- */
 
 static inline vd log_sum_d(const vd *terms, int count) {
     vd top = (vd){0} - INFINITY, sum = {0};
@@ -58,7 +58,8 @@ static inline vd log_sum_d(const vd *terms, int count) {
 /* x = F^-1(sigmoid(z)) of a mixture of logistics F, by Newton's method within a bracket, in double precision. */
 static void logistics_half(const Map *map, vd z, const vf *params, int half, vd *out, vd *log_det) {
     const int count = map->bins;
-    vd weight[MAX_BINS], mean[MAX_BINS], log_scale[MAX_BINS], rate[MAX_BINS], below[MAX_BINS], above[MAX_BINS], both[MAX_BINS];
+    vd weight[MAX_BINS], mean[MAX_BINS], log_scale[MAX_BINS], rate[MAX_BINS];
+    vd below[MAX_BINS], above[MAX_BINS], both[MAX_BINS];
     vd low = (vd){0} + INFINITY, high = -low, log_slope = {0};
     for (int k = 0; k < count; k++) weight[k] = widen(params[k], half);
     const vd total = log_sum_d(weight, count);
@@ -106,7 +107,7 @@ static void generate_logistics(const Map *map, vf value, const vf *params, vf *o
     *log_det = narrow(log_mapped);
 }
 
-/* ---- chains of maps ----------------------------------------------------------------------------------------------- */
+/* ---- chains of maps ---------------------------------------------------------------------------------------------- */
 
 void generate(const Map *maps, int count, vf z, const vf *params, vf *x, vf *log_det) {
     vf total = splat(0), step;
@@ -179,7 +180,7 @@ void normalize_backward(
     *gx = gz;
 }
 
-/* ---- tensors ------------------------------------------------------------------------------------------------------ */
+/* ---- tensors ----------------------------------------------------------------------------------------------------- */
 
 /* Lanes of a matrix (rows, columns) whose rows are `by_row` apart, counted along the rows: they may run over a row's
  * end. */

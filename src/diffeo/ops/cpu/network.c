@@ -5,7 +5,7 @@
 
 long kept_floats(long rows, long features) { return tiles_of(features) * TILE * vectors_of(rows) * VL; }
 
-/* ---- groups of chunks ------------------------------------------------------------------------------------------------ */
+/* ---- groups of chunks -------------------------------------------------------------------------------------------- */
 
 /* A thread takes chunks in groups: a tile's weights, once read, serve all chunks of a group. Returns how many. */
 static long groups_of(long chunks, int threads) {
@@ -29,7 +29,7 @@ static void load_panel(
     }
 }
 
-/* ---- maps of the outputs --------------------------------------------------------------------------------------------- */
+/* ---- maps of the outputs ----------------------------------------------------------------------------------------- */
 
 static inline vf value_of(const Mapping *m, Chunk chunk, int v, long rows, long i) {
     return load(m->value + i * m->value_by_element + (chunk.start + v * VL) * m->value_by_row, m->value_by_row,
@@ -73,7 +73,7 @@ static void map_chunk_backward(
     }
 }
 
-/* ---- forward -------------------------------------------------------------------------------------------------------- */
+/* ---- forward ----------------------------------------------------------------------------------------------------- */
 
 /* out (outputs, rows) = net(x), or where there is a mapping (else NULL), what that does with them. For the backward
  * pass, `values` (depth arrays) receives the input of every layer and `sums` (depth - 1 arrays) what the activations
@@ -321,7 +321,8 @@ int network_backward_f32(
                 long tile = task;
                 int s = lowest;
                 for (; tile >= tiles_of(source_of(net, s)->columns); s++) tile -= tiles_of(source_of(net, s)->columns);
-                transpose_weight(source_of(net, s), tile, (float *)transposed[s] + tile * source_of(net, s)->units * TILE);
+                const Layer *layer = source_of(net, s);
+                transpose_weight(layer, tile, (float *)transposed[s] + tile * layer->units * TILE);
             }
 #pragma omp for schedule(dynamic)
             for (long index = 0; index < groups; index++) {
@@ -374,7 +375,7 @@ int network_backward_f32(
     return failed;
 }
 
-/* ---- incremental inversion ------------------------------------------------------------------------------------------ */
+/* ---- incremental inversion --------------------------------------------------------------------------------------- */
 
 /* Elements are taken in blocks: what is complete contributes to a block by large products, the rest element by element.
  * Units are sorted by what they see, so no mask is needed. */

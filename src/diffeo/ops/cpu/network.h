@@ -32,12 +32,12 @@ typedef struct {
     float bound; /* the network sees bound tanh(x / bound) */
 } Network;
 
-/* ---- activations ---------------------------------------------------------------------------------------------------- */
+/* ---- activations ------------------------------------------------------------------------------------------------- */
 
 /* values[i] = act(sums[i]), and slopes[i] *= act'(sums[i]), for `count` vectors. */
 #define EACH_VECTOR(formula)                                                                                           \
     for (long i = 0; i < count; i++) {                                                                                 \
-        const vf a = sums[i];                                                                                         \
+        const vf a = sums[i];                                                                                          \
         formula;                                                                                                       \
     }                                                                                                                  \
     break;
@@ -67,7 +67,7 @@ static inline vf input_slope(float bound, vf seen) {
     return 1.0f - t * t;
 }
 
-/* ---- products ------------------------------------------------------------------------------------------------------- */
+/* ---- products ---------------------------------------------------------------------------------------------------- */
 
 /* sums += a b for a tile of units, whose weights are by_unit apart, and `count` features of a panel b. */
 static inline void tile_product(int tile, int n, const float *a, long by_unit, long count, const vf *b, vf *sums) {
@@ -130,7 +130,7 @@ static inline int lanes(Chunk chunk, int v, long rows) {
     return left < 0 ? 0 : left < VL ? (int)left : VL;
 }
 
-/* ---- what is kept for a backward pass ------------------------------------------------------------------------------- */
+/* ---- what is kept for a backward pass ---------------------------------------------------------------------------- */
 
 /* Where a feature's vector is kept, of `vectors` in all; and how much all of them need. */
 static inline vf *kept(const float *array, long vectors, long feature, long vector) {
@@ -144,7 +144,7 @@ static inline void keep(
 }
 long kept_floats(long rows, long features);
 
-/* ---- forward -------------------------------------------------------------------------------------------------------- */
+/* ---- forward ----------------------------------------------------------------------------------------------------- */
 
 /* Start the sums of a tile: bias, and for the first layer the context's part, shared (rows, units). */
 static inline void start_sums(

@@ -223,10 +223,10 @@ static void velocity(const Field *f, int n, int trace, const vf *t, const vf *y,
     }
 }
 
-/* The training pairs of flow matching for the network at x_t = data x_1 + noise x_0, both (rows, size): its inputs (inputs, rows),
- * and as (size, rows) std_t and the target of std_t times its outputs, dx_t/dt less the Gaussian's velocity. In that
- * difference all cancels but (data' noise - data noise') / variance (noise noise_std^2 x_1 - data data_std^2 x_0), x_1,
- * x_0 less their means. Returns 1 if memory ran out. */
+/* Training pairs of flow matching at x_t = data x_1 + noise x_0, both (rows, size): the network's inputs (inputs,
+ * rows), and as (size, rows) std_t and the target of std_t times its outputs, dx_t/dt less the Gaussian's velocity. In
+ * that difference all cancels but (data' noise - data noise') / variance (noise noise_std^2 x_1 - data data_std^2 x_0),
+ * x_1, x_0 less their means. Returns 1 if memory ran out. */
 int matching_f32(
     long rows, const Field *f, const float *noise, const float *data, const float *times, float *inputs, float *std,
     float *target, int threads) {
@@ -367,8 +367,8 @@ static float first_length(
 
 /* Begin a chunk of rows: the derivatives (rows, elements) at the start and the lengths (rows) of the first steps. */
 static void begin_rows(
-    const Field *f, const Control *c, Chunk chunk, long rows, long elements, const float *y, Workspace *work, float *slopes,
-    float *lengths, Trouble *trouble) {
+    const Field *f, const Control *c, Chunk chunk, long rows, long elements, const float *y, Workspace *work,
+    float *slopes, float *lengths, Trouble *trouble) {
     const int n = chunk.vectors, trace = elements > f->size;
     const float sign = c->stop > c->start ? 1.0f : -1.0f;
     const long left = rows - chunk.start, count = left < n * VL ? left : n * VL;
@@ -441,8 +441,8 @@ static void judge(
 /* Solve for all rows of a queue that lanes ask for the next one. */
 static void run_lanes(
     const Field *f, const Tableau *tableau, const Control *c, int capacity, long rows, long elements, const float *y,
-    const float *slopes, const float *lengths, Workspace *work, long *queue, float *out, long *evaluations, float *error,
-    Trouble *trouble) {
+    const float *slopes, const float *lengths, Workspace *work, long *queue, float *out, long *evaluations,
+    float *error, Trouble *trouble) {
     const float sign = c->stop > c->start ? 1.0f : -1.0f;
     Lane lanes[LANES];
     vf t[WIDE], h[WIDE], *const errors = work->stages + AT(elements, 0); /* a stage that is not needed any more */

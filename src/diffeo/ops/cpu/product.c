@@ -30,15 +30,11 @@
 PRODUCTS(1) PRODUCTS(2) PRODUCTS(4)
 #if TILE == 8
 PRODUCTS(8)
-#elif TILE == 6
-PRODUCTS(6)
 #endif
 
 const Product PRODUCT_OF[TILE + 1][WIDE] = {
     [1] = NAMES(1), [2] = NAMES(2), [4] = NAMES(4),
 #if TILE == 8
     [8] = NAMES(8),
-#elif TILE == 6
-    [6] = NAMES(6),
 #endif
 };

@@ -1,14 +1,15 @@
 /* The matrix product that networks and WaveNets share: sums[u, v] += sum over k of a[u, k] b[k, v].
  *
- * u counts units, k columns, and v vectors of lanes (rows of a batch, or times). A tile of U units x N vectors keeps its
- * accumulators in registers while k runs; see docs/kernels.md for the arithmetic. */
+ * u counts units, k columns, and v vectors of lanes (rows of a batch, or times). A tile of U units x N vectors keeps
+ * its accumulators in registers while k runs; see docs/kernels.md for the arithmetic. */
 #pragma once
 #include "lanes.h"
 
-#define UNROLL _Pragma("GCC unroll 8") /* a loop over the accumulators of a tile: they must not be indexed at run time */
+/* Before a loop over the accumulators of a tile, for what is indexed at run time lies in memory. */
+#define UNROLL _Pragma("GCC unroll 8")
 
-/* a[u, k] is at u * by_unit + k * by_column, b[k, v] at k * by_b + v * VL, sums[u, v] at u * by_sums + v * VL, in floats.
- * a comes in segments of `count` columns, `by_segment` apart. */
+/* In floats, a[u, k] is at u * by_unit + k * by_column, b[k, v] at k * by_b + v * VL, and sums[u, v] at u * by_sums +
+ * v * VL. a comes in segments of `count` columns, `by_segment` apart. */
 typedef void (*Product)(
     const float *a, long by_unit, long by_column, long count, long segments, long by_segment, const float *b, long by_b,
     float *sums, long by_sums);

@@ -1,5 +1,5 @@
-/* The rational-quadratic spline on a vector's lanes; included by maps.c once per precision, with the types T, V, I and FN
- * defined. The formulas are those of transforms/univariate.py. */
+/* The rational-quadratic spline on a vector's lanes; included by maps.c once per precision, with the types T, V, I and
+ * FN defined. The formulas are those of transforms/univariate.py. */
 
 typedef struct {
     V left, bottom, width, height; /* of each lane's bin */

@@ -85,7 +85,8 @@ void update_f32(
                 if (grads[i]) {
                     const vf g = load(grads[i] + at, 1, n) * (float)scale;
                     vf mean = load(p->mean + at, 1, n), square = load(p->square + at, 1, n);
-                    mean = fused_f(new_mean, g - mean, mean), square = (float)adam->kept_square * square + new_square * g * g;
+                    mean = fused_f(new_mean, g - mean, mean);
+                    square = (float)adam->kept_square * square + new_square * g * g;
                     value = value * shrunk - step * mean / (sqrt_f(square) / root + epsilon);
                     store(p->mean + at, n, mean), store(p->square + at, n, square), store(p->value + at, n, value);
                 }

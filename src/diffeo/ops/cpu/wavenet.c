@@ -51,17 +51,17 @@ static void product(const float *a, long by_unit, long by_column, long units, lo
 #define OUTER(U, W)                                                                                                    \
     static void outer_##U##_##W(                                                                                       \
         const float *restrict a, long by_a, const float *restrict b, long by_b, long times, float *g, long by_row) {   \
-        vf total[U][W] = {{{0}}};                                                                                     \
+        vf total[U][W] = {{{0}}};                                                                                      \
         for (long t = 0; t < times; t += VL) {                                                                         \
-            vf other[W];                                                                                              \
-            UNROLL for (int j = 0; j < W; j++) other[j] = *(const vf *)(b + j * by_b + t);                            \
+            vf other[W];                                                                                               \
+            UNROLL for (int j = 0; j < W; j++) other[j] = *(const vf *)(b + j * by_b + t);                             \
             UNROLL for (int i = 0; i < U; i++) {                                                                       \
                 const vf value = *(const vf *)(a + i * by_a + t);                                                      \
-                UNROLL for (int j = 0; j < W; j++) total[i][j] += value * other[j];                                      \
+                UNROLL for (int j = 0; j < W; j++) total[i][j] += value * other[j];                                    \
             }                                                                                                          \
         }                                                                                                              \
-        for (int i = 0; i < U; i++)                                                                                    \
-            for (int j = 0; j < W; j++) g[i * by_row + j] += across(total[i][j]);                                      \
+        UNROLL for (int i = 0; i < U; i++) UNROLL for (int j = 0; j < W; j++)                                          \
+            g[i * by_row + j] += across(total[i][j]);                                                                  \
     }
 #if OUTER_WIDE == 4
 OUTER(4, 4)
@@ -339,7 +339,7 @@ int wavenet_backward_f32(long rows, long length, const WaveNet *net, const float
     return failed;
 }
 
-/* ---- incremental inversion ------------------------------------------------------------------------------------------ */
+/* ---- incremental inversion --------------------------------------------------------------------------------------- */
 
 #define ROWS 4 /* that share a reading of the weights */
 
@@ -348,48 +348,54 @@ long vector_lanes(void) { return VL; }
 
 /* y[r, u] += sum over k < count of a[k, u] x[r, k] for R rows and N vectors of units: lanes are units. Sums over k run
  * in D strands, for one strand would wait for itself. */
-#define MATVEC(R, N, D)                                                                                               \
-    static void matvec_##R##_##N(                                                                                     \
+#define MATVEC(R, N, D)                                                                                                \
+    static void matvec_##R##_##N(                                                                                      \
         const float *restrict a, long units, long count, const float *restrict x, long by_x, float *restrict y,        \
         long by_y) {                                                                                                   \
-        vf total[D][R][N] = {{{{0}}}};                                                                                \
+        vf total[D][R][N] = {{{{0}}}};                                                                                 \
         for (long k = 0; k < count; k += D)                                                                            \
             UNROLL for (int d = 0; d < D; d++) {                                                                       \
                 UNROLL for (int v = 0; v < N; v++) {                                                                   \
-                    const vf weight = *(const vf *)(a + (k + d) * units + v * VL);                                   \
+                    const vf weight = *(const vf *)(a + (k + d) * units + v * VL);                                     \
                     UNROLL for (int r = 0; r < R; r++) total[d][r][v] += weight * splat(x[r * by_x + k + d]);          \
                 }                                                                                                      \
             }                                                                                                          \
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < N; v++) {                                        \
-            vf sum = total[0][r][v];                                                                                  \
+            vf sum = total[0][r][v];                                                                                   \
             UNROLL for (int d = 1; d < D; d++) sum += total[d][r][v];                                                  \
-            *(vf *)(y + r * by_y + v * VL) += sum;                                                                    \
+            *(vf *)(y + r * by_y + v * VL) += sum;                                                                     \
         }                                                                                                              \
     }
 MATVEC(1, 4, 2) MATVEC(1, 2, 4)
-#if MATVEC_WIDE == 4
-MATVEC(1, 1, 8) MATVEC(4, 4, 1) MATVEC(4, 2, 2) MATVEC(4, 1, 4)
+#if VL > 4
+MATVEC(1, 1, 8)
 #else
-MATVEC(1, 1, 4) MATVEC(4, 2, 1) MATVEC(4, 1, 2)
+MATVEC(1, 1, 4) /* strands divide a vector */
+#endif
+#if MATVEC_WIDE == 4
+MATVEC(4, 4, 1) MATVEC(4, 2, 2) MATVEC(4, 1, 4)
+#else
+MATVEC(4, 2, 1) MATVEC(4, 1, 2)
 #define matvec_4_4 NULL
 #endif
 
 typedef void (*Matvec)(const float *, long, long, const float *, long, float *, long);
 static const Matvec MATVEC_OF[2][5] = {{NULL, matvec_1_1, matvec_1_2, NULL, matvec_1_4},
-                                         {NULL, matvec_4_1, matvec_4_2, NULL, matvec_4_4}};
+                                       {NULL, matvec_4_1, matvec_4_2, NULL, matvec_4_4}};
 
 /* The same for any number of units. Units and counts are whole vectors. */
-static void matvec(int together, const float *a, long units, long count, const float *x, long by_x, float *y, long by_y) {
+static void matvec(
+    int batch, const float *a, long units, long count, const float *x, long by_x, float *y, long by_y) {
     for (long u = 0; u < units;) {
-        const long left = (units - u) / VL, most = together > 1 ? MATVEC_WIDE : 4;
+        const long left = (units - u) / VL, most = batch > 1 ? MATVEC_WIDE : 4;
         const long vectors = left >= 4 && most == 4 ? 4 : left >= 2 ? 2 : 1;
-        MATVEC_OF[together > 1][vectors](a + u, units, count, x, by_x, y + u, by_y);
+        MATVEC_OF[batch > 1][vectors](a + u, units, count, x, by_x, y + u, by_y);
         u += vectors * VL;
     }
 }
 
-static void start_rows(int together, const float *bias, long units, const float *more, float *y, long by_y) {
-    for (int r = 0; r < together; r++)
+static void start_rows(int batch, const float *bias, long units, const float *more, float *y, long by_y) {
+    for (int r = 0; r < batch; r++)
         for (long u = 0; u < units; u += VL)
             *(vf *)(y + r * by_y + u) = *(const vf *)(bias + u) + (more ? *(const vf *)(more + u) : splat(0));
 }
@@ -399,8 +405,9 @@ static void start_rows(int together, const float *bias, long units, const float 
  * channels, skip), mid (skip, skip), last (skip, size); shared (rows, depth, frames, 2 channels) or NULL. z, x: (rows,
  * length); log_det: (rows). Each layer's past is a ring as long as its convolution reaches back. Returns 1 if memory
  * ran out. */
-int wavenet_invert_f32(long rows, long length, const WaveNet *net, const float *shared, const Map *maps, int map_count,
-                     const float *z, float *x, float *log_det, int threads) {
+int wavenet_invert_f32(
+    long rows, long length, const WaveNet *net, const float *shared, const Map *maps, int map_count, const float *z,
+    float *x, float *log_det, int threads) {
     const long C = net->channels, S = net->skip, depth = net->depth, size = net->size, kernel = net->kernel;
     const float *const *const w = net->weights;
     const int count = params_of(maps, map_count);
@@ -415,61 +422,61 @@ int wavenet_invert_f32(long rows, long length, const WaveNet *net, const float *
 #pragma omp for schedule(dynamic)
         for (long group = 0; group < groups; group++) {
             if (!memory) continue;
-            const int together = group < full ? ROWS : 1;
+            const int batch = group < full ? ROWS : 1;
             const long first = group < full ? group * ROWS : full * ROWS + group - full;
             float *const h = memory, *const units = h + ROWS * C, *const gate = units + ROWS * C;
             float *const skips = gate + ROWS * 2 * C, *const mids = skips + ROWS * S;
             float *const params = mids + ROWS * S, *const rings = params + ROWS * size;
-            memset(rings, 0, sizeof(float) * (size_t)(together * past * C));
+            memset(rings, 0, sizeof(float) * (size_t)(batch * past * C));
             float last[ROWS] = {0};
             vf log_sum = {0};
             for (long t = 0; t < length; t++) {
-                for (int r = 0; r < together; r++)
+                for (int r = 0; r < batch; r++)
                     for (long u = 0; u < C; u += VL)
                         *(vf *)(h + r * C + u) =
                             *(const vf *)(w[FIRST_BIAS] + u) + *(const vf *)(w[FIRST] + u) * splat(last[r]);
-                start_rows(together, w[SKIP_BIAS], S, NULL, skips, S);
+                start_rows(batch, w[SKIP_BIAS], S, NULL, skips, S);
                 float *ring = rings;
                 for (long l = 0; l < depth; l++) {
                     const long dilation = net->dilations[l], span = (kernel - 1) * dilation;
-                    for (int r = 0; r < together; r++)
+                    for (int r = 0; r < batch; r++)
                         start_rows(1, w[GATE_BIAS] + l * 2 * C, 2 * C,
                              shared ? shared + (((first + r) * depth + l) * net->frames + t / net->hop) * 2 * C : NULL,
                              gate + r * 2 * C, 2 * C);
                     const float *const taps = w[TAPS] + l * kernel * 2 * C * C;
-                    matvec(together, taps, 2 * C, C, h, C, gate, 2 * C);
+                    matvec(batch, taps, 2 * C, C, h, C, gate, 2 * C);
                     for (long tap = 1; tap < kernel; tap++) {
                         const long place = (t + span - tap * dilation) % span;
-                        matvec(together, taps + tap * 2 * C * C, 2 * C, C, ring + place * together * C, C, gate, 2 * C);
+                        matvec(batch, taps + tap * 2 * C * C, 2 * C, C, ring + place * batch * C, C, gate, 2 * C);
                     }
-                    memcpy(ring + t % span * together * C, h, sizeof(float) * (size_t)(together * C));
-                    ring += span * together * C;
-                    for (int r = 0; r < together; r++)
+                    memcpy(ring + t % span * batch * C, h, sizeof(float) * (size_t)(batch * C));
+                    ring += span * batch * C;
+                    for (int r = 0; r < batch; r++)
                         for (long u = 0; u < C; u += VL) {
                             const vf a = *(const vf *)(gate + r * 2 * C + u);
                             const vf b = *(const vf *)(gate + r * 2 * C + C + u);
                             *(vf *)(units + r * C + u) = tanh_f(a) / (1.0f + exp_f(-b));
                         }
-                    matvec(together, w[SKIP] + l * C * S, S, C, units, C, skips, S);
+                    matvec(batch, w[SKIP] + l * C * S, S, C, units, C, skips, S);
                     if (l == depth - 1) break;
-                    for (int r = 0; r < together; r++)
+                    for (int r = 0; r < batch; r++)
                         for (long u = 0; u < C; u += VL)
                             *(vf *)(h + r * C + u) += *(const vf *)(w[RESIDUAL_BIAS] + l * C + u);
-                    matvec(together, w[RESIDUAL] + l * C * C, C, C, units, C, h, C);
+                    matvec(batch, w[RESIDUAL] + l * C * C, C, C, units, C, h, C);
                 }
-                rectify(skips, S, together, S);
-                start_rows(together, w[MID_BIAS], S, NULL, mids, S);
-                matvec(together, w[MID], S, S, skips, S, mids, S);
-                rectify(mids, S, together, S);
-                start_rows(together, w[LAST_BIAS], size, NULL, params, size);
-                matvec(together, w[LAST], size, S, mids, S, params, size);
+                rectify(skips, S, batch, S);
+                start_rows(batch, w[MID_BIAS], S, NULL, mids, S);
+                matvec(batch, w[MID], S, S, skips, S, mids, S);
+                rectify(mids, S, batch, S);
+                start_rows(batch, w[LAST_BIAS], size, NULL, params, size);
+                matvec(batch, w[LAST], size, S, mids, S, params, size);
                 vf map_params[MAX_PARAMS], out, log_out;
-                for (int p = 0; p < count; p++) map_params[p] = load(params + p, size, together);
-                generate(maps, map_count, load(z + first * length + t, length, together), map_params, &out, &log_out);
-                for (int r = 0; r < together; r++) x[(first + r) * length + t] = last[r] = out[r];
+                for (int p = 0; p < count; p++) map_params[p] = load(params + p, size, batch);
+                generate(maps, map_count, load(z + first * length + t, length, batch), map_params, &out, &log_out);
+                for (int r = 0; r < batch; r++) x[(first + r) * length + t] = last[r] = out[r];
                 log_sum += log_out;
             }
-            store(log_det + first, together, log_sum);
+            store(log_det + first, batch, log_sum);
         }
     }
     return failed;
