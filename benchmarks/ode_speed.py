@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import diffeo
+from diffeo import ops
 from diffeo.nets import MLP, Velocity
 from diffeo.nets.velocity import embedding_size
 from diffeo.objectives.paths import get_path
@@ -48,16 +49,17 @@ def velocity(features: int, seed: int) -> Velocity:
     return Velocity(net, (features,), get_path("linear"))
 
 
-class Twin(nn.Module):
-    """A network of diffeo in PyTorch's own operations, as users of the other libraries have it."""
+class Plain(nn.Module):
+    """A network of diffeo in PyTorch's operations, as users of the other libraries have it."""
 
     def __init__(self, net: MLP) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """Read the network without its kernel."""
-        return self.net._plain(x.mT, self.net._shared(context), *self.net._tensors()).mT
+        """Its outputs, without its kernel."""
+        with ops.using("reference"):
+            return self.net(x, context)
 
 
 def solvers(own: Velocity, features: int, log_det: bool) -> dict[str, Solve]:
@@ -66,7 +68,7 @@ def solvers(own: Velocity, features: int, log_det: bool) -> dict[str, Solve]:
     import zuko
 
     field = copy.deepcopy(own)
-    field.net = Twin(own.net)
+    field.net = Plain(own.net)
 
     def rows(t: Tensor, x: Tensor) -> Tensor:
         return t.to(x).expand(len(x))

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 FAMILIES = ("maf", "nsf", "realnvp", "nsf-coupling")
-LIBRARIES = ("diffeo", "zuko", "nflows", "normflows", "flowjax", "freia")
+OWN = ("diffeo", "reference")  # by the kernels where they won their race, and in PyTorch's operations alone
+LIBRARIES = (*OWN, "zuko", "nflows", "normflows", "flowjax", "freia")
 DISTRIBUTIONS = {"freia": "FrEIA"}
 
 
@@ -203,6 +204,22 @@ def build_diffeo(spec: Spec) -> TorchModel:
         arguments |= {"bins": spec.bins, "bound": spec.bound, "structure": structure}
     flow = diffeo.build("nsf" if spec.spline else spec.family, {"features": spec.features, **arguments})
     return TorchModel(spec, flow, flow.log_prob, flow.sample)
+
+
+def build_reference(spec: Spec) -> TorchModel:
+    """The same without kernels."""
+    from diffeo import ops
+
+    model = build_diffeo(spec)
+
+    def alone(call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def run(given: Any) -> torch.Tensor:
+            with ops.using("reference"):
+                return call(given)
+
+        return run
+
+    return TorchModel(spec, model.module, alone(model._log_prob), alone(model._sample))
 
 
 def build_zuko(spec: Spec) -> TorchModel:

@@ -171,7 +171,7 @@ def run_row(row: Row, libraries: list[str], operations: list[str], **how: Any) -
     for operation in operations:
         expected: dict[str, float] = {}
         if operation == "sample" and not row.spec.coupling:  # every peer inverts by one pass per feature
-            expected = {name: s * row.spec.features for name, s in score.items() if name != "diffeo"}
+            expected = {name: s * row.spec.features for name, s in score.items() if name not in peers.OWN}
         result[operation] = measure(_calls(row, models, operation), expected, **how)
         if operation == "log_prob":
             score = {name: timing.median for name, timing in result[operation].items()}
@@ -276,14 +276,22 @@ def _ratio(timings: dict[str, Timing], peers_in: list[str]) -> str:
 def table(results: dict[str, dict[str, dict[str, Timing]]], libraries: list[str], gflops: float) -> list[str]:
     """The markdown table; the last columns set diffeo against the fastest peers and against the floor."""
     shown = [n for n in libraries if any(n in timings for row in results.values() for timings in row.values())]
-    rivals = [n for n in shown if n != "diffeo"]
-    head = [*shown, "fastest peer / diffeo", "fastest PyTorch peer / diffeo", "floor", "diffeo / floor"]
+    rivals = [n for n in shown if n not in peers.OWN]
+    head = [
+        *shown,
+        "fastest peer / diffeo",
+        "fastest PyTorch peer / diffeo",
+        "reference / diffeo",
+        "floor",
+        "diffeo / floor",
+    ]
     lines = ["| model D, H, batch | | " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * len(head)]
     for key, operations in results.items():
         for i, (operation, timings) in enumerate(operations.items()):
             floor = floor_seconds(ROWS[key], operation, gflops)
             cells = [timings[n].cell() if n in timings else "-" for n in shown]
-            cells += [_ratio(timings, rivals), _ratio(timings, [n for n in rivals if n != "flowjax"]), _ms(floor)]
+            cells += [_ratio(timings, rivals), _ratio(timings, [n for n in rivals if n != "flowjax"])]
+            cells += [_ratio(timings, ["reference"]).removesuffix(" (reference)"), _ms(floor)]
             cells.append(f"{timings['diffeo'].median / floor:.1f}x" if "diffeo" in timings else "-")
             lines.append(f"| {'' if i else ROWS[key].title()} | {operation} | " + " | ".join(cells) + " |")
     return lines

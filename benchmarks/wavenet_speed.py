@@ -17,13 +17,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 
 import diffeo
-import diffeo.ops.cpu.wavenet
+from diffeo import ops
 from diffeo.report.sound_distillation import generate_end_naively
 
 HOP = 80
@@ -35,17 +34,6 @@ def spread(flow: diffeo.Flow) -> diffeo.Flow:
         for parameter in flow.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter) / max(1, parameter.shape[-1]) ** 0.5)
     return flow.eval()
-
-
-@contextmanager
-def without_kernel() -> Iterator[None]:
-    """Within this block WaveNets are read in PyTorch's operations."""
-    usable = diffeo.ops.cpu.wavenet.usable
-    diffeo.ops.cpu.wavenet.usable = lambda *tensors: False
-    try:
-        yield
-    finally:
-        diffeo.ops.cpu.wavenet.usable = usable
 
 
 def timed(call: Callable[[], object], repeats: int) -> list[float]:
@@ -89,7 +77,7 @@ def main() -> None:
         print(f"naive against incremental: largest difference {gap:.1e} in {steps} samples")
 
     def plain() -> None:
-        with without_kernel():
+        with ops.using("reference"):
             generate_end_naively(teacher, x, z, context, steps)
 
     with torch.no_grad():

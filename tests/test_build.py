@@ -482,11 +482,15 @@ def test_an_interrupt_ends_the_compiler_too(place):
     pids = place / "pids"
     answer = 'case "$*" in *" -c "*) ;; *) exit 0;; esac\n'
     cc = script(place / "cc", f"{answer}sleep 1000 & echo $! $$ >> {pids}\nwait")
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += f"from pathlib import Path\nfrom diffeo.ops.cpu import build\nbuild._FOLDER = Path({str(place / 'sources')!r})\n"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code + "build.library()"], env={**os.environ, "CC": cc}, stderr=subprocess.PIPE
-    )
+    code = textwrap.dedent(f"""
+        import signal
+        from pathlib import Path
+        from diffeo.ops.cpu import build
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        build._FOLDER = Path({str(place / "sources")!r})
+        build.library()
+    """)
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "CC": cc}, stderr=subprocess.PIPE)
     end = time.monotonic() + 30
     while not (pids.exists() and pids.read_text().count("\n") == 2) and time.monotonic() < end:
         time.sleep(0.05)

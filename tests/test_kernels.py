@@ -308,6 +308,7 @@ def test_a_compiler_that_fails_leaves_the_reference(monkeypatch, tmp_path):
     broken = tmp_path / "cc"
     broken.write_text("#!/bin/sh\necho no such flag >&2\nexit 1\n")
     broken.chmod(0o755)
+    monkeypatch.delenv("DIFFEO_NATIVE", raising=False)
     monkeypatch.setenv("CC", str(broken))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     build.kernels.cache_clear()

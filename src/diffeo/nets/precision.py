@@ -27,10 +27,9 @@ def bfloat16(asked: bool = True) -> Iterator[None]:
         _ASKED.reset(token)
 
 
-@torch.compiler.assume_constant_result
 def in_bfloat16() -> bool:
-    """Whether networks are asked for bfloat16."""
-    return _ASKED.get()
+    """Whether networks are asked for bfloat16; a graph that is compiled keeps the flow's precision."""
+    return not torch.compiler.is_compiling() and _ASKED.get()
 
 
 def autocast(like: Tensor) -> torch.autocast:

@@ -189,7 +189,7 @@ def _build_into(path: Path, compiler: Compiler) -> None:
         OSError: if nothing can be written.
     """
     started = time.monotonic()
-    _show("building kernels for this machine, once; some 10 seconds ...")
+    _show("building kernels for this machine, once; some seconds ...")
     manifest: dict[str, Any] = {"compiler": str(compiler), "time": time.time()}
     try:
         with tempfile.TemporaryDirectory(prefix=cache.PREFIX, dir=path.parent) as folder:

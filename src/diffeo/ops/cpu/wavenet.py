@@ -19,6 +19,7 @@ from diffeo.ops.specs import Univariate, WaveNetSpec
 
 __all__ = ["invert_wavenet", "release", "wavenet"]
 
+
 class _WaveNet(ctypes.Structure):
     _fields_ = (
         ("weights", ctypes.c_void_p * 12),
