@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test test-processors check bench format clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,9 @@ demo: $(READY)  ## learn scikit-learn's handwritten digits and a table of its; l
 
 test: $(READY)  ## the laws, the bad input, the whole life of a run
 	$(BIN)/python -m pytest
+
+test-processors: $(READY)  ## the kernel tests for each compiler and instruction set at hand; some 4 minutes of two cores
+	$(BIN)/python tests/processors.py
 
 check: $(READY)  ## style and types; both can fail
 	$(BIN)/ruff check .

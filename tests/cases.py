@@ -46,7 +46,7 @@ from diffeo.transforms import (
 )
 
 KERNELS = cpu is not None and cpu.library() is not None
-needs_compiler = pytest.mark.skipif(not KERNELS, reason="no kernels here: only the reference runs")
+needs_compiler = pytest.mark.kernels  # skipped without kernels, by conftest.py
 
 CONTEXT = 3
 UNIVARIATES = {

@@ -17,7 +17,7 @@ from diffeo.ops.cpu.maps import described as described_maps
 from diffeo.ops.cpu.maps import known
 from diffeo.ops.specs import Univariate, WaveNetSpec
 
-__all__ = ["invert_wavenet", "release", "wavenet"]
+__all__ = ["invert_wavenet", "pack", "release", "wavenet"]
 
 
 class _WaveNet(ctypes.Structure):
@@ -58,26 +58,7 @@ def invert_wavenet(
     if maps is None or not z.numel():
         return None
     z, shared, weights = _contiguous(z, shared, weights)
-    first, first_bias, taps, gate_bias, residual, residual_bias, skip, skip_bias, mid, mid_bias, last, last_bias = (
-        weights
-    )
-    depth, halves = len(spec.dilations), [2, spec.channels]
-    packed = [
-        _filled(first.mT),
-        _filled(first_bias),
-        _filled(_filled(taps.unflatten(2, halves).permute(0, 1, 4, 2, 3)).flatten(3), rows=True),
-        _filled(gate_bias.unflatten(1, halves)),
-        _filled(residual.mT, rows=True),
-        _filled(residual_bias),
-        _filled(skip.unflatten(1, [depth, spec.channels]).permute(1, 2, 0), rows=True),
-        _filled(skip_bias),
-        _filled(mid.mT, rows=True),
-        _filled(mid_bias),
-        _filled(last.mT, rows=True),
-        _filled(last_bias),
-    ]
-    if shared is not None:  # (rows, depth, 2 channels, frames)
-        shared = _filled(shared.unflatten(2, halves).permute(0, 1, 4, 2, 3))  # (rows, depth, frames, 2, channels)
+    packed, shared = pack(spec, weights, shared, library().vector_lanes())
     widths = len(packed[11]), len(packed[1]), len(packed[7])
     described = _described(spec, packed, None, widths)
     described.frames = 0 if shared is None else shared.shape[2]
@@ -89,11 +70,38 @@ def invert_wavenet(
     return None if failed else (x, log_det)
 
 
-def _filled(value: Tensor, *, rows: bool = False) -> Tensor:
-    """Fill the last dimension, and with ``rows`` the one before it, up to whole vectors with zeros."""
-    lanes = library().vector_lanes()
-    columns = (0, -value.shape[-1] % lanes)
-    return F.pad(value, (*columns, 0, -value.shape[-2] % lanes) if rows else columns).contiguous()
+def pack(
+    spec: WaveNetSpec, weights: Sequence[Tensor], shared: Tensor | None, lanes: int
+) -> tuple[list[Tensor], Tensor | None]:
+    """The weights as the inversion reads them, transposed and all widths filled up to whole vectors of so many lanes.
+
+    Shared, ``(rows, depth, 2 channels, frames)``, becomes ``(rows, depth, frames, 2 * filled channels)``.
+    """
+    first, first_bias, taps, gate_bias, residual, residual_bias, skip, skip_bias, mid, mid_bias, last, last_bias = (
+        weights
+    )
+
+    def filled(value: Tensor, *, rows: bool = False) -> Tensor:
+        """Fill the last dimension, and with ``rows`` the one before it, up to whole vectors with zeros."""
+        columns = (0, -value.shape[-1] % lanes)
+        return F.pad(value, (*columns, 0, -value.shape[-2] % lanes) if rows else columns).contiguous()
+
+    depth, halves = len(spec.dilations), [2, spec.channels]
+    packed = [
+        filled(first.mT),
+        filled(first_bias),
+        filled(filled(taps.unflatten(2, halves).permute(0, 1, 4, 2, 3)).flatten(3), rows=True),
+        filled(gate_bias.unflatten(1, halves)),
+        filled(residual.mT, rows=True),
+        filled(residual_bias),
+        filled(skip.unflatten(1, [depth, spec.channels]).permute(1, 2, 0), rows=True),
+        filled(skip_bias),
+        filled(mid.mT, rows=True),
+        filled(mid_bias),
+        filled(last.mT, rows=True),
+        filled(last_bias),
+    ]
+    return packed, None if shared is None else filled(shared.unflatten(2, halves).permute(0, 1, 4, 2, 3)).flatten(3)
 
 
 def _forward(

@@ -1,0 +1,91 @@
+"""The kernels without Python: compiled without a warning, under sanitizers, and for a processor that is emulated."""
+
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from diffeo.ops.cpu.compiler import FLAGS
+from native_cases import write_cases
+from processors import builds, installed
+
+SOURCES = Path(__file__).parent.parent / "src" / "diffeo" / "ops" / "cpu"
+DRIVER = [*sorted((Path(__file__).parent / "native").glob("*.c")), SOURCES / "product.c"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"]
+CROSS = installed("aarch64-linux-gnu-gcc", *(f"aarch64-linux-gnu-gcc-{version}" for version in range(16, 10, -1)))
+QEMU = installed("qemu-aarch64", "qemu-aarch64-static")
+BUILDS = {build.name: build for build in builds()}
+
+
+def command_of(name):
+    """The compiler and its options for a build, or for aarch64; skips where there is none."""
+    if name == "aarch64":
+        if CROSS is None:
+            pytest.skip("aarch64-linux-gnu-gcc is not installed")
+        return [CROSS]
+    build = BUILDS[name]
+    if build.skipped:
+        pytest.skip(build.skipped)
+    return list(build.command)
+
+
+def run(command, folder, **more):
+    return subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True, timeout=300, **more)
+
+
+def links(command, folder):
+    """Whether a compiler can make a program with these options."""
+    (folder / "empty.c").write_text("int main(void) { return 0; }\n")
+    return run([*command, "-o", "empty", "empty.c"], folder).returncode == 0
+
+
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory):
+    path = tmp_path_factory.mktemp("native") / "cases"
+    write_cases(path)
+    return path
+
+
+def drive(command, folder, cases, before=()):
+    """Build the driver, its files side by side, and run all cases, by one thread and by two."""
+    command = [*command, *(option for option in FLAGS if option != "-O3")]
+    if "-static" not in command and links([*command, "-fopenmp"], folder):
+        command.append("-fopenmp")
+    objects = [f"{source.stem}.o" for source in DRIVER]
+    compile_one = [*command, f"-I{SOURCES}", "-c", "-o"]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = list(pool.map(lambda pair: run([*compile_one, *pair], folder), zip(objects, DRIVER, strict=True)))
+    for built in (*done, run([*command, "-o", "driver", *objects, "-lm"], folder)):
+        assert not built.returncode, built.stderr
+    for threads in (1, 2):
+        done = run([*before, folder / "driver", cases, threads], folder)
+        assert not done.returncode, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize("name", [*BUILDS, "aarch64"])
+def test_no_compiler_warns_of_anything(name, tmp_path):
+    """Nor of vectors in arguments, whose place depends on the instruction set unless they are as wide as registers."""
+    command = [*command_of(name), *FLAGS, "-O1", "-fopenmp", "-Wall", "-Wextra", "-Wpsabi"]
+    for source in SOURCES.glob("*.c"):
+        done = run([*command, "-c", "-o", "object", source], tmp_path)
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["gcc native", "gcc x86-64-v3", "gcc x86-64", "clang native"])
+def test_sanitizers_find_nothing(name, tmp_path, cases, monkeypatch):
+    command = [*command_of(name), "-O1", *SANITIZERS]
+    if not links(command, tmp_path):
+        pytest.skip(f"{command[0]} has no sanitizers")
+    monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")  # looking for leaks needs ptrace
+    drive(command, tmp_path, cases)
+
+
+def test_an_emulated_aarch64_gives_the_values_of_the_reference(tmp_path, cases):
+    command = [*command_of("aarch64"), "-O2", "-static"]
+    if QEMU is None:
+        pytest.skip("qemu-aarch64 is not installed")
+    if not links(command, tmp_path):
+        pytest.skip(f"{command[0]} has no static C library")
+    drive(command, tmp_path, cases, [QEMU])
