@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ class Coupling(Transform):
         if mask.all() or not mask.any():
             raise ValueError("expected a mask with both True and False, got only one of them")
         self.univariate = univariate
-        self.net = net
+        self.net: Any = net
         self.event_dim = mask.dim() if event_dim is None else event_dim
         self.divides = mask.dim() == 1
         if not self.divides and mask.dim() != self.event_dim:
@@ -71,6 +72,9 @@ class Coupling(Transform):
         self.register_buffer("parts", parts, persistent=False)
         self.register_buffer("order", parts.argsort(), persistent=False)
         self.ordered = torch.equal(parts, torch.arange(len(parts)))  # a comes first already
+        self.even_first = bool(mask.flatten()[0])
+        alternating = alternating_mask(len(parts), flip=not self.even_first)
+        self.alternates = len(parts) % 2 == 0 and torch.equal(mask.flatten(), alternating)
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Generate: b by the map, a unchanged."""
@@ -81,18 +85,19 @@ class Coupling(Transform):
         return self._couple(x, context, generate=False)
 
     def _couple(self, value: Tensor, context: Tensor | None, *, generate: bool) -> tuple[Tensor, Tensor]:
-        if self.event_dim > 1:
-            value = value.movedim(-self.event_dim, -1)  # channels last, as convolutions leave them: nothing is copied
+        if self.event_dim == 1 and hasattr(self.net, "mapped"):
+            return self._couple_columns(value, context, generate)
+        value = value.movedim(-self.event_dim, -1)  # channels last, as convolutions leave them: nothing is copied
         if self.divides:
             a, b = (value if self.ordered else reorder(value, -1, self.parts, self.order)).split(self.sizes, dim=-1)
-            b, log_det = self._fused(a, b, context, generate) or self._map(a, b, context, generate)
+            b, log_det = self._map(a, b, context, generate)
             moved = torch.cat([a, b], dim=-1)
             moved = moved if self.ordered else reorder(moved, -1, self.order, self.parts)
         else:
             keep = self.mask.movedim(0, -1)
             b, log_det = self._map(torch.where(keep, value, 0), value, context, generate, keep)
             moved = torch.where(keep, value, b)
-        return moved.movedim(-1, -self.event_dim) if self.event_dim > 1 else moved, log_det
+        return moved.movedim(-1, -self.event_dim), log_det
 
     def _map(
         self, a: Tensor, b: Tensor, context: Tensor | None, generate: bool, keep: Tensor | None = None
@@ -102,12 +107,19 @@ class Coupling(Transform):
         b, log_det = univariate(b, output.unflatten(-1, (self.univariate.size, -1)).movedim(-2, 0))
         return b, sum_event(log_det if keep is None else torch.where(keep, 0, log_det), self.event_dim)
 
-    def _fused(self, a: Tensor, b: Tensor, context: Tensor | None, generate: bool) -> tuple[Tensor, Tensor] | None:
-        """Network and map in one call, of networks of vectors that have one."""
-        fused = getattr(self.net, "mapped", None)
-        if fused is None or self.event_dim != 1:
-            return None
+    def _couple_columns(self, value: Tensor, context: Tensor | None, generate: bool) -> tuple[Tensor, Tensor]:
+        """Vectors, whose network and map are one call, feature-major, ``(n, rows)``: every element is contiguous."""
+        columns = value.reshape(-1, value.shape[-1]).mT
         given = None if context is None else context.reshape(-1, context.shape[-1])
-        columns = (part.reshape(-1, part.shape[-1]).mT for part in (a, b))  # (n, rows)
-        mapped, log_det = fused(self.univariate, *columns, given, generate=generate)
-        return mapped.mT.reshape(b.shape), log_det.reshape(b.shape[:-1])
+        if self.alternates:
+            even, odd = columns.unflatten(0, (-1, 2)).unbind(1)  # views
+            a, b = (even, odd) if self.even_first else (odd, even)
+        else:
+            a, b = (columns if self.ordered else reorder(columns, 0, self.parts, self.order)).split(self.sizes)
+        b, log_det = self.net.mapped(self.univariate, a, b, given, generate=generate)
+        if self.alternates:
+            moved = torch.stack((a, b) if self.even_first else (b, a), 1).flatten(0, 1)
+        else:
+            moved = torch.cat([a, b])
+            moved = moved if self.ordered else reorder(moved, 0, self.order, self.parts)
+        return moved.mT.reshape(value.shape), log_det.reshape(value.shape[:-1])

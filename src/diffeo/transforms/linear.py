@@ -33,6 +33,7 @@ class Permutation(Transform):
         self.event_dim = event_dim
         self.register_buffer("order", order)
         self.register_buffer("back", order.argsort(), persistent=False)
+        self.reverses = _reverses(order)
         # A loaded order must bring its own way back.
         self.register_load_state_dict_post_hook(Permutation._find_back)
 
@@ -40,6 +41,7 @@ class Permutation(Transform):
         if not torch.equal(self.order.sort().values, torch.arange(len(self.order), device=self.order.device)):
             raise ValueError("expected a permutation in the state of a Permutation, got repeated or missing places")
         self.back.copy_(self.order.argsort())
+        self.reverses = _reverses(self.order)
 
     @classmethod
     def reversing(cls, features: int, event_dim: int = 1) -> Permutation:
@@ -53,11 +55,18 @@ class Permutation(Transform):
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reorder."""
-        return reorder(z, -self.event_dim, self.order, self.back), z.new_zeros(self._batch_shape(z))
+        return self._move(z, self.order, self.back), z.new_zeros(self._batch_shape(z))
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Put back in order."""
-        return reorder(x, -self.event_dim, self.back, self.order), x.new_zeros(self._batch_shape(x))
+        return self._move(x, self.back, self.order), x.new_zeros(self._batch_shape(x))
+
+    def _move(self, value: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        return value.flip(-self.event_dim) if self.reverses else reorder(value, -self.event_dim, order, back)
+
+
+def _reverses(order: Tensor) -> bool:
+    return torch.equal(order, torch.arange(len(order) - 1, -1, -1, device=order.device))
 
 
 class _Reorder(torch.autograd.Function):
