@@ -26,7 +26,7 @@ PROCESSORS = {"native": [], "x86-64-v3": ["-march=x86-64-v3"], "x86-64": ["-marc
 NEEDS = {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"}  # of the processor, for x86-64-v3
 BUILT = "import sys; from diffeo.ops.cpu.build import kernels; sys.exit(kernels().reason or None)"
 # Most of the time goes into solves by the reference, between three pairs of times. Two builds are tested with all three,
-# the others with the first: the rest differ from it in the signs and the lengths of steps alone.
+# the others with the first one: steps of other signs and lengths are all that the rest adds.
 WHOLE = {"gcc native", "gcc x86-64-v3"}
 PART = "not solves_in_one_call or direction0"
 SECONDS = 900.0
