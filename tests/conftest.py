@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -34,3 +35,16 @@ def plain():
 
     with ops.using("cpu"):
         yield run
+
+
+def pytest_sessionfinish(session, exitstatus):
+    session.config.diffeo_status = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """Leave without finalisers after ``test_build``: it loads dozens of builds, and ending with them all crashed once."""
+    if "test_build" in sys.modules and hasattr(config, "diffeo_status"):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.diffeo_status)
