@@ -43,7 +43,7 @@ def pytest_sessionfinish(session, exitstatus):
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config):
-    """Leave without finalisers after ``test_build``: it loads dozens of builds, and ending with them all crashed once."""
+    """Leave without finalisers after ``test_build``: ending with dozens of builds loaded crashed."""
     if "test_build" in sys.modules and hasattr(config, "diffeo_status"):
         sys.stdout.flush()
         sys.stderr.flush()
