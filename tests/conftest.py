@@ -1,6 +1,5 @@
 import os
 import signal
-import sys
 
 import pytest
 import torch
@@ -35,16 +34,3 @@ def plain():
 
     with ops.using("cpu"):
         yield run
-
-
-def pytest_sessionfinish(session, exitstatus):
-    session.config.diffeo_status = int(exitstatus)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config):
-    """Leave without finalisers after ``test_build``: ending with dozens of builds loaded crashed."""
-    if "test_build" in sys.modules and hasattr(config, "diffeo_status"):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(config.diffeo_status)

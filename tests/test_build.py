@@ -42,7 +42,9 @@ def evil(tmp_path):
 
 def forge(folder, evil, name):
     """Write a library and a manifest that names its digest, as somebody would who knows all names."""
-    shutil.copy(evil, folder / f"{name}.so")
+    target = folder / f"{name}.so"
+    target.unlink(missing_ok=True)  # written over, a library that this process has loaded would change under it
+    shutil.copy(evil, target)
     digest = build.hashlib.sha256(evil.read_bytes()).hexdigest()
     (folder / f"{name}.json").write_text(json.dumps({"digest": digest, "race": {}, "time": time.time()}))
 
@@ -90,7 +92,6 @@ def test_what_was_damaged_is_built_anew(damage, evil):
 def test_files_of_another_user_are_not_loaded(evil, which):
     target, mark = evil
     kept = build.kernels().path
-    kept.unlink()
     forge(kept.parent, target, kept.stem)
     for suffix in ("so", "json") if which == "both" else (which,):
         os.chown(kept.with_suffix(f".{suffix}"), SOMEBODY, SOMEBODY)
@@ -106,7 +107,6 @@ def test_files_of_another_user_are_not_loaded(evil, which):
 def test_files_that_others_may_write_are_not_loaded(evil, suffix):
     target, mark = evil
     kept = build.kernels().path
-    kept.unlink()
     forge(kept.parent, target, kept.stem)
     kept.chmod(0o600)
     kept.with_suffix(f".{suffix}").chmod(0o622)
@@ -120,7 +120,6 @@ def test_links_are_not_followed(place, evil, suffix):
     """Neither to load what they point to, nor to write there."""
     target, mark = evil
     kept = build.kernels().path
-    kept.unlink()
     forge(kept.parent, target, kept.stem)
     linked, elsewhere = kept.with_suffix(f".{suffix}"), place / "elsewhere"
     linked.rename(elsewhere)
