@@ -26,7 +26,7 @@ app = typer.Typer(
 DATA_HELP = (
     "A table (.csv .csv.gz .tsv .parquet .feather .npy .npz), images (a folder of .png or .jpg, .npy or .npz of rank 3 "
     "or 4), audio (a folder of .wav, .flac or .ogg, or a pattern of paths), or a built-in set: moons, rings, "
-    "checkerboard, 8gaussians, pinwheel, spirals, wine, breast_cancer; images: digits, mnist; audio: fsdd."
+    "checkerboard, 8gaussians, pinwheel, spirals, wine, breast_cancer, flower; images: digits, mnist; audio: fsdd."
 )
 Run = Annotated[Path, typer.Argument(help="A run directory, as 'diffeo fit' makes.", metavar="RUN")]
 Data = Annotated[str, typer.Argument(help=DATA_HELP, metavar="DATA")]
