@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_sample_image
 
 from diffeo.data import BUILTIN, ENTROPY, load_builtin, open_table
 from diffeo.errors import UserError
@@ -18,8 +19,11 @@ def test_every_set(name):
     assert x.shape == (100, len(names))
     assert x.dtype == np.float64
     assert np.isfinite(x).all()
-    assert labels.shape == (100,)
-    assert labels.dtype.kind == "i"
+    if name == "flower":
+        assert labels is None
+    else:
+        assert labels.shape == (100,)
+        assert labels.dtype.kind == "i"
     assert len(set(names)) == len(names)
     again, other = load_builtin(name, 100, 3), load_builtin(name, 100, 4)
     np.testing.assert_array_equal(x, again.x)
@@ -46,6 +50,20 @@ def test_bundled_sets(name, shape):
     if name == "digits":
         assert x.min() == 0
         assert x.max() == 16
+
+
+def test_the_flower_is_the_picture():
+    picture = load_sample_image("flower.jpg")
+    x, names, _ = load_builtin("flower")
+    assert x.shape == (picture.shape[0] * picture.shape[1], 5)
+    assert names == ("x", "y", "red", "green", "blue")
+    red, green, blue = (part.astype(int) for part in x[:, 2:].T)
+    assert np.array_equal(
+        picture[picture.shape[0] - 1 - x[:, 1].astype(int), x[:, 0].astype(int)].T, (red, green, blue)
+    )
+    assert len(np.unique(x[:, :2], axis=0)) == len(x)
+    with pytest.raises(UserError, match="'flower' has 273280 rows, fewer than the 300000 asked for"):
+        load_builtin("flower", rows=300_000)
 
 
 @pytest.mark.parametrize("name", PLANAR)
@@ -100,7 +118,9 @@ def test_formulas():
 
 
 def test_mistakes():
-    with pytest.raises(UserError, match="no built-in set 'moon'; there are digits, breast_cancer, wine, moons, rings"):
+    with pytest.raises(
+        UserError, match="no built-in set 'moon'; there are digits, breast_cancer, wine, flower, moons, rings"
+    ):
         load_builtin("moon")
     with pytest.raises(UserError, match="expected rows >= 1, got 0"):
         load_builtin("moons", rows=0)

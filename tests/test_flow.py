@@ -247,6 +247,8 @@ def test_many_samples_are_finite(name):
         (lambda f, c: diffeo.maf(2, activation="sigmoid"), "expected an activation among"),
         (lambda f, c: diffeo.maf(2, preprocess=["straighten"]), "expected preprocessing among"),
         (lambda f, c: diffeo.nsf(2, structure="ring"), "expected structure among"),
+        (lambda f, c: diffeo.nsf(2, dropout=1.0), r"expected dropout in \[0, 1\), got 1.0"),
+        (lambda f, c: diffeo.nsf(2, structure="inverse", dropout=0.1), "expected no dropout for structure 'inverse'"),
     ],
 )
 def test_mistakes_are_named(call, message):
@@ -257,6 +259,37 @@ def test_mistakes_are_named(call, message):
 def test_arrays_that_are_no_tensors_are_named():
     with pytest.raises(TypeError, match=r"expected x as a torch.Tensor, got list"):
         make("maf").log_prob([[1.0, 2.0]])
+
+
+# ---- Dropout --------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_is_for_training_alone():
+    """In evaluation mode, and in sampling in either mode, a flow is the one without dropout, to the bit."""
+    plain = diffeo.nsf(5, hidden=(32, 32), transforms=3, preprocess=())
+    randomise(plain)
+    dropping = diffeo.nsf(5, hidden=(32, 32), transforms=3, dropout=0.5, preprocess=())
+    dropping.load_state_dict(plain.state_dict())
+    x = torch.randn(50, 5)
+    assert torch.equal(dropping.eval().log_prob(x), plain.eval().log_prob(x))
+    dropping.train()
+    assert not torch.equal(dropping.log_prob(x), plain.log_prob(x))
+    assert torch.equal(dropping.decode(x), plain.decode(x))
+
+
+def test_with_dropout_a_likelihood_is_still_that_of_a_density():
+    """Whatever the networks do not see, each layer is a bijection, and its log-det is autograd's."""
+    flow = diffeo.nsf(4, hidden=(16,), transforms=2, dropout=0.5, preprocess=()).double()
+    randomise(flow)
+    flow.train()
+    x = torch.randn(8, 4, dtype=torch.float64)
+
+    def encode(rows):
+        torch.manual_seed(0)
+        return flow.transform.inverse_and_log_det(rows)
+
+    jacobians = torch.autograd.functional.jacobian(lambda rows: encode(rows)[0].sum(0), x).movedim(1, 0)
+    torch.testing.assert_close(encode(x)[1], torch.linalg.slogdet(jacobians).logabsdet)
 
 
 # ---- Bases ----------------------------------------------------------------------------------------------------------

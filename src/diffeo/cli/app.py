@@ -26,7 +26,7 @@ app = typer.Typer(
 DATA_HELP = (
     "A table (.csv .csv.gz .tsv .parquet .feather .npy .npz), images (a folder of .png or .jpg, .npy or .npz of rank 3 "
     "or 4), audio (a folder of .wav, .flac or .ogg, or a pattern of paths), or a built-in set: moons, rings, "
-    "checkerboard, 8gaussians, pinwheel, spirals, wine, breast_cancer; images: digits, mnist; audio: fsdd."
+    "checkerboard, 8gaussians, pinwheel, spirals, wine, breast_cancer, flower; images: digits, mnist; audio: fsdd."
 )
 Run = Annotated[Path, typer.Argument(help="A run directory, as 'diffeo fit' makes.", metavar="RUN")]
 Data = Annotated[str, typer.Argument(help=DATA_HELP, metavar="DATA")]
@@ -81,6 +81,10 @@ def fit(
     ] = None,
     drop: Annotated[list[str] | None, typer.Option("--drop", help="Columns to leave out.", metavar="COLS")] = None,
     drop_missing: DropMissing = False,
+    test: Annotated[
+        float | None,
+        typer.Option("--test", help="Keep this fraction of the rows for 'diffeo check' alone.", metavar="FRACTION"),
+    ] = None,
     size: Annotated[
         str | None, typer.Option("--size", help="Bring pictures to this side, or height,width.", metavar="N[,N]")
     ] = None,
@@ -137,8 +141,8 @@ def fit(
 
     summary = fit_data(
         data, out, model=model, arguments=given, context=parse.columns(context), drop=parse.columns(drop),
-        missing="drop" if drop_missing else "error", size=parse.whole_numbers(size, "--size") or (), rate=rate,
-        crop=crop, mels=mels, label_pattern=label_pattern, epochs=epochs,
+        missing="drop" if drop_missing else "error", test=test, size=parse.whole_numbers(size, "--size") or (),
+        rate=rate, crop=crop, mels=mels, label_pattern=label_pattern, epochs=epochs,
         minutes=minutes, batch_size=batch_size, accumulate=accumulate, lr=lr, seed=seed, device=device, resume=resume,
         force=force, figures=figures, progress=True, say=_note,
     )  # fmt: skip
@@ -412,7 +416,8 @@ def check(
     """Say whether a run can be trusted.
 
     Examines inverse, log-determinant, latents, samples and likelihood on a table, on images or on audio, and gives a
-    verdict. Given the data of training, only the rows that were held out are used.
+    verdict. Given the data of training, the rows used are those kept for the test (fit --test), or else those for
+    validation; where these are too few, those trained on, of which the verdict says so.
     """
     from diffeo.cli import show
     from diffeo.jobs import check_run, run_kind

@@ -36,7 +36,7 @@ def fit(summary: Mapping[str, Any]) -> str:
                 ("validation", _likelihood(summary["validation"])),
                 ("training", _likelihood(summary["train"]) if "train" in summary else ""),
                 ("test", _likelihood(summary["test"]) if "test" in summary else ""),
-                ("rows", f"{rows['train']:,} for training, {rows['validation']:,} for validation"),
+                ("rows", _parts(rows)),
                 ("time", f"{_many(summary['epochs'], 'epoch')} in {_time(summary['seconds'])}, {_stopped(summary)}"),
                 ("skipped", f"{summary['skipped_batches']} batches were not finite" * (summary["skipped_batches"] > 0)),
                 ("figures", f"{summary['run']}/figures" if summary["figures"] else ""),
@@ -44,6 +44,11 @@ def fit(summary: Mapping[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _parts(rows: Mapping[str, int]) -> str:
+    test = f", {rows['test']:,} for the test" if "test" in rows else ""
+    return f"{rows['train']:,} for training, {rows['validation']:,} for validation{test}"
 
 
 def _what(summary: Mapping[str, Any]) -> str:

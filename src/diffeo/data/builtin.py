@@ -1,4 +1,4 @@
-"""Data sets that need no download: three of scikit-learn's, and distributions in the plane.
+"""Data sets that need no download: four of scikit-learn's, and distributions in the plane.
 
 The planar ones are drawn by numpy from a seed; the class of a point (which moon, ring, square, ...) is its label.
 """
@@ -64,6 +64,20 @@ def wine(rows: int | None, generator: np.random.Generator) -> Sample:
     Reference: Aeberhard and Forina, Wine, UCI 1991.
     """
     return _bundled("wine", rows, generator)
+
+
+def flower(rows: int | None, generator: np.random.Generator) -> Sample:
+    """Return the 273,280 pixels of a photograph of a flower: place (y from below) and colour, 0 to 255; no labels.
+
+    The photograph is scikit-learn's flower.jpg, by vultilion (flickr.com/photos/vultilion/6056698931, CC BY 2.0).
+    """
+    from sklearn.datasets import load_sample_image
+
+    picture = load_sample_image("flower.jpg")  # (height, width, 3)
+    height, width, _ = picture.shape
+    y, x = np.mgrid[height - 1 : -1 : -1, :width]
+    pixels = np.concatenate([np.stack([x, y], axis=-1), picture], axis=-1).reshape(-1, 5)  # (height * width, 5)
+    return _some("flower", Sample(pixels.astype(np.float64), ("x", "y", "red", "green", "blue"), None), rows, generator)
 
 
 def moons(rows: int | None, generator: np.random.Generator) -> Sample:
@@ -132,6 +146,7 @@ BUILTIN: dict[str, Callable[[int | None, np.random.Generator], Sample]] = {
     "digits": digits,
     "breast_cancer": breast_cancer,
     "wine": wine,
+    "flower": flower,
     "moons": moons,
     "rings": rings,
     "checkerboard": checkerboard,
@@ -162,10 +177,16 @@ def _bundled(name: str, rows: int | None, generator: np.random.Generator) -> Sam
     import sklearn.datasets  # slow to import, so only when asked for
 
     data = getattr(sklearn.datasets, f"load_{name}")()
-    x, labels = data.data, data.target
-    if rows is not None:
-        if rows > len(x):
-            raise UserError(f"built-in set {name!r} has {len(x)} rows, fewer than the {rows} asked for")
-        chosen = generator.choice(len(x), rows, replace=False)
-        x, labels = x[chosen], labels[chosen]
-    return Sample(x.astype(np.float64), tuple(str(n) for n in data.feature_names), labels)
+    names = tuple(str(n) for n in data.feature_names)
+    return _some(name, Sample(data.data.astype(np.float64), names, data.target), rows, generator)
+
+
+def _some(name: str, sample: Sample, rows: int | None, generator: np.random.Generator) -> Sample:
+    """Draw so many rows of a set of fixed size, or take all."""
+    x, _, labels = sample
+    if rows is None:
+        return sample
+    if rows > len(x):
+        raise UserError(f"built-in set {name!r} has {len(x)} rows, fewer than the {rows} asked for")
+    chosen = generator.choice(len(x), rows, replace=False)
+    return sample._replace(x=x[chosen], labels=None if labels is None else labels[chosen])

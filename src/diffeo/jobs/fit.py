@@ -46,6 +46,7 @@ def fit_data(
     context: Sequence[str] = (),
     drop: Sequence[str] = (),
     missing: str = "error",
+    test: float | None = None,
     size: Sequence[int] = (),
     rate: int | None = None,
     crop: float | None = None,
@@ -66,7 +67,7 @@ def fit_data(
 ) -> dict[str, Any]:
     """Learn the density of a table, of images or of audio and write a run directory.
 
-    A tenth of the rows, drawn by the seed, is held out: it decides when to stop and which weights to keep.
+    A tenth of the rows, drawn by the seed, is for validation: it decides when to stop and which weights to keep.
 
     Args:
         source: what ``open_table``, ``open_images`` or ``open_audio`` takes: a path, the name of a built-in set, an
@@ -78,6 +79,8 @@ def fit_data(
             for log-mel features, "label" for what the files' names say.
         drop: columns to leave out.
         missing: what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
+        test: the fraction of rows or images, drawn by the seed, that neither training nor validation sees; their
+            likelihood is reported, and ``check_run`` examines the run on them.
         size: side, or height and width, that pictures are brought to.
         rate: samples per second that audio is brought to; by default what most files have.
         crop: seconds of audio in an example; 1 by default.
@@ -106,7 +109,7 @@ def fit_data(
     given = {
         "model": model and model.replace("-", "_"), "arguments": dict(arguments or {}) or None,
         "context": list(context) or None, "drop": list(drop) or None, "size": list(size) or None,
-        "missing": missing if missing != "error" else None, "rate": rate, "crop": crop, "mels": mels,
+        "missing": missing if missing != "error" else None, "test": test, "rate": rate, "crop": crop, "mels": mels,
         "label_pattern": label_pattern,
         "epochs": epochs, "minutes": minutes, "batch_size": batch_size, "accumulate": accumulate, "lr": lr,
         "seed": seed,
@@ -131,7 +134,7 @@ def fit_data(
         flow = _flow(material, settings, earlier, seed)
         objective = _objective(flow, material)
         if earlier is None and world.leads:
-            data = {"name": material.name, "sha256": material.hash, "rows": material.total}
+            data = {"name": material.name, "sha256": material.hash, "rows": material.total, "test": material.tested}
             origin = provenance(data=data, seed=seed, settings=settings)
             create_run(out, flow, description, plain(origin), force)
             shutil.rmtree(Path(out) / "figures", ignore_errors=True)
@@ -219,6 +222,8 @@ def _metrics(flow: Flow, material: Material, seed: int) -> dict[str, Any]:
         nll = -_log_prob(flow, x, context, device)
         result[name] = likelihood_facts(nll, math.prod(x.shape[1:]), material.dimension, material.step)
     result["rows"] = {"train": material.rows, "validation": len(material.valid_x)}
+    if "test" in result:
+        result["rows"]["test"] = result["test"]["rows"]
     return result
 
 

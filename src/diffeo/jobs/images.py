@@ -15,7 +15,7 @@ from diffeo.data import IMAGE_SETS, Images, open_images
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.jobs.material import Material
-from diffeo.jobs.rows import split_rows
+from diffeo.jobs.rows import count_test, split_rows
 from diffeo.report import image_figures
 
 __all__ = ["ImageData", "describe_images", "hold_out", "one_hot", "shows_images"]
@@ -57,7 +57,7 @@ def _header_rank(archive: zipfile.ZipFile, name: str) -> int:
 class ImageData(Material):
     """Images, and their labels where the density is conditional on them."""
 
-    options = ("size",)
+    options = ("size", "test")
     unit, dimension = "image", "dim"
 
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
@@ -74,12 +74,14 @@ class ImageData(Material):
         self.name = self.images.name
 
     def read(self) -> None:
-        """Hold out what custom holds out, or else a tenth."""
+        """Hold out what custom holds out, or else a tenth; and images for a test, where asked."""
         images = self.images
         if self.labelled and images.labels is None:
             raise UserError(f"{images.name}: no labels to condition on; put each class into a folder of its own")
-        train, valid = hold_out(images, self.seed)
-        self.test = images.test
+        if (test := self.settings.get("test", 0.0)) and (images.test is not None or images.validation):
+            raise UserError(f"{images.name}: has test images of its own; leave --test out")
+        self.tested = count_test(len(images), test)
+        train, valid, self.test = hold_out(images, self.seed, self.tested)
         self.rows, self.total = len(train), len(images)
         self.x, self.context = _pixels(train), self._labels(train)
         self.valid_x, self.valid_context = _pixels(valid), self._labels(valid)
@@ -121,7 +123,7 @@ class ImageData(Material):
         }
 
     def judged(self, most: int) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Held-out images, some of those trained on, and the set's own test images."""
+        """Images for validation, some of those trained on, and test images if there are any."""
         parts: dict[str, tuple[Tensor, Tensor | None]] = {"validation": (self.valid_x, self.valid_context)}
         most = min(most, 10_000)
         parts["train"] = (self.x[:most], None if self.context is None else self.context[:most])
@@ -143,13 +145,13 @@ def describe_images(shape: Sequence[int], levels: int, classes: Sequence[str]) -
     return {"kind": "images", "shape": list(shape), "levels": levels, "classes": list(classes)}
 
 
-def hold_out(images: Images, seed: int) -> tuple[Images, Images]:
-    """The images to train on and those held out, by custom, or else a tenth drawn by the seed."""
-    train, valid, _ = images.split()
-    if valid is None:
-        kept, held = split_rows(len(images), seed)
-        train, valid = images.part(kept.numpy()), images.part(held.numpy())
-    return train, valid
+def hold_out(images: Images, seed: int, tested: int = 0) -> tuple[Images, Images, Images | None]:
+    """The images to train on, for validation and for a test: by custom, or else a tenth, and ``tested`` others."""
+    train, valid, test = images.split()
+    if valid is not None:
+        return train, valid, test
+    train, valid, *rest = (images.part(rows.numpy()) for rows in split_rows(len(images), seed, tested))
+    return train, valid, rest[0] if tested else test
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -24,7 +24,8 @@ class Material(ABC):
         step: bits are those of values this far apart: 1 in the data's own units, 2^-15 of 16-bit sound in [-1, 1).
         name: the data's own.
         hash: identifies all of the data.
-        total: how many examples there are; ``rows``: how many of them to train on.
+        total: how many examples there are; ``rows``: how many of them to train on; ``tested``: how many of them neither
+            training nor early stopping ever sees, besides a test part that the data bring along.
         notes: what a user should know about how the data were read.
         description: plain data from which a run directory knows what it was trained on.
         features, context_size: what a recipe is told, with ``sizes`` for what else the data decide.
@@ -40,6 +41,7 @@ class Material(ABC):
     hash: str
     total: int
     rows: int
+    tested: int = 0
     notes: list[str]
     description: Mapping[str, Any]
     features: int | Sequence[int]

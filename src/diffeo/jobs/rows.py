@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from diffeo.data import Encoded, Schema, Table, load
+from diffeo.errors import UserError
 from diffeo.training.batches import fingerprint
 
-__all__ = ["ENOUGH", "LARGE", "Split", "TableStream", "draw_rows", "split_rows", "split_table"]
+__all__ = ["ENOUGH", "LARGE", "Split", "TableStream", "count_test", "draw_rows", "split_rows", "split_table"]
 
 LARGE = 2**31  # bytes of encoded rows; beyond it they are streamed
 POOL = 2**20  # rows of a stream that are shuffled together
@@ -24,33 +25,44 @@ MOST_HELD_OUT = 200_000  # of a stream; more would only cost time
 
 @dataclass(frozen=True)
 class Split:
-    """Rows to train on, in memory or as a stream, and rows held out, all of them tensors.
+    """Rows to train on, in memory or as a stream, rows for validation, and rows for a test, all of them tensors.
 
-    ``x`` is (n, features); a context is (n, context_size) or None. ``hash`` identifies the whole table.
+    ``x`` is (n, features); a context is (n, context_size) or None. ``test_x`` may be empty. ``hash`` identifies the
+    whole table.
     """
 
     x: Tensor | TableStream
     context: Tensor | None
     valid_x: Tensor
     valid_context: Tensor | None
+    test_x: Tensor
+    test_context: Tensor | None
     rows: int
     hash: str
 
 
-def split_table(table: Table, schema: Schema, batch_size: int, seed: int) -> Split:
-    """Read a table and hold out a tenth of its rows, drawn by the seed.
+def split_table(table: Table, schema: Schema, batch_size: int, seed: int, test: float = 0.0) -> Split:
+    """Read a table and hold out a fraction of its rows for a test, a tenth of the others for validation.
 
     Raises:
-        UserError: for bad input.
+        UserError: for bad input, or test rows asked of a table that does not fit into memory.
     """
     if 4 * schema.rows * (schema.features + schema.context_size) > LARGE:
+        if test:
+            raise UserError(
+                f"{table.name}: test rows (--test) are taken from tables that fit into memory, and this one is read "
+                "in parts; put some of its rows into a file of their own instead"
+            )
         stream = TableStream(table, schema, batch_size, seed)
-        return Split(stream, None, stream.valid_x, stream.valid_context, stream.rows, stream.fingerprint)
+        none = stream.valid_x[:0]
+        return Split(stream, None, stream.valid_x, stream.valid_context, none, None, stream.rows, stream.fingerprint)
     x, context = (None if part is None else torch.from_numpy(part) for part in load(table, schema))
     assert x is not None
-    train, valid = split_rows(len(x), seed)
-    parts = [None if context is None else context[chosen] for chosen in (train, valid)]
-    return Split(x[train], parts[0], x[valid], parts[1], len(train), fingerprint(x, context))
+    parts = [
+        (x[chosen], None if context is None else context[chosen])
+        for chosen in split_rows(len(x), seed, count_test(len(x), test))
+    ]
+    return Split(*parts[0], *parts[1], *parts[2], len(parts[0][0]), fingerprint(x, context))
 
 
 class TableStream:
@@ -112,11 +124,24 @@ class TableStream:
             yield _choose(encoded, ~encoded.impossible), out[~encoded.impossible]
 
 
-def split_rows(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the numbers of the rows to train on, shuffled, and of those held out, in order."""
+def count_test(count: int, fraction: float) -> int:
+    """Return how many of so many rows are for the test.
+
+    Raises:
+        UserError: if none is left to train on.
+    """
+    test = max(1, round(fraction * count)) if fraction else 0
+    if test and count - test < 2:
+        raise UserError(f"expected at least 2 rows beside those of the test (--test {fraction:g}), got {count} in all")
+    return test
+
+
+def split_rows(count: int, seed: int, test: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the numbers of the rows to train on, shuffled; of a tenth for validation, in order; of ``test`` others."""
     order = np.random.default_rng(seed).permutation(count)
-    held = max(1, round(HELD_OUT * count))
-    return torch.from_numpy(order[held:]), torch.from_numpy(np.sort(order[:held]))
+    order, tested = order[: count - test], order[count - test :]
+    held = max(1, round(HELD_OUT * len(order)))
+    return torch.from_numpy(order[held:]), torch.from_numpy(np.sort(order[:held])), torch.from_numpy(np.sort(tested))
 
 
 def draw_rows(table: Table, schema: Schema, limit: int, seed: int) -> tuple[Tensor, Tensor | None, dict[str, int], int]:

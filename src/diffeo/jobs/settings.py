@@ -14,6 +14,7 @@ __all__ = ["check_settings", "earlier_settings", "refuse_foreign"]
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str,), "arguments": (dict,), "context": (list,), "drop": (list,), "size": (list,), "missing": (str,),
+    "test": (int, float),
     "rate": (int,), "crop": (int, float), "mels": (int,), "label_pattern": (str,),
     "epochs": (int,), "minutes": (int, float), "batch_size": (int,), "accumulate": (int,),
     "lr": (int, float), "seed": (int,),
@@ -51,6 +52,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for name in ("minutes", "lr", "crop"):
         if name in settings and not 0 < settings[name] < math.inf:
             raise UserError(f"expected {name} above 0, got {settings[name]}")
+    if "test" in settings and not 0 < settings["test"] < 1:
+        raise UserError(f"expected a fraction of the rows for the test in (0, 1), got {settings['test']}")
     if settings.get("power", 0.0) < 0 or not math.isfinite(settings.get("power", 0.0)):
         raise UserError(f"expected power of at least 0, got {settings['power']}")
     for name in ("contrast", "forward_share"):

@@ -23,7 +23,7 @@ BATCH_SIZE = 512
 class TableData(Material):
     """The rows of a table."""
 
-    options = ("drop", "missing")
+    options = ("drop", "missing", "test")
     unit, dimension = "row", "column"
     split: Split
 
@@ -34,11 +34,12 @@ class TableData(Material):
         self.name = self.table.name
 
     def read(self) -> None:
-        """Infer the schema and hold out a tenth of the rows."""
+        """Infer the schema and hold out rows for validation and, where asked, for a test."""
         self.schema = Schema.infer(self.table, self.settings.get("context", ()), self.settings.get("drop", ()))
-        self.split = split_table(self.table, self.schema, self.batch_size, self.seed)
+        self.split = split_table(self.table, self.schema, self.batch_size, self.seed, self.settings.get("test", 0.0))
         self.x, self.context = self.split.x, self.split.context
         self.valid_x, self.valid_context = self.split.valid_x, self.split.valid_context
+        self.tested = len(self.split.test_x)
         self.rows, self.hash, self.total = self.split.rows, self.split.hash, self.schema.rows
         self.features, self.context_size = self.schema.features, self.schema.context_size
         self.description = self.schema.to_json()
@@ -63,10 +64,12 @@ class TableData(Material):
         return {}
 
     def judged(self, most: int) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Held-out rows, and training rows where they are in memory."""
+        """Rows for validation, for the test if there are any, and training rows where they are in memory."""
         parts: dict[str, tuple[Tensor, Tensor | None]] = {"validation": (self.valid_x, self.valid_context)}
         if not isinstance(self.x, TableStream):
             parts["train"] = (self.x[:most], None if self.context is None else self.context[:most])
+        if self.tested:
+            parts["test"] = (self.split.test_x, self.split.test_context)
         return parts
 
     def facts(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -157,16 +157,24 @@ def nsf(
     bins: int = 8,
     bound: float = 5.0,
     affine: bool = False,
+    dropout: float = 0.0,
     preprocess: Preprocess = ("standardize",),
 ) -> Flow:
     """NSF: rational-quadratic splines, autoregressive (cheap to score), coupling (both ways) or inverse (to sample).
 
     Inverse is to autoregressive what IAF is to MAF. With ``affine``, every spline is placed and scaled by an affine map
-    as well: where one column nearly determines another, that is what learns it. Durkan et al. 2019, arXiv:1906.04032.
+    as well: where one column nearly determines another, that is what learns it. ``dropout``, for the autoregressive
+    structure alone, is the fraction of earlier elements that a network does not see in training, against overfitting
+    (see ``Autoregressive``). Durkan et al. 2019, arXiv:1906.04032.
     """
-    kinds = {"autoregressive": _autoregressive, "coupling": _couplings, "inverse": _inverse}
+    autoregressive = partial(_autoregressive, dropout=dropout)
+    kinds: dict[str, Callable[..., list[Transform]]] = {
+        "autoregressive": autoregressive, "coupling": _couplings, "inverse": _inverse,
+    }  # fmt: skip
     if structure not in kinds:
         raise ValueError(f"expected structure among {', '.join(kinds)}, got {structure!r}")
+    if dropout and structure != "autoregressive":
+        raise ValueError(f"expected no dropout for structure {structure!r}, got {dropout}")
     spline: Univariate = RationalQuadraticSpline(bins, bound)
     if affine:
         spline = Composed(spline, Affine(2.0))
@@ -203,14 +211,14 @@ def _autoregressive(
     hidden: Sequence[int],
     activation: str,
     residual: bool,
+    dropout: float = 0.0,
 ) -> list[Transform]:
     layers: list[Transform] = []
     for index in range(transforms):
         if index:
             layers.append(Permutation.reversing(features))
-        layers.append(
-            Autoregressive(univariate, MADE(features, univariate.size, hidden, context, activation, residual))
-        )
+        net = MADE(features, univariate.size, hidden, context, activation, residual)
+        layers.append(Autoregressive(univariate, net, dropout))
     return layers
 
 

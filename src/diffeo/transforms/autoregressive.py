@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -52,14 +53,19 @@ class Autoregressive(Transform):
     Args:
         univariate: the map of each element.
         net: an autoregressive conditioner such as ``MADE``, with ``size = univariate.size``.
+        dropout: in training mode, the fraction of elements that the network does not see (Srivastava et al. 2014) when
+            it normalizes. Elements themselves are always mapped, so a log-likelihood remains that of a density.
     """
 
-    def __init__(self, univariate: Univariate, net: nn.Module) -> None:
+    def __init__(self, univariate: Univariate, net: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"expected dropout in [0, 1), got {dropout}")
         if getattr(net, "size", univariate.size) != univariate.size:
             raise ValueError(f"expected a network of {univariate.size} parameters per element, got {net.size}")
         self.univariate = univariate
         self.net: Any = net
+        self.dropout = dropout
 
     @property
     def cheap(self) -> str:
@@ -69,7 +75,8 @@ class Autoregressive(Transform):
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalize in one parallel pass."""
         columns, given = self._columns(x, context)
-        z, log_det = self._normalize(columns, given)
+        seen = F.dropout(columns, self.dropout, self.training) if self.dropout else columns
+        z, log_det = self.net.mapped(self.univariate, seen, columns, given)
         return z.mT.reshape(x.shape), log_det.reshape(x.shape[:-1])
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
