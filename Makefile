@@ -12,15 +12,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(READY)  ## learn scikit-learn's handwritten digits and a table of its; look into demo/ afterwards
-	$(BIN)/diffeo fit digits --out demo/digits --force --minutes 1.5
+demo: $(READY)  ## learn scikit-learn's handwritten digits and a table of 273,280 rows; look into demo/ afterwards
+	$(BIN)/diffeo fit digits --context label --out demo/digits --force --minutes 1
 	$(BIN)/diffeo score demo/digits digits --out demo/bits.csv --force
-	$(BIN)/diffeo sample demo/digits -n 64 --out demo/digits.png --force
-	$(BIN)/diffeo fit wine --out demo/wine --force --minutes 1
-	$(BIN)/diffeo score demo/wine wine --out demo/scores.csv --force
-	$(BIN)/diffeo sample demo/wine -n 1000 --out demo/fake.csv --force
-	$(BIN)/diffeo check demo/wine wine
-	@echo 'Pictures: demo/digits/figures, demo/wine/figures. New digits: demo/digits.png. Scores of every row: demo/scores.csv.'
+	$(BIN)/diffeo sample demo/digits -n 100 --out demo/digits.png --force
+	$(BIN)/diffeo fit flower --test 0.1 --out demo/flower --force --minutes 1
+	$(BIN)/diffeo check demo/flower flower
+	$(BIN)/diffeo score demo/flower flower --out demo/scores.csv --force
+	$(BIN)/diffeo sample demo/flower -n 100000 --out demo/pixels.csv --force
+	$(BIN)/python examples/flower.py demo/pixels.csv demo/flower.png
+	@echo 'Look at demo/digits.png (ten new digits of each class), demo/flower.png (a photograph and its pixels, drawn anew),'
+	@echo 'demo/digits/figures and demo/flower/figures. Scores of every image and row: demo/bits.csv, demo/scores.csv.'
 
 test: $(READY)  ## the laws, the bad input, the whole life of a run
 	$(BIN)/python -m pytest

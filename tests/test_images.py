@@ -13,6 +13,7 @@ import diffeo
 from diffeo.cli.main import main
 from diffeo.errors import UserError
 from diffeo.jobs import fit_data, info, inpaint_image, sample_images, score_images
+from diffeo.jobs.images import ImageData
 
 SMALL = {"hidden": [8], "transforms": 1}
 
@@ -21,7 +22,7 @@ SMALL = {"hidden": [8], "transforms": 1}
 def runs(tmp_path_factory):
     """A small RealNVP of the digits and a conditional NICE of bright and dark squares."""
     folder = tmp_path_factory.mktemp("images")
-    fit_data("digits", folder / "digits", epochs=2, arguments={"hidden": [8]})
+    fit_data("digits", folder / "digits", model="realnvp", epochs=2, arguments={"hidden": [8]})
     generator = np.random.default_rng(0)
     labels = np.arange(400) % 2
     pixels = (generator.integers(0, 100, (400, 6, 6)) + 150 * labels[:, None, None]).astype(np.uint8)
@@ -49,6 +50,21 @@ def test_a_run_of_images(runs):
     assert {path.name for path in (runs / "digits" / "figures").iterdir()} >= {
         "learning_curve.png", "samples.png", "between.png", "inpainting.png", "scales.png",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("side", "count", "name"), [(8, 40, "nsf"), (16, 4000, "nsf"), (18, 40, "realnvp")])
+def test_small_images_are_learned_element_by_element(side, count, name):
+    """And the fewer there are, the more is done against overfitting."""
+    data = ImageData(np.random.default_rng(0).integers(0, 256, (count, side, side)).astype(np.uint8), {}, 0)
+    data.read()
+    model, arguments = data.default_model()
+    training = data.training(diffeo.build(model, {"features": data.features, **SMALL}))
+    assert model == name
+    if name == "nsf":
+        assert arguments["dropout"] == pytest.approx(min(0.1, 160 / data.rows), abs=1e-4)
+        assert training["weight_decay"] == pytest.approx(1300 / data.rows)
+    else:
+        assert "weight_decay" not in training
 
 
 def test_scores_have_a_line_per_image(runs, tmp_path):

@@ -104,7 +104,7 @@ def fit(
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the data at most.")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Minutes of training at most.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", help="Rows per step.  [default: 512; images: 64; audio: 8]")
+        int | None, typer.Option("--batch-size", help="Rows per step.  [default: 512; images: 64 or 128; audio: 8]")
     ] = None,
     accumulate: Annotated[
         int | None, typer.Option("--accumulate", help="Divide a step into so many portions, to save memory.")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.jobs.check import Judging, images_to_judge_by
-from diffeo.jobs.images import has_bfloat16
+from diffeo.jobs.images import gains_by_bfloat16
 from diffeo.jobs.pictures import draw_pairs
 from diffeo.jobs.runs import Opened
 from diffeo.jobs.table_teaching import TableTeaching
@@ -199,7 +199,7 @@ class ImageSteps(StepTeaching):
 
     def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
         """Find real images to judge by; all classes are drawn alike."""
-        classes, self.bfloat16 = len(self.opened.classes), has_bfloat16(self.device)
+        classes, self.bfloat16 = len(self.opened.classes), gains_by_bfloat16(self.opened.flow)
         self.contexts = torch.eye(classes, device=self.device) if classes else None
         self.real = self.found(source, lambda data: images_to_judge_by(self.opened, data, self.scored, seed)[0], say)
 
