@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 import diffeo
+from diffeo.commands import fit_data
 from diffeo.data import ENTROPY, load_builtin
-from diffeo.jobs import fit_data
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ import torch
 
 import diffeo
 import peers
-from diffeo.jobs import distill_run, fit_data
-from diffeo.jobs.table_teaching import BATCH_SIZE, BATCHES, REPORTED, DensityTeaching
+from diffeo.commands import distill_run, fit_data
+from diffeo.distillation.density import BATCH_SIZE, BATCHES, REPORTED, DensityTeaching
 from diffeo.recipes.assembly import take_apart
 from diffeo.report.distillation import compare_draws, draw_both, warnings
 from protein import locate

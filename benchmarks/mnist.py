@@ -30,7 +30,7 @@ from torch import Tensor
 
 from diffeo.data import open_images
 from diffeo.flow import Flow, bits_per_dim
-from diffeo.jobs.pixels import open_image_run
+from diffeo.modalities.images.run import open_image_run
 from diffeo.report.numerics import continuous_part
 from diffeo.transforms import Chain, Logit
 from speed import machine

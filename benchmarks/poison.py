@@ -13,7 +13,7 @@ import sys
 import torch
 
 from diffeo import recipes
-from diffeo.data.builtin import load_builtin
+from diffeo.modalities.builtin import load_builtin
 from diffeo.objectives import MaximumLikelihood
 from diffeo.training import fit
 

@@ -21,7 +21,7 @@ from typing import Any
 import diffeo
 import peers
 from diffeo.cli import show
-from diffeo.jobs import distill_run, fit_data
+from diffeo.commands import distill_run, fit_data
 
 SET = "fsdd-jackson"
 BARS = {"independent Gaussian samples": 13.51, "stationary AR(16)": 11.77}

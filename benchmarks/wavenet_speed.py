@@ -23,7 +23,7 @@ import torch
 
 import diffeo
 from diffeo import ops
-from diffeo.report.sound_distillation import generate_end_naively
+from diffeo.modalities.audio.distillation import generate_end_naively
 
 HOP = 80
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from diffeo.commands import fit_data, score_table
 from diffeo.data import load_builtin
-from diffeo.jobs import fit_data, score_table
 
 x, names, labels = load_builtin("breast_cancer")
 table = pd.DataFrame(x, columns=names)

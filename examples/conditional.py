@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from diffeo.cli import main
-from diffeo.jobs import fit_data, sample_table
+from diffeo.commands import fit_data, sample_table
 
 # The noise grows with x, and its sign is a coin's: no regression can say this.
 generator = np.random.default_rng(0)

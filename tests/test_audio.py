@@ -12,12 +12,14 @@ import torch
 
 import diffeo
 from diffeo.cli.main import main
-from diffeo.data import Audio, fsdd, open_audio, save_wavs, storage
+from diffeo.commands import check_run, fit_data, info, sample_audio, score_audio
+from diffeo.data import Audio, open_audio, save_wavs
 from diffeo.errors import UserError
-from diffeo.jobs import check_run, fit_data, info, sample_audio, score_audio
-from diffeo.jobs.audio import Crops, SoundFormat
-from diffeo.report import audio_figures
-from diffeo.report.sound_check import check_sound
+from diffeo.modalities import storage
+from diffeo.modalities.audio import figures as audio_figures
+from diffeo.modalities.audio import fsdd
+from diffeo.modalities.audio.check import check_sound
+from diffeo.modalities.audio.dataset import Crops, SoundFormat
 
 RATE, HOP = 1000, 10
 SMALL = {"channels": 4, "layers": 3, "cycles": 1, "skip": 8, "hop": HOP}

@@ -15,9 +15,9 @@ import torch
 
 import diffeo
 from diffeo.cli import main
+from diffeo.commands import check_run, fit_data, info, sample_table, score_table
 from diffeo.data import Schema, open_table
-from diffeo.jobs import check_run, fit_data, info, sample_table, score_table
-from diffeo.jobs.defaults import preprocessing
+from diffeo.modalities.tables.defaults import preprocessing
 
 TINY = ["--hidden", "16", "--transforms", "2", "--no-figures"]
 COMMANDS = ["fit", "score", "sample", "distill", "info", "check"]
@@ -162,7 +162,7 @@ def test_sample_looks_like_the_table(made, tmp_path, capsys):
 
 
 def test_samples_in_portions(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("diffeo.jobs.sample.PORTION", 64)
+    monkeypatch.setattr("diffeo.commands.sample.PORTION", 64)
     summary = sample_table(made / "run", 200, tmp_path / "x.csv")
     assert summary["rows"] == len(pd.read_csv(tmp_path / "x.csv")) == 200
     assert summary["non_finite"] == 0
@@ -275,8 +275,8 @@ def test_figures_of_a_fit(tmp_path):
 
 def test_large_tables_stream(tmp_path, monkeypatch):
     """A table beyond the limit is trained on from the file, with the same kind of result."""
-    monkeypatch.setattr("diffeo.jobs.rows.LARGE", 1000)
-    monkeypatch.setattr("diffeo.jobs.rows.POOL", 200)
+    monkeypatch.setattr("diffeo.modalities.tables.rows.LARGE", 1000)
+    monkeypatch.setattr("diffeo.modalities.tables.rows.POOL", 200)
     mixed(1000).drop(columns="id").to_parquet(tmp_path / "x.parquet")
     options = {"epochs": 2, "batch_size": 64, "accumulate": 2, "arguments": {"hidden": [8], "transforms": 1}}
     summary = fit_data(tmp_path / "x.parquet", tmp_path / "run", **options)

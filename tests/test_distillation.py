@@ -15,9 +15,10 @@ import diffeo
 from cases import randomise
 from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal
 from diffeo.cli import main, show
+from diffeo.commands import check_run, distill_run, info
+from diffeo.commands.distill import pace_warnings
+from diffeo.distillation import density as table_teaching
 from diffeo.flow import Flow
-from diffeo.jobs import check_run, distill_run, info, table_teaching
-from diffeo.jobs.distill import pace_warnings
 from diffeo.objectives import Distillation, WarmStart
 from diffeo.objectives.distillation import path_gradient, reparameterized
 from diffeo.recipes.assembly import take_apart

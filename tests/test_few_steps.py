@@ -14,9 +14,11 @@ import diffeo
 from cases import randomise
 from diffeo.bases import StandardNormal
 from diffeo.cli import main
+from diffeo.commands import distill_run
+from diffeo.distillation import density as table_teaching
+from diffeo.distillation import steps as step_teaching
+from diffeo.distillation.steps import ImageSteps, TableSteps
 from diffeo.flow import Flow
-from diffeo.jobs import distill_run, step_teaching, table_teaching
-from diffeo.jobs.step_teaching import ImageSteps, TableSteps
 from diffeo.objectives import StepMatching, few_steps, guided, reflow_pairs, trajectories
 from diffeo.objectives.flow_matching import split_ode
 from diffeo.report.step_distillation import compare_flows, warnings
@@ -372,7 +374,7 @@ def test_an_interrupted_distillation_goes_on(killed, teachers, tmp_path, monkeyp
     def often(*arguments, **options):
         return fit(*arguments, **options, checkpoint_every=0.0)
 
-    from diffeo.jobs import distill
+    from diffeo.commands import distill
 
     fit = distill.fit
     monkeypatch.setattr(distill, "fit", often)

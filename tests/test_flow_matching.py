@@ -396,7 +396,7 @@ def run(tmp_path_factory):
     assert main([*argv, "--out", str(folder / "given"), *given]) == 0
     with pytest.MonkeyPatch.context() as patch:  # small figures are figures
         patch.setattr("diffeo.report.trajectories.FRAMES", 4)
-        patch.setattr("diffeo.jobs.pictures.ROWS", 400)
+        patch.setattr("diffeo.modalities.tables.figures.ROWS", 400)
         assert main([*argv, "--out", str(folder / "run"), "--drop", "label"]) == 0
     return folder
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from diffeo.cli.main import main
+from diffeo.commands import check as check_module
+from diffeo.commands import check_run, distill_run, fit_data, info
+from diffeo.commands.check import IN_SAMPLE
 from diffeo.data import open_images
 from diffeo.errors import UserError
-from diffeo.jobs import check as check_module
-from diffeo.jobs import check_run, distill_run, fit_data, info
-from diffeo.jobs import rows as rows_module
-from diffeo.jobs.check import IN_SAMPLE
-from diffeo.jobs.images import hold_out
-from diffeo.jobs.rows import split_rows
+from diffeo.modalities.images.dataset import hold_out
+from diffeo.modalities.tables import rows as rows_module
+from diffeo.modalities.tables.rows import split_rows
 
 SMALL = {"epochs": 3, "arguments": {"hidden": [16], "transforms": 1}, "figures": False}
 TEST = "test rows, held out of training and of early stopping"

@@ -11,9 +11,9 @@ from PIL import Image
 
 import diffeo
 from diffeo.cli.main import main
+from diffeo.commands import fit_data, info, inpaint_image, sample_images, score_images
 from diffeo.errors import UserError
-from diffeo.jobs import fit_data, info, inpaint_image, sample_images, score_images
-from diffeo.jobs.images import ImageData
+from diffeo.modalities.images.dataset import ImageData
 
 SMALL = {"hidden": [8], "transforms": 1}
 

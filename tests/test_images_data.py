@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffeo.data import Images, folders, open_images, save_grid, save_npz, save_pngs, storage
-from diffeo.data import mnist as mnist_module
+from diffeo.data import Images, open_images, save_grid, save_npz, save_pngs
 from diffeo.errors import UserError
+from diffeo.modalities import folders, storage
+from diffeo.modalities.images import mnist as mnist_module
 
 GENERATOR = np.random.default_rng(0)
 GREY = GENERATOR.integers(256, size=(6, 1, 10, 12), dtype=np.uint8)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from diffeo.data import EXTENSIONS, Schema, TableWriter, load, open_table
-from diffeo.data.infer import find_grid
 from diffeo.errors import UserError
+from diffeo.modalities.tables.infer import find_grid
 
 
 def frame(**columns):

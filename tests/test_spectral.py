@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import diffeo
-from diffeo.report import sound
+from diffeo.modalities.audio import measures as sound
 from diffeo.spectral import frames_of, log_mel, magnitudes, mel_filters
 
 RATE = 8000

@@ -13,10 +13,11 @@ import torch
 import diffeo
 from cases import randomise
 from diffeo.cli.main import main
-from diffeo.jobs import audio_teaching, distill_run, fit_data
-from diffeo.jobs.opening import open_any_run
+from diffeo.commands import distill_run, fit_data
+from diffeo.distillation import sequence as audio_teaching
+from diffeo.modalities.audio.distillation import generate_end_naively, warnings
+from diffeo.modalities.opening import open_any_run
 from diffeo.recipes.assembly import take_apart
-from diffeo.report.sound_distillation import generate_end_naively, warnings
 from diffeo.training import checkpoint as checkpoints
 
 RATE, HOP = 1000, 10

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffeo.data import EXTENSIONS, Table, TableWriter, open_table
-from diffeo.data import delimited as delimited_module
 from diffeo.errors import UserError
+from diffeo.modalities.tables import delimited as delimited_module
 
 
 def everything(table, names=None, rows=65536):

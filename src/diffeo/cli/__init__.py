@@ -1,4 +1,4 @@
-"""The command line: parses, calls ``diffeo.jobs``, prints. Nothing heavy is imported before a command runs."""
+"""The command line: parses, calls ``diffeo.commands``, prints. Nothing heavy is imported before a command runs."""
 
 from diffeo.cli.main import main
 

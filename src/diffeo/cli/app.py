@@ -137,7 +137,7 @@ def fit(
     given.update(parse.assignments(set_, "--set"))
 
     from diffeo.cli import show
-    from diffeo.jobs import fit_data
+    from diffeo.commands import fit_data
 
     summary = fit_data(
         data, out, model=model, arguments=given, context=parse.columns(context), drop=parse.columns(drop),
@@ -181,7 +181,7 @@ def score(
 
     from diffeo.cli import show
     from diffeo.cli.progress import RowsBar
-    from diffeo.jobs import run_kind, score_audio, score_images, score_table
+    from diffeo.commands import run_kind, score_audio, score_images, score_table
 
     kind = run_kind(run)
     if kind != "table":
@@ -235,7 +235,7 @@ def sample(
 
     from diffeo.cli import show
     from diffeo.cli.progress import RowsBar
-    from diffeo.jobs import run_kind, sample_audio, sample_images, sample_table
+    from diffeo.commands import run_kind, sample_audio, sample_images, sample_table
 
     kind = run_kind(run)
     if kind == "audio":
@@ -284,7 +284,7 @@ def inpaint(
 ) -> None:
     """Complete the hidden pixels of images by climbing the density."""
     from diffeo.cli import show
-    from diffeo.jobs import inpaint_image
+    from diffeo.commands import inpaint_image
 
     summary = inpaint_image(run, image, mask, out, steps=steps, label=label, seed=seed, device=device, force=force)
     _print(summary, as_json, show.inpaint)
@@ -355,7 +355,7 @@ def distill(
     arguments = parse.assignments(set_, "--set")
 
     from diffeo.cli import show
-    from diffeo.jobs import distill_run
+    from diffeo.commands import distill_run
 
     summary = distill_run(
         run, out, data, student=student, arguments=arguments, epochs=epochs, minutes=minutes,
@@ -394,8 +394,8 @@ def info(
         raise UserError("expected either RUN or --machine; see diffeo info --help")
 
     from diffeo.cli import show
-    from diffeo.jobs import info as run_info
-    from diffeo.jobs import machine
+    from diffeo.commands import info as run_info
+    from diffeo.commands import machine
 
     if run is None:
         _print(machine(), as_json, show.machine)
@@ -420,7 +420,7 @@ def check(
     validation; where these are too few, those trained on, of which the verdict says so.
     """
     from diffeo.cli import show
-    from diffeo.jobs import check_run, run_kind
+    from diffeo.commands import check_run, run_kind
 
     if drop_missing and (kind := run_kind(run)) != "table":
         _refuse(run, kind, {"--drop-missing": drop_missing})
@@ -431,7 +431,7 @@ def check(
 def _print(
     summary: Mapping[str, Any], as_json: bool, show: Callable[[Any], str], results_on_stdout: bool = False
 ) -> None:
-    from diffeo.jobs.plain import plain
+    from diffeo.commands.plain import plain
 
     if as_json:
         print(json.dumps(plain(summary), indent=2))

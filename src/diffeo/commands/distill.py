@@ -1,0 +1,270 @@
+"""From a run that is slow to sample to one that samples in a single parallel pass, or in a few steps."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffeo.commands.plain import plain
+from diffeo.commands.settings import check_settings, refuse_foreign
+from diffeo.distillation.base import Teaching
+from diffeo.distillation.density import DensityTeaching
+from diffeo.distillation.sequence import AudioTeaching
+from diffeo.distillation.steps import ImageSteps, TableSteps
+from diffeo.errors import UserError
+from diffeo.flow import Flow
+from diffeo.modalities.opening import AnyRun, open_any_run
+from diffeo.modalities.runs import claimed, run_kind, with_likelihood
+from diffeo.recipes import build
+from diffeo.recipes.assembly import take_apart
+from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
+from diffeo.training.device import choose_device
+from diffeo.training.parallel import World
+from diffeo.training.seeding import derive, seed_noise
+from diffeo.training.weights import digest
+
+__all__ = ["distill_run"]
+
+# By the kind of run; of those that suit its flow the first one has the student for who does not choose.
+TEACHINGS: dict[str, tuple[type[Teaching], ...]] = {
+    "table": (TableSteps, DensityTeaching), "images": (ImageSteps,), "audio": (AudioTeaching,),
+}  # fmt: skip
+
+
+def distill_run(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    source: Any = None,
+    *,
+    student: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    forward_share: float | None = None,
+    power: float | None = None,
+    contrast: float | None = None,
+    missing: str = "error",
+    seed: int | None = None,
+    device: str | None = None,
+    resume: bool = False,
+    force: bool = False,
+    figures: bool = True,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Distil a run into a student that samples in one parallel pass, or in a few steps, and say what was lost.
+
+    The student of a continuous flow, of a table or of images, is that flow with its trajectories straightened, then
+    taught to follow them in a few Euler steps; it has samples and no likelihood. Any other student has a density, and
+    lives within the teacher's preprocessing, which cancels in every log-ratio. That of a table learns from
+    rows that the teacher draws: first to give them density (the forward KL), then by both Kullback-Leibler divergences.
+    That of audio, a Parallel WaveNet, learns from sounds that the teacher draws in the contexts of recordings: first to
+    map the noise of each to it, then by the reverse KL.
+
+    Args:
+        run: the teacher's run directory.
+        out: the run directory to make.
+        source: a table, as ``open_table`` takes it: the report then says what the student lost on real rows, those
+            that the teacher was not trained on. By default the table that the run names, if it is still there. A
+            conditional teacher needs one, for the contexts. Of audio, recordings, as ``open_audio`` takes them, always
+            needed; by default those that the run names.
+        student: by the name that the kind of run has for it.
+        arguments: arguments of its recipe that replace the default ones: ``steps`` of the student "few-steps".
+        epochs: the budget of all training, in epochs: of 100 steps, 100 by default; for images of 32 steps, 150; of
+            audio, passes over the recordings, 60.
+        minutes: the same in minutes instead.
+        forward_share: weight of the forward KL, along the teacher's encoding, in the last stage of audio; 0.1 by
+            default. It keeps more of what the teacher knows.
+        power: weight of the power loss, per sample, of audio; 2 by default, without which a student whispers.
+        contrast: weight of the contrastive term, of audio, in [0, 1); 0.3 in the paper.
+        missing: what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
+        seed: decides the initial weights, the draws and the noise; 0 by default.
+        device: where to train; a GPU if there is one.
+        resume: continue a run that was interrupted, with its own settings where none are given here.
+        force: replace an earlier run; distil a teacher that is fast already.
+        figures: draw the figures.
+        progress: show a bar on stderr.
+        say: called with every note.
+
+    Returns:
+        What ``metrics`` of the run directory says, and its path.
+
+    Raises:
+        UserError: for bad input, a teacher that samples in one pass or a few steps already, an unknown student or
+            argument, or a folder that cannot be written.
+    """
+    world = World(choose_device(device))
+    teacher = with_likelihood(open_any_run(run, world.device))
+    folder = Path(out)
+    if folder.exists() and folder.samefile(run):
+        raise UserError(f"{folder} is the teacher's own folder: choose another one for the student (--out)")
+    if teacher.flow.cheap in ("forward", "both") and not force:
+        raise UserError(f"{teacher.path} samples in one pass already: nothing to gain (distil it anyway with --force)")
+    given = {
+        "student": student, "arguments": dict(arguments or {}) or None, "epochs": epochs, "minutes": minutes,
+        "forward_share": forward_share, "power": power, "contrast": contrast,
+        "missing": missing if missing != "error" else None, "seed": seed,
+    }  # fmt: skip
+    earlier = read_model(out) if resume else None
+    settings = {**_earlier_settings(out, earlier), **{k: v for k, v in given.items() if v is not None}}
+    check_settings({name: value for name, value in settings.items() if name not in ("student", "arguments")})
+    kinds = [each for group in TEACHINGS.values() for each in group]
+    teaching = _teaching(teacher, TEACHINGS[run_kind(run)], settings.get("student"))
+    refuse_foreign({kind.what: kind.options for kind in kinds}, teaching.what, settings)
+    seed = settings.get("seed", 0)
+    tell = say if world.leads else lambda text: None
+
+    teaching.read(source, settings, seed, tell)
+    flow = _student(teaching, settings.get("arguments", {}), seed)
+    assert flow.recipe is not None  # it was built from one
+    own, _ = take_apart(flow)
+
+    with claimed(folder, earlier is not None or force) if world.leads else nullcontext():
+        if earlier is not None and earlier["schema"] != plain(teaching.description):
+            raise UserError(f"{folder} was distilled from another run; give the same or start again (--force)")
+        if earlier is None and world.leads:
+            create_run(folder, flow, plain(teaching.description), plain(_origin(teaching, settings)), force)
+            for earlier_folder in ("figures", "sounds"):
+                shutil.rmtree(folder / earlier_folder, ignore_errors=True)
+    world.wait()  # under torchrun, until the first process has made the run directory
+
+    results = _train(own, teaching, folder, settings, seed, resume, progress, world, tell)
+    facts = {
+        "model": flow.recipe["name"],
+        "student": teaching.student,
+        "teacher": teaching.path,
+        "parameters": sum(parameter.numel() for parameter in flow.parameters()),
+        **teaching.facts(),
+        "stages": {name: _stage(result) for name, result in results.items()},
+        "epochs": sum(result.epochs for result in results.values()),
+        "seconds": sum(result.seconds for result in results.values()),
+        "stopped": list(results.values())[-1].stopped,
+    }
+    drawn: list[str] = []
+    if world.leads:
+        save_weights(folder, flow)
+        if facts["stopped"] != "interrupted":
+            facts |= teaching.report(own, seed)
+            facts["distillation"]["warnings"] += pace_warnings(facts["distillation"])
+            if figures:
+                drawn = teaching.draw(folder, results)
+        save_metrics(folder, plain(facts))
+    return {"run": os.fspath(out), **plain(facts), "figures": drawn}
+
+
+def pace_warnings(report: Mapping[str, Any]) -> list[str]:
+    """Say so where a student is not worth having: a teacher that remembers what it has read can be faster."""
+    speed = report.get("samples_per_second") or report.get("rows_per_second") or {}
+    if not speed or speed["student"] >= speed["teacher"]:
+        return []
+    return [
+        f"the student samples no faster than its teacher ({speed['student']:,.0f} a second to "
+        f"{speed['teacher']:,.0f}): here the teacher itself is the better sampler"
+    ]
+
+
+def _teaching(teacher: AnyRun, kinds: Sequence[type[Teaching]], student: str | None) -> Teaching:
+    """Choose how to teach a student of this name, or else the first one that the teacher can have."""
+    fitting = [kind for kind in kinds if kind.suits(teacher.flow)]
+    if not fitting:
+        raise UserError(f"{teacher.path}: of {kinds[0].what}, only {kinds[0].teachers} can be distilled")
+    names = {name: kind for kind in fitting for name in kind.students}
+    name = student or next(iter(names))
+    if name not in names:
+        others = [kind for group in TEACHINGS.values() for kind in group if name in kind.students]
+        what = f"student {name!r} is for {others[0].teachers}" if others else f"unknown student {name!r}"
+        raise UserError(f"{what}; expected one of {', '.join(names)}")
+    return names[name](teacher, name)
+
+
+def _earlier_settings(out: str | os.PathLike[str], earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    if earlier is None:
+        return {}
+    settings = earlier["provenance"].get("distillation", {}).get("settings")
+    if not isinstance(settings, dict):
+        raise UserError(f"{os.fspath(out)} was not made by diffeo distill: choose another folder")
+    return settings
+
+
+def _student(teaching: Teaching, chosen: Mapping[str, Any], seed: int) -> Flow:
+    """Build the student with what it has from its teacher; its initial weights follow the seed."""
+    recipe, arguments = teaching.students[teaching.student]
+    shared = teaching.shared()
+    for argument in shared:
+        if chosen.get(argument, shared[argument]) != shared[argument]:
+            raise UserError(
+                f"a student has its teacher's {argument} ({shared[argument]!r}), got {chosen[argument]!r}; leave it out"
+            )
+    seed_noise(torch.device("cpu"), derive(seed, "weights"))
+    try:
+        flow = build(recipe, {**arguments, **chosen, **shared})
+    except ValueError as error:
+        raise UserError(f"student {teaching.student!r}: {error}") from error
+    teaching.check(flow)
+    flow.to(teaching.flow.base.device_marker)
+    for own, its in zip(teaching.inherited(flow), teaching.inherited(teaching.flow), strict=True):
+        own.load_state_dict(its.state_dict())
+    return flow
+
+
+def _origin(teaching: Teaching, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the student comes from. Data and seed are the teacher's: they tell which rows it was never shown."""
+    assert teaching.flow.recipe is not None
+    its = teaching.provenance
+    return provenance(
+        data=its.get("data"), seed=its.get("seed"),
+        distillation={
+            "settings": dict(settings),
+            "teacher": {
+                "run": teaching.path, "model": teaching.flow.recipe["name"],
+                "sha256": digest(teaching.flow.state_dict()), "versions": its.get("versions"),
+            },
+        },
+    )  # fmt: skip
+
+
+def _train(
+    student: Flow,
+    teaching: Teaching,
+    out: Path,
+    settings: Mapping[str, Any],
+    seed: int,
+    resume: bool,
+    progress: bool,
+    world: World,
+    say: Callable[[str], None],
+) -> dict[str, FitResult]:
+    """Run the stages, each with a checkpoint of its own: one that is over only gives its weights back."""
+    results: dict[str, FitResult] = {}
+    for number, stage in enumerate(teaching.stages, start=1):
+        folder = out / "train" / stage.name
+        say(f"stage {number} of {len(teaching.stages)}: {stage.says}")
+        stream, held_out = teaching.lessons(stage, student, seed)
+        results[stage.name] = fit(
+            stage.objective(student, teaching.tutor), stream, validation=held_out, lr=stage.lr, patience=math.inf,
+            bfloat16=teaching.bfloat16, seed=seed, device=world.device, out=folder, resume=resume and folder.is_dir(),
+            progress=progress, **_budget(settings, stage.share, teaching.epochs),
+        )  # fmt: skip
+        if results[stage.name].stopped == "interrupted":
+            break
+    return results
+
+
+def _budget(settings: Mapping[str, Any], share: float, epochs: int) -> dict[str, Any]:
+    if "minutes" in settings:
+        return {"minutes": share * settings["minutes"]}
+    return {"epochs": max(1, round(share * settings.get("epochs", epochs)))}
+
+
+def _stage(result: FitResult) -> dict[str, Any]:
+    return {
+        "loss": result.best_loss, "epochs": result.epochs, "best_epoch": result.best_epoch, "steps": result.steps,
+        "skipped_batches": result.skipped, "seconds": result.seconds,
+    }  # fmt: skip

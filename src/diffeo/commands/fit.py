@@ -1,0 +1,271 @@
+"""From data to a run directory."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffeo.commands.plain import plain
+from diffeo.commands.settings import check_settings, earlier_settings, refuse_foreign
+from diffeo.errors import UserError
+from diffeo.flow import Flow, bits_per_dim
+from diffeo.modalities.audio.dataset import RECIPES_OF_AUDIO, AudioData, shows_audio
+from diffeo.modalities.base import Material
+from diffeo.modalities.images.dataset import ImageData, shows_images
+from diffeo.modalities.runs import claimed
+from diffeo.modalities.tables.dataset import TableData
+from diffeo.objectives import Objective, objective_of
+from diffeo.recipes import build
+from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
+from diffeo.training.device import choose_device
+from diffeo.training.parallel import World
+from diffeo.training.seeding import derive, seed_noise
+from diffeo.transforms.ode import find_ode
+
+__all__ = ["fit_data", "likelihood_facts"]
+
+EVALUATED = 50_000  # training rows whose likelihood is reported
+FEWER = 1_000  # rows of each part, where a likelihood takes many evaluations of a network
+PORTION = 2**22  # numbers scored at a time
+
+
+def fit_data(
+    source: Any,
+    out: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    context: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    missing: str = "error",
+    test: float | None = None,
+    size: Sequence[int] = (),
+    rate: int | None = None,
+    crop: float | None = None,
+    mels: int | None = None,
+    label_pattern: str | None = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    batch_size: int | None = None,
+    accumulate: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    resume: bool = False,
+    force: bool = False,
+    figures: bool = True,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Learn the density of a table, of images or of audio and write a run directory.
+
+    A tenth of the rows, drawn by the seed, is for validation: it decides when to stop and which weights to keep.
+
+    Args:
+        source: what ``open_table``, ``open_images`` or ``open_audio`` takes: a path, the name of a built-in set, an
+            array or a frame.
+        out: the run directory to make.
+        model: a recipe's name, with dashes or underscores; by default ``default_model`` chooses.
+        arguments: arguments of the recipe that replace the default ones.
+        context: columns that the density shall be conditional on; of images, "label" for their class; of audio, "mel"
+            for log-mel features, "label" for what the files' names say.
+        drop: columns to leave out.
+        missing: what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
+        test: the fraction of rows or images, drawn by the seed, that neither training nor validation sees; their
+            likelihood is reported, and ``check_run`` examines the run on them.
+        size: side, or height and width, that pictures are brought to.
+        rate: samples per second that audio is brought to; by default what most files have.
+        crop: seconds of audio in an example; 1 by default.
+        mels: log-mel channels; by default 40, or 80 from 12 kHz on.
+        label_pattern: the regular expression that finds a label in the name of a recording (``Audio.labelled``).
+        epochs: the budget in epochs.
+        minutes: the budget in minutes.
+        batch_size: rows per step; 512 by default, 64 images, 8 crops of audio.
+        accumulate: portions of a batch whose gradients are added up, where all of it does not fit into memory; 1 by
+            default.
+        lr: the highest learning rate.
+        seed: decides the split, the initial weights, the order and the noise; 0 by default.
+        device: where to train; a GPU if there is one.
+        resume: continue a run that was interrupted, with its own settings where none are given here.
+        force: replace an earlier run.
+        figures: draw the figures.
+        progress: show a bar on stderr.
+        say: called with every note on how the table was read.
+
+    Returns:
+        What ``metrics`` of the run directory says, and its path.
+
+    Raises:
+        UserError: for bad input, an unknown model or argument, or a folder that cannot be written.
+    """
+    given = {
+        "model": model and model.replace("-", "_"), "arguments": dict(arguments or {}) or None,
+        "context": list(context) or None, "drop": list(drop) or None, "size": list(size) or None,
+        "missing": missing if missing != "error" else None, "test": test, "rate": rate, "crop": crop, "mels": mels,
+        "label_pattern": label_pattern,
+        "epochs": epochs, "minutes": minutes, "batch_size": batch_size, "accumulate": accumulate, "lr": lr,
+        "seed": seed,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
+    earlier = read_model(out) if resume else None
+    settings = {**(earlier_settings(out, earlier) if earlier else {}), **given}
+    check_settings(settings)
+    world = World(choose_device(device))
+    seed = settings.get("seed", 0)
+
+    material = _kind(source, settings)(source, settings, seed)
+    # Under torchrun one process claims the folder: another, later, would find that a run is there already.
+    with claimed(Path(out), earlier is not None or force) if world.leads else nullcontext():
+        material.read()
+        description = plain(material.description)
+        if earlier is not None and earlier["schema"] != description:
+            folder = os.fspath(out)
+            raise UserError(f"{folder} was trained on other data; give the same or start again (--force)")
+        for note in material.notes if world.leads else ():
+            say(note)
+        flow = _flow(material, settings, earlier, seed)
+        objective = _objective(flow, material)
+        if earlier is None and world.leads:
+            data = {"name": material.name, "sha256": material.hash, "rows": material.total, "test": material.tested}
+            origin = provenance(data=data, seed=seed, settings=settings)
+            create_run(out, flow, description, plain(origin), force)
+            shutil.rmtree(Path(out) / "figures", ignore_errors=True)
+    world.wait()  # under torchrun, until the first process has made the run directory
+
+    held_out = material.valid_x if material.valid_context is None else (material.valid_x, material.valid_context)
+    own = ("epochs", "minutes", "accumulate", "lr")
+    chosen: dict[str, Any] = {name: settings[name] for name in own if name in settings}
+    result = fit(
+        objective, material.x, material.context, validation=held_out, batch_size=material.batch_size,
+        seed=seed, device=world.device, out=out, resume=resume, progress=progress,
+        **{**material.training(flow), **chosen},
+    )  # fmt: skip
+    metrics = plain({**_metrics(flow, material, seed), **_facts(flow, material, result), "notes": material.notes})
+    drawn: list[str] = []
+    if world.leads:
+        save_weights(out, flow)
+        save_metrics(out, metrics)
+        if figures and result.stopped != "interrupted":
+            drawn = material.draw(Path(out), flow)
+    return {"run": os.fspath(out), **metrics, "figures": drawn}
+
+
+def _kind(source: Any, settings: Mapping[str, Any]) -> type[Material]:
+    """Find out what the data are, and refuse the options of other kinds."""
+    kinds: dict[str, type[Material]] = {"tables": TableData, "images": ImageData, "audio": AudioData}
+    if shows_audio(source) or settings.get("model") in RECIPES_OF_AUDIO:
+        name = "audio"
+    else:
+        name = "images" if shows_images(source) else "tables"
+    refuse_foreign({other: kind.options for other, kind in kinds.items()}, name, settings)
+    return kinds[name]
+
+
+def _flow(material: Material, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int) -> Flow:
+    """Build the model; its initial weights follow from the seed."""
+    if earlier is not None:
+        name, arguments = earlier["recipe"]["name"], earlier["recipe"]["arguments"]
+    else:
+        name, arguments = material.default_model()
+    if settings.get("model", name) != name:
+        name, arguments = settings["model"], {}
+    arguments = {"preprocess": material.preprocessing(name), **arguments}
+    sizes = {"features": material.features, "context": material.context_size, **material.sizes}
+    seed_noise(torch.device("cpu"), derive(seed, "weights"))
+    try:
+        flow = build(name, {**arguments, **settings.get("arguments", {}), **sizes})
+    except ValueError as error:
+        raise UserError(f"model {name!r}: {error}") from error
+    ode = find_ode(flow.transform)
+    if ode is not None and not ode.has_likelihood:
+        raise UserError(
+            f"model {name!r}: {ode.steps} steps of {ode.solver} have no likelihood to report; leave steps out, and "
+            "make a sampler of few steps of the run by diffeo distill"
+        )
+    return flow
+
+
+def _objective(flow: Flow, material: Material) -> Objective:
+    """What the model is trained by; what cannot be trained so is refused before any work."""
+    assert flow.recipe is not None
+    try:
+        objective = objective_of(flow)
+    except ValueError as error:
+        raise UserError(f"model {flow.recipe['name']!r}: {error}") from error
+    batch = min(material.batch_size, material.rows)
+    if 0 < objective.pool < batch:
+        raise UserError(
+            f"expected a pool of at least a batch of {batch} to couple with noise, got {objective.pool}; "
+            f"give --set pool={batch} or more, or a smaller --batch-size"
+        )
+    return objective
+
+
+@torch.no_grad()
+def _metrics(flow: Flow, material: Material, seed: int) -> dict[str, Any]:
+    """Return negative log-likelihoods in the data's own units: nats per row with standard errors, and bits."""
+    result: dict[str, Any] = {}
+    device = flow.base.device_marker.device
+    most = FEWER if flow.cheap == "neither" else EVALUATED
+    for name, (x, context) in material.judged(most).items():
+        if flow.cheap == "neither":
+            x, context = x[:most], None if context is None else context[:most]
+        seed_noise(device, derive(seed, "metrics", name))
+        nll = -_log_prob(flow, x, context, device)
+        result[name] = likelihood_facts(nll, math.prod(x.shape[1:]), material.dimension, material.step)
+    result["rows"] = {"train": material.rows, "validation": len(material.valid_x)}
+    if "test" in result:
+        result["rows"]["test"] = result["test"]["rows"]
+    return result
+
+
+def likelihood_facts(nll: Tensor, dimensions: int, dimension: str, step: float = 1.0) -> dict[str, Any]:
+    """Return the mean of negative log-likelihoods (n,) in nats with its standard error, and in bits.
+
+    Args:
+        nll: of each row.
+        dimensions: how many numbers a row has.
+        dimension: what one of them is called.
+        step: between neighbouring values of a number, for ``bits_per_dim``.
+    """
+    mean = float(nll.mean())
+    stderr = float(nll.std() / len(nll) ** 0.5) if len(nll) > 1 else math.nan
+    bits = float(bits_per_dim(-nll.mean(), dimensions, step))
+    return {
+        "nll": mean, "stderr": stderr, "bits": bits * dimensions, f"bits_per_{dimension}": bits,
+        f"bits_per_{dimension}_stderr": stderr / (dimensions * math.log(2)), "rows": len(nll),
+    }  # fmt: skip
+
+
+def _log_prob(flow: Flow, x: Tensor, context: Tensor | None, device: torch.device) -> Tensor:
+    """Log-likelihoods in double precision, in portions that fit the device."""
+    portion = max(1, PORTION // max(1, math.prod(x.shape[1:])))
+    contexts = [None] * len(x) if context is None else context.split(portion)
+    parts = [
+        flow.log_prob(part.to(device), None if given is None else given.to(device)).double().cpu()
+        for part, given in zip(x.split(portion), contexts, strict=False)
+    ]
+    return torch.cat(parts)
+
+
+def _facts(flow: Flow, material: Material, result: FitResult) -> dict[str, Any]:
+    assert flow.recipe is not None
+    return {
+        "model": flow.recipe["name"],
+        "parameters": sum(parameter.numel() for parameter in flow.parameters()),
+        **material.facts(),
+        "epochs": result.epochs,
+        "best_epoch": result.best_epoch,
+        "steps": result.steps,
+        "skipped_batches": result.skipped,
+        "seconds": result.seconds,
+        "stopped": result.stopped,
+    }

@@ -1,0 +1,191 @@
+"""What a distillation must know of a teacher, whatever it models."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.commands.fit import likelihood_facts
+from diffeo.errors import UserError
+from diffeo.flow import Flow
+from diffeo.modalities.runs import Opened
+from diffeo.objectives import Objective
+from diffeo.objectives.flow_matching import with_ode
+from diffeo.recipes.assembly import take_apart
+from diffeo.report.compare import mean_and_error
+from diffeo.training import FitResult
+from diffeo.transforms import Chain
+from diffeo.transforms.ode import find_ode
+
+__all__ = ["Stage", "Teaching"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training: what is minimised, the share of the budget that it has, and its learning rate."""
+
+    name: str
+    says: str
+    objective: Callable[[Flow, Flow], Objective]
+    share: float
+    lr: float
+
+
+class Teaching(ABC):
+    """A teacher, the data that it is distilled by, and what a kind of student is taught by: stages and the report.
+
+    What student and teacher share, the preprocessing, cancels in every log-ratio: all flows here are those of the
+    layers alone, and rows are in their units.
+
+    Attributes:
+        what: the data are called, ``unit`` one of them, ``dimension`` one of its numbers.
+        teachers: what can be taught from in this way.
+        options: settings of a distillation that this kind of data alone has.
+        students: what a student may be, as a recipe and arguments of it, the default first.
+        epochs: the budget for who does not choose.
+        bfloat16: whether networks may multiply in bfloat16 in training.
+        student: the name of the one to teach.
+        opened: the teacher's run; ``path``, ``flow``, ``provenance``, ``device``: its own; ``description``: its data,
+            as a run directory has them.
+        core, preprocessing: the teacher's flow taken apart; ``tutor`` is the core as it is learned from, solved no
+            closer than to ``tolerance`` where it is continuous.
+        stages: of the training, once the data are read; the last one ends at the student to keep.
+    """
+
+    what: str
+    unit: str
+    dimension: str
+    teachers: str
+    options: tuple[str, ...]
+    students: Mapping[str, tuple[str, Mapping[str, Any]]]
+    epochs: int
+    bfloat16: bool = False
+    tolerance: float = 1e-4
+    stages: Sequence[Stage]
+
+    def __init__(self, opened: Opened, student: str) -> None:
+        self.opened: Any = opened
+        self.student = student
+        self.path, self.flow, self.provenance, self.device = opened.path, opened.flow, opened.provenance, opened.device
+        self.description: Mapping[str, Any] = opened.description
+        self.core, self.preprocessing = take_apart(opened.flow)
+        self.tutor = self.loosened(self.core)
+
+    def loosened(self, flow: Flow) -> Flow:
+        """The same flow, solved no closer than to learn from takes; weights are shared."""
+        ode = find_ode(flow.transform)
+        if ode is None or ode.steps is not None:
+            return flow
+        return with_ode(flow, ode.replaced(rtol=max(ode.rtol, self.tolerance), atol=max(ode.atol, self.tolerance)))
+
+    @classmethod
+    def suits(cls, flow: Flow) -> bool:
+        """Whether a flow can be taught from in this way."""
+        return True
+
+    def shared(self) -> dict[str, Any]:
+        """Return the arguments of its recipe that the student has from its teacher."""
+        assert self.flow.recipe is not None  # it was built from one
+        return {name: self.flow.recipe["arguments"][name] for name in ("features", "context", "preprocess")}
+
+    def inherited(self, flow: Flow) -> list[nn.Module]:
+        """Return the parts that the student has from its teacher, state and all, of either of them."""
+        return [*take_apart(flow)[1], *([] if flow.context_transform is None else [flow.context_transform])]
+
+    def check(self, flow: Flow) -> None:
+        """Refuse a student that is not what it is to be: by default, one that does not sample in one pass.
+
+        Raises:
+            UserError: for such a student.
+        """
+        if flow.cheap not in ("forward", "both"):
+            raise UserError(f"student {self.student!r} with these arguments does not sample in one pass")
+
+    @abstractmethod
+    def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
+        """Open the data that were given, or else those that the run names, and decide on the stages."""
+
+    @abstractmethod
+    def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[Any, tuple[Tensor, Tensor | None]]:
+        """Return what a stage is trained on, given the student that the ones before have left.
+
+        Returns:
+            A stream of (rows, contexts), and the rows, with their contexts, that tell which weights to keep.
+        """
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Return what the metrics say of the data."""
+
+    @abstractmethod
+    def report(self, student: Flow, seed: int) -> dict[str, Any]:
+        """Say what the student lost: "distillation", and "validation", the student's likelihood, where data are."""
+
+    @abstractmethod
+    def draw(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
+        """Draw ``folder/figures/*.png`` of what was reported, and return their paths."""
+
+    def found(self, source: Any, open_data: Callable[[Any], T], say: Callable[[str], None]) -> T | None:
+        """Open the data that were given, or else those that the run names; None, and a note, if these are gone."""
+        if source is not None:
+            return open_data(source)
+        recorded = (self.provenance.get("data") or {}).get("name")
+        if not isinstance(recorded, str):
+            return None
+        try:
+            return open_data(recorded)
+        except (UserError, OSError) as error:
+            say(f"no real {self.unit}s to judge by, only the teacher's own: {error}; give the {self.what} (DATA)")
+            return None
+
+    @torch.no_grad()
+    def inwards(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring data ``(n, *event)`` into the units of the layers; also the log-determinants ``(n,)`` of that."""
+        x = x.to(self.core.base.device_marker)
+        if not self.preprocessing:
+            return x, x.new_zeros(len(x))
+        z, log_det = Chain(self.preprocessing).eval().inverse_and_log_det(x)
+        return z, log_det.reshape(len(x), -1).sum(1)  # maps of single elements leave it theirs
+
+    @torch.no_grad()
+    def outwards(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring rows back into the units of the data; also the log-determinants (n,) of that."""
+        if not self.preprocessing:
+            return x, x.new_zeros(len(x))
+        x, log_det = Chain(self.preprocessing).eval().forward_and_log_det(x)
+        return x, log_det.reshape(len(x), -1).sum(1)
+
+    @torch.no_grad()
+    def score(self, student: Flow, x: Tensor, context: Tensor | None) -> dict[str, Tensor] | None:
+        """Score data ``(n, *event)``: log-likelihoods (n,) within the preprocessing, and the log-det of that.
+
+        Data that one of them gives no finite density are left out; None where fewer than two are left.
+        """
+        x, log_det = self.inwards(x)
+        context = None if context is None else context.to(self.device)
+        found = {
+            "student": student.log_prob(x, context, nan="propagate"),
+            "teacher": self.core.log_prob(x, context, nan="propagate"),
+            "log_det": log_det,
+        }
+        good = torch.stack(list(found.values())).isfinite().all(0)
+        if good.sum() < 2:
+            return None
+        return {name: values[good].double().cpu() for name, values in found.items()}
+
+    def judged(self, report: dict[str, Any], scores: Mapping[str, Tensor] | None, which: str) -> dict[str, Any]:
+        """Add to a report what ``score`` found, and the student's likelihood; ``which`` says of what data."""
+        if scores is None:
+            return {"distillation": report}
+        difference = mean_and_error((scores["student"] - scores["teacher"]).numpy())
+        report["real_rows"] = {**difference, "rows": len(scores["student"]), "which": which}
+        nll = -(scores["student"] + scores["log_det"])
+        return {"distillation": report, "validation": likelihood_facts(nll, report["dimensions"], self.dimension)}

@@ -1,0 +1,142 @@
+"""Distilling the run of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffeo.commands.check import Judging, rows_to_judge_by
+from diffeo.distillation.base import Stage, Teaching
+from diffeo.errors import UserError
+from diffeo.flow import Flow
+from diffeo.modalities.tables.figures import draw_pairs
+from diffeo.objectives import Distillation
+from diffeo.report.distillation import (
+    compare_draws,
+    divergence_curve,
+    draw_both,
+    generate_naively,
+    likelihoods,
+    pace,
+    warnings,
+)
+from diffeo.training import FitResult
+from diffeo.training.sampled import SampleStream
+from diffeo.training.seeding import derive, seed_noise
+from diffeo.transforms import Autoregressive
+
+__all__ = ["DensityTeaching", "TableTeaching"]
+
+BATCH_SIZE, BATCHES = 512, 100  # rows per step, steps per epoch
+VALIDATED = 4_096  # rows of the teacher's that tell which weights to keep
+REPORTED = 20_000  # draws of each that the report is of
+TIMED = 1_000  # rows drawn at a time where speed is measured
+
+
+class TableTeaching(Teaching):
+    """The run of a table. The table itself, where there is one, gives contexts, and real rows to judge by."""
+
+    what, unit, dimension = "tables", "row", "column"
+    options = ("missing",)
+
+    def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
+        """Find real rows to judge by, and contexts."""
+        missing = (settings if source is not None else self.provenance.get("settings", {})).get("missing", "error")
+
+        def judging(data: Any) -> Judging:
+            table = self.opened.schema.open(data, missing=missing)
+            return rows_to_judge_by(self.opened, table, REPORTED, seed)
+
+        self.real = self.found(source, judging, say)
+        self.contexts = None if self.real is None else self.real.contexts
+        if self.core.context_shape and self.contexts is None:
+            raise UserError(f"{self.path} is conditional: give the table that its contexts are to be taken from (DATA)")
+
+    def facts(self) -> dict[str, Any]:
+        """How many columns, and which are the context."""
+        return {"columns": self.opened.schema.features, "context": list(self.opened.schema.context)}
+
+
+class DensityTeaching(TableTeaching):
+    """Students with a density, by rows that the teacher draws as they are needed: none is overfitted."""
+
+    teachers = "tables"
+    students = {  # noqa: RUF012 - a constant
+        "nsf-inverse": ("nsf", {"structure": "inverse", "affine": True}),
+        "iaf": ("iaf", {}),
+        "realnvp": ("realnvp", {}),
+        "nsf-coupling": ("nsf", {"structure": "coupling", "affine": True}),
+    }
+    epochs = 100
+    # The reverse KL is asked for last: far from the teacher its gradients explode, and alone it leaves modes out. The
+    # forward KL needs no WarmStart, whose error an unfinished student makes small by shrinking to the mean row.
+    stages = (
+        Stage("forward", "forward KL", partial(Distillation, forward_share=1.0), 0.65, 1e-2),
+        Stage("both", "mean of reverse and forward KL", Distillation, 0.35, 3e-3),
+    )
+
+    def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
+        """Find real rows and contexts, and warn of a teacher that takes long to ask."""
+        super().read(source, settings, seed, say)
+        if self.core.cheap == "neither":
+            say("a density learns slowly from a continuous flow, each of whose draws and densities is a solve; give "
+                "the minutes that it may take (--minutes), or choose the student few-steps")  # fmt: skip
+
+    def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[SampleStream, tuple[Tensor, Tensor | None]]:
+        """Fresh draws of the teacher."""
+        held_out = SampleStream(
+            self.tutor, self.contexts, batch_size=VALIDATED, batches=1, seed=derive(seed, "validation")
+        )
+        stream = SampleStream(
+            self.tutor, self.contexts, batch_size=BATCH_SIZE, batches=BATCHES, seed=derive(seed, stage.name)
+        )
+        return stream, next(iter(held_out))
+
+    @torch.no_grad()
+    def report(self, student: Flow, seed: int) -> dict[str, Any]:
+        """Compare draws of both, and score real rows."""
+        seed_noise(self.device, derive(seed, "contexts"))
+        context = None
+        if self.contexts is not None:
+            picked = torch.randint(len(self.contexts), (REPORTED,))
+            context = self.contexts[picked.to(self.contexts.device)].to(self.device)
+        self.draws = draw_both(student, self.core, context, REPORTED, derive(seed, "report"))
+        seed_noise(self.device, derive(seed, "real rows"))
+        real = self.real
+        self.scores = None if real is None else self.score(student, real.x, real.context)
+        report = compare_draws(self.draws, seed)
+        report["warnings"] = warnings(report)
+        report["rows_per_second"] = self._paces(student)
+        return {"distillation": report} if real is None else self.judged(report, self.scores, real.which)
+
+    def _paces(self, student: Flow) -> dict[str, float]:
+        """Return rows per second of the student, of the teacher, and of the teacher by one full pass per element."""
+        given = None if self.draws.context is None else self.draws.context[:TIMED]
+
+        def draw(flow: Flow) -> Callable[[int], Tensor]:
+            return lambda rows: flow.sample((rows,) if given is None else (), given)
+
+        count, teacher = TIMED if given is None else len(given), self.core
+        found = {"student": pace(draw(student), count), "teacher": pace(draw(teacher), count)}
+        if any(isinstance(part, Autoregressive) for part in teacher.transform.modules()):
+            prepared = teacher.normalize_context(given)
+            found["teacher_naive"] = pace(
+                lambda rows: generate_naively(teacher.transform, teacher.base.sample((rows,)), prepared), count
+            )
+        return found
+
+    def draw(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
+        """KL over the training, pairs of columns, the teacher's likelihood of real rows and of the student's."""
+        home = folder / "figures"
+        home.mkdir(exist_ok=True)
+        paths = [home / f"{name}.png" for name in ("kl", "pairs", "likelihoods")]
+        divergence_curve({stage.says: results[stage.name].history for stage in self.stages}, paths[0])
+        drawn = [self.outwards(rows)[0] for rows in (self.draws.x, self.draws.s)]
+        draw_pairs(self.opened.schema, drawn[0], drawn[1], paths[1], ("teacher", "student"))
+        likelihoods(self.draws, None if self.scores is None else self.scores["teacher"].numpy(), paths[2])
+        return [str(path) for path in paths]

@@ -1,0 +1,223 @@
+"""Distilling the run of a WaveNet into a Parallel WaveNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import count, islice, repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffeo.commands.fit import likelihood_facts
+from diffeo.distillation.base import Stage, Teaching
+from diffeo.errors import UserError
+from diffeo.flow import Flow, bits_per_dim
+from diffeo.modalities.audio import figures as audio_figures
+from diffeo.modalities.audio.audio import Audio
+from diffeo.modalities.audio.dataset import STEP, AudioData, Crops
+from diffeo.modalities.audio.distillation import compare_sounds, generate_end_naively, warnings
+from diffeo.modalities.audio.recordings import save_wavs
+from diffeo.objectives import Distillation, PowerLoss
+from diffeo.objectives.conditional_kl import PairedKL, encoded_kl
+from diffeo.report.compare import mean_and_error
+from diffeo.report.distillation import divergence_curve, divergences, draw_both, pace
+from diffeo.training import FitResult
+from diffeo.training.parallel import World
+from diffeo.training.seeding import derive, seed_noise, seeded
+
+__all__ = ["AudioTeaching"]
+
+BATCH_SIZE = 1  # crops per step and process: their many samples are examples enough, and more steps matter more
+TOLD = {"cpu": 8, "cuda": 256}  # batches that the teacher draws at a time: there a walk of many rows costs that of one
+VALIDATED = 16  # held-out crops that tell which weights to keep
+REPORTED = 16  # held-out crops that the report is of
+NAIVE = 50  # samples that are drawn naively, to time it
+FORWARD_SHARE = 0.1  # of the encoded KL in the last stage: it keeps what the reverse one leaves out
+POWER = 2.0  # weight of the power loss: without it the student whispers, at half of the loudness, for all its small KL
+KEPT = 4  # sounds of each kind that stay in the run directory
+
+
+class AudioTeaching(Teaching):
+    """The teacher's own sounds, in the contexts of real recordings: whole crops, divided as the teacher's were.
+
+    The recordings themselves are what the report compares with.
+    """
+
+    what, unit, dimension, teachers = "audio", "recording", "sample", "audio"
+    options = ("forward_share", "power", "contrast")
+    students = {"parallel_wavenet": ("parallel_wavenet", {})}  # noqa: RUF012 - a constant
+    epochs = 60
+
+    def shared(self) -> dict[str, Any]:
+        """The frames of its context and the kind of noise are the teacher's as well."""
+        assert self.flow.recipe is not None  # it was built from one
+        its = self.flow.recipe["arguments"]
+        noise = "normal" if its["head"] == "gaussian" else "logistic"
+        return {**super().shared(), "hop": its["hop"], "noise": noise}
+
+    def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
+        """Open the recordings and divide them; choose the terms of the loss."""
+        if self.flow.recipe is None or self.flow.recipe["name"] != "wavenet":
+            raise UserError(f"{self.path}: of audio, only a wavenet can be distilled: its conditionals are compared")
+        form = self.opened.form
+        audio = self._recordings(source)
+        contrast = self._contrast(settings)
+        batch_size = max(BATCH_SIZE, 2 if contrast else 1) * World(self.device).size
+        same = {
+            "context": form.parts, "mels": form.mels, "arguments": {"hop": form.hop}, "rate": form.rate,
+            "crop": self.opened.crop / form.rate, "batch_size": batch_size,
+        }  # fmt: skip
+        divided = self.provenance.get("seed")
+        self.material = AudioData(audio, same, divided if isinstance(divided, int) else 0)
+        self.material.read()
+        for note in self.material.notes:
+            say(note)
+        samples, power = self.opened.crop, settings.get("power", POWER)
+        encoded = partial(Distillation, forward_estimator=encoded_kl, forward_share=1.0)
+        both = partial(
+            Distillation, estimator=PairedKL(), forward_estimator=None,
+            forward_share=settings.get("forward_share", FORWARD_SHARE), contrast=contrast,
+            auxiliary=[(power * samples, PowerLoss())] if power else [],
+        )  # fmt: skip
+        # Far from the teacher the reverse KL of sound explodes: its conditionals are narrow.
+        self.stages = (
+            Stage("encoded", "forward KL, encoded", encoded, 0.2, 3e-3),
+            Stage("reverse", "reverse KL, regularised", both, 0.8, 1e-3),
+        )
+
+    def _recordings(self, source: Any) -> Audio:
+        """Open the recordings that were given, or else those that the run names."""
+        if source is not None:
+            return self.opened.audio(source)
+        recorded = (self.provenance.get("data") or {}).get("name")
+        missing = f"{self.path}: recordings are needed to distil it, and for the contexts of its sounds; give them"
+        if not isinstance(recorded, str):
+            raise UserError(f"{missing} (--data)")
+        try:
+            return self.opened.audio(recorded)
+        except (UserError, OSError) as error:
+            raise UserError(f"{missing} (--data): {error}") from error
+
+    def _contrast(self, settings: Mapping[str, Any]) -> float:
+        contrast: float = settings.get("contrast", 0.0)
+        if contrast and not self.opened.form.channels:
+            raise UserError(f"{self.path} has no context to tell apart; leave --contrast out")
+        return contrast
+
+    def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[_Told, tuple[Tensor, Tensor | None]]:
+        """Sounds of the teacher's in the contexts of recordings that it was trained on, and of some that it was not."""
+        _, context = _some(self.material.valid_x, self.material.valid_context, VALIDATED)
+        held_out = self.told(VALIDATED, context, derive(seed, "validation"))
+        return _Told(self.material.x, self, derive(seed, stage.name)), held_out
+
+    @torch.no_grad()
+    def told(self, rows: int, context: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Let the teacher draw so many sounds, in the contexts ``(rows, ...)`` if it takes any."""
+        with seeded(self.device, seed):
+            if context is None:
+                return self.core.sample((rows,)), None
+            context = context.to(self.device)
+            return self.core.sample((), context), context
+
+    def facts(self) -> dict[str, Any]:
+        """Rate, frames, how long the recordings are together, and what the density is given."""
+        return self.material.facts()
+
+    @torch.no_grad()
+    def report(self, student: Flow, seed: int) -> dict[str, Any]:
+        """Compare draws of both, in the contexts of held-out recordings, with each other and with these."""
+        material, samples = self.material, self.opened.crop
+        x, context, which = material.valid_x, material.valid_context, "recordings held out of training"
+        if material.test is not None:
+            (x, context), which = material.test.in_order(), "the test recordings"
+        x, context = _some(x, context, REPORTED)
+        given = None if context is None else context.to(self.device)
+        draws = draw_both(student, self.core, given, len(x), derive(seed, "report"))
+        if draws.kept.sum() < 2:
+            raise UserError(f"{self.path}: its student draws no finite sounds; distil it again, with more minutes")
+        seed_noise(self.device, derive(seed, "real rows"))
+        scores = self.score(student, x, context)
+
+        self.sounds, self.bits = {"real": x[draws.kept.cpu()]}, {}
+        if scores is not None:
+            self.bits["real"] = bits_per_dim(scores["teacher"] + scores["log_det"], samples, STEP).numpy()
+        for name, drawn, log_p in (("teacher", draws.x, draws.log_p_x), ("student", draws.s, draws.log_p_s)):
+            sound, log_det = self.outwards(drawn)
+            self.sounds[name] = sound.cpu()
+            self.bits[name] = bits_per_dim(torch.from_numpy(log_p) - log_det.double().cpu(), samples, STEP).numpy()
+
+        report = {**divergences(draws), "sound": compare_sounds(self.sounds, material.form.rate)}
+        report["warnings"] = warnings(report)
+        report["samples_per_second"] = self._paces(student, None if given is None else given[:1])
+        if scores is None:
+            return {"distillation": report}
+        lost = bits_per_dim(scores["student"] - scores["teacher"], samples).numpy()
+        report["real_rows"] = {**mean_and_error(lost), "rows": len(lost), "which": which}
+        nll = -(scores["student"] + scores["log_det"])
+        return {"distillation": report, "validation": likelihood_facts(nll, samples, "sample", STEP)}
+
+    def _paces(self, student: Flow, context: Tensor | None) -> dict[str, float]:
+        """Return samples per second of one sound at a time: student, teacher, and teacher without memory."""
+        shape, samples = (1,) if context is None else (), self.opened.crop
+        drawn = self.core.sample(shape, context)
+        z, steps = self.core.base.sample((1,)), min(NAIVE, samples)
+        return {
+            "student": pace(lambda count: student.sample(shape, context), samples),
+            "teacher": pace(lambda count: self.core.sample(shape, context), samples),
+            "teacher_naive": pace(lambda count: generate_end_naively(self.core, drawn, z, context, count), steps),
+        }
+
+    def draw(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
+        """KL over the training, waveforms and spectrograms, the teacher's likelihood of all; some wavs of each."""
+        home = folder / "figures"
+        home.mkdir(exist_ok=True)
+        paths = [home / f"{name}.png" for name in ("kl", "sounds", "likelihoods")]
+        histories = {stage.says: results[stage.name].history for stage in self.stages}
+        divergence_curve(histories, paths[0], self.opened.crop, "sample")
+        audio_figures.sounds(self.sounds, self.material.form.rate, paths[1])
+        audio_figures.likelihoods(self.bits, paths[2], "teacher")
+        (folder / "sounds").mkdir(exist_ok=True)
+        for name, sounds in self.sounds.items():
+            save_wavs(folder / "sounds" / name, _some(sounds, None, KEPT)[0].numpy(), self.material.form.rate, True)
+        return [str(path) for path in paths]
+
+
+class _Told:
+    """Batches of sounds that the teacher draws in the contexts of recordings; epoch and number decide its noise.
+
+    It draws those of many batches at once, for a walk over time takes many steps however few rows go along.
+    """
+
+    def __init__(self, crops: Crops, teaching: AudioTeaching, seed: int) -> None:
+        self.crops, self.teaching, self.seed = crops, teaching, seed
+        self.fingerprint = f"{crops.fingerprint} {seed}"
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next: it decides order and noise."""
+        self.crops.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        batches = iter(self.crops)
+        for number in count():
+            some = [
+                part if isinstance(part, tuple) else (part, None)
+                for part in islice(batches, TOLD.get(self.teaching.device.type, 8))
+            ]
+            if not some:
+                return
+            sizes, contexts = [len(x) for x, _ in some], [c for _, c in some if c is not None]
+            seed = derive(self.seed, "teacher", self.crops.epoch, number)
+            x, context = self.teaching.told(sum(sizes), torch.cat(contexts) if contexts else None, seed)
+            yield from zip(x.split(sizes), context.split(sizes) if context is not None else repeat(None))  # noqa: B905
+
+
+def _some(x: Tensor, context: Tensor | None, most: int) -> tuple[Tensor, Tensor | None]:
+    """Pick at most so many, evenly spaced: neighbours share a recording. One is taken twice, for an error takes two."""
+    chosen = torch.linspace(0, len(x) - 1, max(2, min(most, len(x)))).long()
+    return x[chosen], None if context is None else context[chosen]

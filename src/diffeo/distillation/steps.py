@@ -1,0 +1,222 @@
+"""Distilling a continuous flow, of a table or of images, into one that samples in a few steps."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.commands.check import Judging, images_to_judge_by
+from diffeo.distillation.base import Stage, Teaching
+from diffeo.distillation.density import TableTeaching
+from diffeo.errors import UserError
+from diffeo.flow import Flow
+from diffeo.modalities.images import figures as image_figures
+from diffeo.modalities.images.dataset import gains_by_bfloat16
+from diffeo.modalities.runs import Opened
+from diffeo.modalities.tables.figures import draw_pairs
+from diffeo.objectives import FlowMatching, StepMatching, reflow_pairs, trajectories
+from diffeo.objectives.flow_matching import split_ode, with_ode
+from diffeo.report import trajectories as report_trajectories
+from diffeo.report.distillation import pace
+from diffeo.report.step_distillation import compare_flows, distance_curve, sample_in, warnings
+from diffeo.report.transport import in_steps, paths
+from diffeo.training import FitResult
+from diffeo.training.sampled import SampleStream
+from diffeo.training.seeding import derive, seed_noise
+from diffeo.transforms.ode import find_ode
+
+__all__ = ["ImageSteps", "StepTeaching", "TableSteps"]
+
+STEPS, MOST_STEPS = 4, 16  # beyond the most, a solver of higher order is better than distillation
+REUSED = 32  # epochs that learn from the same trajectories: solving then takes less time than learning
+PARTICLES = 300  # whose paths are drawn
+SHOWN = 64  # images in a grid
+
+_STRAIGHT: dict[str, Any] = {"path": "linear", "coupling": "independent"}
+
+
+class StepTeaching(Teaching):
+    """First the trajectories of a continuous flow are straightened, then followed in a few Euler steps.
+
+    The student begins as the teacher, weights and all. ``FlowMatching`` on pairs of noise and where the teacher carries
+    it (reflow) makes its trajectories straighter; it still has a likelihood, and may stay so: the student "reflow".
+    ``StepMatching`` on the trajectories of that flow makes "few-steps", which has samples alone. No data are needed.
+
+    Attributes:
+        batch_size, batches: rows per step, and steps per epoch.
+        validated: pairs or trajectories that tell which weights to keep.
+        scored: real rows whose likelihood is compared.
+        reported: rows of a set that is compared with others, or drawn at a time where speed is measured.
+        lr: of both stages.
+        contexts: to draw in, or None.
+        real: rows that the teacher was not trained on, or None.
+    """
+
+    teachers = "continuous flows"
+    students = {  # noqa: RUF012 - a constant
+        "few-steps": ("flow_matching", {**_STRAIGHT, "solver": "euler", "steps": STEPS}),
+        "reflow": ("flow_matching", _STRAIGHT),
+    }
+    batch_size: int
+    batches: int
+    validated: int
+    scored: int
+    reported: int
+    lr: tuple[float, float]
+    contexts: Tensor | None
+    real: Judging | None
+
+    def __init__(self, opened: Opened, student: str) -> None:
+        super().__init__(opened, student)
+        assert self.flow.recipe is not None  # it was built from one
+        dropout = self.flow.recipe["arguments"]["dropout"]
+        stages = [
+            Stage(
+                "reflow", "straighter trajectories",
+                lambda flow, _: FlowMatching(flow, dropout=dropout), 0.5, self.lr[0],
+            ),
+            Stage(
+                "steps", "the straight trajectories in few steps",
+                lambda flow, _: StepMatching(flow, dropout=dropout), 0.5, self.lr[1],
+            ),
+        ]  # fmt: skip
+        self.stages = stages if student == "few-steps" else [replace(stages[0], share=1.0)]
+
+    @classmethod
+    def suits(cls, flow: Flow) -> bool:
+        """Whether it is continuous."""
+        return find_ode(flow.transform) is not None
+
+    def shared(self) -> dict[str, Any]:
+        """All but how trajectories are made and followed."""
+        assert self.flow.recipe is not None  # it was built from one
+        own = self.students[self.student][1]
+        return {name: value for name, value in self.flow.recipe["arguments"].items() if name not in own}
+
+    def inherited(self, flow: Flow) -> list[nn.Module]:
+        """All of it."""
+        return [flow]
+
+    def check(self, flow: Flow) -> None:
+        """Refuse too many steps, and other paths or solvers than what is taught."""
+        assert flow.recipe is not None  # it was built from one
+        found = flow.recipe["arguments"]
+        for name, value in self.students[self.student][1].items():
+            if name != "steps" and found[name] != value:
+                raise UserError(f"student {self.student!r} has {name} {value!r}, got {found[name]!r}; leave it out")
+        if self.student == "few-steps" and found["steps"] not in range(1, MOST_STEPS + 1):
+            raise UserError(f"student 'few-steps' takes 1 to {MOST_STEPS} steps (--set steps), got {found['steps']}")
+
+    def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[SampleStream, tuple[Tensor, Tensor | None]]:
+        """Pairs that the teacher makes of noise, or trajectories of the student as it is, solved exactly."""
+        source = self.tutor
+        draw: Callable[..., Tensor] = reflow_pairs
+        if stage.name == "steps":
+            straight = copy.deepcopy(split_ode(student)[0].velocity).requires_grad_(False).eval()
+            self.straight = with_ode(student, split_ode(self.core)[0].replaced(straight)).eval()
+            source = self.loosened(self.straight)
+            draw = partial(trajectories, steps=split_ode(student)[0].steps or STEPS)
+        held_out = SampleStream(
+            source, self.contexts, batch_size=self.validated, batches=1, seed=derive(seed, "validation"), draw=draw
+        )
+        stream = SampleStream(
+            source, self.contexts, batch_size=self.batch_size, batches=self.batches, seed=derive(seed, stage.name),
+            draw=draw, reused=REUSED,
+        )  # fmt: skip
+        return stream, next(iter(held_out))
+
+    @torch.no_grad()
+    def report(self, student: Flow, seed: int) -> dict[str, Any]:
+        """Compare draws by the number of steps; of a student that has a likelihood, score real rows."""
+        straight = {"reflowed": self.straight} if self.student == "few-steps" else {}
+        self.flows, self.seed = {"teacher": self.core, **straight, "student": student}, seed
+        self.contexts = None if self.contexts is None else self.contexts.to(self.device)
+        self.compared = report = compare_flows(self.flows, self.contexts, self.reported, seed)
+        report["warnings"] = warnings(report)
+        report["rows_per_second"] = {
+            name: pace(partial(sample_in, self.flows[name], self.contexts), self.reported)
+            for name in ("student", "teacher")
+        }
+        if self.student == "few-steps" or self.real is None:
+            return {"distillation": report}
+        x, context = self.real.x[: self.scored], self.real.context
+        seed_noise(self.device, derive(seed, "real rows"))
+        scores = self.score(student, x, None if context is None else context[: self.scored])
+        return self.judged(report, scores, self.real.which)
+
+    @torch.no_grad()
+    def draw(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
+        """The distance from the teacher by the number of steps, and what this kind of data has to show."""
+        home = folder / "figures"
+        home.mkdir(exist_ok=True)
+        distance_curve(self.compared, home / "distances.png")
+        seed_noise(self.device, derive(self.seed, "figures"))
+        return [str(path) for path in (home / "distances.png", *self.show(home))]
+
+    @abstractmethod
+    def show(self, home: Path) -> list[Path]:
+        """Draw what teacher and student make, into this folder, and return the paths."""
+
+
+class TableSteps(StepTeaching, TableTeaching):
+    """Of a table."""
+
+    batch_size, batches, validated, epochs = 512, 100, 4_096, 100
+    scored, reported = 1_000, 1_000
+    lr = 3e-3, 3e-3
+    drawn = 5_000
+
+    def show(self, home: Path) -> list[Path]:
+        """Pairs of columns; of two without a context, particles on their way."""
+        teacher, student = (self.flows[name] for name in ("teacher", "student"))
+        real, fake = (self.outwards(sample_in(flow, self.contexts, self.drawn)[0])[0] for flow in (teacher, student))
+        draw_pairs(self.opened.schema, real, fake, home / "pairs.png", ("teacher", "student"))
+        if tuple(teacher.event_shape) != (2,) or self.contexts is not None:
+            return [home / "pairs.png"]
+        z = teacher.base.sample((PARTICLES,))
+        moved = {name: paths(flow, z) for name, flow in self.flows.items()}
+        report_trajectories.compare(moved, home / "trajectories.png")
+        return [home / "pairs.png", home / "trajectories.png"]
+
+
+class ImageSteps(StepTeaching):
+    """Of images."""
+
+    what, unit, dimension = "images", "image", "dim"
+    tolerance = 1e-3
+    options = ()
+    batch_size, batches, validated, epochs = 64, 32, 512, 150
+    scored, reported = 256, 500
+    lr = 1e-3, 1e-3
+
+    def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
+        """Find real images to judge by; all classes are drawn alike."""
+        classes, self.bfloat16 = len(self.opened.classes), gains_by_bfloat16(self.opened.flow)
+        self.contexts = torch.eye(classes, device=self.device) if classes else None
+        self.real = self.found(source, lambda data: images_to_judge_by(self.opened, data, self.scored, seed)[0], say)
+
+    def facts(self) -> dict[str, Any]:
+        """Shape, levels and classes."""
+        opened = self.opened
+        return {"shape": list(opened.shape), "levels": opened.levels, "context": ["label"] * bool(opened.classes)}
+
+    def show(self, home: Path) -> list[Path]:
+        """What teacher and student make of the same noise."""
+        teacher, student = (self.flows[name] for name in ("teacher", "student"))
+        steps = split_ode(student)[0].steps or STEPS
+        shown = {"teacher": teacher} if self.student == "few-steps" else dict(self.flows)
+        for name, flow in (("teacher", teacher), ("student", student)):
+            shown[f"{name} in {steps} steps"] = in_steps(flow, steps)
+        z = teacher.base.sample((SHOWN,))
+        context = None if self.contexts is None else self.contexts[torch.arange(SHOWN) % len(self.contexts)]
+        grids = {name: self.outwards(flow.decode(z, context))[0] for name, flow in shown.items()}
+        image_figures.boards(grids, self.opened.levels - 1, home / "samples.png")
+        return [home / "samples.png"]

@@ -1,0 +1,1 @@
+"""Audio: folders of recordings."""

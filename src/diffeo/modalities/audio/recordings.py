@@ -1,0 +1,193 @@
+"""Recordings in sound files: decoded by a pool of threads into one array of 16-bit values, and written."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from diffeo.atomic import atomic_folder
+from diffeo.modalities.folders import Progress, Unusable, check_share, is_among, name_within, read_each, threads
+from diffeo.modalities.storage import allocate
+
+__all__ = ["FULL_SCALE", "SOUNDS", "Recordings", "is_sound", "read_recordings", "save_wavs"]
+
+SOUNDS = (".wav", ".flac", ".ogg")
+FULL_SCALE = 2**15  # 16-bit values are those of [-1, 1) times this
+_OTHERS = (".aac", ".aif", ".aiff", ".m4a", ".mp3", ".opus", ".wma")  # sound too: counted as bad, not overlooked
+_LOUD = 0.01  # the share of samples beyond full scale above which they are no accident
+_SHOWN = 3  # sampling rates named in a note
+
+
+class Recordings(NamedTuple):
+    """Samples (total,) int16, file after file, with the N + 1 ``starts`` that divide them, and what became of files."""
+
+    samples: np.ndarray
+    starts: np.ndarray
+    rate: int
+    files: list[Path]
+    skipped: list[tuple[str, str]]
+    notes: list[str]
+
+
+class _Header(NamedTuple):
+    frames: int
+    rate: int
+    channels: int
+    wide: bool  # more than 16 bits
+
+
+class _Sound(NamedTuple):
+    samples: np.ndarray  # (n,) int16
+    cut: int  # samples beyond full scale
+
+
+def is_sound(path: Path) -> bool:
+    """Return whether a path within a folder names a recording, readable or not, and nothing in it is hidden."""
+    return is_among(path, (*SOUNDS, *_OTHERS))
+
+
+def read_recordings(
+    files: Sequence[Path],
+    root: Path,
+    rate: int | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Recordings:
+    """Decode the files, in their order, leaving out bad ones: no sound, NaN, silent throughout, far beyond full scale.
+
+    Channels are averaged; other rates are resampled (polyphase, scipy's ``resample_poly``); everything becomes 16-bit.
+
+    Args:
+        files: paths.
+        root: the folder that names in messages are relative to.
+        rate: samples per second of the result; by default what most files have.
+        cache: the folder for samples that are too many for memory.
+        progress: called with the number of files done and of all.
+
+    Raises:
+        UserError: if more than 1 % of the files are bad.
+    """
+    import soundfile  # loads a library of its own, so only when asked for
+
+    skipped: list[tuple[str, str]] = []
+    headers: dict[Path, _Header] = {}
+    foreign = (soundfile.LibsndfileError, "damaged, empty, or no sound")
+    with threads() as pool:
+        for path, found in zip(files, read_each(pool, _header, files, *foreign), strict=True):
+            if isinstance(found, str):
+                skipped.append((name_within(path, root), found))
+            else:
+                headers[path] = found
+        check_share(skipped, len(files), root, "recordings")
+        rates = Counter(header.rate for header in headers.values())
+        rate = rate or rates.most_common(1)[0][0]
+        samples = allocate((sum(_length(header, rate) for header in headers.values()),), cache, np.int16)
+        good: list[Path] = []
+        lengths: list[int] = []
+        total = cut = 0
+        decode = partial(_decode, rate)
+        for i, (path, sound) in enumerate(zip(headers, read_each(pool, decode, list(headers), *foreign), strict=True)):
+            if isinstance(sound, str):
+                skipped.append((name_within(path, root), sound))
+            else:
+                samples[total : total + len(sound.samples)] = sound.samples
+                total += len(sound.samples)
+                cut += sound.cut
+                good.append(path)
+                lengths.append(len(sound.samples))
+            if progress is not None:
+                progress(i + 1, len(headers))
+    check_share(skipped, len(files), root, "recordings")
+    others = [f"{other} Hz" for other, _ in rates.most_common() if other != rate]
+    listed = ", ".join(others[:_SHOWN]) + (", ..." if len(others) > _SHOWN else "")
+    notes = [
+        f"{count} of {len(good)} recordings {what}"
+        for count, what in (
+            (sum(headers[path].rate != rate for path in good), f"were resampled to {rate} Hz, from {listed}"),
+            (sum(headers[path].channels > 1 for path in good), "have several channels: their average is used"),
+            (sum(headers[path].wide for path in good), "have more than 16 bits: they are rounded to 16"),
+        )
+        if count
+    ]
+    if cut:
+        notes.append(f"{cut} samples beyond full scale were cut off")
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Recordings(samples[:total], starts, rate, good, skipped, notes)
+
+
+def save_wavs(
+    folder: str | os.PathLike[str], clips: Iterable[np.ndarray], rate: int, force: bool = False
+) -> dict[str, int]:
+    """Write sounds (n,), floats in [-1, 1), to 0000.wav, 0001.wav, ... (16-bit, one channel) in a new folder.
+
+    The folder is claimed before the first sound is asked for, and appears when all are written. With ``force`` it
+    replaces one that holds nothing but such files. Peaks beyond full scale are cut off there (a 16-bit value would wrap
+    around to the other side), NaN becomes 0.
+
+    Returns:
+        How many samples were cut off, and how many were not finite.
+
+    Raises:
+        UserError: if the folder holds anything, or (with ``force``) anything else, or cannot be written.
+    """
+    import soundfile
+
+    cut = bad = 0
+    with atomic_folder(folder, r"\d{4,}\.wav", force) as temporary:
+        for i, clip in enumerate(clips):
+            finite = np.isfinite(clip)
+            bad += int((~finite).sum())
+            values, beyond = _to_16_bits(np.where(finite, clip, 0))
+            cut += beyond
+            soundfile.write(temporary / f"{i:04d}.wav", values, rate, subtype="PCM_16")
+    return {"cut": cut, "non_finite": bad}
+
+
+def _length(header: _Header, rate: int) -> int:
+    """Return how many samples a file has once it is resampled."""
+    return -(-header.frames * rate // header.rate)
+
+
+def _header(path: Path) -> _Header:
+    import soundfile
+
+    if path.suffix.lower() in _OTHERS:
+        raise Unusable(f"a {path.suffix}; convert it to wav or flac")
+    with path.open("rb"):
+        pass  # the system's own words for what cannot be opened are better than libsndfile's
+    found = soundfile.info(path)
+    if not found.frames:
+        raise Unusable("holds no samples")
+    wide = found.subtype not in ("PCM_S8", "PCM_U8", "PCM_16", "ULAW", "ALAW", "VORBIS")
+    return _Header(found.frames, found.samplerate, found.channels, wide)
+
+
+def _decode(rate: int, path: Path) -> _Sound:
+    import soundfile
+    from scipy.signal import resample_poly
+
+    channels, own_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (n, channels)
+    sound = channels.mean(1)
+    if not np.isfinite(sound).all():
+        raise Unusable("holds NaN or infinity; mend or remove it")
+    if own_rate != rate:
+        common = math.gcd(rate, own_rate)
+        sound = resample_poly(sound, rate // common, own_rate // common)
+    values, beyond = _to_16_bits(sound)
+    if beyond > _LOUD * len(sound):
+        raise Unusable(f"values up to {np.abs(sound).max():g}, expected [-1, 1]; rescale it")
+    if (values == values[:1]).all():
+        raise Unusable("silent throughout; remove it")
+    return _Sound(values, beyond)
+
+
+def _to_16_bits(sound: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return floats of [-1, 1) as int16, and how many of them lay outside (1 itself, as floats have it, does not)."""
+    values = np.rint(np.asarray(sound, dtype=np.float64) * FULL_SCALE)
+    beyond = int((np.abs(values) > FULL_SCALE).sum())
+    return values.clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16), beyond

@@ -1,0 +1,1 @@
+"""Tables: files, frames and arrays of rows and columns."""

@@ -1,0 +1,201 @@
+"""Parquet, Feather and every object that speaks the Arrow PyCapsule interface, read batch by batch."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from diffeo.errors import UserError
+from diffeo.modalities.tables.delimited import complaint, drop
+
+__all__ = ["ArrowSource", "FeatherSource", "ParquetSource"]
+
+
+_NUMBERS = ("float", "integer", "bool")
+
+
+def _kind(type_: pa.DataType) -> str:
+    """Return one of ``_NUMBERS`` for what is read as float64, else the word for what it is."""
+    if pa.types.is_dictionary(type_):
+        return _kind(type_.value_type)
+    if pa.types.is_boolean(type_):
+        return "bool"
+    if pa.types.is_integer(type_):
+        return "integer"
+    if pa.types.is_floating(type_) or pa.types.is_decimal(type_) or pa.types.is_null(type_):
+        return "float"
+    if pa.types.is_temporal(type_):
+        return "dates"
+    if type_ in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()) or "string" in str(type_):
+        return "text"
+    return "other"
+
+
+def _floats(column: pa.Array) -> np.ndarray:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    # Not safe: an int64 beyond 2**53 may lose its last digits.
+    return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+
+
+class _Columnar:
+    """What the three have in common: a schema that is known beforehand, and record batches."""
+
+    kind = "table"
+    has_names = True
+    num_rows: int | None = None
+
+    def __init__(self, name: str, schema: pa.Schema) -> None:
+        self.name = name
+        self._schema = schema
+        # Written by pandas for an index without a name: no data.
+        self._position = [i for i, column in enumerate(schema.names) if not _is_index(column)]
+        self.names = tuple(schema.names[i] or f"c{i}" for i in self._position)
+        self.types = tuple(_kind(schema.field(i).type) for i in self._position)
+
+    def read(self, columns: Sequence[int], rows: int) -> Iterator[np.ndarray]:
+        """Yield float64 arrays (n, len(columns)) of at most ``rows`` rows; nulls are NaN."""
+        try:
+            for i in columns:
+                if self.types[i] not in _NUMBERS:
+                    raise UserError(f"{self.name}: {self._complaint(i)}")
+            for batch in self._batches([self._position[i] for i in columns], rows):
+                for start in range(0, batch.num_rows, rows):
+                    part = batch.slice(start, rows)
+                    block = np.empty((part.num_rows, len(columns)))
+                    for k, column in enumerate(part.columns):
+                        block[:, k] = _floats(column)
+                    yield block
+        except UserError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+            raise self._unreadable(error) from error
+
+    def where(self, row: int) -> str:
+        """Return "row 3" for the row, counted from 1."""
+        return f"row {row}"
+
+    def _complaint(self, column: int) -> str:
+        """Say what a column holds instead of numbers, with its first value."""
+        name, type_ = self.names[column], self._schema.field(self._position[column]).type
+        row = 0
+        for batch in self._batches([self._position[column]], 4096):
+            for value in batch.column(0).to_pylist():
+                row += 1
+                if value is None:
+                    continue
+                if self.types[column] == "text":
+                    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+                    return complaint(name, f"row {row}", text)
+                if self.types[column] == "dates":
+                    return (
+                        f"column {name!r} holds dates or times (row {row}: {str(value)!r});"
+                        f" convert them to numbers or {drop(name)}"
+                    )
+                break
+        return f"column {name!r} holds no numbers but {str(type_)[:60]}; convert it to numbers or {drop(name)}"
+
+    def _batches(self, positions: list[int], rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield record batches of exactly these columns, in this order."""
+        raise NotImplementedError
+
+    def _unreadable(self, error: Exception) -> UserError:
+        return _unreadable(self.name, self.kind, error)
+
+
+def _is_index(column: str) -> bool:
+    return column.startswith("__index_level_") and column.endswith("__")
+
+
+def _unreadable(name: str, kind: str, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return UserError(f"{name}: cannot be read as {kind}, it is damaged, incomplete or something else ({reason})")
+
+
+class ParquetSource(_Columnar):
+    """A .parquet file: only the columns asked for are read and decoded."""
+
+    kind = "Parquet"
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        self._path = path
+        try:
+            with pq.ParquetFile(path) as file:
+                super().__init__(str(path), file.schema_arrow)
+                self.num_rows = file.metadata.num_rows
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _unreadable(str(path), self.kind, error) from error
+
+    def _batches(self, positions: list[int], rows: int) -> Iterator[pa.RecordBatch]:
+        import pyarrow.parquet as pq
+
+        names = [self._schema.names[i] for i in positions]
+        with pq.ParquetFile(self._path, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=rows, columns=names):
+                yield batch.select(names)
+
+
+class FeatherSource(_Columnar):
+    """A .feather or .arrow file, mapped into memory: uncompressed columns are not even copied."""
+
+    kind = "Feather"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with pa.memory_map(str(path)) as file:
+                self._stream = file.read(6) != b"ARROW1"  # the file format, or a stream saved as it came
+                file.seek(0)
+                if self._stream:
+                    super().__init__(str(path), pa.ipc.open_stream(file).schema)
+                else:
+                    reader = pa.ipc.open_file(file)
+                    super().__init__(str(path), reader.schema)
+                    if hasattr(reader, "count_rows"):
+                        self.num_rows = reader.count_rows()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _unreadable(str(path), self.kind, error) from error
+
+    def _batches(self, positions: list[int], rows: int) -> Iterator[pa.RecordBatch]:
+        names = [self._schema.names[i] for i in positions]
+        options = pa.ipc.IpcReadOptions(included_fields=sorted(positions))
+        with pa.memory_map(str(self._path)) as file:
+            if self._stream:
+                for batch in pa.ipc.open_stream(file, options=options):
+                    yield batch.select(names)
+                return
+            reader = pa.ipc.open_file(file, options=options)
+            for i in range(reader.num_record_batches):
+                batch = reader.get_batch(i)
+                batch.validate()  # lengths and offsets, so that damaged ones lead to no stray memory
+                yield batch.select(names)
+
+
+class ArrowSource(_Columnar):
+    """A data frame of pandas or polars, a relation of duckdb, a table of pyarrow: whatever exports Arrow data.
+
+    What can be exported once only (a ``RecordBatchReader``) is read into memory, because a table is read several times.
+    """
+
+    kind = "a table through the Arrow PyCapsule interface"
+
+    def __init__(self, data: Any) -> None:
+        self.kind = f"a table ({type(data).__name__})"
+        try:
+            if isinstance(data, pa.RecordBatchReader):
+                data = data.read_all()
+            elif not hasattr(data, "__arrow_c_stream__"):
+                data = pa.Table.from_batches([pa.record_batch(data)])
+            self._data = data
+            super().__init__(type(data).__name__, pa.RecordBatchReader.from_stream(data).schema)
+            self.num_rows = len(data) if hasattr(data, "__len__") else None
+        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+            raise _unreadable(type(data).__name__, self.kind, error) from error
+
+    def _batches(self, positions: list[int], rows: int) -> Iterator[pa.RecordBatch]:
+        for batch in pa.RecordBatchReader.from_stream(self._data):
+            yield batch.select(positions)

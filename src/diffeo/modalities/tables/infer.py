@@ -1,0 +1,288 @@
+"""What kind of column a column is, decided from all its values in one reading.
+
+The rules, in order, for n rows and d distinct values (up to 65536 of them are remembered):
+
+1. d = 1: constant.
+2. All values whole numbers below 2**53: integer, with the greatest common divisor of their differences as the step (1
+   if there are fewer than 100 rows, where a divisor may be chance). But if at most 64 distinct values, each seen five
+   times or more, fill less than a tenth of their grid (codes such as 0, 1, 999): levels.
+3. Few-valued (n >= 10, d <= max(2, n / 10)) and on a regular grid low + k step of at most a million cells: integer.
+   A value counts as on the grid if it differs from it by no more than its printing explains: 254.02 in a column of
+   five significant digits stands for anything in [254.015, 254.025].
+   For d <= 64 the grid must hold all values exactly and be filled to a tenth, because rule 4 serves others better.
+   For d > 64 it must hold 99.5 % of the rows and 75 % of the distinct values; the others move to the nearest point.
+4. Few-valued and d <= 64: levels.
+5. Anything else is continuous, also if one value of it is frequent (30 % zeros, say).
+
+A value off the grid that turns up later is impossible (log-likelihood -inf) if the grid is of whole numbers of step 1
+or coarse (d <= 64). On a fine grid, which is a matter of rounding, it moves to the nearest point.
+
+Context columns are never coded as levels: a model takes any number as context.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from decimal import Decimal
+from itertools import chain
+
+import numpy as np
+
+from diffeo.errors import UserError
+from diffeo.modalities.tables.schema import Column, Schema, decimals
+from diffeo.modalities.tables.table import Table, open_table
+
+__all__ = ["find_grid", "infer_schema"]
+
+CAP = 65536  # distinct values remembered
+CELLS = 1e6  # of a grid
+LEVELS = 64
+SAMPLE = 4096  # rows kept for medians
+WHOLE = 2.0**53
+FAR = 1000.0  # times the spread: beyond it float32 loses too much
+EXTREME = 1e30  # float32 ends at 3e38, and squares are taken of standardised values only
+
+
+class _Tally:
+    """Exact facts about a column, gathered batch by batch."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.low, self.high = math.inf, -math.inf
+        self.whole = True
+        self.divisor = 0
+        self.first = 0.0
+        self.distinct: np.ndarray | None = np.empty(0)
+        self.counts = np.empty(0, dtype=np.int64)
+
+    def add(self, values: np.ndarray) -> None:
+        if not self.rows:
+            self.first = float(values[0])
+        self.rows += len(values)
+        # Adding 0 turns -0 into 0.
+        self.low, self.high = min(self.low, float(values.min()) + 0.0), max(self.high, float(values.max()) + 0.0)
+        if self.whole:
+            self.whole = bool(max(-self.low, self.high) < WHOLE and (values == np.rint(values)).all())
+        if self.whole and self.divisor != 1:
+            steps = values.astype(np.int64) - int(self.first)
+            self.divisor = math.gcd(self.divisor, int(np.gcd.reduce(steps)))
+        if self.distinct is not None:
+            values, counts = np.unique(values, return_counts=True)
+            merged, place = np.unique(np.concatenate([self.distinct, values]), return_inverse=True)
+            both = np.concatenate([self.counts, counts])
+            self.counts = np.bincount(place, weights=both, minlength=len(merged)).astype(np.int64)
+            self.distinct = merged if len(merged) <= CAP else None
+
+
+class _Sample:
+    """A uniform draw of rows, the same whatever the size of the batches."""
+
+    def __init__(self) -> None:
+        self._generator = np.random.default_rng(0)
+        self._keys = np.empty(0)
+        self.rows: np.ndarray | None = None
+
+    def add(self, batch: np.ndarray) -> None:
+        keys = np.concatenate([self._keys, self._generator.random(len(batch))])
+        rows = batch if self.rows is None else np.concatenate([self.rows, batch])
+        kept = np.argpartition(keys, SAMPLE)[:SAMPLE] if len(keys) > SAMPLE else slice(None)
+        self._keys, self.rows = keys[kept], rows[kept].copy()
+
+
+def infer_schema(
+    table: Table, context: Sequence[str], drop: Sequence[str], continuous: Sequence[str], rows: int
+) -> Schema:
+    """Return the schema of a table; see ``Schema.infer``."""
+    for name in (*context, *drop, *continuous):
+        if name not in table.names:
+            table.select([name])  # raises the error that lists the columns there are
+    both = [name for name in context if name in drop]
+    if both:
+        raise UserError(f"{table.name}: column {both[0]!r} is both context and dropped; choose one")
+    context = tuple(dict.fromkeys(context))
+    names = [name for name in table.names if name not in drop]
+    if len(names) <= len(context):
+        raise UserError(f"{table.name}: no column is left to model; keep one that is neither dropped nor context")
+
+    if table.missing == "keep":
+        table = open_table(table, missing="error")
+    tallies = [_Tally() for _ in names]
+    sample = _Sample()
+    for batch in table.batches(names, rows):
+        sample.add(batch)
+        for i, tally in enumerate(tallies):
+            tally.add(np.ascontiguousarray(batch[:, i]))
+    if sample.rows is None or tallies[0].rows < 2:
+        raise UserError(f"{table.name}: has 1 row, expected at least 2; a density needs more data")
+    columns = []
+    for i, (name, tally) in enumerate(zip(names, tallies, strict=True)):
+        column = _decide(name, tally, table.types[name], name in context, name in continuous)
+        columns.append(_shifted(column, sample.rows[:, i], table.name))
+    schema = Schema(tuple(columns), context, table.all_names, tallies[0].rows)
+    if not schema.features:
+        raise UserError(f"{table.name}: every column is constant; give columns that vary")
+    return schema
+
+
+def _decide(name: str, tally: _Tally, source: str, in_context: bool, continuous: bool) -> Column:
+    low, high, n = tally.low, tally.high, tally.rows
+    # Text does not tell 1 from 1.0; a file that declares floats gets floats back.
+    dtype = "bool" if source == "bool" else "int64" if tally.whole and source != "float" else "float64"
+    if in_context:
+        dtype = "float64"  # a context may be given any value, between whole numbers too
+    if low == high:
+        return Column(name, dtype, "constant", low, high)
+    plain = Column(name, "float64" if continuous else dtype, "continuous", low, high)
+    if continuous or in_context:
+        return plain
+    distinct = tally.distinct
+    few = distinct is not None and n >= 10 and len(distinct) <= max(2, n / 10)
+    if tally.whole:
+        step = float(tally.divisor if n >= 100 else 1)
+        cells = (high - low) / step + 1
+        sparse = distinct is not None and len(distinct) < cells / 10 and tally.counts.min() >= 5
+        if few and sparse and distinct is not None and len(distinct) <= LEVELS:
+            return Column(name, dtype, "levels", low, high, values=tuple(distinct.tolist()))
+        fine = step > 1 and cells > LEVELS
+        return Column(name, dtype, "integer", low, high, step, slack=0.5 if fine else 1e-3)
+    if not few or distinct is None:
+        return plain
+    merged = _merge(distinct)
+    coarse = len(merged) <= LEVELS
+    counts = np.add.reduceat(tally.counts, np.searchsorted(distinct, merged))
+    grid = find_grid(merged, counts, exact=coarse)
+    if grid is not None and not (coarse and (grid[2] - grid[1]) / grid[0] > 10 * len(merged)):
+        step, low, high = grid
+        return Column(name, dtype, "integer", low, high, step, slack=1e-3 if coarse else 0.5)
+    if coarse:
+        return Column(name, dtype, "levels", low, high, values=tuple(merged.tolist()))
+    return plain
+
+
+def _shifted(column: Column, sample: np.ndarray, table: str) -> Column:
+    """Return the column with an origin, if its values lie so far from 0 that float32 would blur them."""
+    if column.kind in ("constant", "levels"):
+        return column
+    lower, centre, upper = np.quantile(sample, [0.25, 0.5, 0.75])
+    spread = (upper - lower) / 1.349 or column.high - column.low
+    origin = float(centre) if abs(centre) > FAR * spread else 0.0
+    if origin and column.kind == "integer":
+        origin = column.low + round((origin - column.low) / column.step) * column.step
+    size = max(abs(column.low - origin), abs(column.high - origin))
+    if size > EXTREME or size < 1 / EXTREME:
+        raise UserError(
+            f"{table}: column {column.name!r} reaches from {column.low:g} to {column.high:g}, outside of what single"
+            " precision can hold; rescale it"
+        )
+    return replace(column, origin=origin)
+
+
+def find_grid(
+    values: np.ndarray, counts: np.ndarray | None = None, exact: bool = False
+) -> tuple[float, float, float] | None:
+    """Return (step, low, high) of the coarsest regular grid that explains ascending values, or None.
+
+    A value v_i is explained if |v_i - low - k_i step| <= tol_i for a whole k_i, with tol_i half a unit of the last
+    digit that the column is printed with, and what float arithmetic blurs.
+
+    Args:
+        values: ascending, distinct.
+        counts: how often each occurs.
+        exact: whether the grid must meet all values, to a millionth of a step or the rounding noise.
+    """
+    counts = np.ones(len(values)) if counts is None else counts
+    unit, noise = _printed(values)
+    tolerance = 0.5 * unit + noise
+    gaps = np.diff(values)
+    smallest = float(np.median(gaps[gaps <= 1.5 * gaps.min()]))
+    _, place, frequency = np.unique([float(f"{gap:.2g}") for gap in gaps], return_inverse=True, return_counts=True)
+    usual = [float(np.median(gaps[place == i])) for i in np.argsort(-frequency, kind="stable")[:6]]
+    span = values[-1] - values[0]
+    grids = (
+        grid
+        for guess in sorted({*usual, *(smallest / parts for parts in range(1, 13))}, reverse=True)
+        if guess > 4 * tolerance.min() and span / guess < CELLS
+        for grid in _aligned(values, tolerance, counts, guess)
+    )
+    # The last resort: with so many decimals, whatever is printed lies on this one.
+    decimal = (float(unit.min()), float(values[0])) if span / unit.min() < CELLS else None
+    for step, start in chain(grids, [decimal] if decimal else []):
+        k = np.rint((values - start) / step)
+        error = np.abs(values - start - k * step)
+        explained = error <= (np.minimum(tolerance, max(1e-6 * step, noise)) if exact else tolerance)
+        share = 1.0 if exact else 0.995
+        if counts[explained].sum() >= share * counts.sum() and explained.mean() >= (1.0 if exact else 0.75):
+            low = start + float(k[0]) * step
+            places = max(decimals(start), decimals(step))
+            if abs(low - values[0]) <= noise:
+                low = float(values[0])
+            elif places <= 12:
+                low = round(low, places)
+            high = low + float(k[-1] - k[0]) * step
+            return step, low, round(high, places) if places <= 12 else high
+    return None
+
+
+def _aligned(
+    values: np.ndarray, tolerance: np.ndarray, counts: np.ndarray, step: float
+) -> Iterator[tuple[float, float]]:
+    """Yield (step, start) of grids near a guessed step that runs through the most frequent value, roundest first."""
+    start = float(values[np.argmax(counts)])
+    reach = 8.0
+    span = (values[-1] - values[0]) / step
+    while True:  # each round knows the step well enough to count the steps of the next
+        k = np.rint((values - start) / step)
+        fits = (np.abs(k) <= reach) & (np.abs(values - start - k * step) <= 0.05 * step + 2 * tolerance)
+        if np.ptp(k[fits]) == 0:
+            return
+        # Weighted: in a column of so many significant digits, small values are known best.
+        weight = 1 / tolerance[fits] ** 2
+        weight /= weight.sum()
+        spread = weight * (k[fits] - weight @ k[fits])
+        step = float(spread @ values[fits] / (spread @ k[fits]))
+        start = float(weight @ (values[fits] - k[fits] * step))
+        if step <= 0:
+            return
+        if reach > span:
+            break
+        reach *= 4
+    k = np.rint((values - start) / step)
+    near = np.abs(values - start - k * step) <= 2 * tolerance
+    if not near.any():
+        return
+    for digits in range(1, 17):
+        rounded = float(f"{step:.{digits}g}")
+        rest = values - k * rounded
+        lower, upper = float((rest - tolerance)[near].max()), float((rest + tolerance)[near].min())
+        usual = float(rest[near][np.argmax(counts[near])])
+        middle = (round((lower + upper) / 2, places) + 0.0 for places in range(17))
+        usual = next((m for m in middle if lower <= m <= upper), usual)
+        if rounded > 0:
+            yield rounded, usual
+
+
+def _merge(distinct: np.ndarray) -> np.ndarray:
+    """Return ascending values without those that differ from the one before by rounding noise only."""
+    noise = (2.0**-21 if _is_single(distinct) else 2.0**-44) * np.abs(distinct).max()
+    return distinct[np.concatenate([[True], np.diff(distinct) > noise])]
+
+
+def _printed(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return a unit of the last digit that each value is printed with, and what float arithmetic may have blurred."""
+    single = _is_single(values)
+    fraction = significant = 0
+    for value in values:
+        _, digits, exponent = Decimal(str(np.float32(value) if single else float(value))).normalize().as_tuple()
+        fraction = max(fraction, -int(exponent))
+        significant = max(significant, len(digits))
+    sizes = np.abs(values)
+    place = np.floor(np.log10(np.where(sizes > 0, sizes, 1.0))) + 1 - significant
+    unit = np.maximum(10.0**place, float(f"1e-{fraction}"))
+    return unit, float((2.0**-22 if single else 2.0**-46) * sizes.max())
+
+
+def _is_single(values: np.ndarray) -> bool:
+    """Tell whether the values come from a float32 column: exact there, but not round numbers of few digits."""
+    if np.abs(values).max() > EXTREME:
+        return False
+    return bool((values == values.astype(np.float32)).all())
