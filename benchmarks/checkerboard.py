@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import diffeo
-from diffeo.commands import fit_data
+from diffeo import commands
 from diffeo.data import ENTROPY, load_builtin
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
-        fit_data("checkerboard", Path(folder) / "run", minutes=options.minutes, seed=options.seed, figures=False)
+        commands.fit("checkerboard", Path(folder) / "run", minutes=options.minutes, seed=options.seed, figures=False)
         seconds = time.monotonic() - started
         flow = diffeo.load_run(Path(folder) / "run").flow
     fresh = torch.as_tensor(load_builtin("checkerboard", 100_000, seed=options.seed + 1_000_003).x)

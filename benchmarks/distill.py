@@ -24,7 +24,7 @@ import torch
 
 import diffeo
 import peers
-from diffeo.commands import distill_run, fit_data
+from diffeo import commands
 from diffeo.distillation.density import BATCH_SIZE, BATCHES, REPORTED, DensityTeaching
 from diffeo.recipes.assembly import take_apart
 from diffeo.report.distillation import compare_draws, draw_both, warnings
@@ -100,14 +100,14 @@ def measure(name: str, source: str, options: argparse.Namespace, folder: Path) -
     """Fit the teacher, distil it into every student, and print a row for each recipe."""
     started = time.monotonic()
     run = folder / f"{name}-teacher"
-    fitted = fit_data(source, run, model="maf", minutes=options.teacher_minutes, seed=options.seed, figures=False)
+    fitted = commands.fit(source, run, model="maf", minutes=options.teacher_minutes, seed=options.seed, figures=False)
     teacher = diffeo.load_run(run).flow
     nll = fitted["validation"]
     print(f"\n{name}: MAF, held-out NLL {nll['nll']:.4f} ± {nll['stderr']:.4f}, {time.monotonic() - started:.0f} s\n")
     print("\n".join(HEAD), flush=True)
     for kind in options.student:
         out = folder / f"{name}-{kind}"
-        summary = distill_run(
+        summary = commands.distill(
             run, out, student=kind, minutes=options.minutes, seed=options.seed, figures=options.figures
         )
         student = diffeo.load_run(out).flow

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from diffeo.data import open_images
 from diffeo.flow import Flow, bits_per_dim
-from diffeo.modalities.images.run import open_image_run
+from diffeo.modalities import open_run
 from diffeo.report.numerics import continuous_part
 from diffeo.transforms import Chain, Logit
 from speed import machine
@@ -91,7 +91,7 @@ def train(name: str, run: Path, minutes: float, seed: int, options: list[str]) -
 def judge(name: str, run: Path, seed: int) -> dict[str, Any]:
     """Return likelihoods with standard errors, round-trip errors, and the accuracy of a conditional model."""
     torch.manual_seed(seed)
-    model = open_image_run(run)
+    model = open_run(run)
     metrics = json.loads((run / "model.json").read_text())["metrics"]
     train_images, validation, test = open_images("mnist").split()
     assert validation is not None

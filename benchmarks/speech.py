@@ -20,8 +20,8 @@ from typing import Any
 
 import diffeo
 import peers
+from diffeo import commands
 from diffeo.cli import show
-from diffeo.commands import distill_run, fit_data
 
 SET = "fsdd-jackson"
 BARS = {"independent Gaussian samples": 13.51, "stationary AR(16)": 11.77}
@@ -31,7 +31,7 @@ TARGET = 9.8  # bits per sample of the teacher
 def teach(run: Path, options: argparse.Namespace) -> None:
     """Train the teacher and print its bits beside the bars."""
     started = time.monotonic()
-    summary = fit_data(
+    summary = commands.fit(
         SET, run, model="wavenet", context=["mel", "label"], minutes=options.minutes, seed=options.seed, force=True,
         progress=True,
     )  # fmt: skip
@@ -48,7 +48,7 @@ def teach(run: Path, options: argparse.Namespace) -> None:
 def learn(run: Path, out: Path, options: argparse.Namespace) -> None:
     """Distil the teacher and print what the student lost and gained."""
     started = time.monotonic()
-    summary = distill_run(
+    summary = commands.distill(
         run, out, minutes=options.student_minutes, forward_share=options.forward_share,
         power=options.power, contrast=options.contrast, seed=options.seed,
         force=True, progress=True, say=print,

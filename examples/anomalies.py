@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from diffeo.commands import fit_data, score_table
+from diffeo import commands
 from diffeo.data import load_builtin
 
 x, names, labels = load_builtin("breast_cancer")
@@ -19,8 +19,8 @@ malignant = [False] * (len(benign) - 250) + [True] * int((labels == 0).sum())
 
 with tempfile.TemporaryDirectory() as folder:
     run, scores = Path(folder) / "run", Path(folder) / "scores.csv"
-    summary = fit_data(usual, run, model="maf", arguments={"transforms": 2, "hidden": [32]}, epochs=150)
-    score_table(run, unseen, scores)
+    summary = commands.fit(usual, run, model="maf", arguments={"transforms": 2, "hidden": [32]}, epochs=150)
+    commands.score(run, unseen, scores)
     likelihood = pd.read_csv(scores)["log_likelihood"]
 
 order = likelihood.argsort()  # the least likely first

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from diffeo import commands
 from diffeo.cli import main
-from diffeo.commands import fit_data, sample_table
 
 # The noise grows with x, and its sign is a coin's: no regression can say this.
 generator = np.random.default_rng(0)
@@ -19,9 +19,9 @@ y = np.sign(generator.random(4000) - 0.5) * x + 0.1 * (1 + x) * generator.normal
 
 with tempfile.TemporaryDirectory() as folder:
     run, out = Path(folder) / "run", Path(folder) / "samples.csv"
-    fit_data(pd.DataFrame({"x": x, "y": y}), run, context=["x"], epochs=60, figures=False)
+    commands.fit(pd.DataFrame({"x": x, "y": y}), run, context=["x"], epochs=60, figures=False)
     for given in (0.5, 2.5):
-        sample_table(run, 2000, out, given={"x": given}, force=True)
+        commands.sample(run, 2000, out, given={"x": given}, force=True)
         sampled = pd.read_csv(out)["y"]
         upper = sampled[sampled > 0]
         print(f"x = {given}: {len(upper) / len(sampled):.0%} above 0, there {upper.mean():.2f} ± {upper.std():.2f}")

@@ -11,8 +11,8 @@ import soundfile
 import torch
 
 import diffeo
+from diffeo import commands
 from diffeo.cli.main import main
-from diffeo.commands import check_run, fit_data, info, sample_audio, score_audio
 from diffeo.data import Audio, open_audio, save_wavs
 from diffeo.errors import UserError
 from diffeo.modalities import storage
@@ -289,15 +289,15 @@ def runs(tmp_path_factory):
     many(folder / "tones", 40)
     options = {"epochs": 2, "crop": 0.1, "batch_size": 4, "arguments": SMALL}
     notes = []
-    fit_data(folder / "tones", folder / "run", context=["mel", "label"], mels=4, say=notes.append, **options)
-    fit_data(folder / "tones", folder / "plain", figures=False, **options)
+    commands.fit(folder / "tones", folder / "run", context=["mel", "label"], mels=4, say=notes.append, **options)
+    commands.fit(folder / "tones", folder / "plain", figures=False, **options)
     return SimpleNamespace(
         folder=folder, tones=folder / "tones", run=folder / "run", plain=folder / "plain", notes=notes
     )
 
 
 def test_a_run_of_audio(runs):
-    facts = info(runs.run)
+    facts = commands.info(runs.run)
     assert facts["model"] == "wavenet"
     assert (facts["rate"], facts["hop"], facts["mels"], facts["window"], facts["crop"]) == (RATE, HOP, 4, 40, 100)
     assert facts["classes"] == ["high", "low"]
@@ -311,7 +311,7 @@ def test_a_run_of_audio(runs):
 
 
 def test_whole_files_are_scored(runs, tmp_path):
-    summary = score_audio(runs.run, runs.tones, tmp_path / "s.csv")
+    summary = commands.score(runs.run, runs.tones, tmp_path / "s.csv")
     rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
     assert [row["file"] for row in rows[:2]] == ["high_000.wav", "high_002.wav"]
     bits = np.array([float(row["bits_per_sample"]) for row in rows])
@@ -319,9 +319,9 @@ def test_whole_files_are_scored(runs, tmp_path):
     samples = np.array([float(row["seconds"]) for row in rows]) * RATE
     np.testing.assert_allclose(bits, -nats / (samples * math.log(2)) + 15)
     assert summary["bits_per_sample"] == pytest.approx(-nats.sum() / (samples.sum() * math.log(2)) + 15)
-    assert score_audio(runs.run, runs.tones, tmp_path / "t.csv")["mean"] == summary["mean"], "the same noise"
+    assert commands.score(runs.run, runs.tones, tmp_path / "t.csv")["mean"] == summary["mean"], "the same noise"
     with pytest.raises(UserError, match="'file' is text"):
-        score_audio(runs.run, runs.tones, tmp_path / "s.npy")
+        commands.score(runs.run, runs.tones, tmp_path / "s.npy")
 
 
 def test_bits_are_those_of_16_bit_values(tmp_path):
@@ -329,33 +329,33 @@ def test_bits_are_those_of_16_bit_values(tmp_path):
     generator = np.random.default_rng(0)
     for i in range(12):
         write(tmp_path / "noise" / f"{i}.wav", np.rint(1000 * generator.standard_normal(400)) / 2**15)
-    fit_data(tmp_path / "noise", tmp_path / "run", epochs=1, lr=1e-6, crop=0.2, arguments=SMALL, figures=False)
+    commands.fit(tmp_path / "noise", tmp_path / "run", epochs=1, lr=1e-6, crop=0.2, arguments=SMALL, figures=False)
     flow = diffeo.load_run(tmp_path / "run").flow
     expected = math.log2(1000 * math.sqrt(2 * math.pi * math.e))
-    scores = score_audio(tmp_path / "run", tmp_path / "noise", tmp_path / "s.csv")
+    scores = commands.score(tmp_path / "run", tmp_path / "noise", tmp_path / "s.csv")
     assert scores["bits_per_sample"] == pytest.approx(expected, abs=0.1)
     assert flow.sample(3).mul(2**15).frac().abs().max() == 0, "samples are 16-bit values"
 
 
 def test_drawing(runs, tmp_path):
-    summary = sample_audio(runs.plain, 3, tmp_path / "a", length=0.05)
-    assert (summary["clips"], summary["duration"]) == (3, pytest.approx(0.15))
+    summary = commands.sample(runs.plain, 3, tmp_path / "a", length=0.05)
+    assert (summary["rows"], summary["duration"]) == (3, pytest.approx(0.15))
     first = open_audio(tmp_path / "a")
     assert (first.rate, first.lengths.tolist()) == (RATE, [50, 50, 50])
-    sample_audio(runs.plain, 3, tmp_path / "b", length=0.05)
+    commands.sample(runs.plain, 3, tmp_path / "b", length=0.05)
     assert open_audio(tmp_path / "b").sha256 == first.sha256, "the same seed, the same sounds"
-    assert sample_audio(runs.plain, 1, tmp_path / "c")["duration"] == pytest.approx(0.1), "as long as a crop"
+    assert commands.sample(runs.plain, 1, tmp_path / "c")["duration"] == pytest.approx(0.1), "as long as a crop"
     one = runs.tones / "low_005.wav"
-    copied = sample_audio(runs.run, 2, tmp_path / "d", given_from=one)
-    assert (copied["clips"], copied["duration"]) == (2, pytest.approx(2 * 0.055))
-    other = sample_audio(runs.run, None, tmp_path / "e", given_from=one, given={"label": "high"}, length=0.02)
-    assert (other["clips"], other["duration"]) == (1, pytest.approx(0.02))
+    copied = commands.sample(runs.run, 2, tmp_path / "d", given_from=one)
+    assert (copied["rows"], copied["duration"]) == (2, pytest.approx(2 * 0.055))
+    other = commands.sample(runs.run, None, tmp_path / "e", given_from=one, given={"label": "high"}, length=0.02)
+    assert (other["rows"], other["duration"]) == (1, pytest.approx(0.02))
 
 
 def test_commands(runs, tmp_path, capsys):
     run, tones = str(runs.run), str(runs.tones)
     assert main(["score", run, tones, "--out", str(tmp_path / "s.csv"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["clips"] == 40
+    assert json.loads(capsys.readouterr().out)["rows"] == 40
     words = ["sample", run, "--given-file", f"{tones}/low_001.wav", "--given", "label=low", "--seconds", "0.02"]
     assert main([*words, "--out", str(tmp_path / "wavs")]) == 0
     assert main(["info", run]) == 0
@@ -382,11 +382,11 @@ def test_commands(runs, tmp_path, capsys):
         main(["sample", str(tmp_path / "run"), "-n", "3", "--out", str(tmp_path / "three"), "--seconds", "0.02"]) == 0
     )
     assert main(["fit", tones, "--out", str(tmp_path / "run"), "--resume"]) == 0
-    assert info(tmp_path / "run")["pattern"] == "^(low|high)"
+    assert commands.info(tmp_path / "run")["pattern"] == "^(low|high)"
 
 
 def test_check_examines_numerics_latents_and_sound(runs, tmp_path):
-    report = check_run(runs.run, runs.tones)
+    report = commands.check(runs.run, runs.tones)
     assert report["which"] == "crops of recordings held out of training"
     for where in ("rows", "samples", "off_data"):
         assert report["round_trip"][where]["max"] < 1e-4
@@ -394,16 +394,16 @@ def test_check_examines_numerics_latents_and_sound(runs, tmp_path):
     assert report["log_det"]["max"] < 1e-9
     assert report["sound"]["real"]["rms"]["mean"] == pytest.approx(0.2 / math.sqrt(2), rel=0.05)
     assert report["sound"]["drawn"]["log_spectral_distance"]["mean"] > 5
-    bits = score_audio(runs.run, runs.tones, tmp_path / "s.csv")["bits_per_sample"]
+    bits = commands.score(runs.run, runs.tones, tmp_path / "s.csv")["bits_per_sample"]
     assert report["likelihood"]["bits_per_sample"]["mean"] == pytest.approx(bits, abs=0.5)
     assert any("spectral flatness of the recordings" in text for text in report["reasons"]), "two epochs: noise"
     json.dumps(report, allow_nan=False)
     for i in range(4):
         write(tmp_path / "new" / f"low_{i}.wav", tone(0.2, 50, seed=i))
-    assert check_run(runs.plain, tmp_path / "new")["which"] == "crops of all recordings"
+    assert commands.check(runs.plain, tmp_path / "new")["which"] == "crops of all recordings"
     write(tmp_path / "short" / "low_0.wav", tone(0.12, 50))
     with pytest.raises(UserError, match=r"short: has less than the 0\.2 seconds of sound that a check takes"):
-        check_run(runs.plain, tmp_path / "short")
+        commands.check(runs.plain, tmp_path / "short")
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_faults_of_models_of_sound_are_found(fault, reason):
 
 def test_another_rate_is_resampled(runs, tmp_path):
     write(tmp_path / "low_fast.wav", tone(0.2, rate=4 * RATE), 4 * RATE)
-    summary = score_audio(runs.run, tmp_path / "low_fast.wav", tmp_path / "s.csv")
+    summary = commands.score(runs.run, tmp_path / "low_fast.wav", tmp_path / "s.csv")
     assert summary["notes"] == ["1 of 1 recordings were resampled to 1000 Hz, from 4000 Hz"]
     assert summary["duration"] == pytest.approx(0.2)
 
@@ -440,10 +440,10 @@ def test_clips_shorter_than_the_receptive_field(runs, tmp_path):
     reach = next(m.receptive_field for m in diffeo.load_run(runs.run).flow.modules() if hasattr(m, "receptive_field"))
     write(tmp_path / "low_short.wav", tone(0.004))
     assert reach > 4
-    summary = score_audio(runs.run, tmp_path / "low_short.wav", tmp_path / "s.csv")
+    summary = commands.score(runs.run, tmp_path / "low_short.wav", tmp_path / "s.csv")
     assert math.isfinite(summary["bits_per_sample"])
     notes = []
-    fit_data(
+    commands.fit(
         runs.tones,
         tmp_path / "r",
         epochs=1,
@@ -452,7 +452,7 @@ def test_clips_shorter_than_the_receptive_field(runs, tmp_path):
         figures=False,
         say=notes.append,
     )
-    kept = info(tmp_path / "r")["metrics"]["notes"]
+    kept = commands.info(tmp_path / "r")["metrics"]["notes"]
     assert any("shorter than the" in note for note in [*notes, *kept])
 
 
@@ -461,7 +461,7 @@ def test_digital_silence_has_a_finite_likelihood(runs, tmp_path):
     sound[:200] = 0
     write(tmp_path / "low_quiet.wav", sound)
     for run in (runs.run, runs.plain):
-        bits = score_audio(run, tmp_path / "low_quiet.wav", tmp_path / "s.csv", force=True)["bits_per_sample"]
+        bits = commands.score(run, tmp_path / "low_quiet.wav", tmp_path / "s.csv", force=True)["bits_per_sample"]
         assert 0 < bits < 20
 
 
@@ -479,25 +479,25 @@ def test_figures_of_three_sets(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda r, tmp: fit_data(r.tones, tmp / "r", context=["speaker"]), "mel, label or both"),
-        (lambda r, tmp: fit_data(r.tones, tmp / "r", model="maf"), "'maf' is not for audio; expected one of wavenet"),
-        (lambda r, tmp: fit_data(r.tones, tmp / "r", size=[8]), "--size is for images, and these data are audio"),
-        (lambda r, tmp: fit_data("moons", tmp / "r", rate=100), "--rate is for audio, and these data are tables"),
-        (lambda r, tmp: fit_data(r.tones / "low_001.wav", tmp / "r"), "at least two are needed"),
-        (lambda r, tmp: fit_data(r.tones, tmp / "r", arguments={"hop": 1000}), "shorter than a frame"),
-        (lambda r, tmp: fit_data(r.tones, tmp / "r", arguments={"hop": "x"}), "expected a hop"),
-        (lambda r, tmp: fit_data(r.tones, tmp / "r", context=["mel"], mels=90), "fewer than 90 mel"),
-        (lambda r, tmp: fit_data(tmp, tmp / "r", model="wavenet"), "holds no recordings"),
-        (lambda r, tmp: fit_data(r.tones, tmp / "r", crop=0.0), "expected crop above 0"),
-        (lambda r, tmp: sample_audio(r.plain, 0, tmp / "w"), "at least 1"),
-        (lambda r, tmp: sample_audio(r.plain, 3, None), "need a place"),
-        (lambda r, tmp: sample_audio(r.plain, None, tmp / "w"), "how many"),
-        (lambda r, tmp: sample_audio(r.plain, 1, tmp / "w", length=-1.0), "above 0 seconds"),
-        (lambda r, tmp: sample_audio(r.plain, 1, tmp / "w", given={"label": "low"}), "not conditional on labels"),
-        (lambda r, tmp: sample_audio(r.plain, 1, tmp / "w", given_from=r.tones), "not conditional on log-mel"),
-        (lambda r, tmp: sample_audio(r.run, 1, tmp / "w"), "conditional on log-mel features; give a recording"),
+        (lambda r, tmp: commands.fit(r.tones, tmp / "r", context=["speaker"]), "mel, label or both"),
+        (lambda r, tmp: commands.fit(r.tones, tmp / "r", model="maf"), "'maf' is not for audio; expected one of"),
+        (lambda r, tmp: commands.fit(r.tones, tmp / "r", size=[8]), "--size is for images, and these data are audio"),
+        (lambda r, tmp: commands.fit("moons", tmp / "r", rate=100), "--rate is for audio, and these data are tables"),
+        (lambda r, tmp: commands.fit(r.tones / "low_001.wav", tmp / "r"), "at least two are needed"),
+        (lambda r, tmp: commands.fit(r.tones, tmp / "r", arguments={"hop": 1000}), "shorter than a frame"),
+        (lambda r, tmp: commands.fit(r.tones, tmp / "r", arguments={"hop": "x"}), "expected a hop"),
+        (lambda r, tmp: commands.fit(r.tones, tmp / "r", context=["mel"], mels=90), "fewer than 90 mel"),
+        (lambda r, tmp: commands.fit(tmp, tmp / "r", model="wavenet"), "holds no recordings"),
+        (lambda r, tmp: commands.fit(r.tones, tmp / "r", crop=0.0), "expected crop above 0"),
+        (lambda r, tmp: commands.sample(r.plain, 0, tmp / "w"), "at least 1"),
+        (lambda r, tmp: commands.sample(r.plain, 3, None), "need a place"),
+        (lambda r, tmp: commands.sample(r.plain, None, tmp / "w"), "how many"),
+        (lambda r, tmp: commands.sample(r.plain, 1, tmp / "w", length=-1.0), "above 0 seconds"),
+        (lambda r, tmp: commands.sample(r.plain, 1, tmp / "w", given={"label": "low"}), "not conditional on labels"),
+        (lambda r, tmp: commands.sample(r.plain, 1, tmp / "w", given_from=r.tones), "not conditional on log-mel"),
+        (lambda r, tmp: commands.sample(r.run, 1, tmp / "w"), "conditional on log-mel features; give a recording"),
         (
-            lambda r, tmp: sample_audio(r.run, 1, tmp / "w", given={"label": "mid"}, given_from=r.tones),
+            lambda r, tmp: commands.sample(r.run, 1, tmp / "w", given={"label": "mid"}, given_from=r.tones),
             "expected label=high|low",
         ),
     ],
@@ -512,10 +512,10 @@ def test_mistakes_get_one_line(runs, tmp_path, call, message):
 def test_an_unknown_label_is_named(runs, tmp_path):
     write(tmp_path / "none.wav", tone())
     with pytest.raises(UserError, match=r"no label in the name of 1 of 1 recordings"):
-        score_audio(runs.run, tmp_path / "none.wav", tmp_path / "s.csv")
+        commands.score(runs.run, tmp_path / "none.wav", tmp_path / "s.csv")
     write(tmp_path / "mid_0.wav", tone())
     with pytest.raises(UserError, match=r"mid_0\.wav has the label 'mid', expected one of high, low"):
-        score_audio(runs.run, tmp_path / "mid_0.wav", tmp_path / "s.csv")
+        commands.score(runs.run, tmp_path / "mid_0.wav", tmp_path / "s.csv")
 
 
 def test_a_damaged_description_is_refused(runs, tmp_path):
@@ -524,4 +524,4 @@ def test_a_damaged_description_is_refused(runs, tmp_path):
     for change in ({"hop": 0}, {"hop": 20, "mels": 4}, {"crop": 7}, {"surprise": 1}):
         (tmp_path / "model.json").write_text(json.dumps({**model, "schema": {**model["schema"], **change}}))
         with pytest.raises(UserError, match=r"model\.json is damaged"):
-            score_audio(tmp_path, runs.tones)
+            commands.score(tmp_path, runs.tones)

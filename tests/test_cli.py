@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import diffeo
+from diffeo import commands
 from diffeo.cli import main
-from diffeo.commands import check_run, fit_data, info, sample_table, score_table
 from diffeo.data import Schema, open_table
 from diffeo.modalities.tables.defaults import preprocessing
 
@@ -87,7 +87,7 @@ def test_every_command_has_the_common_options(capsys):
 
 
 def test_fit_writes_a_run(made):
-    found = info(made / "run")
+    found = commands.info(made / "run")
     assert [column["kind"] for column in found["columns"]] == [
         "integer", "continuous", "continuous", "levels", "continuous", "integer", "constant",
     ]  # fmt: skip
@@ -122,7 +122,7 @@ def test_likelihoods_are_in_the_units_of_the_table(tmp_path):
     x = np.random.default_rng(0).normal(size=(400, 2))
     nll = []
     for name, factor in (("a", 1.0), ("b", 1000.0)):
-        summary = fit_data(x * [factor, 1], tmp_path / name, epochs=5, arguments={"hidden": [8]}, figures=False)
+        summary = commands.fit(x * [factor, 1], tmp_path / name, epochs=5, arguments={"hidden": [8]}, figures=False)
         nll.append(summary["validation"]["nll"])
     assert nll[1] - nll[0] == pytest.approx(np.log(1000), abs=0.01)
 
@@ -163,14 +163,14 @@ def test_sample_looks_like_the_table(made, tmp_path, capsys):
 
 def test_samples_in_portions(made, tmp_path, monkeypatch):
     monkeypatch.setattr("diffeo.commands.sample.PORTION", 64)
-    summary = sample_table(made / "run", 200, tmp_path / "x.csv")
+    summary = commands.sample(made / "run", 200, tmp_path / "x.csv")
     assert summary["rows"] == len(pd.read_csv(tmp_path / "x.csv")) == 200
     assert summary["non_finite"] == 0
     contexts = pd.DataFrame({"dose": [0.5, 2.5, 10.0], "age": [30, 40, 50]})
-    sample_table(made / "given", 100, tmp_path / "y.csv", given_from=contexts)
+    commands.sample(made / "given", 100, tmp_path / "y.csv", given_from=contexts)
     fake = pd.read_csv(tmp_path / "y.csv")
     assert (fake["age"] == np.repeat([30, 40, 50], 100)).all()
-    sample_table(made / "given", 3, tmp_path / "z.csv", given_from=contexts)
+    commands.sample(made / "given", 3, tmp_path / "z.csv", given_from=contexts)
     assert (pd.read_csv(tmp_path / "z.csv")["dose"] == np.repeat([0.5, 2.5, 10.0], 3)).all()
 
 
@@ -183,7 +183,7 @@ def test_context(made, tmp_path, capsys):
     pd.DataFrame({"dose": [0.5, 2.5], "age": [30, 60]}).to_csv(tmp_path / "contexts.csv", index=False)
     text, _ = run(capsys, "sample", made / "given", "--given-file", tmp_path / "contexts.csv")
     assert list(pd.read_csv(io.StringIO(text))["age"]) == [30, 60]
-    summary = score_table(made / "given", mixed(), tmp_path / "s.csv")
+    summary = commands.score(made / "given", mixed(), tmp_path / "s.csv")
     assert summary["rows"] == 600
     assert summary["impossible"] == 0
 
@@ -202,11 +202,11 @@ def test_check(made, capsys):
 
 def test_check_uses_held_out_rows(tmp_path):
     x = np.random.default_rng(0).normal(size=(1500, 2)) @ np.array([[1.0, 0.5], [0.0, 1.0]])
-    fit_data(x, tmp_path / "run", epochs=10, arguments={"hidden": [16], "transforms": 1}, figures=False)
-    report = check_run(tmp_path / "run", x)
+    commands.fit(x, tmp_path / "run", epochs=10, arguments={"hidden": [16], "transforms": 1}, figures=False)
+    report = commands.check(tmp_path / "run", x)
     assert (report["which"], report["rows"]) == ("rows held out of training", 150)
     assert report["verdict"] != "not trustworthy", report["reasons"]
-    report = check_run(tmp_path / "run", x[::2])
+    report = commands.check(tmp_path / "run", x[::2])
     assert (report["which"], report["rows"]) == ("all rows", 750)
 
 
@@ -241,10 +241,10 @@ def test_only_stretched_columns_are_made_normal_first():
 def test_model_and_its_arguments(made, tmp_path, capsys):
     argv = ["fit", made / "mixed.csv", "--out", tmp_path / "run", "--drop", "id", "--epochs", "1", *TINY]
     run(capsys, *argv, "--model", "maf", "--set", "activation=silu", "--set", "residual=true")
-    arguments = info(tmp_path / "run")["arguments"]
+    arguments = commands.info(tmp_path / "run")["arguments"]
     assert (arguments["activation"], arguments["residual"], arguments["hidden"]) == ("silu", True, [16])
     run(capsys, *argv, "--model", "realnvp", "--force")
-    assert info(tmp_path / "run")["model"] == "realnvp"
+    assert commands.info(tmp_path / "run")["model"] == "realnvp"
 
 
 def test_same_seed_same_weights(made, tmp_path):
@@ -253,7 +253,7 @@ def test_same_seed_same_weights(made, tmp_path):
         torch.manual_seed(len(name))
         arguments = {"hidden": [16], "transforms": 2}
         frame = mixed().drop(columns="id")
-        fit_data(frame, tmp_path / name, epochs=3, seed=seed, arguments=arguments, figures=False)
+        commands.fit(frame, tmp_path / name, epochs=3, seed=seed, arguments=arguments, figures=False)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
     assert weights[0] == weights[1] == (made / "run" / "model.safetensors").read_bytes()
     assert weights[0] != weights[2]
@@ -262,12 +262,13 @@ def test_same_seed_same_weights(made, tmp_path):
 def test_python_and_command_line_share_runs(made, tmp_path):
     flow = diffeo.load_run(made / "run").flow
     assert flow.sample(3).shape == (3, 6)
-    summary = score_table(made / "run", mixed(), tmp_path / "s.csv")
-    assert summary["mean"] == pytest.approx(-info(made / "run")["metrics"]["train"]["nll"], abs=1.0)
+    summary = commands.score(made / "run", mixed(), tmp_path / "s.csv")
+    assert summary["mean"] == pytest.approx(-commands.info(made / "run")["metrics"]["train"]["nll"], abs=1.0)
 
 
 def test_figures_of_a_fit(tmp_path):
-    summary = fit_data("moons", tmp_path / "run", epochs=1, batch_size=4096, arguments={"hidden": [8], "transforms": 1})
+    arguments = {"hidden": [8], "transforms": 1}
+    summary = commands.fit("moons", tmp_path / "run", epochs=1, batch_size=4096, arguments=arguments)
     names = sorted(path.name for path in (tmp_path / "run" / "figures").iterdir())
     assert names == ["density.png", "latents.png", "learning_curve.png", "pairs.png"]
     assert sorted(summary["figures"]) == [str(tmp_path / "run" / "figures" / name) for name in names]
@@ -279,13 +280,13 @@ def test_large_tables_stream(tmp_path, monkeypatch):
     monkeypatch.setattr("diffeo.modalities.tables.rows.POOL", 200)
     mixed(1000).drop(columns="id").to_parquet(tmp_path / "x.parquet")
     options = {"epochs": 2, "batch_size": 64, "accumulate": 2, "arguments": {"hidden": [8], "transforms": 1}}
-    summary = fit_data(tmp_path / "x.parquet", tmp_path / "run", **options)
+    summary = commands.fit(tmp_path / "x.parquet", tmp_path / "run", **options)
     assert 800 < summary["rows"]["train"] < 950
     assert summary["rows"]["train"] + summary["rows"]["validation"] == 1000
     assert summary["steps"] == 2 * (summary["rows"]["train"] // 64)
-    assert score_table(tmp_path / "run", tmp_path / "x.parquet", tmp_path / "s.csv")["rows"] == 1000
+    assert commands.score(tmp_path / "run", tmp_path / "x.parquet", tmp_path / "s.csv")["rows"] == 1000
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
-    fit_data(tmp_path / "x.parquet", tmp_path / "run", resume=True)
+    commands.fit(tmp_path / "x.parquet", tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
 
 
@@ -323,7 +324,7 @@ def test_interrupt_keeps_the_best_and_resumes(tmp_path, capsys):
         f"diffeo: interrupted; the best so far is in {out}; go on with: diffeo fit moons --out {out} --resume"
     )
     assert "Traceback" not in err
-    done = info(out)["metrics"]
+    done = commands.info(out)["metrics"]
     assert done["stopped"] == "interrupted"
     run(capsys, "sample", out, "-n", "5", "--out", tmp_path / "x.csv")
 
@@ -344,7 +345,7 @@ def test_resume_ends_where_the_undisturbed_run_does(tmp_path, monkeypatch, capsy
     evaluate = sys.modules["diffeo.training.fit"].evaluate
     monkeypatch.setattr(sys.modules["diffeo.training.fit"], "evaluate", interrupting)
     assert main(["fit", str(tmp_path / "x.csv"), "--out", str(tmp_path / "parts"), *options]) == 130
-    assert info(tmp_path / "parts")["metrics"]["epochs"] < 60
+    assert commands.info(tmp_path / "parts")["metrics"]["epochs"] < 60
     run(capsys, "fit", tmp_path / "x.csv", "--out", tmp_path / "parts", "--resume", "--no-figures")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert weights[0] == weights[1]
@@ -353,5 +354,5 @@ def test_resume_ends_where_the_undisturbed_run_does(tmp_path, monkeypatch, capsy
 def test_scoring_tells_how_far_it_is(made, tmp_path):
     seen = []
     table = mixed(70_000)
-    score_table(made / "run", table, tmp_path / "s.csv", progress=lambda done, total: seen.append((done, total)))
+    commands.score(made / "run", table, tmp_path / "s.csv", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(0, 70_000), (65536, 70_000), (70_000, 70_000)]

@@ -13,9 +13,9 @@ from torch import nn
 
 import diffeo
 from cases import randomise
+from diffeo import commands
 from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal
 from diffeo.cli import main, show
-from diffeo.commands import check_run, distill_run, info
 from diffeo.commands.distill import pace_warnings
 from diffeo.distillation import density as table_teaching
 from diffeo.flow import Flow
@@ -466,8 +466,8 @@ def test_the_command(run, teachers, tmp_path, capsys):
     given = ["--given", "age=30"] if run == "given" else []
     assert main(["sample", str(out), "-n", "50", "--out", str(tmp_path / "rows.csv"), *given]) == 0
     assert list(pd.read_csv(tmp_path / "rows.csv").columns) == ["age", "height", "weight"]
-    assert info(out)["cheap"] == "sampling"
-    assert check_run(out, str(teachers / "people.csv"))["which"] == "rows held out of training"
+    assert commands.info(out)["cheap"] == "sampling"
+    assert commands.check(out, str(teachers / "people.csv"))["which"] == "rows held out of training"
     capsys.readouterr()
     assert main(["info", str(out)]) == 0
     assert "iaf" in capsys.readouterr().out
@@ -476,7 +476,7 @@ def test_the_command(run, teachers, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def distilled(teachers, tmp_path_factory):
     out = tmp_path_factory.mktemp("distilled") / "student"
-    distill_run(teachers / "run", out, epochs=2, arguments={"hidden": [16], "transforms": 2}, figures=False)
+    commands.distill(teachers / "run", out, epochs=2, arguments={"hidden": [16], "transforms": 2}, figures=False)
     return out
 
 
@@ -554,11 +554,11 @@ def test_an_interrupted_command_goes_on(teachers, distilled, tmp_path, monkeypat
     options = {"epochs": 2, "arguments": {"hidden": [16], "transforms": 2}, "figures": False}
     monkeypatch.setattr(checkpoints, "save_checkpoint", dying)
     with pytest.raises(KeyboardInterrupt):
-        distill_run(teachers / "run", out, **options)
+        commands.distill(teachers / "run", out, **options)
     monkeypatch.setattr(checkpoints, "save_checkpoint", original)
     assert written == ["forward", "forward", "both"]
     with pytest.raises(diffeo.UserError, match="has no weights yet"):
         diffeo.load_run(out)
-    distill_run(teachers / "run", out, resume=True, figures=False)
+    commands.distill(teachers / "run", out, resume=True, figures=False)
     whole, resumed = (diffeo.load_run(path).flow.state_dict() for path in (distilled, out))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())

@@ -1,6 +1,7 @@
 """Few steps: what a stream draws again, distances that a shrunken set cannot fool, and `diffeo distill`."""
 
 import copy
+import importlib
 import json
 import re
 
@@ -12,9 +13,9 @@ from scipy.optimize import linear_sum_assignment
 
 import diffeo
 from cases import randomise
+from diffeo import commands
 from diffeo.bases import StandardNormal
 from diffeo.cli import main
-from diffeo.commands import distill_run
 from diffeo.distillation import density as table_teaching
 from diffeo.distillation import steps as step_teaching
 from diffeo.distillation.steps import ImageSteps, TableSteps
@@ -374,17 +375,16 @@ def test_an_interrupted_distillation_goes_on(killed, teachers, tmp_path, monkeyp
     def often(*arguments, **options):
         return fit(*arguments, **options, checkpoint_every=0.0)
 
-    from diffeo.commands import distill
-
-    fit = distill.fit
-    monkeypatch.setattr(distill, "fit", often)
+    command = importlib.import_module("diffeo.commands.distill")  # the name of the package's is the function
+    fit = command.fit
+    monkeypatch.setattr(command, "fit", often)
     options = {"epochs": 6, "figures": False}
-    distill_run(teachers / "given", tmp_path / "whole", **options)
+    commands.distill(teachers / "given", tmp_path / "whole", **options)
     monkeypatch.setattr(checkpoints, "save_checkpoint", dying)
     with pytest.raises(KeyboardInterrupt):
-        distill_run(teachers / "given", tmp_path / "cut", **options)
+        commands.distill(teachers / "given", tmp_path / "cut", **options)
     monkeypatch.setattr(checkpoints, "save_checkpoint", original)
-    distill_run(teachers / "given", tmp_path / "cut", resume=True, figures=False)
+    commands.distill(teachers / "given", tmp_path / "cut", resume=True, figures=False)
     whole, resumed = (diffeo.load_run(tmp_path / name).flow.state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert written[-1] == killed

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from diffeo import commands
 from diffeo.cli.main import main
-from diffeo.commands import check as check_module
-from diffeo.commands import check_run, distill_run, fit_data, info
 from diffeo.commands.check import IN_SAMPLE
 from diffeo.data import open_images
 from diffeo.errors import UserError
 from diffeo.modalities.images.dataset import hold_out
 from diffeo.modalities.tables import rows as rows_module
+from diffeo.modalities.tables import run as run_module
 from diffeo.modalities.tables.rows import split_rows
 
 SMALL = {"epochs": 3, "arguments": {"hidden": [16], "transforms": 1}, "figures": False}
@@ -44,10 +44,10 @@ def test_test_rows_leave_no_trace(tmp_path):
     other = x.copy()
     other[split_rows(1500, 0, 300)[2]] *= 3.0
     for name, table in (("a", x), ("b", other)):
-        fit_data(table, tmp_path / name, test=0.2, **SMALL)
+        commands.fit(table, tmp_path / name, test=0.2, **SMALL)
     a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
     assert a == b
-    a, b = (info(tmp_path / name)["metrics"] for name in "ab")
+    a, b = (commands.info(tmp_path / name)["metrics"] for name in "ab")
     assert a["rows"] == b["rows"] == {"train": 1080, "validation": 120, "test": 300}
     assert a["validation"] == b["validation"]
     assert a["test"]["nll"] + 1 < b["test"]["nll"]
@@ -55,16 +55,16 @@ def test_test_rows_leave_no_trace(tmp_path):
 
 def test_check_takes_the_test_rows(tmp_path, capsys):
     x = correlated(1500)
-    fit_data(x, tmp_path / "run", test=0.2, **SMALL)
-    report = check_run(tmp_path / "run", x)
+    commands.fit(x, tmp_path / "run", test=0.2, **SMALL)
+    report = commands.check(tmp_path / "run", x)
     assert (report["which"], report["rows"], report["in_sample"]) == (TEST, 300, False)
-    expected = info(tmp_path / "run")["metrics"]["test"]["nll"]
+    expected = commands.info(tmp_path / "run")["metrics"]["test"]["nll"]
     assert -report["likelihood"]["flow"]["mean"] == pytest.approx(expected, rel=1e-6)
-    report = check_run(tmp_path / "run", x, rows=50)
+    report = commands.check(tmp_path / "run", x, rows=50)
     assert (report["which"], report["rows"]) == (f"50 of {TEST}", 50)
-    distill_run(tmp_path / "run", tmp_path / "fast", x, student="realnvp", epochs=1, figures=False)
-    assert check_run(tmp_path / "fast", x)["which"] == TEST
-    assert info(tmp_path / "fast")["metrics"]["distillation"]["real_rows"]["which"] == TEST
+    commands.distill(tmp_path / "run", tmp_path / "fast", x, student="realnvp", epochs=1, figures=False)
+    assert commands.check(tmp_path / "fast", x)["which"] == TEST
+    assert commands.info(tmp_path / "fast")["metrics"]["distillation"]["real_rows"]["which"] == TEST
     np.save(tmp_path / "x.npy", x)
     argv = ["fit", tmp_path / "x.npy", "--out", tmp_path / "other", "--test", "0.2", "--epochs", "1", "--no-figures"]
     assert main([str(word) for word in argv]) == 0
@@ -75,41 +75,41 @@ def test_check_takes_the_test_rows(tmp_path, capsys):
 
 def test_test_rows_are_taken_however_few_they_are(tmp_path):
     x = correlated(150)
-    fit_data(x, tmp_path / "run", test=0.2, **SMALL)
-    report = check_run(tmp_path / "run", x)
+    commands.fit(x, tmp_path / "run", test=0.2, **SMALL)
+    report = commands.check(tmp_path / "run", x)
     assert (report["which"], report["rows"]) == (TEST, 30)
-    fit_data(x, tmp_path / "run", test=0.1, force=True, **SMALL)
+    commands.fit(x, tmp_path / "run", test=0.1, force=True, **SMALL)
     with pytest.raises(UserError, match="has 15 usable rows, expected at least 20 to check by"):
-        check_run(tmp_path / "run", x)
+        commands.check(tmp_path / "run", x)
 
 
 def test_nothing_is_trustworthy_in_sample(tmp_path, monkeypatch):
     """The same model, rows of the same distribution: it depends on whether it was trained on them."""
     x = correlated(600)
-    fit_data(x, tmp_path / "run", epochs=30, arguments=SMALL["arguments"], figures=False)
-    report = check_run(tmp_path / "run", x)
+    commands.fit(x, tmp_path / "run", epochs=30, arguments=SMALL["arguments"], figures=False)
+    report = commands.check(tmp_path / "run", x)
     assert (report["which"], report["rows"], report["in_sample"]) == ("the rows of training", 600, True)
     assert report["verdict"] == IN_SAMPLE
-    assert check_run(tmp_path / "run", correlated(600, seed=1))["verdict"] == "trustworthy"
-    monkeypatch.setattr(check_module, "LARGE", 0)  # too many to compare, but as many
-    report = check_run(tmp_path / "run", x)
+    assert commands.check(tmp_path / "run", correlated(600, seed=1))["verdict"] == "trustworthy"
+    monkeypatch.setattr(run_module, "LARGE", 0)  # too many to compare, but as many
+    report = commands.check(tmp_path / "run", x)
     assert (report["in_sample"], report["verdict"]) == (True, IN_SAMPLE)
 
 
 def test_what_is_bad_in_sample_stays_bad(tmp_path):
     x = correlated(600)
     x[:300] += 40.0
-    fit_data(x, tmp_path / "run", model="nice", epochs=1, arguments=SMALL["arguments"], figures=False)
-    report = check_run(tmp_path / "run", x)
+    commands.fit(x, tmp_path / "run", model="nice", epochs=1, arguments=SMALL["arguments"], figures=False)
+    report = commands.check(tmp_path / "run", x)
     assert (report["in_sample"], report["verdict"]) == (True, "not trustworthy")
     assert report["reasons"]
 
 
 def test_images(tmp_path):
     x = pictures()
-    fit_data(x, tmp_path / "run", model="nice", test=0.2, **SMALL)
-    assert info(tmp_path / "run")["metrics"]["rows"] == {"train": 216, "validation": 24, "test": 60}
-    report = check_run(tmp_path / "run", x)
+    commands.fit(x, tmp_path / "run", model="nice", test=0.2, **SMALL)
+    assert commands.info(tmp_path / "run")["metrics"]["rows"] == {"train": 216, "validation": 24, "test": 60}
+    report = commands.check(tmp_path / "run", x)
     assert (report["which"], report["rows"]) == ("test images, held out of training and of early stopping", 60)
     train, valid, test = hold_out(open_images(x), 0, 60)
     assert (len(train), len(valid), len(test)) == (216, 24, 60)
@@ -117,25 +117,25 @@ def test_images(tmp_path):
 
 def test_images_with_a_test_part_are_judged_by_it(tmp_path):
     np.savez(tmp_path / "x.npz", x=pictures(), x_test=pictures(40))
-    fit_data(tmp_path / "x.npz", tmp_path / "run", model="nice", **SMALL)
-    assert check_run(tmp_path / "run", tmp_path / "x.npz")["rows"] == 40
+    commands.fit(tmp_path / "x.npz", tmp_path / "run", model="nice", **SMALL)
+    assert commands.check(tmp_path / "run", tmp_path / "x.npz")["rows"] == 40
     with pytest.raises(UserError, match="has test images of its own; leave --test out"):
-        fit_data(tmp_path / "x.npz", tmp_path / "other", model="nice", test=0.1, **SMALL)
+        commands.fit(tmp_path / "x.npz", tmp_path / "other", model="nice", test=0.1, **SMALL)
 
 
 @pytest.mark.parametrize("test", [0.0, 1.0, -0.1, 1.5])
 def test_a_fraction_that_is_none(tmp_path, test):
     with pytest.raises(UserError, match=r"expected a fraction of the rows for the test in \(0, 1\), got"):
-        fit_data(correlated(50), tmp_path / "run", test=test, **SMALL)
+        commands.fit(correlated(50), tmp_path / "run", test=test, **SMALL)
     assert not (tmp_path / "run").exists()
 
 
 def test_rows_must_be_left(tmp_path):
     with pytest.raises(UserError, match=r"expected at least 2 rows beside those of the test \(--test 0.99\), got 50"):
-        fit_data(correlated(50), tmp_path / "run", test=0.99, **SMALL)
+        commands.fit(correlated(50), tmp_path / "run", test=0.99, **SMALL)
 
 
 def test_a_table_that_is_streamed_has_no_test_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(rows_module, "LARGE", 0)
     with pytest.raises(UserError, match="put some of its rows into a file of their own"):
-        fit_data(correlated(50), tmp_path / "run", test=0.2, **SMALL)
+        commands.fit(correlated(50), tmp_path / "run", test=0.2, **SMALL)

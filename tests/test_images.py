@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 import diffeo
+from diffeo import commands
 from diffeo.cli.main import main
-from diffeo.commands import fit_data, info, inpaint_image, sample_images, score_images
 from diffeo.errors import UserError
-from diffeo.modalities.images.dataset import ImageData
+from diffeo.modalities.images.dataset import ImageDataset
 
 SMALL = {"hidden": [8], "transforms": 1}
 
@@ -22,12 +22,12 @@ SMALL = {"hidden": [8], "transforms": 1}
 def runs(tmp_path_factory):
     """A small RealNVP of the digits and a conditional NICE of bright and dark squares."""
     folder = tmp_path_factory.mktemp("images")
-    fit_data("digits", folder / "digits", model="realnvp", epochs=2, arguments={"hidden": [8]})
+    commands.fit("digits", folder / "digits", model="realnvp", epochs=2, arguments={"hidden": [8]})
     generator = np.random.default_rng(0)
     labels = np.arange(400) % 2
     pixels = (generator.integers(0, 100, (400, 6, 6)) + 150 * labels[:, None, None]).astype(np.uint8)
     np.savez(folder / "squares.npz", x=pixels, y=labels)
-    fit_data(
+    commands.fit(
         folder / "squares.npz", folder / "squares", model="nice", context=["label"], epochs=30, batch_size=100,
         arguments={"hidden": [32]}, figures=False,
     )  # fmt: skip
@@ -41,7 +41,7 @@ def saved(path):
 
 
 def test_a_run_of_images(runs):
-    facts = info(runs / "digits")
+    facts = commands.info(runs / "digits")
     assert facts["shape"] == [1, 8, 8]
     assert facts["levels"] == 17
     assert facts["model"] == "realnvp"
@@ -55,8 +55,7 @@ def test_a_run_of_images(runs):
 @pytest.mark.parametrize(("side", "count", "name"), [(8, 40, "nsf"), (16, 4000, "nsf"), (18, 40, "realnvp")])
 def test_small_images_are_learned_element_by_element(side, count, name):
     """And the fewer there are, the more is done against overfitting."""
-    data = ImageData(np.random.default_rng(0).integers(0, 256, (count, side, side)).astype(np.uint8), {}, 0)
-    data.read()
+    data = ImageDataset(np.random.default_rng(0).integers(0, 256, (count, side, side)).astype(np.uint8), {}, 0)
     model, arguments = data.default_model()
     training = data.training(diffeo.build(model, {"features": data.features, **SMALL}))
     assert model == name
@@ -68,32 +67,32 @@ def test_small_images_are_learned_element_by_element(side, count, name):
 
 
 def test_scores_have_a_line_per_image(runs, tmp_path):
-    summary = score_images(runs / "digits", "digits", tmp_path / "s.csv")
+    summary = commands.score(runs / "digits", "digits", tmp_path / "s.csv")
     rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
-    assert len(rows) == summary["images"] == 1797
+    assert len(rows) == summary["rows"] == 1797
     bits = np.array([float(row["bits_per_dim"]) for row in rows])
     assert np.isfinite(bits).all()
     assert summary["bits_per_dim"] == pytest.approx(bits.mean())
-    again = score_images(runs / "digits", "digits", tmp_path / "t.csv")
+    again = commands.score(runs / "digits", "digits", tmp_path / "t.csv")
     assert again["mean"] == summary["mean"], "the same noise"
 
 
 def test_samples_as_grid_array_and_folder(runs, tmp_path):
     for name in ("x.png", "x.npz", "folder"):
-        sample_images(runs / "digits", 5, tmp_path / name)
+        commands.sample(runs / "digits", 5, tmp_path / name)
     with Image.open(tmp_path / "x.png") as grid:
         assert grid.size[0] > 8
     pixels = saved(tmp_path / "x.npz")
     assert pixels.shape[0] == 5
     assert pixels.max() <= 16
     assert len(list((tmp_path / "folder").glob("*.png"))) == 5
-    sample_images(runs / "digits", 5, tmp_path / "y.npz")
+    commands.sample(runs / "digits", 5, tmp_path / "y.npz")
     assert np.array_equal(pixels, saved(tmp_path / "y.npz")), "the same seed, the same images"
 
 
 def test_a_label_decides(runs, tmp_path):
     for label in "01":
-        sample_images(runs / "squares", 50, tmp_path / f"{label}.npz", given={"label": label})
+        commands.sample(runs / "squares", 50, tmp_path / f"{label}.npz", given={"label": label})
     dark, bright = (saved(tmp_path / f"{label}.npz").mean() for label in "01")
     assert dark + 30 < bright
 
@@ -125,7 +124,7 @@ def test_inpaint_from_the_command_line(runs, tmp_path):
 def test_commands(runs, tmp_path, capsys):
     run = str(runs / "squares")
     assert main(["score", run, str(runs / "squares.npz"), "-o", str(tmp_path / "s.csv"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["images"] == 400
+    assert json.loads(capsys.readouterr().out)["rows"] == 400
     assert main(["sample", run, "-n", "4", "--given", "label=1", "-o", str(tmp_path / "x.png")]) == 0
     assert main(["info", run]) == 0
     assert "1 x 6 x 6" in capsys.readouterr().out
@@ -144,7 +143,7 @@ def test_a_folder_of_pictures(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     options = ["--size", "8", "--context", "label", "--hidden", "8", "--set", "transforms=1", "--no-figures"]
     assert main(["fit", photos, "--out", run, "--epochs", "1", *options]) == 0
-    facts = info(run)
+    facts = commands.info(run)
     assert facts["shape"] == [3, 8, 8]
     assert facts["classes"] == ["even", "odd"]
     assert main(["score", run, photos, "--out", str(tmp_path / "s.csv")]) == 0
@@ -159,26 +158,26 @@ def test_a_folder_of_pictures(tmp_path, capsys):
 
 
 def complete(runs, folder, mask):
-    return inpaint_image(runs / "digits", "digits", mask, folder / "o.npz")
+    return commands.inpaint(runs / "digits", "digits", mask, folder / "o.npz")
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda runs, tmp: score_images(runs / "digits", runs / "squares.npz"), "8 x 8 grey, got 6 x 6"),
-        (lambda runs, tmp: sample_images(runs / "digits", 0, tmp / "x.png"), "at least 1"),
-        (lambda runs, tmp: sample_images(runs / "digits", 3, None), "need a place"),
-        (lambda runs, tmp: sample_images(runs / "digits", 3, tmp / "x.jpg"), "unknown extension '.jpg'; images are"),
+        (lambda runs, tmp: commands.score(runs / "digits", runs / "squares.npz"), "8 x 8 grey, got 6 x 6"),
+        (lambda runs, tmp: commands.sample(runs / "digits", 0, tmp / "x.png"), "at least 1"),
+        (lambda runs, tmp: commands.sample(runs / "digits", 3, None), "need a place"),
+        (lambda runs, tmp: commands.sample(runs / "digits", 3, tmp / "x.jpg"), "unknown extension '.jpg'; images are"),
         (
-            lambda runs, tmp: inpaint_image(runs / "digits", "digits", np.ones((1, 8, 8), np.uint8), tmp / "x.csv"),
+            lambda runs, tmp: commands.inpaint(runs / "digits", "digits", np.ones((1, 8, 8), np.uint8), tmp / "x.csv"),
             "unknown extension '.csv'",
         ),
-        (lambda runs, tmp: fit_data(np.zeros((20, 7, 9), np.uint8), tmp / "r", model="glow"), "even sides for glow"),
-        (lambda runs, tmp: sample_images(runs / "squares", 3, tmp / "x.png", given={"label": "7"}), "label=0|1"),
-        (lambda runs, tmp: sample_images(runs / "digits", 3, tmp / "x.png", given={"label": "7"}), "not conditional"),
-        (lambda runs, tmp: fit_data(runs / "squares.npz", tmp / "r", context=["x"]), "label alone"),
-        (lambda runs, tmp: fit_data(np.zeros((20, 8, 8), np.uint8), tmp / "r", context=["label"]), "no labels"),
-        (lambda runs, tmp: fit_data("digits", tmp / "r", drop=["x"]), "is for tables, and these data are images"),
+        (lambda runs, tmp: commands.fit(np.zeros((20, 7, 9), np.uint8), tmp / "r", model="glow"), "even sides for"),
+        (lambda runs, tmp: commands.sample(runs / "squares", 3, tmp / "x.png", given={"label": "7"}), "label=0|1"),
+        (lambda runs, tmp: commands.sample(runs / "digits", 3, tmp / "x.png", given={"label": "7"}), "not conditional"),
+        (lambda runs, tmp: commands.fit(runs / "squares.npz", tmp / "r", context=["x"]), "label alone"),
+        (lambda runs, tmp: commands.fit(np.zeros((20, 8, 8), np.uint8), tmp / "r", context=["label"]), "no labels"),
+        (lambda runs, tmp: commands.fit("digits", tmp / "r", drop=["x"]), "is for tables, and these data are images"),
         (lambda runs, tmp: complete(runs, tmp, np.ones((1, 8, 8), np.uint8)), "hides"),
         (lambda runs, tmp: complete(runs, tmp, np.ones((1, 6, 6), np.uint8)), "mask of"),
     ],
@@ -209,4 +208,4 @@ def test_options_of_other_kinds_are_refused_not_ignored(runs, tmp_path, capsys):
 def test_a_grey_model_does_not_score_colour(runs, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((3, 8, 8, 3), np.uint8))
     with pytest.raises(UserError, match="grey, got 8 x 8 RGB"):
-        score_images(runs / "digits", tmp_path / "x.npy")
+        commands.score(runs / "digits", tmp_path / "x.npy")

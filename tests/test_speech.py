@@ -12,11 +12,11 @@ import torch
 
 import diffeo
 from cases import randomise
+from diffeo import commands
 from diffeo.cli.main import main
-from diffeo.commands import distill_run, fit_data
 from diffeo.distillation import sequence as audio_teaching
+from diffeo.modalities import open_run
 from diffeo.modalities.audio.distillation import generate_end_naively, warnings
-from diffeo.modalities.opening import open_any_run
 from diffeo.recipes.assembly import take_apart
 from diffeo.training import checkpoint as checkpoints
 
@@ -49,10 +49,10 @@ def teachers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("speech")
     data = tones(folder / "tones")
     options = {"epochs": 2, "crop": 0.15, "batch_size": 8, "figures": False}
-    fit_data(data, folder / "run", context=["mel", "label"], mels=4, arguments=SMALL, **options)
+    commands.fit(data, folder / "run", context=["mel", "label"], mels=4, arguments=SMALL, **options)
     mixture = {**SMALL, "head": "logistics", "components": 2}
-    fit_data(data, folder / "plain", model="wavenet", arguments=mixture, **options)
-    distill_run(folder / "run", folder / "student", **TINY)
+    commands.fit(data, folder / "plain", model="wavenet", arguments=mixture, **options)
+    commands.distill(folder / "run", folder / "student", **TINY)
     return SimpleNamespace(
         data=data, run=folder / "run", plain=folder / "plain", student=folder / "student", folder=folder
     )
@@ -91,7 +91,7 @@ def test_a_student_of_sound(teachers, tmp_path, capsys):
 
 def test_a_student_is_told_what_its_teacher_draws(teachers):
     """In the contexts of the training recordings; the noise follows from the place in the training."""
-    teaching = audio_teaching.AudioTeaching(open_any_run(teachers.run), "parallel_wavenet")
+    teaching = audio_teaching.AudioTeaching(open_run(teachers.run), "parallel_wavenet")
     teaching.read(None, {}, 0, lambda text: None)
     stream, (held_out, given) = teaching.lessons(teaching.stages[0], teaching.flow, 3)
     assert held_out.shape == (4, 150)
@@ -111,7 +111,7 @@ def test_a_student_is_told_what_its_teacher_draws(teachers):
 
 def test_a_contrast_takes_two_sounds_at_a_time(teachers, monkeypatch):
     monkeypatch.setattr(audio_teaching, "BATCH_SIZE", 1)
-    teaching = audio_teaching.AudioTeaching(open_any_run(teachers.run), "parallel_wavenet")
+    teaching = audio_teaching.AudioTeaching(open_run(teachers.run), "parallel_wavenet")
     for settings, rows in (({}, 1), ({"contrast": 0.3}, 2)):
         teaching.read(None, settings, 0, lambda text: None)
         x, _ = next(iter(teaching.lessons(teaching.stages[0], teaching.flow, 3)[0]))
@@ -157,9 +157,9 @@ def test_an_interrupted_distillation_goes_on(teachers, tmp_path, monkeypatch):
     out = tmp_path / "student"
     monkeypatch.setattr(checkpoints, "save_checkpoint", dying)
     with pytest.raises(KeyboardInterrupt):
-        distill_run(teachers.run, out, figures=False, **TINY)
+        commands.distill(teachers.run, out, figures=False, **TINY)
     monkeypatch.setattr(checkpoints, "save_checkpoint", original)
-    distill_run(teachers.run, out, resume=True, figures=False)
+    commands.distill(teachers.run, out, resume=True, figures=False)
     whole, resumed = (diffeo.load_run(path).flow.state_dict() for path in (teachers.student, out))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 

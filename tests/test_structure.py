@@ -18,10 +18,11 @@ ORDER = [
     ["bases"],
     ["flow"],
     ["objectives", "recipes", "inpainting"],
-    ["data"],
     ["training"],
     ["race", "report"],
-    ["jobs"],
+    ["modalities", "data"],
+    ["distillation"],
+    ["commands"],
     ["cli"],
 ]
 

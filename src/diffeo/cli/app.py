@@ -136,10 +136,10 @@ def fit(
     given = {name: value for name, value in arguments.items() if value is not None}
     given.update(parse.assignments(set_, "--set"))
 
+    from diffeo import commands
     from diffeo.cli import show
-    from diffeo.commands import fit_data
 
-    summary = fit_data(
+    summary = commands.fit(
         data, out, model=model, arguments=given, context=parse.columns(context), drop=parse.columns(drop),
         missing="drop" if drop_missing else "error", test=test, size=parse.whole_numbers(size, "--size") or (),
         rate=rate, crop=crop, mels=mels, label_pattern=label_pattern, epochs=epochs,
@@ -179,20 +179,12 @@ def score(
     _check_out(out, as_json)
     kept = parse.columns(keep)
 
+    from diffeo import commands
     from diffeo.cli import show
     from diffeo.cli.progress import RowsBar
-    from diffeo.commands import run_kind, score_audio, score_images, score_table
 
-    kind = run_kind(run)
-    if kind != "table":
-        _refuse(run, kind, {"--keep": kept, "--drop-missing": drop_missing})
-        job, shown = (score_images, show.score_images) if kind == "images" else (score_audio, show.score_audio)
-        with RowsBar("scored") as bar:
-            summary = job(run, data, out, seed=seed, device=device, force=force, progress=bar)
-        _print(summary, as_json, shown, results_on_stdout=_is_stdout(out))
-        return
     with RowsBar("scored") as bar:
-        summary = score_table(
+        summary = commands.score(
             run, data, out, keep=kept, missing="drop" if drop_missing else "error", seed=seed, device=device,
             force=force, progress=bar,
         )  # fmt: skip
@@ -233,36 +225,14 @@ def sample(
     """
     _check_out(out, as_json)
 
+    from diffeo import commands
     from diffeo.cli import show
     from diffeo.cli.progress import RowsBar
-    from diffeo.commands import run_kind, sample_audio, sample_images, sample_table
 
-    kind = run_kind(run)
-    if kind == "audio":
-        _refuse(run, kind, {"--guidance": guidance is not None})
-    else:
-        _refuse(run, kind, {"--seconds": length is not None, "--given-file": given_file and kind == "images"})
-    if kind == "audio":
-        with RowsBar("drew") as bar:
-            summary = sample_audio(
-                run, number, out, length=length, given=parse.texts(given, "--given"), given_from=given_file, seed=seed,
-                device=device, force=force, progress=bar,
-            )  # fmt: skip
-        _print(summary, as_json, show.sample_audio)
-        return
-    if kind == "images":
-        with RowsBar("drew") as bar:
-            summary = sample_images(
-                run, number, out, given=parse.texts(given, "--given"), guidance=guidance, seed=seed, device=device,
-                force=force, progress=bar,
-            )  # fmt: skip
-        _print(summary, as_json, show.sample_images)
-        return
-    values = parse.numbers(given, "--given")
     with RowsBar("drew") as bar:
-        summary = sample_table(
-            run, number, out, given=values, given_from=given_file, guidance=guidance, seed=seed, device=device,
-            force=force, progress=bar,
+        summary = commands.sample(
+            run, number, out, given=parse.given(given), given_from=given_file,
+            guidance=guidance, length=length, seed=seed, device=device, force=force, progress=bar,
         )  # fmt: skip
     _print(summary, as_json, show.sample, results_on_stdout=_is_stdout(out))
 
@@ -284,9 +254,9 @@ def inpaint(
 ) -> None:
     """Complete the hidden pixels of images by climbing the density."""
     from diffeo.cli import show
-    from diffeo.commands import inpaint_image
+    from diffeo.commands import inpaint as complete
 
-    summary = inpaint_image(run, image, mask, out, steps=steps, label=label, seed=seed, device=device, force=force)
+    summary = complete(run, image, mask, out, steps=steps, label=label, seed=seed, device=device, force=force)
     _print(summary, as_json, show.inpaint)
 
 
@@ -354,10 +324,10 @@ def distill(
     """
     arguments = parse.assignments(set_, "--set")
 
+    from diffeo import commands
     from diffeo.cli import show
-    from diffeo.commands import distill_run
 
-    summary = distill_run(
+    summary = commands.distill(
         run, out, data, student=student, arguments=arguments, epochs=epochs, minutes=minutes,
         forward_share=forward_share, power=power, contrast=contrast,
         missing="drop" if drop_missing else "error", seed=seed, device=device, resume=resume,
@@ -420,11 +390,9 @@ def check(
     validation; where these are too few, those trained on, of which the verdict says so.
     """
     from diffeo.cli import show
-    from diffeo.commands import check_run, run_kind
+    from diffeo.commands import check as examine
 
-    if drop_missing and (kind := run_kind(run)) != "table":
-        _refuse(run, kind, {"--drop-missing": drop_missing})
-    report = check_run(run, data, rows=rows, missing="drop" if drop_missing else "error", seed=seed, device=device)
+    report = examine(run, data, rows=rows, missing="drop" if drop_missing else "error", seed=seed, device=device)
     _print(report, as_json, show.check)
 
 
@@ -437,14 +405,6 @@ def _print(
         print(json.dumps(plain(summary), indent=2))
     else:
         print(show(summary), file=sys.stderr if results_on_stdout else sys.stdout)
-
-
-def _refuse(run: Path, kind: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that were given, rather than ignore them: a run of this kind has no use for them."""
-    given = next((name for name, value in options.items() if value), None)
-    if given:
-        what = "a table" if kind == "table" else kind
-        raise UserError(f"{given} is not for {run}, which was trained on {what}; leave it out")
 
 
 def _is_stdout(out: Path | None) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffeo.errors import UserError
 
-__all__ = ["assignments", "columns", "numbers", "texts", "whole_numbers"]
+__all__ = ["assignments", "columns", "given", "whole_numbers"]
 
 
 def columns(words: Sequence[str] | None) -> list[str]:
@@ -33,8 +33,8 @@ def whole_numbers(text: str | None, option: str) -> list[int] | None:
     return sizes
 
 
-def texts(words: Sequence[str] | None, option: str) -> dict[str, str]:
-    """Return names and texts from options such as ``--given label=left``."""
+def _texts(words: Sequence[str] | None, option: str) -> dict[str, str]:
+    """Return names and texts from options such as ``--set activation=silu``."""
     result = {}
     for word in words or []:
         name, equals, value = word.partition("=")
@@ -47,7 +47,7 @@ def texts(words: Sequence[str] | None, option: str) -> dict[str, str]:
 def assignments(words: Sequence[str] | None, option: str) -> dict[str, Any]:
     """Return names and values from options such as ``--set bins=16 --set activation=silu``; values are JSON or text."""
     result: dict[str, Any] = {}
-    for name, value in texts(words, option).items():
+    for name, value in _texts(words, option).items():
         try:
             result[name] = json.loads(value)
         except ValueError:
@@ -55,15 +55,12 @@ def assignments(words: Sequence[str] | None, option: str) -> dict[str, Any]:
     return result
 
 
-def numbers(words: Sequence[str] | None, option: str) -> dict[str, float]:
-    """Return names and numbers from options such as ``--given age=41``."""
-    result: dict[str, float] = {}
+def given(words: Sequence[str] | None) -> dict[str, str] | None:
+    """Return columns and their values, as texts, from options such as ``--given age=41``; a column may hold a ``=``."""
+    result = {}
     for word in words or []:
         name, equals, value = word.rpartition("=")
         if not (name and equals):
-            raise UserError(f"expected {option} COLUMN=VALUE, got {word!r}")
-        try:
-            result[name.strip()] = float(value)
-        except ValueError as error:
-            raise UserError(f"expected a number for {option} {name.strip()}, got {value!r}") from error
-    return result
+            raise UserError(f"expected --given COLUMN=VALUE, got {word!r}")
+        result[name.strip()] = value
+    return result or None

@@ -15,11 +15,7 @@ __all__ = [
     "inpaint",
     "machine",
     "sample",
-    "sample_audio",
-    "sample_images",
     "score",
-    "score_audio",
-    "score_images",
 ]
 
 SHOWN = 40  # columns listed by info
@@ -85,21 +81,39 @@ def _stopped(summary: Mapping[str, Any]) -> str:
 
 def score(summary: Mapping[str, Any]) -> str:
     """Describe a scoring."""
-    blame = ", ".join(f"{name} ({count:,})" for name, count in summary["impossible_by_column"].items())
+    blame = ", ".join(f"{name} ({count:,})" for name, count in summary.get("impossible_by_column", {}).items())
+    dropped = summary.get("dropped", 0)
+    bits = {"bits_per_dim": ("bits/dim", ""), "bits_per_sample": ("bits/sample", " of the 16-bit values")}
     lines = [
-        f"{_many(summary['rows'], 'row')} in {_time(summary['seconds'])} ({summary['rows_per_second']:,.0f} rows/s)",
+        _pace(summary),
         *_table(
             [
-                ("mean", f"{_with_error(summary['mean'], summary['stderr'])} nats per row"),
+                *(
+                    (text, _with_error(summary[name], summary[f"{name}_stderr"]) + unit)
+                    for name, (text, unit) in bits.items()
+                    if name in summary
+                ),
+                ("mean", f"{_with_error(summary['mean'], summary['stderr'])} nats per {summary['unit']}"),
                 ("lowest", _number(summary["min"])),
                 ("-inf", f"{summary['impossible']:,} impossible rows; columns: {blame}" * (summary["impossible"] > 0)),
-                ("left out", f"{summary['dropped']:,} rows with missing values" * (summary["dropped"] > 0)),
-                ("ignored", _listed(summary["ignored_columns"])),
+                ("left out", f"{dropped:,} rows with missing values" * (dropped > 0)),
+                ("ignored", _listed(summary.get("ignored_columns", ()))),
+                ("skipped", ", ".join(summary.get("skipped", ()))),
+                ("notes", "; ".join(summary.get("notes", ()))),
                 ("solver", _solver(summary)),
             ]
         ),
     ]
     return "\n".join(lines)
+
+
+def _pace(summary: Mapping[str, Any]) -> str:
+    """How many in which time, and how fast: sounds beside real time."""
+    many, seconds = _many(summary["rows"], summary["unit"]), summary["seconds"]
+    if "duration" in summary:
+        times = summary["duration"] / seconds if seconds else math.inf
+        return f"{many}, {_time(summary['duration'])}, in {_time(seconds)} ({times:,.1f} times real time)"
+    return f"{many} in {_time(seconds)} ({summary['rows_per_second']:,.0f} {summary['units']}/s)"
 
 
 def _solver(summary: Mapping[str, Any]) -> str:
@@ -113,63 +127,13 @@ def _solver(summary: Mapping[str, Any]) -> str:
 
 def sample(summary: Mapping[str, Any]) -> str:
     """Describe a sampling."""
-    text = f"{_many(summary['rows'], 'row')} in {_time(summary['seconds'])} ({summary['rows_per_second']:,.0f} rows/s)"
-    return text + f"; {summary['non_finite']:,} are not finite" * (summary["non_finite"] > 0)
-
-
-def score_images(summary: Mapping[str, Any]) -> str:
-    """Describe a scoring of images."""
-    lines = [
-        f"{_many(summary['images'], 'image')} in {_time(summary['seconds'])} "
-        f"({summary['images_per_second']:,.0f} images/s)",
-        *_table(
-            [
-                ("mean", f"{_with_error(summary['mean'], summary['stderr'])} nats per image"),
-                ("bits/dim", f"{summary['bits_per_dim']:.4f} ± {summary['bits_per_dim_stderr']:.4f}"),
-                ("lowest", _number(summary["min"])),
-                ("skipped", ", ".join(summary["skipped"])),
-                ("notes", "; ".join(summary["notes"])),
-                ("solver", _solver(summary)),
-            ]
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def score_audio(summary: Mapping[str, Any]) -> str:
-    """Describe a scoring of recordings."""
-    bits = _with_error(summary["bits_per_sample"], summary["bits_per_sample_stderr"])
-    lines = [
-        f"{_many(summary['clips'], 'recording')}, {_time(summary['duration'])}, in {_time(summary['seconds'])}",
-        *_table(
-            [
-                ("bits/sample", f"{bits} of the 16-bit values"),
-                ("mean", f"{_with_error(summary['mean'], summary['stderr'])} nats per recording"),
-                ("lowest", _number(summary["min"])),
-                ("skipped", ", ".join(summary["skipped"])),
-                ("notes", "; ".join(summary["notes"])),
-            ]
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def sample_audio(summary: Mapping[str, Any]) -> str:
-    """Describe sounds drawn."""
+    place = "" if summary["out"] in (None, "-") else f"{summary['out']}: "
     lost = [
-        f"{summary[name]:,} samples {what}"
-        for name, what in (("cut", "beyond full scale were cut off"), ("non_finite", "are not finite"))
-        if summary[name]
+        f"; {summary[name]:,} {what}"
+        for name, what in (("cut", "samples were cut off at full scale"), ("non_finite", "numbers are not finite"))
+        if summary.get(name)
     ]
-    pace = f"{summary['real_time_factor']:.3g} x real time"
-    made = f"{_many(summary['clips'], 'sound')}, {_time(summary['duration'])}"
-    return "; ".join([f"{summary['out']}: {made}, in {_time(summary['seconds'])} ({pace})", *lost])
-
-
-def sample_images(summary: Mapping[str, Any]) -> str:
-    """Describe images drawn."""
-    pace = f"{summary['images_per_second']:,.0f} images/s"
-    return f"{summary['out']}: {_many(summary['images'], 'image')} in {_time(summary['seconds'])} ({pace})"
+    return place + _pace(summary) + "".join(lost)
 
 
 def inpaint(summary: Mapping[str, Any]) -> str:

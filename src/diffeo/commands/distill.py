@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from diffeo.commands.plain import plain
+from diffeo.commands.runs import claimed, with_likelihood
 from diffeo.commands.settings import check_settings, refuse_foreign
 from diffeo.distillation.base import Teaching
 from diffeo.distillation.density import DensityTeaching
@@ -20,8 +21,8 @@ from diffeo.distillation.sequence import AudioTeaching
 from diffeo.distillation.steps import ImageSteps, TableSteps
 from diffeo.errors import UserError
 from diffeo.flow import Flow
-from diffeo.modalities.opening import AnyRun, open_any_run
-from diffeo.modalities.runs import claimed, run_kind, with_likelihood
+from diffeo.modalities import open_run
+from diffeo.modalities.base import OpenRun
 from diffeo.recipes import build
 from diffeo.recipes.assembly import take_apart
 from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
@@ -30,15 +31,13 @@ from diffeo.training.parallel import World
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.training.weights import digest
 
-__all__ = ["distill_run"]
+__all__ = ["distill"]
 
-# By the kind of run; of those that suit its flow the first one has the student for who does not choose.
-TEACHINGS: dict[str, tuple[type[Teaching], ...]] = {
-    "table": (TableSteps, DensityTeaching), "images": (ImageSteps,), "audio": (AudioTeaching,),
-}  # fmt: skip
+# Of those that suit a run the first one has the student for who does not choose.
+METHODS: tuple[type[Teaching], ...] = (TableSteps, DensityTeaching, ImageSteps, AudioTeaching)
 
 
-def distill_run(
+def distill(
     run: str | os.PathLike[str],
     out: str | os.PathLike[str],
     source: Any = None,
@@ -101,7 +100,7 @@ def distill_run(
             argument, or a folder that cannot be written.
     """
     world = World(choose_device(device))
-    teacher = with_likelihood(open_any_run(run, world.device))
+    teacher = with_likelihood(open_run(run, world.device))
     folder = Path(out)
     if folder.exists() and folder.samefile(run):
         raise UserError(f"{folder} is the teacher's own folder: choose another one for the student (--out)")
@@ -115,9 +114,9 @@ def distill_run(
     earlier = read_model(out) if resume else None
     settings = {**_earlier_settings(out, earlier), **{k: v for k, v in given.items() if v is not None}}
     check_settings({name: value for name, value in settings.items() if name not in ("student", "arguments")})
-    kinds = [each for group in TEACHINGS.values() for each in group]
-    teaching = _teaching(teacher, TEACHINGS[run_kind(run)], settings.get("student"))
-    refuse_foreign({kind.what: kind.options for kind in kinds}, teaching.what, settings)
+    teaching = _teaching(teacher, settings.get("student"))
+    options = {method.run.words.data: method.options for method in METHODS}
+    refuse_foreign(options, teaching.run.words.data, settings)
     seed = settings.get("seed", 0)
     tell = say if world.leads else lambda text: None
 
@@ -170,15 +169,17 @@ def pace_warnings(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _teaching(teacher: AnyRun, kinds: Sequence[type[Teaching]], student: str | None) -> Teaching:
-    """Choose how to teach a student of this name, or else the first one that the teacher can have."""
-    fitting = [kind for kind in kinds if kind.suits(teacher.flow)]
+def _teaching(teacher: OpenRun, student: str | None) -> Teaching:
+    """Choose how to train a student of this name, or else the first one that the teacher can have."""
+    methods = [method for method in METHODS if isinstance(teacher, method.run)]
+    fitting = [method for method in methods if method.suits(teacher.flow)]
     if not fitting:
-        raise UserError(f"{teacher.path}: of {kinds[0].what}, only {kinds[0].teachers} can be distilled")
+        able = f", only {methods[0].teachers}" if methods else ", nothing"
+        raise UserError(f"{teacher.path}: of {teacher.words.data}{able} can be distilled")
     names = {name: kind for kind in fitting for name in kind.students}
     name = student or next(iter(names))
     if name not in names:
-        others = [kind for group in TEACHINGS.values() for kind in group if name in kind.students]
+        others = [method for method in METHODS if name in method.students]
         what = f"student {name!r} is for {others[0].teachers}" if others else f"unknown student {name!r}"
         raise UserError(f"{what}; expected one of {', '.join(names)}")
     return names[name](teacher, name)

@@ -14,30 +14,30 @@ import torch
 from torch import Tensor
 
 from diffeo.commands.plain import plain
+from diffeo.commands.runs import claimed
 from diffeo.commands.settings import check_settings, earlier_settings, refuse_foreign
 from diffeo.errors import UserError
-from diffeo.flow import Flow, bits_per_dim
-from diffeo.modalities.audio.dataset import RECIPES_OF_AUDIO, AudioData, shows_audio
-from diffeo.modalities.base import Material
-from diffeo.modalities.images.dataset import ImageData, shows_images
-from diffeo.modalities.runs import claimed
-from diffeo.modalities.tables.dataset import TableData
+from diffeo.flow import Flow
+from diffeo.modalities import modalities, recognize
+from diffeo.modalities.base import Dataset, Modality, Words
 from diffeo.objectives import Objective, objective_of
 from diffeo.recipes import build
-from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
+from diffeo.report.statistics import likelihood_facts
+from diffeo.training import FitResult, create_run, provenance, read_model, save_metrics, save_weights
 from diffeo.training.device import choose_device
+from diffeo.training.fit import fit as train
 from diffeo.training.parallel import World
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.ode import find_ode
 
-__all__ = ["fit_data", "likelihood_facts"]
+__all__ = ["fit"]
 
 EVALUATED = 50_000  # training rows whose likelihood is reported
 FEWER = 1_000  # rows of each part, where a likelihood takes many evaluations of a network
 PORTION = 2**22  # numbers scored at a time
 
 
-def fit_data(
+def fit(
     source: Any,
     out: str | os.PathLike[str],
     *,
@@ -121,64 +121,62 @@ def fit_data(
     world = World(choose_device(device))
     seed = settings.get("seed", 0)
 
-    material = _kind(source, settings)(source, settings, seed)
+    modality = _recognize(source, settings)
     # Under torchrun one process claims the folder: another, later, would find that a run is there already.
     with claimed(Path(out), earlier is not None or force) if world.leads else nullcontext():
-        material.read()
-        description = plain(material.description)
+        dataset = modality.dataset(source, settings, seed)
+        description = plain(dataset.description)
         if earlier is not None and earlier["schema"] != description:
             folder = os.fspath(out)
             raise UserError(f"{folder} was trained on other data; give the same or start again (--force)")
-        for note in material.notes if world.leads else ():
+        for note in dataset.notes if world.leads else ():
             say(note)
-        flow = _flow(material, settings, earlier, seed)
-        objective = _objective(flow, material)
+        flow = _flow(dataset, settings, earlier, seed)
+        objective = _objective(flow, dataset)
         if earlier is None and world.leads:
-            data = {"name": material.name, "sha256": material.hash, "rows": material.total, "test": material.tested}
+            data = {"name": dataset.name, "sha256": dataset.hash, "rows": dataset.total, "test": dataset.tested}
             origin = provenance(data=data, seed=seed, settings=settings)
             create_run(out, flow, description, plain(origin), force)
             shutil.rmtree(Path(out) / "figures", ignore_errors=True)
     world.wait()  # under torchrun, until the first process has made the run directory
 
-    held_out = material.valid_x if material.valid_context is None else (material.valid_x, material.valid_context)
+    held_out = dataset.valid_x if dataset.valid_context is None else (dataset.valid_x, dataset.valid_context)
     own = ("epochs", "minutes", "accumulate", "lr")
     chosen: dict[str, Any] = {name: settings[name] for name in own if name in settings}
-    result = fit(
-        objective, material.x, material.context, validation=held_out, batch_size=material.batch_size,
+    result = train(
+        objective, dataset.x, dataset.context, validation=held_out, batch_size=dataset.batch_size,
         seed=seed, device=world.device, out=out, resume=resume, progress=progress,
-        **{**material.training(flow), **chosen},
+        **{**dataset.training(flow), **chosen},
     )  # fmt: skip
-    metrics = plain({**_metrics(flow, material, seed), **_facts(flow, material, result), "notes": material.notes})
-    drawn: list[str] = []
+    metrics = plain(
+        {**_metrics(flow, dataset, modality.run.words, seed), **_facts(flow, dataset, result), "notes": dataset.notes}
+    )
+    plotted: list[str] = []
     if world.leads:
         save_weights(out, flow)
         save_metrics(out, metrics)
         if figures and result.stopped != "interrupted":
-            drawn = material.draw(Path(out), flow)
-    return {"run": os.fspath(out), **metrics, "figures": drawn}
+            plotted = dataset.plot(Path(out), flow)
+    return {"run": os.fspath(out), **metrics, "figures": plotted}
 
 
-def _kind(source: Any, settings: Mapping[str, Any]) -> type[Material]:
+def _recognize(source: Any, settings: Mapping[str, Any]) -> Modality:
     """Find out what the data are, and refuse the options of other kinds."""
-    kinds: dict[str, type[Material]] = {"tables": TableData, "images": ImageData, "audio": AudioData}
-    if shows_audio(source) or settings.get("model") in RECIPES_OF_AUDIO:
-        name = "audio"
-    else:
-        name = "images" if shows_images(source) else "tables"
-    refuse_foreign({other: kind.options for other, kind in kinds.items()}, name, settings)
-    return kinds[name]
+    modality = recognize(source, settings.get("model"))
+    refuse_foreign({each.run.words.data: each.options for each in modalities()}, modality.run.words.data, settings)
+    return modality
 
 
-def _flow(material: Material, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int) -> Flow:
+def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int) -> Flow:
     """Build the model; its initial weights follow from the seed."""
     if earlier is not None:
         name, arguments = earlier["recipe"]["name"], earlier["recipe"]["arguments"]
     else:
-        name, arguments = material.default_model()
+        name, arguments = dataset.default_model()
     if settings.get("model", name) != name:
         name, arguments = settings["model"], {}
-    arguments = {"preprocess": material.preprocessing(name), **arguments}
-    sizes = {"features": material.features, "context": material.context_size, **material.sizes}
+    arguments = {"preprocess": dataset.preprocessing(name), **arguments}
+    sizes = {"features": dataset.features, "context": dataset.context_size, **dataset.sizes}
     seed_noise(torch.device("cpu"), derive(seed, "weights"))
     try:
         flow = build(name, {**arguments, **settings.get("arguments", {}), **sizes})
@@ -193,14 +191,14 @@ def _flow(material: Material, settings: Mapping[str, Any], earlier: Mapping[str,
     return flow
 
 
-def _objective(flow: Flow, material: Material) -> Objective:
+def _objective(flow: Flow, dataset: Dataset) -> Objective:
     """What the model is trained by; what cannot be trained so is refused before any work."""
     assert flow.recipe is not None
     try:
         objective = objective_of(flow)
     except ValueError as error:
         raise UserError(f"model {flow.recipe['name']!r}: {error}") from error
-    batch = min(material.batch_size, material.rows)
+    batch = min(dataset.batch_size, dataset.rows)
     if 0 < objective.pool < batch:
         raise UserError(
             f"expected a pool of at least a batch of {batch} to couple with noise, got {objective.pool}; "
@@ -210,39 +208,21 @@ def _objective(flow: Flow, material: Material) -> Objective:
 
 
 @torch.no_grad()
-def _metrics(flow: Flow, material: Material, seed: int) -> dict[str, Any]:
+def _metrics(flow: Flow, dataset: Dataset, words: Words, seed: int) -> dict[str, Any]:
     """Return negative log-likelihoods in the data's own units: nats per row with standard errors, and bits."""
     result: dict[str, Any] = {}
     device = flow.base.device_marker.device
     most = FEWER if flow.cheap == "neither" else EVALUATED
-    for name, (x, context) in material.judged(most).items():
+    for name, (x, context) in dataset.judged(most).items():
         if flow.cheap == "neither":
             x, context = x[:most], None if context is None else context[:most]
         seed_noise(device, derive(seed, "metrics", name))
         nll = -_log_prob(flow, x, context, device)
-        result[name] = likelihood_facts(nll, math.prod(x.shape[1:]), material.dimension, material.step)
-    result["rows"] = {"train": material.rows, "validation": len(material.valid_x)}
+        result[name] = likelihood_facts(nll, math.prod(x.shape[1:]), words.dimension, dataset.step)
+    result["rows"] = {"train": dataset.rows, "validation": len(dataset.valid_x)}
     if "test" in result:
         result["rows"]["test"] = result["test"]["rows"]
     return result
-
-
-def likelihood_facts(nll: Tensor, dimensions: int, dimension: str, step: float = 1.0) -> dict[str, Any]:
-    """Return the mean of negative log-likelihoods (n,) in nats with its standard error, and in bits.
-
-    Args:
-        nll: of each row.
-        dimensions: how many numbers a row has.
-        dimension: what one of them is called.
-        step: between neighbouring values of a number, for ``bits_per_dim``.
-    """
-    mean = float(nll.mean())
-    stderr = float(nll.std() / len(nll) ** 0.5) if len(nll) > 1 else math.nan
-    bits = float(bits_per_dim(-nll.mean(), dimensions, step))
-    return {
-        "nll": mean, "stderr": stderr, "bits": bits * dimensions, f"bits_per_{dimension}": bits,
-        f"bits_per_{dimension}_stderr": stderr / (dimensions * math.log(2)), "rows": len(nll),
-    }  # fmt: skip
 
 
 def _log_prob(flow: Flow, x: Tensor, context: Tensor | None, device: torch.device) -> Tensor:
@@ -256,12 +236,12 @@ def _log_prob(flow: Flow, x: Tensor, context: Tensor | None, device: torch.devic
     return torch.cat(parts)
 
 
-def _facts(flow: Flow, material: Material, result: FitResult) -> dict[str, Any]:
+def _facts(flow: Flow, dataset: Dataset, result: FitResult) -> dict[str, Any]:
     assert flow.recipe is not None
     return {
         "model": flow.recipe["name"],
         "parameters": sum(parameter.numel() for parameter in flow.parameters()),
-        **material.facts(),
+        **dataset.facts(),
         "epochs": result.epochs,
         "best_epoch": result.best_epoch,
         "steps": result.steps,

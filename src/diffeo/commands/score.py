@@ -1,4 +1,4 @@
-"""Log-likelihoods of a table's rows, in a stream."""
+"""Log-likelihoods of data, in a stream."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffeo.errors import UserError
-from diffeo.modalities.runs import open_run, with_likelihood
+from diffeo.commands.runs import open_for, with_likelihood
+from diffeo.flow import bits_per_dim
 from diffeo.modalities.tables.write import TableWriter
+from diffeo.report.statistics import Moments, ratio_and_error
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.ode import watched_solves
 
-__all__ = ["score_table"]
-
-COLUMN = "log_likelihood"
+__all__ = ["score"]
 
 
-def score_table(
+@torch.no_grad()
+def score(
     run: str | os.PathLike[str],
     source: Any,
     out: str | os.PathLike[str] | None = None,
@@ -34,89 +34,85 @@ def score_table(
     force: bool = False,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any]:
-    """Write the log-likelihood of every row, in nats and in the data's own units, rows in order.
+    """Write the log-likelihood of every row, image or recording, in nats and in the data's own units, in order.
 
-    Rows that hold a value to which the model gives no mass get -inf. Columns of whole numbers are dequantised with
-    noise from the seed: the same call gives the same numbers.
+    Rows that hold a value to which the model gives no mass get -inf. Whole numbers, pixels and 16-bit sound are
+    dequantised by uniform noise u from the seed: the same call gives the same numbers, and the mean of log p(x + u)
+    over u bounds the log-probability of x from below (Theis et al. 2016, arXiv:1511.01844). Of images and recordings
+    bits per number are written, too: -log2 p(x) / D, in units of the step between neighbouring values.
 
     Args:
         run: a run directory.
-        source: what ``open_table`` takes; columns are matched by name.
-        out: a file whose name decides the format; None or ``-`` is csv on standard output.
-        keep: columns of numbers to pass through, an identifier for instance.
-        missing: what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
+        source: data of the run's kind: what ``open_table``, ``open_images`` or ``open_audio`` takes.
+        out: a table to write, whose name decides the format; None or ``-`` is csv on standard output.
+        keep: of a table, columns of numbers to pass through, an identifier for instance.
+        missing: of a table, what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
         seed: of the dequantisation noise.
         device: where to compute; a GPU if there is one.
         force: replace ``out`` if it exists.
-        progress: called with the number of rows done and the number of all, if known.
+        progress: called with the number of examples done and the number of all, if known.
 
     Returns:
-        rows, mean and stderr of the finite log-likelihoods, min, impossible (rows of -inf) and the columns to blame,
-        dropped rows, columns ignored, seconds and rows per second; of a continuous flow also what its solver took.
+        rows, their ``unit``, mean and stderr of the finite log-likelihoods, min, impossible (rows of -inf), seconds and
+        rows per second; bits per dimension, over all dimensions, with the standard error that the examples' differences
+        give them; of a continuous flow what its solver took; and what the kind of data has to say.
 
     Raises:
         UserError: for bad input, a bad run directory or an output that cannot be written.
     """
-    model = with_likelihood(open_run(run, device))
-    table = model.schema.open(source, missing=missing)
-    extra = [name for name in table.extra if name not in keep]
-    _check_keep(keep, table.all_names, table.name)
-    names = list(dict.fromkeys([*model.schema.names, *keep]))
-    table = table.select(names, model.schema.all_names) if keep else table
-    kept = [names.index(name) for name in keep]
-    dtypes = ["int64" if table.types[name] in ("integer", "bool") else "float64" for name in keep]
-
+    options = {"keep": keep, "missing": missing if missing != "error" else None}
+    opened, given = open_for("score", run, device, options)
+    with_likelihood(opened)
+    scoring = opened.scoring(source, given)
     started = time.monotonic()
-    count = impossible = 0
-    total = squares = 0.0
-    low = math.inf
-    reasons: dict[str, int] = {}
+    moments = Moments()
+    low, impossible = math.inf, 0
+    sizes: list[np.ndarray] = []
+    bits: list[np.ndarray] = []
+    name = f"bits_per_{opened.words.dimension}"
+    columns = [*scoring.columns, "log_likelihood", *([] if scoring.bits is None else [name])]
+    types = [*scoring.types, *["float64"] * (len(columns) - len(scoring.columns))]
     tell = progress or (lambda done, total: None)
-    tell(0, table.num_rows)
-    with (
-        TableWriter(out, [*keep, COLUMN], [*dtypes, "float64"], force=force) as writer,
-        torch.no_grad(),
-        watched_solves() as solves,
-    ):
-        for number, values in enumerate(table.batches(names)):
-            encoded = model.schema.encode(values[:, : len(model.schema.names)])
-            x = torch.from_numpy(encoded.x).to(model.device)
-            context = None if encoded.context is None else torch.from_numpy(encoded.context).to(model.device)
-            seed_noise(model.device, derive(seed, "score", number))
-            log_prob = model.flow.log_prob(x, context).double().cpu().numpy()
-            log_prob[encoded.impossible] = -np.inf
-            writer.write(np.concatenate([values[:, kept], log_prob[:, None]], axis=1))
-            for column, rows in encoded.reasons.items():
-                reasons[column] = reasons.get(column, 0) + rows
+    tell(0, scoring.total)
+    rows = 0
+    with TableWriter(out, columns, types, force=force) as writer, watched_solves() as solves:
+        for chunk in scoring.chunks:
+            x = chunk.x.to(opened.device)
+            context = None if chunk.context is None else chunk.context.to(opened.device)
+            seed_noise(opened.device, derive(seed, "score", chunk.key))
+            log_prob = (chunk.flow or opened.flow).log_prob(x, context).double().cpu().numpy()
+            if chunk.impossible is not None:
+                log_prob[chunk.impossible] = -np.inf
+            written = [log_prob]
+            if scoring.bits is not None:
+                size = x[0].numel()
+                written.append(bits_per_dim(torch.from_numpy(log_prob), size, scoring.bits).numpy())
+                sizes.append(np.full(len(x), size))
+                bits.append(written[-1])
+            writer.write(np.concatenate([chunk.cells, np.stack(written, axis=1)], axis=1))
             finite = log_prob[np.isfinite(log_prob)]
+            moments.add(finite)
             impossible += len(log_prob) - len(finite)
-            count += len(log_prob)
-            total += float(finite.sum())
-            squares += float((finite**2).sum())
             low = min(low, float(log_prob.min()))
-            tell(count, table.num_rows)
+            rows += len(log_prob)
+            tell(rows, scoring.total)
     seconds = time.monotonic() - started
-    good = count - impossible
-    mean = total / good if good else -math.inf
-    deviation = math.sqrt(max(0.0, squares / good - mean**2)) if good else math.nan
-    return {
-        "rows": count,
-        "mean": mean,
-        "stderr": deviation / math.sqrt(good) if good else math.nan,
+    summary = {
+        "rows": rows,
+        "unit": opened.words.one,
+        "units": opened.words.many,
+        "mean": moments.mean if moments.count else -math.inf,
+        "stderr": moments.stderr,
         "min": low,
         "impossible": impossible,
-        "impossible_by_column": reasons,
-        "dropped": table.dropped,
-        "ignored_columns": extra,
+    }
+    if bits:
+        found = ratio_and_error(np.concatenate(bits), np.concatenate(sizes))
+        summary |= {name: found["mean"], f"{name}_stderr": found["stderr"]}
+    return {
+        **summary,
+        **scoring.facts(),
         "seconds": seconds,
-        "rows_per_second": count / seconds if seconds else math.inf,
+        "rows_per_second": rows / seconds if seconds else math.inf,
         **solves.summary(),
     }
-
-
-def _check_keep(keep: Sequence[str], names: Sequence[str], where: str) -> None:
-    for name in keep:
-        if name not in names:
-            raise UserError(f"{where}: has no column {name!r} to keep; it has {', '.join(map(repr, names))}")
-        if name == COLUMN:
-            raise UserError(f"{where}: column {name!r} cannot be kept, the result has that name; rename it")

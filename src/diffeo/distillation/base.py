@@ -6,19 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from diffeo.commands.fit import likelihood_facts
 from diffeo.errors import UserError
 from diffeo.flow import Flow
-from diffeo.modalities.runs import Opened
+from diffeo.modalities.base import OpenRun
 from diffeo.objectives import Objective
 from diffeo.objectives.flow_matching import with_ode
 from diffeo.recipes.assembly import take_apart
-from diffeo.report.compare import mean_and_error
+from diffeo.report.statistics import likelihood_facts, mean_and_error
 from diffeo.training import FitResult
 from diffeo.transforms import Chain
 from diffeo.transforms.ode import find_ode
@@ -46,7 +45,7 @@ class Teaching(ABC):
     layers alone, and rows are in their units.
 
     Attributes:
-        what: the data are called, ``unit`` one of them, ``dimension`` one of its numbers.
+        run: the kind of run that can be distilled so.
         teachers: what can be taught from in this way.
         options: settings of a distillation that this kind of data alone has.
         students: what a student may be, as a recipe and arguments of it, the default first.
@@ -60,9 +59,7 @@ class Teaching(ABC):
         stages: of the training, once the data are read; the last one ends at the student to keep.
     """
 
-    what: str
-    unit: str
-    dimension: str
+    run: ClassVar[type[OpenRun]]
     teachers: str
     options: tuple[str, ...]
     students: Mapping[str, tuple[str, Mapping[str, Any]]]
@@ -71,7 +68,7 @@ class Teaching(ABC):
     tolerance: float = 1e-4
     stages: Sequence[Stage]
 
-    def __init__(self, opened: Opened, student: str) -> None:
+    def __init__(self, opened: OpenRun, student: str) -> None:
         self.opened: Any = opened
         self.student = student
         self.path, self.flow, self.provenance, self.device = opened.path, opened.flow, opened.provenance, opened.device
@@ -143,7 +140,8 @@ class Teaching(ABC):
         try:
             return open_data(recorded)
         except (UserError, OSError) as error:
-            say(f"no real {self.unit}s to judge by, only the teacher's own: {error}; give the {self.what} (DATA)")
+            words = self.run.words
+            say(f"no real {words.many} to judge by, only the teacher's own: {error}; give the {words.data} (DATA)")
             return None
 
     @torch.no_grad()
@@ -188,4 +186,7 @@ class Teaching(ABC):
         difference = mean_and_error((scores["student"] - scores["teacher"]).numpy())
         report["real_rows"] = {**difference, "rows": len(scores["student"]), "which": which}
         nll = -(scores["student"] + scores["log_det"])
-        return {"distillation": report, "validation": likelihood_facts(nll, report["dimensions"], self.dimension)}
+        return {
+            "distillation": report,
+            "validation": likelihood_facts(nll, report["dimensions"], self.run.words.dimension),
+        }

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.commands.check import Judging, rows_to_judge_by
 from diffeo.distillation.base import Stage, Teaching
 from diffeo.errors import UserError
 from diffeo.flow import Flow
-from diffeo.modalities.tables.figures import draw_pairs
+from diffeo.modalities.base import Examples
+from diffeo.modalities.tables.figures import plot_pairs
+from diffeo.modalities.tables.run import TableRun
 from diffeo.objectives import Distillation
 from diffeo.report.distillation import (
     compare_draws,
@@ -41,18 +42,18 @@ TIMED = 1_000  # rows drawn at a time where speed is measured
 class TableTeaching(Teaching):
     """The run of a table. The table itself, where there is one, gives contexts, and real rows to judge by."""
 
-    what, unit, dimension = "tables", "row", "column"
+    run = TableRun
     options = ("missing",)
 
     def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
         """Find real rows to judge by, and contexts."""
         missing = (settings if source is not None else self.provenance.get("settings", {})).get("missing", "error")
 
-        def judging(data: Any) -> Judging:
-            table = self.opened.schema.open(data, missing=missing)
-            return rows_to_judge_by(self.opened, table, REPORTED, seed)
+        def open_data(data: Any) -> Examples:
+            examples: Examples = self.opened.examples(data, REPORTED, seed, {"missing": missing})
+            return examples
 
-        self.real = self.found(source, judging, say)
+        self.real = self.found(source, open_data, say)
         self.contexts = None if self.real is None else self.real.contexts
         if self.core.context_shape and self.contexts is None:
             raise UserError(f"{self.path} is conditional: give the table that its contexts are to be taken from (DATA)")
@@ -137,6 +138,6 @@ class DensityTeaching(TableTeaching):
         paths = [home / f"{name}.png" for name in ("kl", "pairs", "likelihoods")]
         divergence_curve({stage.says: results[stage.name].history for stage in self.stages}, paths[0])
         drawn = [self.outwards(rows)[0] for rows in (self.draws.x, self.draws.s)]
-        draw_pairs(self.opened.schema, drawn[0], drawn[1], paths[1], ("teacher", "student"))
+        plot_pairs(self.opened.schema, drawn[0], drawn[1], paths[1], ("teacher", "student"))
         likelihoods(self.draws, None if self.scores is None else self.scores["teacher"].numpy(), paths[2])
         return [str(path) for path in paths]

@@ -11,19 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.commands.fit import likelihood_facts
 from diffeo.distillation.base import Stage, Teaching
 from diffeo.errors import UserError
 from diffeo.flow import Flow, bits_per_dim
 from diffeo.modalities.audio import figures as audio_figures
 from diffeo.modalities.audio.audio import Audio
-from diffeo.modalities.audio.dataset import STEP, AudioData, Crops
+from diffeo.modalities.audio.crops import STEP, Crops
+from diffeo.modalities.audio.dataset import AudioDataset
 from diffeo.modalities.audio.distillation import compare_sounds, generate_end_naively, warnings
 from diffeo.modalities.audio.recordings import save_wavs
+from diffeo.modalities.audio.run import AudioRun
 from diffeo.objectives import Distillation, PowerLoss
 from diffeo.objectives.conditional_kl import PairedKL, encoded_kl
-from diffeo.report.compare import mean_and_error
 from diffeo.report.distillation import divergence_curve, divergences, draw_both, pace
+from diffeo.report.statistics import likelihood_facts, mean_and_error
 from diffeo.training import FitResult
 from diffeo.training.parallel import World
 from diffeo.training.seeding import derive, seed_noise, seeded
@@ -46,7 +47,7 @@ class AudioTeaching(Teaching):
     The recordings themselves are what the report compares with.
     """
 
-    what, unit, dimension, teachers = "audio", "recording", "sample", "audio"
+    run, teachers = AudioRun, "audio"
     options = ("forward_share", "power", "contrast")
     students = {"parallel_wavenet": ("parallel_wavenet", {})}  # noqa: RUF012 - a constant
     epochs = 60
@@ -71,9 +72,8 @@ class AudioTeaching(Teaching):
             "crop": self.opened.crop / form.rate, "batch_size": batch_size,
         }  # fmt: skip
         divided = self.provenance.get("seed")
-        self.material = AudioData(audio, same, divided if isinstance(divided, int) else 0)
-        self.material.read()
-        for note in self.material.notes:
+        self.dataset = AudioDataset(audio, same, divided if isinstance(divided, int) else 0)
+        for note in self.dataset.notes:
             say(note)
         samples, power = self.opened.crop, settings.get("power", POWER)
         encoded = partial(Distillation, forward_estimator=encoded_kl, forward_share=1.0)
@@ -91,13 +91,13 @@ class AudioTeaching(Teaching):
     def _recordings(self, source: Any) -> Audio:
         """Open the recordings that were given, or else those that the run names."""
         if source is not None:
-            return self.opened.audio(source)
+            return self.opened.open(source)
         recorded = (self.provenance.get("data") or {}).get("name")
         missing = f"{self.path}: recordings are needed to distil it, and for the contexts of its sounds; give them"
         if not isinstance(recorded, str):
             raise UserError(f"{missing} (--data)")
         try:
-            return self.opened.audio(recorded)
+            return self.opened.open(recorded)
         except (UserError, OSError) as error:
             raise UserError(f"{missing} (--data): {error}") from error
 
@@ -109,9 +109,9 @@ class AudioTeaching(Teaching):
 
     def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[_Told, tuple[Tensor, Tensor | None]]:
         """Sounds of the teacher's in the contexts of recordings that it was trained on, and of some that it was not."""
-        _, context = _some(self.material.valid_x, self.material.valid_context, VALIDATED)
+        _, context = _some(self.dataset.valid_x, self.dataset.valid_context, VALIDATED)
         held_out = self.told(VALIDATED, context, derive(seed, "validation"))
-        return _Told(self.material.x, self, derive(seed, stage.name)), held_out
+        return _Told(self.dataset.x, self, derive(seed, stage.name)), held_out
 
     @torch.no_grad()
     def told(self, rows: int, context: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -124,15 +124,15 @@ class AudioTeaching(Teaching):
 
     def facts(self) -> dict[str, Any]:
         """Rate, frames, how long the recordings are together, and what the density is given."""
-        return self.material.facts()
+        return self.dataset.facts()
 
     @torch.no_grad()
     def report(self, student: Flow, seed: int) -> dict[str, Any]:
         """Compare draws of both, in the contexts of held-out recordings, with each other and with these."""
-        material, samples = self.material, self.opened.crop
-        x, context, which = material.valid_x, material.valid_context, "recordings held out of training"
-        if material.test is not None:
-            (x, context), which = material.test.in_order(), "the test recordings"
+        dataset, samples = self.dataset, self.opened.crop
+        x, context, which = dataset.valid_x, dataset.valid_context, "recordings held out of training"
+        if dataset.test is not None:
+            (x, context), which = dataset.test.in_order(), "the test recordings"
         x, context = _some(x, context, REPORTED)
         given = None if context is None else context.to(self.device)
         draws = draw_both(student, self.core, given, len(x), derive(seed, "report"))
@@ -149,7 +149,7 @@ class AudioTeaching(Teaching):
             self.sounds[name] = sound.cpu()
             self.bits[name] = bits_per_dim(torch.from_numpy(log_p) - log_det.double().cpu(), samples, STEP).numpy()
 
-        report = {**divergences(draws), "sound": compare_sounds(self.sounds, material.form.rate)}
+        report = {**divergences(draws), "sound": compare_sounds(self.sounds, dataset.form.rate)}
         report["warnings"] = warnings(report)
         report["samples_per_second"] = self._paces(student, None if given is None else given[:1])
         if scores is None:
@@ -177,11 +177,11 @@ class AudioTeaching(Teaching):
         paths = [home / f"{name}.png" for name in ("kl", "sounds", "likelihoods")]
         histories = {stage.says: results[stage.name].history for stage in self.stages}
         divergence_curve(histories, paths[0], self.opened.crop, "sample")
-        audio_figures.sounds(self.sounds, self.material.form.rate, paths[1])
+        audio_figures.sounds(self.sounds, self.dataset.form.rate, paths[1])
         audio_figures.likelihoods(self.bits, paths[2], "teacher")
         (folder / "sounds").mkdir(exist_ok=True)
         for name, sounds in self.sounds.items():
-            save_wavs(folder / "sounds" / name, _some(sounds, None, KEPT)[0].numpy(), self.material.form.rate, True)
+            save_wavs(folder / "sounds" / name, _some(sounds, None, KEPT)[0].numpy(), self.dataset.form.rate, True)
         return [str(path) for path in paths]
 
 

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffeo.commands.check import Judging, images_to_judge_by
 from diffeo.distillation.base import Stage, Teaching
 from diffeo.distillation.density import TableTeaching
 from diffeo.errors import UserError
 from diffeo.flow import Flow
+from diffeo.modalities.base import Examples, OpenRun
 from diffeo.modalities.images import figures as image_figures
 from diffeo.modalities.images.dataset import gains_by_bfloat16
-from diffeo.modalities.runs import Opened
-from diffeo.modalities.tables.figures import draw_pairs
+from diffeo.modalities.images.run import ImageRun
+from diffeo.modalities.tables.figures import plot_pairs
 from diffeo.objectives import FlowMatching, StepMatching, reflow_pairs, trajectories
 from diffeo.objectives.flow_matching import split_ode, with_ode
 from diffeo.report import trajectories as report_trajectories
@@ -72,9 +72,9 @@ class StepTeaching(Teaching):
     reported: int
     lr: tuple[float, float]
     contexts: Tensor | None
-    real: Judging | None
+    real: Examples | None
 
-    def __init__(self, opened: Opened, student: str) -> None:
+    def __init__(self, opened: OpenRun, student: str) -> None:
         super().__init__(opened, student)
         assert self.flow.recipe is not None  # it was built from one
         dropout = self.flow.recipe["arguments"]["dropout"]
@@ -178,7 +178,7 @@ class TableSteps(StepTeaching, TableTeaching):
         """Pairs of columns; of two without a context, particles on their way."""
         teacher, student = (self.flows[name] for name in ("teacher", "student"))
         real, fake = (self.outwards(sample_in(flow, self.contexts, self.drawn)[0])[0] for flow in (teacher, student))
-        draw_pairs(self.opened.schema, real, fake, home / "pairs.png", ("teacher", "student"))
+        plot_pairs(self.opened.schema, real, fake, home / "pairs.png", ("teacher", "student"))
         if tuple(teacher.event_shape) != (2,) or self.contexts is not None:
             return [home / "pairs.png"]
         z = teacher.base.sample((PARTICLES,))
@@ -190,7 +190,7 @@ class TableSteps(StepTeaching, TableTeaching):
 class ImageSteps(StepTeaching):
     """Of images."""
 
-    what, unit, dimension = "images", "image", "dim"
+    run = ImageRun
     tolerance = 1e-3
     options = ()
     batch_size, batches, validated, epochs = 64, 32, 512, 150
@@ -201,7 +201,7 @@ class ImageSteps(StepTeaching):
         """Find real images to judge by; all classes are drawn alike."""
         classes, self.bfloat16 = len(self.opened.classes), gains_by_bfloat16(self.opened.flow)
         self.contexts = torch.eye(classes, device=self.device) if classes else None
-        self.real = self.found(source, lambda data: images_to_judge_by(self.opened, data, self.scored, seed)[0], say)
+        self.real = self.found(source, lambda data: self.opened.examples(data, self.scored, seed, {}), say)
 
     def facts(self) -> dict[str, Any]:
         """Shape, levels and classes."""

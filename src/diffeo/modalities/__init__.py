@@ -1,1 +1,60 @@
-"""The kinds of data: tables, images and audio, each in a folder of its own."""
+"""The kinds of data: each a folder that implements ``base.Modality``, and a line here."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffeo.modalities.base import Modality, OpenRun
+
+__all__ = ["MODALITIES", "modalities", "open_run", "recognize"]
+
+# Asked in this order whether data are theirs; the last one takes what no other does.
+MODALITIES = [
+    "diffeo.modalities.audio.modality",
+    "diffeo.modalities.images.modality",
+    "diffeo.modalities.tables.modality",
+]
+
+
+def modalities() -> list[Modality]:
+    """Return all of them, loaded."""
+    return [_load(name) for name in MODALITIES]
+
+
+@cache
+def _load(name: str) -> Modality:
+    found: Modality = import_module(name).MODALITY
+    return found
+
+
+def recognize(source: Any, model: str | None = None) -> Modality:
+    """Return the modality of data that are to be learned, by the model that is asked for where that decides."""
+    known = modalities()
+    return next((each for each in known[:-1] if each.recognizes(source, model)), known[-1])
+
+
+def open_run(run: str | os.PathLike[str], device: str | torch.device | None = None) -> OpenRun:
+    """Load a run directory, of whatever it was trained on.
+
+    Raises:
+        UserError: if it is damaged, or none.
+    """
+    from diffeo.errors import UserError
+    from diffeo.training.device import choose_device
+    from diffeo.training.run import load_run
+
+    place = choose_device(device)
+    stored = load_run(run, place)
+    if stored.schema is None:
+        raise UserError(f"{stored.path}: describes no data; give a run directory made by diffeo fit")
+    kind = stored.schema.get("kind", "table")
+    found = next((each for each in modalities() if each.name == kind), None)
+    if found is None:
+        raise UserError(f"{stored.path}: was trained on {kind!r}, which this diffeo does not know")
+    return found.run.restore(stored, os.fspath(run), place)

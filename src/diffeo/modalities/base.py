@@ -1,27 +1,41 @@
-"""What a training needs to know of data, whatever they are."""
+"""What a kind of data gives to the commands, whatever it is."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, Self
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from diffeo.errors import UserError
 from diffeo.flow import Flow
+from diffeo.training.run import Run as StoredRun
 
-__all__ = ["Material"]
+__all__ = ["Chunk", "Dataset", "Draw", "Examples", "Modality", "OpenRun", "Scoring", "Words", "choose", "held_out"]
+
+ENOUGH = 100  # held-out examples to judge by; where there are fewer, those of training are looked at
 
 
-class Material(ABC):
-    """Data to learn: rows to train on and rows held out, what they are called, and which model suits them.
+@dataclass(frozen=True)
+class Words:
+    """What an example is called, many of them, one of an example's numbers, and the data in general."""
+
+    one: str
+    many: str
+    dimension: str
+    data: str
+
+
+class Dataset(ABC):
+    """Examples to train on and examples held out, and which model suits them.
 
     Attributes:
-        options: settings of a training that this kind of data alone has.
-        unit: what one example is called, ``dimension`` what one of its numbers is.
-        step: bits are those of values this far apart: 1 in the data's own units, 2^-15 of 16-bit sound in [-1, 1).
         name: the data's own.
         hash: identifies all of the data.
         total: how many examples there are; ``rows``: how many of them to train on; ``tested``: how many of them neither
@@ -30,12 +44,10 @@ class Material(ABC):
         description: plain data from which a run directory knows what it was trained on.
         features, context_size: what a recipe is told, with ``sizes`` for what else the data decide.
         batch_size: examples per step.
+        step: bits are those of values this far apart: 1 in the data's own units, 2^-15 of 16-bit sound in [-1, 1).
         x, context: examples to train on, tensors or a stream; ``valid_x``, ``valid_context``: those held out.
     """
 
-    options: tuple[str, ...]
-    unit: str
-    dimension: str
     step: float = 1.0
     name: str
     hash: str
@@ -55,11 +67,7 @@ class Material(ABC):
 
     @abstractmethod
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
-        """Open the data."""
-
-    @abstractmethod
-    def read(self) -> None:
-        """Read them, and set the attributes."""
+        """Open and read the data, and divide them by the seed."""
 
     @abstractmethod
     def default_model(self) -> tuple[str, dict[str, Any]]:
@@ -75,12 +83,218 @@ class Material(ABC):
 
     @abstractmethod
     def judged(self, most: int) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Return the parts whose likelihood is reported, by name; of the training rows at most so many."""
+        """Return the parts whose likelihood is reported, by name; of the training examples at most so many."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """Return what the metrics say of the data."""
 
     @abstractmethod
-    def draw(self, run: Path, flow: Flow) -> list[str]:
-        """Draw ``run/figures/*.png`` and return their paths."""
+    def plot(self, run: Path, flow: Flow) -> list[str]:
+        """Plot ``run/figures/*.png`` and return their paths."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Examples that are scored together.
+
+    Attributes:
+        key: decides, with the seed, the noise that they are dequantised with.
+        x, context: as the flow takes them.
+        cells: what is written before the scores, ``(n, columns)``.
+        impossible: which of them have a value that the model rules out, or None.
+        flow: the density of these, where it is another one than the run's: of another length, say.
+    """
+
+    key: int
+    x: Tensor
+    context: Tensor | None
+    cells: np.ndarray
+    impossible: np.ndarray | None = None
+    flow: Flow | None = None
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Data to score.
+
+    Attributes:
+        total: how many examples, if known.
+        chunks: all of them, in order.
+        columns, types: of the cells.
+        facts: what else the summary says, once all chunks were taken.
+        bits: the step between neighbouring values, where bits per dimension are asked for, or None.
+    """
+
+    total: int | None
+    chunks: Iterable[Chunk]
+    columns: Sequence[str] = ()
+    types: Sequence[str] = ()
+    facts: Callable[[], dict[str, Any]] = dict
+    bits: float | None = None
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Samples that are drawn together: how many, given what (as the flow takes it), and by which flow if not the run's.
+
+    ``key`` decides, with the seed, the noise; ``about`` is whatever ``OpenRun.save`` wants to know of them.
+    """
+
+    key: int
+    count: int
+    context: Tensor | None = None
+    flow: Flow | None = None
+    about: Any = None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples to judge a run by, as its flow takes them.
+
+    Attributes:
+        name: of the data.
+        x, context: the examples.
+        which: says which of the data these are; ``in_sample`` whether the run was trained on them.
+        contexts: those of all other examples, or of all where none were set aside.
+        reasons: counts examples that the model rules out, by column.
+    """
+
+    name: str
+    x: Tensor
+    context: Tensor | None
+    which: str
+    in_sample: bool = False
+    contexts: Tensor | None = None
+    reasons: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OpenRun(ABC):
+    """A run directory, opened for use: its flow on a device, in evaluation mode, and what its data are like.
+
+    Attributes:
+        words: what its data are called.
+        options: what else a command may be told of this kind of data, by the command's name.
+    """
+
+    words: ClassVar[Words]
+    options: ClassVar[Mapping[str, Sequence[str]]] = MappingProxyType({})
+
+    path: str
+    flow: Flow
+    metrics: dict[str, Any]
+    provenance: dict[str, Any]
+    device: torch.device
+
+    @classmethod
+    @abstractmethod
+    def restore(cls, stored: StoredRun, path: str, device: torch.device) -> Self:
+        """Open a stored run whose data are of this kind.
+
+        Raises:
+            UserError: if its description is damaged.
+        """
+
+    @property
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What the run directory says of its data."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What ``diffeo info`` says of the data, ``rows`` among it."""
+
+    @abstractmethod
+    def scoring(self, source: Any, options: Mapping[str, Any]) -> Scoring:
+        """Open data to score.
+
+        Raises:
+            UserError: if they are not of this run's kind.
+        """
+
+    @abstractmethod
+    def draws(self, n: int | None, options: Mapping[str, Any]) -> tuple[Iterable[Draw], int | None]:
+        """Return what to draw, and how many in all, if known.
+
+        Raises:
+            UserError: for a number, or a context, that makes no sense.
+        """
+
+    @abstractmethod
+    def save(self, out: Any, drawn: Iterator[tuple[Tensor, Draw]], force: bool) -> dict[str, Any]:
+        """Write samples as the data were, and return what the summary says of them.
+
+        Raises:
+            UserError: if they cannot be written there.
+        """
+
+    def check_target(self, out: Any, force: bool) -> None:
+        """Refuse, before any work, a place that samples cannot be written to.
+
+        Raises:
+            UserError: for such a place.
+        """
+        return
+
+    @abstractmethod
+    def examples(self, source: Any, most: int, seed: int, options: Mapping[str, Any]) -> Examples:
+        """Return at most so many examples; of the data that the run was trained on, those held out if they suffice.
+
+        Raises:
+            UserError: for bad data, or too few.
+        """
+
+    @abstractmethod
+    def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
+        """Return what a check finds, with a verdict."""
+
+    def trained_on(self) -> str | None:
+        """The hash of the data that it was trained on, where they could be divided again."""
+        data = self.provenance.get("data")
+        if not isinstance(data, dict) or not isinstance(self.provenance.get("seed"), int):
+            return None
+        return data.get("sha256")
+
+    def tested(self) -> int:
+        """How many examples were kept for the test."""
+        count = self.provenance["data"].get("test", 0)
+        if not isinstance(count, int) or count < 0:
+            raise UserError(f"{self.path}: model.json is damaged: its number of test rows is {count!r}; train again")
+        return count
+
+
+@dataclass(frozen=True)
+class Modality:
+    """A kind of data.
+
+    Attributes:
+        name: what a run directory calls it.
+        recognizes: tells from data, and the model that is asked for or None, whether they are its own.
+        dataset: opens data to learn.
+        run: opens runs.
+        options: settings of a training that not all kinds of data have.
+    """
+
+    name: str
+    recognizes: Callable[[Any, str | None], bool]
+    dataset: type[Dataset]
+    run: type[OpenRun]
+    options: Sequence[str] = ()
+
+
+def held_out(valid: int, test: int, many: str) -> tuple[str | None, str]:
+    """Which part of the data of a training to judge by, "test", "valid" or None if neither is enough, and in words."""
+    if test:
+        return "test", f"test {many}, held out of training and of early stopping"
+    if valid >= ENOUGH:
+        return "valid", f"{many} held out of training"
+    return None, f"the {many} of training"
+
+
+def choose(count: int, most: int, which: str, seed: int) -> tuple[Tensor, str]:
+    """Draw at most so many of so many examples: their numbers, in order, and which they are in words."""
+    if count <= most:
+        return torch.arange(count), which
+    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:most])
+    return torch.from_numpy(chosen), f"{most:,} of {which}"

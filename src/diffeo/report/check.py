@@ -14,9 +14,10 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.report.baselines import held_out
-from diffeo.report.compare import classifier_test, mean_and_error, projection_test
+from diffeo.report.compare import classifier_test, projection_test
 from diffeo.report.latents import FAR, normal_scores, normality
 from diffeo.report.numerics import consistency, continuous_part, log_det_error, off_data, round_trip
+from diffeo.report.statistics import mean_and_error
 from diffeo.transforms.ode import ODE, find_ode
 
 __all__ = ["IMAGES", "THRESHOLDS", "Thresholds", "check", "judge"]

@@ -7,12 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["classifier_test", "mean_and_error", "projection_test"]
-
-
-def mean_and_error(values: np.ndarray) -> dict[str, float]:
-    """Return the mean of independent values and its standard error."""
-    return {"mean": float(values.mean()), "stderr": float(values.std(ddof=1) / len(values) ** 0.5)}
+__all__ = ["classifier_test", "projection_test"]
 
 
 def classifier_test(real: np.ndarray, sampled: np.ndarray, seed: int) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from diffeo.flow import Flow
-from diffeo.report.compare import classifier_test, mean_and_error
+from diffeo.report.compare import classifier_test
+from diffeo.report.statistics import mean_and_error
 from diffeo.report.style import GREY, MODEL, REAL, figure
 from diffeo.training.seeding import seed_noise
 from diffeo.transforms import Autoregressive, Chain, Transform

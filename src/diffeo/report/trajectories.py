@@ -15,7 +15,7 @@ from diffeo.bases import Base
 from diffeo.report.style import GREY, MODEL, REAL, figure, shades
 from diffeo.transforms import ODE
 
-__all__ = ["animate", "compare", "draw"]
+__all__ = ["animate", "compare", "plot"]
 
 TIMES = (0.0, 0.25, 0.5, 0.75, 1.0)
 PARTICLES, CELLS = 300, 100
@@ -24,7 +24,7 @@ REACH = 2.8  # standard deviations
 
 
 @torch.no_grad()
-def draw(ode: ODE, base: Base, path: str | Path) -> None:
+def plot(ode: ODE, base: Base, path: str | Path) -> None:
     """Draw particles' paths from noise to data, a deformed grid, and the density at t = 0, .25, .5, .75, 1.
 
     Args:

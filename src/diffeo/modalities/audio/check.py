@@ -13,9 +13,9 @@ from diffeo.flow import Flow, bits_per_dim
 from diffeo.modalities.audio.distillation import FLATTER, LOUDER, quotient
 from diffeo.modalities.audio.measures import log_spectral_distance, measures
 from diffeo.report.check import Thresholds, judge
-from diffeo.report.compare import mean_and_error
 from diffeo.report.latents import normal_scores, normality
 from diffeo.report.numerics import consistency, continuous_part, log_det_error, off_data, round_trip
+from diffeo.report.statistics import mean_and_error
 
 __all__ = ["check_sound"]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.modalities.audio.measures import log_spectral_distance, measures
-from diffeo.report.compare import mean_and_error
 from diffeo.report.distillation import FAR, WHISPER
+from diffeo.report.statistics import mean_and_error
 
 __all__ = ["FLATTER", "LOUDER", "compare_sounds", "generate_end_naively", "quotient", "warnings"]
 

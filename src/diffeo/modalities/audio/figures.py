@@ -15,7 +15,7 @@ from diffeo.report.style import MODEL, OTHER, REAL, figure
 from diffeo.spectral import magnitudes
 from diffeo.training.seeding import derive, seed_noise
 
-__all__ = ["draw", "likelihoods", "sounds"]
+__all__ = ["likelihoods", "plot", "sounds"]
 
 SHOWN = 3  # sounds of each set
 DRAWN = 32  # sounds whose likelihoods are compared
@@ -24,7 +24,7 @@ _COLOURS = (REAL, MODEL, OTHER)
 
 
 @torch.no_grad()
-def draw(run: Path, flow: Flow, x: Tensor, context: Tensor | None, rate: int, step: float, seed: int) -> list[str]:
+def plot(run: Path, flow: Flow, x: Tensor, context: Tensor | None, rate: int, step: float, seed: int) -> list[str]:
     """Write ``run/figures/*.png`` and return their paths.
 
     The learning curve in bits per sample; waveforms and spectrograms of real and of drawn sounds in the same contexts;

@@ -1,269 +1,186 @@
-"""What a run of audio is used for: scoring and drawing sounds."""
+"""A run of audio, opened for use."""
 
 from __future__ import annotations
 
 import math
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffeo.errors import UserError
-from diffeo.flow import Flow, bits_per_dim
 from diffeo.modalities.audio.audio import Audio, open_audio
-from diffeo.modalities.audio.dataset import STEP, SoundFormat
+from diffeo.modalities.audio.check import check_sound
+from diffeo.modalities.audio.crops import STEP, Crops, SoundFormat, features, split_clips
 from diffeo.modalities.audio.recordings import save_wavs
-from diffeo.modalities.folders import Progress
-from diffeo.modalities.tables.write import TableWriter
+from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Words, choose
 from diffeo.spectral import frames_of
-from diffeo.training.device import choose_device
-from diffeo.training.run import load_run
-from diffeo.training.seeding import derive, seed_noise
+from diffeo.training.run import Run as StoredRun
 
-__all__ = ["AudioRun", "open_audio_run", "sample_audio", "score_audio"]
+__all__ = ["AudioRun"]
 
-PORTION = 64  # sounds drawn at a time
-
-
-class _Group(NamedTuple):
-    """Sounds to draw of one length: samples, features ``(mels, frames)`` or None, and the label of each."""
-
-    samples: int
-    mel: Tensor | None
-    labels: np.ndarray
+CHUNK = 64  # sounds drawn at a time
+MOST = 16  # crops to check by, which have thousands of samples each
 
 
 @dataclass(frozen=True)
-class AudioRun:
-    """A flow on its device, in evaluation mode, and what its sounds are like."""
+class AudioRun(OpenRun):
+    """A flow of sounds, what they are like, and the length of the crops that it was trained on."""
 
-    path: str
-    flow: Flow
+    words = Words("recording", "recordings", "sample", "audio")
+    options = {"sample": ("given", "given_from", "length")}  # noqa: RUF012 - a constant
+
     form: SoundFormat
     crop: int
-    provenance: dict[str, Any]
-    device: torch.device
+
+    @classmethod
+    def restore(cls, stored: StoredRun, path: str, device: torch.device) -> Self:
+        """Read what the sounds are like, and prove that the flow fits them."""
+        schema = {name: value for name, value in (stored.schema or {}).items() if name != "kind"}
+        try:
+            crop = schema.pop("crop")
+            form = SoundFormat(**{**schema, "classes": tuple(schema["classes"])})
+            shapes = (crop,), form.context_shape(crop) if form.hop >= 1 else None
+            fits = form.rate >= 1 and shapes == (stored.flow.event_shape, stored.flow.context_shape)
+        except (TypeError, KeyError) as error:
+            raise UserError(
+                f"{stored.path}: model.json is damaged: its sounds are not described; train again"
+            ) from error
+        if not fits:
+            raise UserError(f"{stored.path}: model.json is damaged: its model does not fit its sounds; train again")
+        return cls(path, stored.flow, stored.metrics, stored.provenance, device, form, crop)
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the run directory says of its sounds."""
+        """The length of a crop and the format."""
         return {"kind": "audio", "crop": self.crop, **self.form.to_json()}
 
-    def audio(self, source: Any, labelled: bool = True) -> Audio:
+    def facts(self) -> dict[str, Any]:
+        """How many recordings, and what they are like."""
+        rows = self.provenance.get("data", {}).get("rows", 0)
+        return {"rows": rows, "crop": self.crop, **self.form.to_json(), "context": self.form.parts}
+
+    def open(self, source: Any, labelled: bool = True) -> Audio:
         """Open recordings at this run's rate, with its labels if it has any.
 
         Raises:
             UserError: if they cannot be opened, or a label is none that the run knows.
         """
-        found = open_audio(source, self.form.rate)
+        audio = open_audio(source, self.form.rate)
         if not (labelled and self.form.classes):
-            return found
-        return found.labelled(self.form.pattern, self.form.classes)
+            return audio
+        return audio.labelled(self.form.pattern, self.form.classes)
 
+    def scoring(self, source: Any, options: Mapping[str, Any]) -> Scoring:
+        """Open recordings: a line for each, whole, with its file and its seconds; the density is that of [-1, 1)."""
+        audio = self.open(source)
 
-def open_audio_run(run: str | os.PathLike[str], device: str | torch.device | None = None) -> AudioRun:
-    """Load a run directory of audio.
+        def facts() -> dict[str, Any]:
+            skipped = [name for name, _ in audio.skipped]
+            return {"skipped": skipped, "notes": list(audio.notes), "duration": audio.seconds}
 
-    Raises:
-        UserError: if it is damaged, or of something else.
-    """
-    place = choose_device(device)
-    loaded = load_run(run, place)
-    schema = dict(loaded.schema or {})
-    if schema.pop("kind", None) != "audio":
-        raise UserError(f"{loaded.path}: was not trained on audio")
-    try:
-        crop = schema.pop("crop")
-        form = SoundFormat(**{**schema, "classes": tuple(schema["classes"])})
-        shapes = (crop,), form.context_shape(crop) if form.hop >= 1 else None
-        fits = form.rate >= 1 and shapes == (loaded.flow.event_shape, loaded.flow.context_shape)
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{loaded.path}: model.json is damaged: its sounds are not described; train again") from error
-    if not fits:
-        raise UserError(f"{loaded.path}: model.json is damaged: its model does not fit its sounds; train again")
-    return AudioRun(os.fspath(run), loaded.flow, form, crop, loaded.provenance, place)
+        def chunks() -> Iterator[Chunk]:
+            for index in range(len(audio)):
+                x, context = self.form.of_clip(audio, index)
+                cells = np.array([[audio.files[index], len(x) / audio.rate]], dtype=object)
+                given = None if context is None else context[None]
+                yield Chunk(index, x[None], given, cells, flow=self.form.sized(self.flow, len(x)))
 
+        return Scoring(len(audio), chunks(), ["file", "seconds"], ["string", "float64"], facts, bits=STEP)
 
-@torch.no_grad()
-def score_audio(
-    run: str | os.PathLike[str],
-    source: Any,
-    out: str | os.PathLike[str] | None = None,
-    *,
-    seed: int = 0,
-    device: str | None = None,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Write the log-likelihood of every recording, whole, in nats, and its bits per 16-bit sample.
+    def draws(self, n: int | None, options: Mapping[str, Any]) -> tuple[Iterable[Draw], int | None]:
+        """Draw n sounds, of the class {"label": class} or of all in turns; or n by each recording's features."""
+        given, given_from, length = (options.get(name) for name in ("given", "given_from", "length"))
+        if length is not None and not 0 < length < math.inf:
+            raise UserError(f"expected a length above 0 seconds (--seconds), got {length}")
+        label, form = self._label(given), self.form
+        if given_from is not None:
+            if not form.mels:
+                raise UserError(
+                    f"{self.path}: is not conditional on log-mel features; leave the recording out (--given-file)"
+                )
+            groups = list(self._like(self.open(given_from, labelled=label is None), n or 1, length, label))
+        elif form.mels:
+            raise UserError(f"{self.path}: is conditional on log-mel features; give a recording (--given-file)")
+        else:
+            assert n is not None
+            samples = self.crop if length is None else max(1, round(length * form.rate))
+            turns = np.arange(n) % max(1, len(form.classes)) if label is None else np.full(n, label)
+            groups = [(samples, None, turns)]
+        return self._draws(groups), sum(len(labels) for _, _, labels in groups)
 
-    The density is that of samples in [-1, 1), dequantised by uniform noise of one 16-bit step, 2^-15; bits are those of
-    the 16-bit values: -log2 p(x) / T + 15.
+    def _draws(self, groups: list[tuple[int, Tensor | None, np.ndarray]]) -> Iterator[Draw]:
+        """Of sounds of one length: samples, features ``(mels, frames)`` or None, and the label of each."""
+        key = 0
+        for samples, mel, labels in groups:
+            frames, flow = frames_of(samples, self.form.hop), self.form.sized(self.flow, samples)
+            for start in range(0, len(labels), CHUNK):
+                part = torch.from_numpy(labels[start : start + CHUNK])
+                repeated = None if mel is None else mel.expand(len(part), *mel.shape)
+                context = self.form.context(repeated, part[:, None] if self.form.classes else None, frames)
+                yield Draw(key, len(part), context, flow)
+                key += len(part)
 
-    Args:
-        run: a run directory of audio.
-        source: what ``open_audio`` takes.
-        out: a table to write, with the columns ``file``, ``seconds``, ``log_likelihood``, ``bits_per_sample``.
-        seed: of the dequantisation noise.
-        device: where to compute.
-        force: replace ``out``.
-        progress: called with the number of recordings done and of all.
+    def _like(
+        self, audio: Audio, n: int, length: float | None, label: int | None
+    ) -> Iterator[tuple[int, Tensor | None, np.ndarray]]:
+        for index in range(len(audio)):
+            x = torch.from_numpy(audio.scaled(index))
+            x = x if length is None else x[: max(1, round(length * audio.rate))]
+            of_file = int(audio.labels[index]) if label is None and audio.labels is not None else label or 0
+            yield len(x), self.form.mel(x), np.full(n, of_file)
 
-    Returns:
-        clips, mean and stderr of the log-likelihood, bits per sample over all samples with the standard error that the
-        clips' differences give it, the lowest log-likelihood, skipped files, notes, seconds of sound and of work.
+    def _label(self, given: Mapping[str, Any] | None) -> int | None:
+        if not given:
+            return None
+        classes = self.form.classes
+        if not classes:
+            raise UserError(f"{self.path}: is not conditional on labels; leave {', '.join(given)} out")
+        if set(given) != {"label"} or str(given["label"]) not in classes:
+            raise UserError(f"{self.path}: expected label={'|'.join(classes)}, got {dict(given)}")
+        return classes.index(str(given["label"]))
 
-    Raises:
-        UserError: for bad input, a bad run directory or an output that cannot be written.
-    """
-    model = open_audio_run(run, device)
-    audio = model.audio(source)
-    started = time.monotonic()
-    scores, bits = np.empty(len(audio)), np.empty(len(audio))
-    tell = progress or (lambda done, total: None)
-    columns = ["file", "seconds", "log_likelihood", "bits_per_sample"]
-    with TableWriter(out, columns, ["string", "float64", "float64", "float64"], force=force) as writer:
-        for i in range(len(audio)):
-            x, context = model.form.of_clip(audio, i)
-            seed_noise(model.device, derive(seed, "score", i))
-            flow = model.form.sized(model.flow, len(x))
-            given = None if context is None else context.to(model.device)
-            log_prob = flow.log_prob(x.to(model.device), given).double()
-            scores[i], bits[i] = float(log_prob), float(bits_per_dim(log_prob, len(x), STEP))
-            row = [audio.files[i], len(x) / audio.rate, scores[i], bits[i]]
-            writer.write(np.array([row], dtype=object))
-            tell(i + 1, len(audio))
-    seconds = time.monotonic() - started
-    share = audio.lengths / audio.lengths.mean()
-    average = float((bits * share).mean())
-    return {
-        "clips": len(scores),
-        "mean": float(scores.mean()),
-        "stderr": float(scores.std() / math.sqrt(len(scores))),
-        "bits_per_sample": average,
-        # that of a ratio: of all the bits to all the samples
-        "bits_per_sample_stderr": float((share * (bits - average)).std() / math.sqrt(len(scores))),
-        "min": float(scores.min()),
-        "skipped": [name for name, _ in audio.skipped],
-        "notes": list(audio.notes),
-        "duration": audio.seconds,
-        "seconds": seconds,
-    }
+    def check_target(self, out: Any, force: bool) -> None:
+        """Sounds become a folder."""
+        if out is None or str(out) == "-":
+            raise UserError("sounds need a place: give --out with the name of a folder")
 
+    def save(self, out: Any, drawn: Iterator[tuple[Tensor, Draw]], force: bool) -> dict[str, Any]:
+        """Write 16-bit wavs as they are drawn; count samples cut off at full scale, and those not finite."""
+        samples = 0
 
-@torch.no_grad()
-def sample_audio(
-    run: str | os.PathLike[str],
-    n: int | None,
-    out: str | os.PathLike[str] | None,
-    *,
-    length: float | None = None,
-    given: Mapping[str, Any] | None = None,
-    given_from: Any = None,
-    seed: int = 0,
-    device: str | None = None,
-    force: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Draw sounds into a folder of 16-bit wavs.
+        def sounds() -> Iterator[np.ndarray]:
+            nonlocal samples
+            for x, _ in drawn:
+                samples += x.numel()
+                yield from x.cpu().numpy()
 
-    Args:
-        run: a run directory of audio.
-        n: how many; with ``given_from``, how many for each of its recordings (1 by default).
-        out: the folder to make.
-        length: in seconds; by default that of the crops of the training, or of the recordings.
-        given: {"label": class} for a run that is conditional on labels; without it classes take turns.
-        given_from: recordings, as ``open_audio`` takes them, whose log-mel features are given to the model.
-        seed: the same seed gives the same sounds.
-        device: where to compute.
-        force: replace ``out``, a folder of such wavs.
-        progress: called with the number of sounds done and of all.
+        lost = save_wavs(out, sounds(), self.form.rate, force)
+        return {"duration": samples / self.form.rate, **lost}
 
-    Returns:
-        clips, their duration in all, samples that were cut off at full scale or were not finite, seconds, and how many
-        times faster than real time.
+    def examples(self, source: Any, most: int, seed: int, options: Mapping[str, Any]) -> Examples:
+        """Crops of recordings; of those of the training, of the ones held out."""
+        audio, form = self.open(source), self.form
+        clips, which = np.arange(len(audio)), "crops of all recordings"
+        if audio.sha256 == self.trained_on():
+            clips, which = split_clips(audio, self.provenance["seed"])[1], "crops of recordings held out of training"
+        if not (audio.lengths[clips] >= form.hop).any():
+            raise UserError(
+                f"{audio.name}: its recordings are shorter than a frame of {form.hop} samples; give longer ones"
+            )
+        mel = features(audio, form) if form.mels else None
+        x, context = Crops(audio, clips, mel, form, self.crop // form.hop, 1, seed).in_order()
+        if len(x) < 2:
+            wanted = 2 * self.crop / form.rate
+            raise UserError(
+                f"{audio.name}: has less than the {wanted:g} seconds of sound that a check takes; give more"
+            )
+        rows, which = choose(len(x), min(most, MOST), which, seed)
+        return Examples(audio.name, x[rows], None if context is None else context[rows], which)
 
-    Raises:
-        UserError: for a number below 1, a context that is missing or unknown, or an output that cannot be written.
-    """
-    if out is None or str(out) == "-":
-        raise UserError("sounds need a place: give --out with the name of a folder")
-    if n is None and given_from is None:
-        raise UserError("how many sounds? give a number of samples (-n)")
-    if n is not None and n < 1:
-        raise UserError(f"expected a number of sounds of at least 1 (-n), got {n}")
-    if length is not None and not 0 < length < math.inf:
-        raise UserError(f"expected a length above 0 seconds (--seconds), got {length}")
-    model = open_audio_run(run, device)
-    contexts = _contexts(model, n or 1, length, given, given_from)
-    total = sum(len(labels) for _, _, labels in contexts)
-    started = time.monotonic()
-    tell = progress or (lambda done, total: None)
-    lost = save_wavs(out, _draw(model, contexts, seed, lambda done: tell(done, total)), model.form.rate, force)
-    seconds = time.monotonic() - started
-    duration = sum(samples * len(labels) for samples, _, labels in contexts) / model.form.rate
-    return {
-        "out": str(out), "clips": total, "duration": duration, **lost, "seconds": seconds,
-        "real_time_factor": duration / seconds if seconds else math.inf,
-    }  # fmt: skip
-
-
-def _draw(model: AudioRun, contexts: list[_Group], seed: int, tell: Callable[[int], None]) -> Iterator[np.ndarray]:
-    done = 0
-    tell(done)
-    for samples, mel, labels in contexts:
-        flow = model.form.sized(model.flow, samples)
-        for start in range(0, len(labels), PORTION):
-            part = labels[start : start + PORTION]
-            context = _context(model.form, mel, part, frames_of(samples, model.form.hop))
-            seed_noise(model.device, derive(seed, "sample", done))
-            x = flow.sample(len(part)) if context is None else flow.sample((), context.to(model.device))
-            yield from x.cpu().numpy()
-            done += len(part)
-            tell(done)
-
-
-def _context(form: SoundFormat, mel: Tensor | None, labels: np.ndarray, frames: int) -> Tensor | None:
-    """The context ``(n, channels, frames)`` of n sounds, from features ``(mels, frames)`` and the n labels."""
-    features = None if mel is None else mel.expand(len(labels), *mel.shape)
-    return form.context(features, torch.from_numpy(labels)[:, None] if form.classes else None, frames)
-
-
-def _contexts(
-    model: AudioRun, n: int, length: float | None, given: Mapping[str, Any] | None, given_from: Any
-) -> list[_Group]:
-    form = model.form
-    label = _given_label(model, given)
-    if given_from is None:
-        if form.mels:
-            raise UserError(f"{model.path}: is conditional on log-mel features; give a recording (--given-file)")
-        samples = model.crop if length is None else max(1, round(length * form.rate))
-        turns = np.arange(n) % max(1, len(form.classes)) if label is None else np.full(n, label)
-        return [_Group(samples, None, turns)]
-    if not form.mels:
-        raise UserError(f"{model.path}: is not conditional on log-mel features; leave the recording out (--given-file)")
-    return list(_features_of(model, model.audio(given_from, labelled=label is None), n, length, label))
-
-
-def _features_of(model: AudioRun, audio: Audio, n: int, length: float | None, label: int | None) -> Iterator[_Group]:
-    for i in range(len(audio)):
-        x = torch.from_numpy(audio.scaled(i))
-        x = x if length is None else x[: max(1, round(length * audio.rate))]
-        own = int(audio.labels[i]) if label is None and audio.labels is not None else label or 0
-        yield _Group(len(x), model.form.mel(x), np.full(n, own))
-
-
-def _given_label(model: AudioRun, given: Mapping[str, Any] | None) -> int | None:
-    if not given:
-        return None
-    classes = model.form.classes
-    if not classes:
-        raise UserError(f"{model.path}: is not conditional on labels; leave {', '.join(given)} out")
-    if set(given) != {"label"} or str(given["label"]) not in classes:
-        raise UserError(f"{model.path}: expected label={'|'.join(classes)}, got {dict(given)}")
-    return classes.index(str(given["label"]))
+    def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
+        """Numerics, latents, sound and likelihood."""
+        return check_sound(self.flow, examples.x, examples.context, self.form.rate, self.form.hop, STEP, seed)

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from diffeo.errors import UserError
 from diffeo.flow import Flow
-from diffeo.modalities.base import Material
+from diffeo.modalities.base import Dataset
 from diffeo.modalities.images import figures as image_figures
 from diffeo.modalities.images.images import IMAGE_SETS, Images, open_images
 from diffeo.modalities.tables.rows import count_test, split_rows
 from diffeo.nets.resnet import ResNet
 from diffeo.nets.unet import UNet
 
-__all__ = ["ImageData", "describe_images", "hold_out", "one_hot", "shows_images"]
+__all__ = ["ImageDataset", "describe_images", "hold_out", "one_hot", "shows_images"]
 
 BATCH_SIZE = 64
 SMALL = 256  # numbers in an image: so few are learned better one after the other than by convolutions
@@ -60,11 +60,8 @@ def _header_rank(archive: zipfile.ZipFile, name: str) -> int:
         return len(read(file)[0])
 
 
-class ImageData(Material):
+class ImageDataset(Dataset):
     """Images, and their labels where the density is conditional on them."""
-
-    options = ("size", "test")
-    unit, dimension = "image", "dim"
 
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
         self.settings, self.seed = settings, seed
@@ -79,10 +76,10 @@ class ImageData(Material):
         self.name = self.images.name
         small = math.prod(self.images.shape) <= SMALL
         self.batch_size = settings.get("batch_size", BATCH_SIZE * (2 if small else 1))
+        self._divide(self.images)
 
-    def read(self) -> None:
+    def _divide(self, images: Images) -> None:
         """Hold out what custom holds out, or else a tenth; and images for a test, where asked."""
-        images = self.images
         if self.labelled and images.labels is None:
             raise UserError(f"{images.name}: no labels to condition on; put each class into a folder of its own")
         if (test := self.settings.get("test", 0.0)) and (images.test is not None or images.validation):
@@ -155,9 +152,9 @@ class ImageData(Material):
         """Shape, levels and classes."""
         return {"shape": self.features, "levels": self.images.levels, "context": ["label"] * self.labelled}
 
-    def draw(self, run: Path, flow: Flow) -> list[str]:
+    def plot(self, run: Path, flow: Flow) -> list[str]:
         """Learning curve, samples beside data, a path in latent space, what each scale holds."""
-        return image_figures.draw(run, flow, self.valid_x, self.valid_context, self.images.levels, self.seed)
+        return image_figures.plot(run, flow, self.valid_x, self.valid_context, self.images.levels, self.seed)
 
 
 def describe_images(shape: Sequence[int], levels: int, classes: Sequence[str]) -> dict[str, Any]:

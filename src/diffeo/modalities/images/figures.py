@@ -17,13 +17,13 @@ from diffeo.report.style import figure
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.multiscale import latent_scales
 
-__all__ = ["boards", "draw"]
+__all__ = ["boards", "plot"]
 
 SHOWN = 64
 
 
 @torch.no_grad()
-def draw(run: Path, flow: Flow, x: Tensor, context: Tensor | None, levels: int, seed: int) -> list[str]:
+def plot(run: Path, flow: Flow, x: Tensor, context: Tensor | None, levels: int, seed: int) -> list[str]:
     """Write ``run/figures/*.png`` and return their paths.
 
     The learning curve in bits per dimension; real beside sampled images; paths in latent space between pairs of images;

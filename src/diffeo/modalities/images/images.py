@@ -40,6 +40,7 @@ class Images:
         notes: what else the user should know of how the pictures were read, a sentence each.
         validation: so many of the last pictures are held out for validation by custom: 10,000 of mnist, else 0.
         test: the set's own test pictures, or None.
+        files: the name of each one's file within the folder; () where they come from no files.
     """
 
     pixels: np.ndarray
@@ -51,6 +52,7 @@ class Images:
     notes: tuple[str, ...] = ()
     validation: int = 0
     test: "Images | None" = None
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -82,7 +84,8 @@ class Images:
         """Return the pictures of these rows, with their labels; of a slice no pixel is copied."""
         labels = None if self.labels is None else self.labels[rows]
         pixels = self.pixels[rows] if isinstance(rows, slice) else gather(self.pixels, rows)
-        return replace(self, pixels=pixels, labels=labels, validation=0, test=None)
+        files = tuple(np.array(self.files, dtype=object)[rows]) if self.files else ()
+        return replace(self, pixels=pixels, labels=labels, validation=0, test=None, files=files)
 
     def split(self) -> tuple["Images", "Images | None", "Images | None"]:
         """Return the pictures to train on, those for validation and those for the test, as custom has it."""
@@ -195,7 +198,10 @@ def _open_folder(folder: Path, size: tuple[int, int] | None, cache: Path | None,
 
 
 def _from_decoded(decoded: Decoded, path: Path) -> Images:
-    return Images(decoded.pixels, name=str(path), skipped=tuple(decoded.skipped), notes=tuple(decoded.notes))
+    files = tuple(file.relative_to(path).as_posix() if file != path else file.name for file in decoded.files)
+    return Images(
+        decoded.pixels, name=str(path), skipped=tuple(decoded.skipped), notes=tuple(decoded.notes), files=files
+    )
 
 
 def _from_arrays(arrays: Mapping[str, np.ndarray], name: str, cache: Path | None) -> Images:

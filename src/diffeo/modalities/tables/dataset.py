@@ -9,23 +9,21 @@ from typing import Any
 from torch import Tensor
 
 from diffeo.flow import Flow
-from diffeo.modalities.base import Material
+from diffeo.modalities.base import Dataset
 from diffeo.modalities.tables.defaults import default_model, preprocessing
-from diffeo.modalities.tables.figures import draw_figures
+from diffeo.modalities.tables.figures import plot_figures
 from diffeo.modalities.tables.rows import Split, TableStream, split_table
 from diffeo.modalities.tables.schema import Schema
 from diffeo.modalities.tables.table import open_table
 
-__all__ = ["TableData"]
+__all__ = ["TableDataset"]
 
 BATCH_SIZE = 512
 
 
-class TableData(Material):
+class TableDataset(Dataset):
     """The rows of a table."""
 
-    options = ("drop", "missing", "test")
-    unit, dimension = "row", "column"
     split: Split
 
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
@@ -33,9 +31,7 @@ class TableData(Material):
         self.batch_size = settings.get("batch_size", BATCH_SIZE)
         self.table = open_table(source, missing=settings.get("missing", "error"))
         self.name = self.table.name
-
-    def read(self) -> None:
-        """Infer the schema and hold out rows for validation and, where asked, for a test."""
+        # Infer the schema, and hold out rows for validation and, where asked, for a test.
         self.schema = Schema.infer(self.table, self.settings.get("context", ()), self.settings.get("drop", ()))
         self.split = split_table(self.table, self.schema, self.batch_size, self.seed, self.settings.get("test", 0.0))
         self.x, self.context = self.split.x, self.split.context
@@ -77,9 +73,9 @@ class TableData(Material):
         """How many columns, and which are the context."""
         return {"columns": self.schema.features, "context": list(self.schema.context)}
 
-    def draw(self, run: Path, flow: Flow) -> list[str]:
+    def plot(self, run: Path, flow: Flow) -> list[str]:
         """Learning curves, pairs of columns, latents, and the density of two columns."""
-        return draw_figures(run, flow, self.schema, self.split, self.seed)
+        return plot_figures(run, flow, self.schema, self.split, self.seed)
 
     def _some(self) -> Tensor:
         return self.valid_x if isinstance(self.x, TableStream) else self.x

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from diffeo.flow import Flow
-from diffeo.modalities.tables.rows import ENOUGH, Split, TableStream
+from diffeo.modalities.base import ENOUGH
+from diffeo.modalities.tables.rows import Split, TableStream
 from diffeo.modalities.tables.schema import Schema
 from diffeo.objectives import MaximumLikelihood, objective_of
 from diffeo.report import figures, trajectories
@@ -18,13 +19,13 @@ from diffeo.report.numerics import continuous_part
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.ode import find_ode
 
-__all__ = ["draw_figures", "draw_pairs"]
+__all__ = ["plot_figures", "plot_pairs"]
 
 ROWS = 20_000  # drawn at most
 
 
 @torch.no_grad()
-def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) -> list[str]:
+def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) -> list[str]:
     """Write ``run/figures/*.png`` and return their paths.
 
     Learning curves, data against samples in pairs of columns, the latents, for two continuous columns the density.
@@ -34,10 +35,10 @@ def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
     """
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
-    drawn = []
+    plotted = []
 
     def path(name: str) -> Path:
-        drawn.append(str(folder / f"{name}.png"))
+        plotted.append(str(folder / f"{name}.png"))
         return folder / f"{name}.png"
 
     metrics = run / "train" / "metrics.jsonl"
@@ -54,7 +55,7 @@ def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
     seed_noise(device, derive(seed, "figures"))
     # One sample in each row's context; a small table gets more samples than it has rows.
     sampled = flow.sample((max(len(x), ROWS // 4),)) if context is None else flow.sample((), context)
-    real_columns, sampled_columns = draw_pairs(schema, x, sampled, path("pairs"))
+    real_columns, sampled_columns = plot_pairs(schema, x, sampled, path("pairs"))
 
     held_out = len(rows.valid_x) >= ENOUGH
     if held_out:
@@ -70,20 +71,20 @@ def draw_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
         figures.density_2d(flow, real_columns, sampled_columns, schema.feature_names, path("density"), origins)
         ode = find_ode(flow.transform)
         if ode is not None:
-            trajectories.draw(ode, flow.base, path("trajectories"))
-            drawn.append(str(folder / "trajectories.gif"))
-            trajectories.animate(ode, flow.base, drawn[-1])
-    return drawn
+            trajectories.plot(ode, flow.base, path("trajectories"))
+            plotted.append(str(folder / "trajectories.gif"))
+            trajectories.animate(ode, flow.base, plotted[-1])
+    return plotted
 
 
-def draw_pairs(
+def plot_pairs(
     schema: Schema, x: Tensor, sampled: Tensor, path: Path, whose: tuple[str, str] = ("data", "samples")
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compare rows with samples, both as a flow has them, in pairs of columns; return both in the table's own units.
 
     ``whose`` says where the two come from.
     """
-    real_columns, sampled_columns = (_own_units(schema, part) for part in (x, sampled))
+    real_columns, sampled_columns = (_in_units(schema, part) for part in (x, sampled))
     columns = schema.feature_columns
     labels = [[f"{value:g}" for value in column.values] for column in columns]
     real_codes, sampled_codes = (
@@ -95,7 +96,7 @@ def draw_pairs(
     return real_columns, sampled_columns
 
 
-def _own_units(schema: Schema, x: Tensor) -> np.ndarray:
+def _in_units(schema: Schema, x: Tensor) -> np.ndarray:
     """Return the features as the table has them."""
     values = x.double().cpu().numpy()
     return np.stack([column.decode(values[:, i]) for i, column in enumerate(schema.feature_columns)], axis=1)

@@ -15,12 +15,11 @@ from diffeo.modalities.tables.schema import Encoded, Schema, load
 from diffeo.modalities.tables.table import Table
 from diffeo.training.batches import fingerprint
 
-__all__ = ["ENOUGH", "LARGE", "Split", "TableStream", "count_test", "draw_rows", "split_rows", "split_table"]
+__all__ = ["LARGE", "Split", "TableStream", "count_test", "draw_rows", "split_rows", "split_table"]
 
 LARGE = 2**31  # bytes of encoded rows; beyond it they are streamed
 POOL = 2**20  # rows of a stream that are shuffled together
 HELD_OUT = 0.1
-ENOUGH = 100  # held-out rows to judge by; where there are fewer, those of training are looked at
 MOST_HELD_OUT = 200_000  # of a stream; more would only cost time
 
 

@@ -1,0 +1,84 @@
+"""Run directories: opened for a command, claimed for a new run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffeo.errors import UserError
+from diffeo.modalities import open_run
+from diffeo.modalities.base import OpenRun
+from diffeo.objectives import guided
+from diffeo.training.run import claim_folder
+from diffeo.transforms.ode import find_ode
+
+__all__ = ["claimed", "open_for", "with_guidance", "with_likelihood"]
+
+
+def open_for(
+    command: str, run: str | os.PathLike[str], device: str | torch.device | None, options: Mapping[str, Any]
+) -> tuple[OpenRun, dict[str, Any]]:
+    """Open a run for a command, with those of its options that were given.
+
+    Raises:
+        UserError: for a bad run directory, or an option that its kind of data has no use for.
+    """
+    opened = open_run(run, device)
+    given = {name: value for name, value in options.items() if value}
+    foreign = [name for name in given if name not in opened.options.get(command, ())]
+    if foreign:
+        raise UserError(
+            f"{foreign[0].replace('_', '-')} is not for {opened.path}, which was trained on {opened.words.data}; "
+            "leave it out"
+        )
+    return opened, given
+
+
+def with_likelihood(run: OpenRun) -> OpenRun:
+    """Return a run that was opened, unless it has samples but no likelihood.
+
+    Raises:
+        UserError: for a continuous flow that is solved in a few fixed steps, as students are.
+    """
+    ode = find_ode(run.flow.transform)
+    if ode is None or ode.has_likelihood:
+        return run
+    teacher = run.provenance.get("distillation", {}).get("teacher", {}).get("run")
+    remedy = f"use the run that it was distilled from, {teacher}" if teacher else "train it without fixed steps"
+    steps = f"{ode.steps} step{'s' * (ode.steps != 1)}"
+    raise UserError(f"{run.path}: samples in {steps} of {ode.solver} and has no likelihood; {remedy}")
+
+
+def with_guidance(run: OpenRun, weight: float | None) -> OpenRun:
+    """Return a run that was opened, its flow guided by the context (see ``guided``) if a weight is given.
+
+    Raises:
+        UserError: for a flow that cannot be guided, or a weight that is not finite.
+    """
+    if weight is None:
+        return run
+    try:
+        return replace(run, flow=guided(run.flow, weight))
+    except ValueError as error:
+        remedy = "guidance (--guidance) takes a conditional flow-matching run trained with --set dropout=0.1"
+        raise UserError(f"{run.path}: {remedy}: {error}") from error
+
+
+@contextmanager
+def claimed(folder: Path, may_exist: bool) -> Iterator[None]:
+    """Prove that a run directory can be made here before any work; remove a new one again if the block fails."""
+    new = not folder.exists()
+    claim_folder(folder, may_exist)
+    try:
+        yield
+    except BaseException:
+        if new:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+        raise

@@ -1,0 +1,15 @@
+"""Audio, as the commands know it."""
+
+from diffeo.modalities.audio.dataset import RECIPES_OF_AUDIO, AudioDataset, shows_audio
+from diffeo.modalities.audio.run import AudioRun
+from diffeo.modalities.base import Modality
+
+__all__ = ["MODALITY"]
+
+MODALITY = Modality(
+    "audio",
+    recognizes=lambda source, model: model in RECIPES_OF_AUDIO or shows_audio(source),
+    dataset=AudioDataset,
+    run=AudioRun,
+    options=("rate", "crop", "mels", "label_pattern"),
+)

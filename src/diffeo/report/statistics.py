@@ -1,0 +1,70 @@
+"""Means and their standard errors, in one place."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from diffeo.flow import bits_per_dim
+
+__all__ = ["Moments", "likelihood_facts", "mean_and_error", "ratio_and_error"]
+
+
+def mean_and_error(values: np.ndarray) -> dict[str, float]:
+    """Return the mean of independent values and its standard error."""
+    moments = Moments()
+    moments.add(values)
+    return {"mean": moments.mean, "stderr": moments.stderr}
+
+
+def ratio_and_error(values: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """Return the weighted mean of values, sum(w v) / sum(w), and the standard error of that ratio (delta method)."""
+    share = weights / weights.mean()
+    mean = float((values * share).mean())
+    return {"mean": mean, "stderr": mean_and_error(share * (values - mean))["stderr"]}
+
+
+class Moments:
+    """Mean and standard error of independent values that come in parts (Chan et al. 1979)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self._squares = 0, math.nan, 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        """Take in more values."""
+        if not len(values):
+            return
+        mean, count = float(values.mean(dtype=np.float64)), self.count + len(values)
+        apart = mean - self.mean if self.count else 0.0
+        self._squares += float(((values - mean) ** 2).sum(dtype=np.float64))
+        self._squares += apart**2 * self.count * len(values) / count
+        self.mean = self.mean + apart * len(values) / count if self.count else mean
+        self.count = count
+
+    @property
+    def stderr(self) -> float:
+        """sqrt(sum (v - mean)^2 / (n - 1) / n); NaN of fewer than two values."""
+        if self.count < 2:
+            return math.nan
+        return math.sqrt(self._squares / (self.count - 1) / self.count)
+
+
+def likelihood_facts(nll: Tensor, dimensions: int, dimension: str, step: float = 1.0) -> dict[str, Any]:
+    """Return the mean of negative log-likelihoods (n,) in nats with its standard error, and in bits.
+
+    Args:
+        nll: of each row.
+        dimensions: how many numbers a row has.
+        dimension: what one of them is called.
+        step: between neighbouring values of a number, for ``bits_per_dim``.
+    """
+    mean = float(nll.mean())
+    stderr = float(nll.std() / len(nll) ** 0.5) if len(nll) > 1 else math.nan
+    bits = float(bits_per_dim(-nll.mean(), dimensions, step))
+    return {
+        "nll": mean, "stderr": stderr, "bits": bits * dimensions, f"bits_per_{dimension}": bits,
+        f"bits_per_{dimension}_stderr": stderr / (dimensions * math.log(2)), "rows": len(nll),
+    }  # fmt: skip
