@@ -84,13 +84,13 @@ def test_steps_can_withhold_their_context():
 # what is measured
 
 
-def test_few_steps_are_cheap_and_have_no_likelihood():
+def test_few_steps_are_fast_and_have_no_likelihood():
     flow = moving(3, dropout=0.5)
     ode = split_ode(flow)[0]
-    assert (ode.cheap, ode.has_likelihood) == ("neither", True)
-    assert (in_steps(flow, 4).cheap, split_ode(in_steps(flow, 4))[0].has_likelihood) == ("forward", False)
-    assert (in_steps(flow, 32).cheap, split_ode(in_steps(flow, 32))[0].has_likelihood) == ("neither", True)
-    assert not split_ode(guided(flow, 2.0))[0].has_likelihood
+    assert (ode.fast, ode.has_log_det) == (set(), True)
+    assert (in_steps(flow, 4).fast, in_steps(flow, 4).has_log_prob) == ({"sample"}, False)
+    assert (in_steps(flow, 32).fast, in_steps(flow, 32).has_log_prob) == (set(), True)
+    assert not guided(flow, 2.0).has_log_prob
 
 
 class Turning(torch.nn.Module):
@@ -257,7 +257,7 @@ def test_a_student_of_few_steps(run, steps, teachers, tmp_path, capsys):
     assert main(["info", str(out)]) == 0
     said = capsys.readouterr().out
     assert f"steps={steps or 4}" in said
-    assert re.search(r"cheap +sampling", said)
+    assert re.search(r"fast +sample", said)
     data = str(teachers / "two.csv")
     for argv in (
         ["score", out, data, "--out", tmp_path / "s.csv"],
@@ -302,7 +302,7 @@ def test_a_density_can_learn_from_a_continuous_flow(teachers, tmp_path, capsys):
     tiny = ["--set", "hidden=[8]", "--set", "transforms=1", "--no-figures"]
     summary = distilled(capsys, teachers / "plain", "--out", out, "--student", "iaf", *tiny)
     assert np.isfinite(summary["distillation"]["forward_kl"]["mean"])
-    assert diffeo.load_run(out).flow.cheap == "forward"
+    assert diffeo.load_run(out).flow.fast == {"sample"}
 
 
 def test_the_report_in_words(teachers, tmp_path, capsys):
@@ -355,7 +355,7 @@ def test_bad_input(teachers, tmp_path, capsys):
     assert not out.exists()
     few = ["--model", "flow-matching", "--set", "solver=euler", "--set", "steps=4", "--out", tmp_path / "few"]
     assert main([str(word) for word in ("fit", teachers / "two.csv", *few)]) == 2
-    assert "4 steps of euler have no likelihood to report" in capsys.readouterr().err.splitlines()[-1]
+    assert "few fixed steps have no likelihood to report" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "few").exists()
 
 

@@ -79,7 +79,7 @@ def test_a_flattened_transform_sees_rows_of_pixels():
     maf = make("maf-wide")
     z = torch.randn(3, 2, 4, 8, dtype=torch.float64)
     assert torch.equal(Flattened(maf).forward(z).flatten(1), maf.forward(z.flatten(1)))
-    assert (Flattened(maf).cheap, Squeezed(LU(4, event_dim=3)).cheap) == ("inverse", "both")
+    assert (Flattened(maf).fast, Squeezed(LU(4, event_dim=3)).fast) == ({"inverse"}, {"forward", "inverse"})
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,14 @@ class Flow(nn.Module):
         self.recipe: dict[str, Any] | None = None
 
     @property
-    def cheap(self) -> str:
-        """``"inverse"``: scoring is the parallel side; ``"forward"``: sampling is; ``"both"``; ``"neither"``."""
-        return self.transform.cheap
+    def fast(self) -> frozenset[str]:
+        """What costs one parallel pass, among ``"log_prob"`` and ``"sample"``."""
+        return frozenset({"inverse": "log_prob", "forward": "sample"}[side] for side in self.transform.fast)
+
+    @property
+    def has_log_prob(self) -> bool:
+        """Whether it has a density: not if it is solved in a few fixed steps, or guided, which is for samples alone."""
+        return self.transform.has_log_det
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``log_prob``, so that what wraps a module's call (``torch.export``, DDP) finds the density."""

@@ -275,7 +275,7 @@ def info(summary: Mapping[str, Any]) -> str:
         *_table(
             [
                 ("arguments", arguments),
-                ("cheap", summary["cheap"]),
+                ("fast", " and ".join(summary["fast"]) or "neither log_prob nor sample"),
                 ("validation", _likelihood(metrics["validation"]) if "validation" in metrics else ""),
                 ("training", _likelihood(metrics["train"]) if "train" in metrics else ""),
                 ("trained", trained),

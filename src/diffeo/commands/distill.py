@@ -104,7 +104,7 @@ def distill(
     folder = Path(out)
     if folder.exists() and folder.samefile(run):
         raise UserError(f"{folder} is the teacher's own folder: choose another one for the student (--out)")
-    if teacher.flow.cheap in ("forward", "both") and not force:
+    if "sample" in teacher.flow.fast and not force:
         raise UserError(f"{teacher.path} samples in one pass already: nothing to gain (distil it anyway with --force)")
     given = {
         "student": student, "arguments": dict(arguments or {}) or None, "epochs": epochs, "minutes": minutes,

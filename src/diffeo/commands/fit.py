@@ -28,7 +28,6 @@ from diffeo.training.device import choose_device
 from diffeo.training.fit import fit as train
 from diffeo.training.parallel import World
 from diffeo.training.seeding import derive, seed_noise
-from diffeo.transforms.ode import find_ode
 
 __all__ = ["fit"]
 
@@ -182,11 +181,10 @@ def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, A
         flow = build(name, {**arguments, **settings.get("arguments", {}), **sizes})
     except ValueError as error:
         raise UserError(f"model {name!r}: {error}") from error
-    ode = find_ode(flow.transform)
-    if ode is not None and not ode.has_likelihood:
+    if not flow.has_log_prob:
         raise UserError(
-            f"model {name!r}: {ode.steps} steps of {ode.solver} have no likelihood to report; leave steps out, and "
-            "make a sampler of few steps of the run by diffeo distill"
+            f"model {name!r}: a few fixed steps have no likelihood to report; leave steps out, and make a sampler of "
+            "few steps of the run by diffeo distill"
         )
     return flow
 
@@ -212,9 +210,9 @@ def _metrics(flow: Flow, dataset: Dataset, words: Words, seed: int) -> dict[str,
     """Return negative log-likelihoods in the data's own units: nats per row with standard errors, and bits."""
     result: dict[str, Any] = {}
     device = flow.base.device_marker.device
-    most = FEWER if flow.cheap == "neither" else EVALUATED
+    most = EVALUATED if flow.fast else FEWER
     for name, (x, context) in dataset.judged(most).items():
-        if flow.cheap == "neither":
+        if not flow.fast:
             x, context = x[:most], None if context is None else context[:most]
         seed_noise(device, derive(seed, "metrics", name))
         nll = -_log_prob(flow, x, context, device)

@@ -27,7 +27,7 @@ def info(run: str | os.PathLike[str]) -> dict[str, Any]:
         "arguments": model["recipe"]["arguments"],
         "parameters": sum(parameter.numel() for parameter in opened.flow.parameters()),
         "bytes": sum(file.stat().st_size for file in Path(run).glob("model.*")),
-        "cheap": {"inverse": "scoring", "forward": "sampling"}.get(opened.flow.cheap, opened.flow.cheap),
+        "fast": sorted(opened.flow.fast),
         "units": opened.words.many,
         **opened.facts(),
         "metrics": model["metrics"],

@@ -103,7 +103,7 @@ class Teaching(ABC):
         Raises:
             UserError: for such a student.
         """
-        if flow.cheap not in ("forward", "both"):
+        if "sample" not in flow.fast:
             raise UserError(f"student {self.student!r} with these arguments does not sample in one pass")
 
     @abstractmethod

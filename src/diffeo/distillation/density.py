@@ -84,7 +84,7 @@ class DensityTeaching(TableTeaching):
     def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
         """Find real rows and contexts, and warn of a teacher that takes long to ask."""
         super().read(source, settings, seed, say)
-        if self.core.cheap == "neither":
+        if not self.core.fast:
             say("a density learns slowly from a continuous flow, each of whose draws and densities is a solve; give "
                 "the minutes that it may take (--minutes), or choose the student few-steps")  # fmt: skip
 

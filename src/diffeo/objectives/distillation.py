@@ -126,7 +126,7 @@ class Distillation(_Taught):
     gradient. van den Oord et al. 2017 (Parallel WaveNet), arXiv:1711.10433.
 
     Args:
-        student: the flow to train, cheap to sample.
+        student: the flow to train, fast to sample.
         teacher: a density of the same events and contexts: ``log_prob(x, context, nan=)``, differentiable in x.
         estimator: of the reverse KL; of both, if there is no other for the forward KL.
         forward_estimator: of the forward KL, or None.
@@ -208,7 +208,7 @@ class WarmStart(_Taught):
     a student that sees only noise: they are clamped to the range of as many draws of it.
 
     Args:
-        student: the flow to train, cheap to sample.
+        student: the flow to train, fast to sample.
         teacher: an invertible density of the same events, contexts and latents: ``encode(x, context)``.
 
     Raises:

@@ -160,7 +160,7 @@ def nsf(
     dropout: float = 0.0,
     preprocess: Preprocess = ("standardize",),
 ) -> Flow:
-    """NSF: rational-quadratic splines, autoregressive (cheap to score), coupling (both ways) or inverse (to sample).
+    """NSF: rational-quadratic splines, autoregressive (fast to score), coupling (both ways) or inverse (to sample).
 
     Inverse is to autoregressive what IAF is to MAF. With ``affine``, every spline is placed and scaled by an affine map
     as well: where one column nearly determines another, that is what learns it. ``dropout``, for the autoregressive

@@ -67,14 +67,14 @@ def off_data(
 def log_det_error(flow: Flow, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:
     """Return the largest |log-det - log|det J|| / (1 + |log|det J||), J by autograd, all in float64; None if too wide.
 
-    The cheap direction is differentiated: that of scoring, or that of sampling where scoring is sequential.
+    The fast direction is differentiated: that of scoring, or that of sampling where scoring is sequential.
     """
     if flow.event_shape.numel() > WIDEST:
         return None
     double = copy.deepcopy(flow).double()
     x, context = x.double(), None if context is None else context.double()
     prepared = double.normalize_context(context)
-    sampling = flow.cheap == "forward"
+    sampling = flow.fast == {"sample"}
     with torch.no_grad():
         x = double.encode(x, context) if sampling else x
     x = x.detach().requires_grad_()

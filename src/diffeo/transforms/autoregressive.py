@@ -68,9 +68,9 @@ class Autoregressive(Transform):
         self.dropout = dropout
 
     @property
-    def cheap(self) -> str:
-        """Normalizing is the parallel side."""
-        return "inverse"
+    def fast(self) -> frozenset[str]:
+        """Normalizing is the parallel direction."""
+        return frozenset({"inverse"})
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalize in one parallel pass."""

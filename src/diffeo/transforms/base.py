@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 __all__ = ["Chain", "DataDependent", "Inverse", "Transform", "sum_event"]
 
-_OPPOSITE = {"both": "both", "forward": "inverse", "inverse": "forward", "neither": "neither"}
+_OPPOSITE = {"forward": "inverse", "inverse": "forward"}
 
 
 def sum_event(value: Tensor, event_dim: int) -> Tensor:
@@ -32,9 +32,14 @@ class Transform(nn.Module, ABC):
     event_dim: int = 1
 
     @property
-    def cheap(self) -> str:
-        """The side that costs one parallel pass: ``"both"``, ``"forward"``, ``"inverse"`` or ``"neither"``."""
-        return "both"
+    def fast(self) -> frozenset[str]:
+        """The directions that cost one parallel pass, among ``"forward"`` and ``"inverse"``."""
+        return frozenset(_OPPOSITE)
+
+    @property
+    def has_log_det(self) -> bool:
+        """Whether its log-determinants are those of its map; if not, a flow of it has samples alone."""
+        return True
 
     @abstractmethod
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -96,10 +101,14 @@ class Chain(Transform):
         return len(self.transforms)
 
     @property
-    def cheap(self) -> str:
-        """The side that is cheap in every part."""
-        sides = {transform.cheap for transform in self} - {"both"}
-        return "both" if not sides else sides.pop() if len(sides) == 1 else "neither"
+    def fast(self) -> frozenset[str]:
+        """The directions that are fast in every part."""
+        return frozenset.intersection(*(transform.fast for transform in self))
+
+    @property
+    def has_log_det(self) -> bool:
+        """Whether every part has it."""
+        return all(transform.has_log_det for transform in self)
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the parts first to last; log-dets add."""
@@ -149,9 +158,14 @@ class Inverse(Transform):
         self.event_dim = transform.event_dim
 
     @property
-    def cheap(self) -> str:
+    def fast(self) -> frozenset[str]:
         """The opposite of the wrapped transform's."""
-        return _OPPOSITE[self.transform.cheap]
+        return frozenset(_OPPOSITE[direction] for direction in self.transform.fast)
+
+    @property
+    def has_log_det(self) -> bool:
+        """Whether the wrapped transform has it."""
+        return self.transform.has_log_det
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the wrapped inverse."""

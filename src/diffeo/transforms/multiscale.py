@@ -64,9 +64,14 @@ class _OnView(Transform):
         """The view, and what takes a changed view back to an event."""
 
     @property
-    def cheap(self) -> str:
-        """That of the wrapped transform."""
-        return self.transform.cheap
+    def fast(self) -> frozenset[str]:
+        """Those of the wrapped transform."""
+        return self.transform.fast
+
+    @property
+    def has_log_det(self) -> bool:
+        """Whether the wrapped transform has it."""
+        return self.transform.has_log_det
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Generate on the view."""

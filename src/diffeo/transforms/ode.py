@@ -145,12 +145,12 @@ class ODE(Transform):
         return ODE(self.velocity if velocity is None else velocity, self.event_shape, **arguments)
 
     @property
-    def cheap(self) -> str:
-        """Both sides take many evaluations of a network; a few fixed steps are for sampling alone."""
-        return "forward" if self._coarse else "neither"
+    def fast(self) -> frozenset[str]:
+        """Neither: both take many evaluations of a network; a few fixed steps are for sampling alone."""
+        return frozenset({"forward"} if self._coarse else ())
 
     @property
-    def has_likelihood(self) -> bool:
+    def has_log_det(self) -> bool:
         """Whether what is integrated beside a solution is its density: not in a few steps, nor if guided."""
         return not (self._coarse or getattr(self.velocity, "sampling_only", False))
 

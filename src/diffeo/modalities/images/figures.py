@@ -76,7 +76,7 @@ def plot(run: Path, flow: Flow, x: Tensor, context: Tensor | None, levels: int, 
     if len(anew) > 1:
         boards(anew, top, path("scales"), side=4)
 
-    if flow.cheap == "neither":  # hundreds of gradients of the density would take longer than the training
+    if not flow.fast:  # hundreds of gradients of the density would take longer than the training
         return drawn
     hidden = torch.zeros(x.shape[1:], dtype=torch.bool, device=device)
     hidden[:, x.shape[2] // 2 :] = True
