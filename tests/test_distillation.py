@@ -17,7 +17,7 @@ from diffeo import commands
 from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal
 from diffeo.cli import main, show
 from diffeo.commands.distill import pace_warnings
-from diffeo.distillation import density as table_teaching
+from diffeo.distillation import density
 from diffeo.flow import Flow
 from diffeo.objectives import Distillation, WarmStart
 from diffeo.objectives.distillation import path_gradient, reparameterized
@@ -390,14 +390,14 @@ def test_warnings_in_words():
     lopsided = good | {"forward_kl": good["forward_kl"] | {"mean": 2.0, "per_dimension": 1.0}}
     assert "leaves out" in warnings(lopsided)[0]
     blurred = good | {"entropy": good["entropy"] | {"student": {"mean": 2.0, "stderr": 0.01}}}
-    assert "whispers" in warnings(blurred)[0]
+    assert "over-dispersed" in warnings(blurred)[0]
     far = {"mean": 1.0, "stderr": 0.01, "per_dimension": 0.5, "stderr_per_dimension": 0.005}
     assert "away from its teacher" in warnings(good | {"reverse_kl": far, "forward_kl": far})[0]
     assert "not finite" in warnings(good | {"non_finite": 3})[0]
 
 
 @pytest.mark.parametrize("context", [0, 2])
-def test_naive_generation_is_the_walk(context):
+def test_naive_generation_is_the_incremental_one(context):
     flow = small("nsf", context=context).double()
     z = torch.randn(20, 3, dtype=torch.float64)
     given = torch.randn(20, 2, dtype=torch.float64) if context else None
@@ -415,7 +415,7 @@ def brief():
     """Fewer steps in an epoch, fewer rows in a report."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"BATCHES": 10, "REPORTED": 300, "VALIDATED": 256, "TIMED": 50}.items():
-            patch.setattr(table_teaching, name, value)
+            patch.setattr(density, name, value)
         yield
 
 

@@ -16,8 +16,8 @@ from cases import randomise
 from diffeo import commands
 from diffeo.bases import StandardNormal
 from diffeo.cli import main
-from diffeo.distillation import density as table_teaching
-from diffeo.distillation import steps as step_teaching
+from diffeo.distillation import density
+from diffeo.distillation import steps as steps_module
 from diffeo.distillation.steps import ImageSteps, TableSteps
 from diffeo.flow import Flow
 from diffeo.objectives import StepMatching, few_steps, guided, reflow_pairs, trajectories
@@ -180,7 +180,7 @@ def brief():
                 patch.setattr(kind, name, value)
         patch.setattr(TableSteps, "drawn", 200)
         for name, value in {"BATCHES": 2, "BATCH_SIZE": 32, "REPORTED": 200, "VALIDATED": 32, "TIMED": 20}.items():
-            patch.setattr(table_teaching, name, value)
+            patch.setattr(density, name, value)
         yield
 
 
@@ -362,7 +362,7 @@ def test_bad_input(teachers, tmp_path, capsys):
 @pytest.mark.parametrize("killed", ["reflow", "steps"])
 def test_an_interrupted_distillation_goes_on(killed, teachers, tmp_path, monkeypatch):
     """Killed in either stage, in the middle of draws that are used again, it ends with the same bits."""
-    monkeypatch.setattr(step_teaching, "REUSED", 2)
+    monkeypatch.setattr(steps_module, "REUSED", 2)
     original = checkpoints.save_checkpoint
     written = []
 

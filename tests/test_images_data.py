@@ -251,7 +251,7 @@ def test_a_bad_file_is_named_counted_and_skipped(tmp_path, name):
     assert images.skipped[0][1].startswith(reason)
     (folder / "0000.png").unlink()
     (folder / "0001.png").unlink()
-    refused(folder, f"{folder}: 1 of 99 pictures cannot be used, more than 1%; mend or remove them ({name}: {reason}")
+    refused(folder, f"{folder}: 1 of 99 pictures cannot be used, more than 1%; fix or remove them ({name}: {reason}")
 
 
 def test_skipping_keeps_labels_and_pixels_together(tmp_path):

@@ -91,7 +91,7 @@ def test_gradients_are_finite_at_silence():
     )
 
 
-def test_the_power_loss_hears_a_whisper():
+def test_the_power_loss_hears_a_sound_that_is_too_quiet():
     loss = diffeo.PowerLoss()
     x = torch.stack([VOICE, NOISE])
     torch.testing.assert_close(loss(x, x), torch.zeros(2, dtype=torch.float64))

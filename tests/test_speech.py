@@ -14,7 +14,7 @@ import diffeo
 from cases import randomise
 from diffeo import commands
 from diffeo.cli.main import main
-from diffeo.distillation import sequence as audio_teaching
+from diffeo.distillation import sequence
 from diffeo.modalities import open_run
 from diffeo.modalities.audio.distillation import generate_end_naively, warnings
 from diffeo.recipes.assembly import take_apart
@@ -40,7 +40,7 @@ def tones(folder, count=40):
 def brief():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"BATCH_SIZE": 8, "REPORTED": 4, "VALIDATED": 4, "NAIVE": 5, "KEPT": 2}.items():
-            patch.setattr(audio_teaching, name, value)
+            patch.setattr(sequence, name, value)
         yield
 
 
@@ -89,32 +89,32 @@ def test_a_student_of_sound(teachers, tmp_path, capsys):
     assert len(list((tmp_path / "wavs").iterdir())) == 40
 
 
-def test_a_student_is_told_what_its_teacher_draws(teachers):
+def test_a_student_is_drawn_what_its_teacher_draws(teachers):
     """In the contexts of the training recordings; the noise follows from the place in the training."""
-    teaching = audio_teaching.AudioTeaching(open_run(teachers.run), "parallel_wavenet")
-    teaching.read(None, {}, 0, lambda text: None)
-    stream, (held_out, given) = teaching.lessons(teaching.stages[0], teaching.flow, 3)
+    method = sequence.SequenceMethod(open_run(teachers.run), "parallel_wavenet")
+    method.read(None, {}, 0, lambda text: None)
+    stream, (held_out, given) = method.training_data(method.stages[0], method.flow, 3)
     assert held_out.shape == (4, 150)
-    assert given.shape == (4, *teaching.core.context_shape)
+    assert given.shape == (4, *method.core.context_shape)
     for epoch in (0, 1):
         stream.set_epoch(epoch)
-        teaching.material.x.set_epoch(epoch)
-        told, real = list(stream), list(teaching.material.x)
-        assert len(told) == len(stream) == len(real)
-        for (x, context), (its, same) in zip(told, real, strict=True):
+        method.dataset.x.set_epoch(epoch)
+        drawn, real = list(stream), list(method.dataset.x)
+        assert len(drawn) == len(stream) == len(real)
+        for (x, context), (its, same) in zip(drawn, real, strict=True):
             assert torch.equal(context, same)
             assert x.shape == its.shape
-            assert torch.isfinite(teaching.core.log_prob(x, context)).all()
+            assert torch.isfinite(method.core.log_prob(x, context)).all()
         again = [x for x, _ in stream]
-        assert all(torch.equal(x, other) for (x, _), other in zip(told, again, strict=True))
+        assert all(torch.equal(x, other) for (x, _), other in zip(drawn, again, strict=True))
 
 
 def test_a_contrast_takes_two_sounds_at_a_time(teachers, monkeypatch):
-    monkeypatch.setattr(audio_teaching, "BATCH_SIZE", 1)
-    teaching = audio_teaching.AudioTeaching(open_run(teachers.run), "parallel_wavenet")
+    monkeypatch.setattr(sequence, "BATCH_SIZE", 1)
+    method = sequence.SequenceMethod(open_run(teachers.run), "parallel_wavenet")
     for settings, rows in (({}, 1), ({"contrast": 0.3}, 2)):
-        teaching.read(None, settings, 0, lambda text: None)
-        x, _ = next(iter(teaching.lessons(teaching.stages[0], teaching.flow, 3)[0]))
+        method.read(None, settings, 0, lambda text: None)
+        x, _ = next(iter(method.training_data(method.stages[0], method.flow, 3)[0]))
         assert len(x) == rows
 
 
@@ -216,9 +216,9 @@ def test_warnings_in_words():
     }  # fmt: skip
     assert warnings(good) == []
     wide = good | {"entropy": {"student": one(-300, 5), "teacher": one(-500, 5)}}
-    assert "whispers" in warnings(wide)[0]
+    assert "hisses" in warnings(wide)[0]
     flat = good | {"sound": good["sound"] | {"student": sound(flatness=one(0.1))}}
-    assert "whispers" in warnings(flat)[0]
+    assert "hisses" in warnings(flat)[0]
     narrow = good | {"entropy": {"student": one(-700, 5), "teacher": one(-500, 5)}}
     assert "buzzes" in warnings(narrow)[0]
     quiet = good | {"sound": good["sound"] | {"student": sound(rms=one(0.05))}}
@@ -228,7 +228,7 @@ def test_warnings_in_words():
     assert "not finite" in warnings(good | {"non_finite": 1})[0]
 
 
-def test_naive_generation_is_the_walk():
+def test_naive_generation_is_the_incremental_one():
     flow = diffeo.wavenet(120, channels=4, layers=3, cycles=1, skip=8, hop=HOP, preprocess=["standardize"]).double()
     randomise(flow.eval(), 0.3)
     z = flow.base.sample((2,))

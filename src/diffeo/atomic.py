@@ -40,7 +40,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     A reader, a crash or a kill at any moment sees the old file or the whole new one. The temporary file lies in the
     same folder, exists already (empty) and is called ``NAME.PID.tmp``, so a writer that goes by the extension must be
-    told the format or given an open file. What is no regular file (``/dev/stdout``, a pipe) is yielded as it is.
+    given the format or an open file. What is no regular file (``/dev/stdout``, a pipe) is yielded as it is.
 
     Raises:
         UserError: if the file cannot be written (full disk, permission, missing folder).

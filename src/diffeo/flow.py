@@ -17,8 +17,8 @@ from diffeo.transforms.base import Transform
 
 __all__ = ["Flow", "FlowDistribution", "bits_per_dim"]
 
-# Without gradients, rows are taken in portions of this many, so that memory does not grow with their number; of images
-# in fewer, of about this many elements, except in training mode, where the first portion sets data-dependent layers.
+# Without gradients, rows are taken in chunks of this many, so that memory does not grow with their number; of images
+# in fewer, of about this many elements, except in training mode, where the first chunk sets data-dependent layers.
 _PORTION = 16384
 _ELEMENTS = 2**20
 
@@ -190,7 +190,7 @@ class Flow(nn.Module):
     def _portions(
         self, function: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]], rows: Tensor, context: Tensor | None
     ) -> list[Tensor]:
-        """Call on portions of the rows where no gradient needs the whole, and join what comes back."""
+        """Call on chunks of the rows where no gradient needs the whole, and join what comes back."""
         size = _PORTION if self.training else max(1, min(_PORTION, _ELEMENTS // rows.shape[1:].numel()))
         if torch.is_grad_enabled() or ops.tracing() or len(rows) <= size:
             return list(function(rows, context))

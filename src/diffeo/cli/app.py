@@ -107,7 +107,7 @@ def fit(
         int | None, typer.Option("--batch-size", help="Rows per step.  [default: 512; images: 64 or 128; audio: 8]")
     ] = None,
     accumulate: Annotated[
-        int | None, typer.Option("--accumulate", help="Divide a step into so many portions, to save memory.")
+        int | None, typer.Option("--accumulate", help="Divide a step into so many chunks, to save memory.")
     ] = None,
     lr: Annotated[
         float | None, typer.Option("--lr", help="The highest learning rate.  [default: 0.01, or 0.002]")

@@ -22,7 +22,7 @@ class RowsBar:
     def __init__(self, verb: str) -> None:
         self.verb = verb
         self.started: float | None = None
-        self.told = -INTERVAL
+        self.shown = -INTERVAL
         self.bar: Any = None
 
     def __enter__(self) -> RowsBar:
@@ -46,8 +46,8 @@ class RowsBar:
             if self.bar is None:
                 self.bar, self.task = _bar(self.verb, total)
             self.bar.update(self.task, completed=done, rate=rate)
-        elif now - self.told >= INTERVAL:
-            self.told = now
+        elif now - self.shown >= INTERVAL:
+            self.shown = now
             left = f", {_clock((total - done) / rate)} left" if total else ""
             print(f"{self.verb} {done:,} rows, {rate:,.0f} rows/s{left}", file=sys.stderr, flush=True)
 

@@ -73,7 +73,7 @@ def _likelihood(part: Mapping[str, Any]) -> str:
 def _stopped(summary: Mapping[str, Any]) -> str:
     why = {
         "budget": "the budget is used up",
-        "patience": "no better for long",
+        "patience": "validation has not improved for long (early stopping)",
         "interrupted": "interrupted",
     }.get(summary["stopped"], summary["stopped"])
     return f"best in epoch {summary['best_epoch']}; stopped: {why}"
@@ -121,8 +121,8 @@ def _solver(summary: Mapping[str, Any]) -> str:
     if "solver" not in summary:
         return ""
     evaluations, error = summary["solver"]["evaluations_per_row"], summary["solver"]["largest_error"]
-    told = "of unknown error" if error is None else f"estimated error at most {_tiny(error)}"
-    return f"{evaluations:.0f} evaluations of the velocity for each, {told}"
+    accuracy = "of unknown error" if error is None else f"estimated error at most {_tiny(error)}"
+    return f"{evaluations:.0f} evaluations of the velocity for each, {accuracy}"
 
 
 def sample(summary: Mapping[str, Any]) -> str:
@@ -245,8 +245,8 @@ def _paces(speed: Mapping[str, float], unit: str, naive: str) -> str:
     for name, text in (("teacher", "teacher"), ("teacher_naive", f"teacher {naive}")):
         if name in speed:
             ratio = speed["student"] / speed[name]
-            told = f"{_number(ratio)} times slower" if ratio >= 1 else f"{_number(1 / ratio)} times faster"
-            parts.append(f"{text} {speed[name]:,.0f} ({told})")
+            pace = f"{_number(ratio)} times slower" if ratio >= 1 else f"{_number(1 / ratio)} times faster"
+            parts.append(f"{text} {speed[name]:,.0f} ({pace})")
     return ", ".join(parts)
 
 

@@ -15,9 +15,9 @@ import torch
 from diffeo.commands.plain import plain
 from diffeo.commands.runs import claimed, with_likelihood
 from diffeo.commands.settings import check_settings, refuse_foreign
-from diffeo.distillation.base import Teaching
-from diffeo.distillation.density import DensityTeaching
-from diffeo.distillation.sequence import AudioTeaching
+from diffeo.distillation.base import Method
+from diffeo.distillation.density import DensityMethod
+from diffeo.distillation.sequence import SequenceMethod
 from diffeo.distillation.steps import ImageSteps, TableSteps
 from diffeo.errors import UserError
 from diffeo.flow import Flow
@@ -34,7 +34,7 @@ from diffeo.training.weights import digest
 __all__ = ["distill"]
 
 # Of those that suit a run the first one has the student for who does not choose.
-METHODS: tuple[type[Teaching], ...] = (TableSteps, DensityTeaching, ImageSteps, AudioTeaching)
+METHODS: tuple[type[Method], ...] = (TableSteps, DensityMethod, ImageSteps, SequenceMethod)
 
 
 def distill(
@@ -81,7 +81,7 @@ def distill(
         minutes: the same in minutes instead.
         forward_share: weight of the forward KL, along the teacher's encoding, in the last stage of audio; 0.1 by
             default. It keeps more of what the teacher knows.
-        power: weight of the power loss, per sample, of audio; 2 by default, without which a student whispers.
+        power: weight of the power loss, per sample, of audio; 2 by default, without which a student is too quiet.
         contrast: weight of the contrastive term, of audio, in [0, 1); 0.3 in the paper.
         missing: what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
         seed: decides the initial weights, the draws and the noise; 0 by default.
@@ -114,33 +114,33 @@ def distill(
     earlier = read_model(out) if resume else None
     settings = {**_earlier_settings(out, earlier), **{k: v for k, v in given.items() if v is not None}}
     check_settings({name: value for name, value in settings.items() if name not in ("student", "arguments")})
-    teaching = _teaching(teacher, settings.get("student"))
+    method = _method(teacher, settings.get("student"))
     options = {method.run.words.data: method.options for method in METHODS}
-    refuse_foreign(options, teaching.run.words.data, settings)
+    refuse_foreign(options, method.run.words.data, settings)
     seed = settings.get("seed", 0)
     tell = say if world.leads else lambda text: None
 
-    teaching.read(source, settings, seed, tell)
-    flow = _student(teaching, settings.get("arguments", {}), seed)
+    method.read(source, settings, seed, tell)
+    flow = _student(method, settings.get("arguments", {}), seed)
     assert flow.recipe is not None  # it was built from one
     own, _ = take_apart(flow)
 
     with claimed(folder, earlier is not None or force) if world.leads else nullcontext():
-        if earlier is not None and earlier["schema"] != plain(teaching.description):
+        if earlier is not None and earlier["schema"] != plain(method.description):
             raise UserError(f"{folder} was distilled from another run; give the same or start again (--force)")
         if earlier is None and world.leads:
-            create_run(folder, flow, plain(teaching.description), plain(_origin(teaching, settings)), force)
+            create_run(folder, flow, plain(method.description), plain(_origin(method, settings)), force)
             for earlier_folder in ("figures", "sounds"):
                 shutil.rmtree(folder / earlier_folder, ignore_errors=True)
     world.wait()  # under torchrun, until the first process has made the run directory
 
-    results = _train(own, teaching, folder, settings, seed, resume, progress, world, tell)
+    results = _train(own, method, folder, settings, seed, resume, progress, world, tell)
     facts = {
         "model": flow.recipe["name"],
-        "student": teaching.student,
-        "teacher": teaching.path,
+        "student": method.student,
+        "teacher": method.path,
         "parameters": sum(parameter.numel() for parameter in flow.parameters()),
-        **teaching.facts(),
+        **method.facts(),
         "stages": {name: _stage(result) for name, result in results.items()},
         "epochs": sum(result.epochs for result in results.values()),
         "seconds": sum(result.seconds for result in results.values()),
@@ -150,10 +150,10 @@ def distill(
     if world.leads:
         save_weights(folder, flow)
         if facts["stopped"] != "interrupted":
-            facts |= teaching.report(own, seed)
+            facts |= method.report(own, seed)
             facts["distillation"]["warnings"] += pace_warnings(facts["distillation"])
             if figures:
-                drawn = teaching.draw(folder, results)
+                drawn = method.draw(folder, results)
         save_metrics(folder, plain(facts))
     return {"run": os.fspath(out), **plain(facts), "figures": drawn}
 
@@ -169,7 +169,7 @@ def pace_warnings(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _teaching(teacher: OpenRun, student: str | None) -> Teaching:
+def _method(teacher: OpenRun, student: str | None) -> Method:
     """Choose how to train a student of this name, or else the first one that the teacher can have."""
     methods = [method for method in METHODS if isinstance(teacher, method.run)]
     fitting = [method for method in methods if method.suits(teacher.flow)]
@@ -194,10 +194,10 @@ def _earlier_settings(out: str | os.PathLike[str], earlier: Mapping[str, Any] | 
     return settings
 
 
-def _student(teaching: Teaching, chosen: Mapping[str, Any], seed: int) -> Flow:
+def _student(method: Method, chosen: Mapping[str, Any], seed: int) -> Flow:
     """Build the student with what it has from its teacher; its initial weights follow the seed."""
-    recipe, arguments = teaching.students[teaching.student]
-    shared = teaching.shared()
+    recipe, arguments = method.students[method.student]
+    shared = method.shared()
     for argument in shared:
         if chosen.get(argument, shared[argument]) != shared[argument]:
             raise UserError(
@@ -207,25 +207,25 @@ def _student(teaching: Teaching, chosen: Mapping[str, Any], seed: int) -> Flow:
     try:
         flow = build(recipe, {**arguments, **chosen, **shared})
     except ValueError as error:
-        raise UserError(f"student {teaching.student!r}: {error}") from error
-    teaching.check(flow)
-    flow.to(teaching.flow.base.device_marker)
-    for own, its in zip(teaching.inherited(flow), teaching.inherited(teaching.flow), strict=True):
+        raise UserError(f"student {method.student!r}: {error}") from error
+    method.check(flow)
+    flow.to(method.flow.base.device_marker)
+    for own, its in zip(method.inherited(flow), method.inherited(method.flow), strict=True):
         own.load_state_dict(its.state_dict())
     return flow
 
 
-def _origin(teaching: Teaching, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _origin(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Where the student comes from. Data and seed are the teacher's: they tell which rows it was never shown."""
-    assert teaching.flow.recipe is not None
-    its = teaching.provenance
+    assert method.flow.recipe is not None
+    its = method.provenance
     return provenance(
         data=its.get("data"), seed=its.get("seed"),
         distillation={
             "settings": dict(settings),
             "teacher": {
-                "run": teaching.path, "model": teaching.flow.recipe["name"],
-                "sha256": digest(teaching.flow.state_dict()), "versions": its.get("versions"),
+                "run": method.path, "model": method.flow.recipe["name"],
+                "sha256": digest(method.flow.state_dict()), "versions": its.get("versions"),
             },
         },
     )  # fmt: skip
@@ -233,7 +233,7 @@ def _origin(teaching: Teaching, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _train(
     student: Flow,
-    teaching: Teaching,
+    method: Method,
     out: Path,
     settings: Mapping[str, Any],
     seed: int,
@@ -244,14 +244,14 @@ def _train(
 ) -> dict[str, FitResult]:
     """Run the stages, each with a checkpoint of its own: one that is over only gives its weights back."""
     results: dict[str, FitResult] = {}
-    for number, stage in enumerate(teaching.stages, start=1):
+    for number, stage in enumerate(method.stages, start=1):
         folder = out / "train" / stage.name
-        say(f"stage {number} of {len(teaching.stages)}: {stage.says}")
-        stream, held_out = teaching.lessons(stage, student, seed)
+        say(f"stage {number} of {len(method.stages)}: {stage.says}")
+        stream, held_out = method.training_data(stage, student, seed)
         results[stage.name] = fit(
-            stage.objective(student, teaching.tutor), stream, validation=held_out, lr=stage.lr, patience=math.inf,
-            bfloat16=teaching.bfloat16, seed=seed, device=world.device, out=folder, resume=resume and folder.is_dir(),
-            progress=progress, **_budget(settings, stage.share, teaching.epochs),
+            stage.objective(student, method.tutor), stream, validation=held_out, lr=stage.lr, patience=math.inf,
+            bfloat16=method.bfloat16, seed=seed, device=world.device, out=folder, resume=resume and folder.is_dir(),
+            progress=progress, **_budget(settings, stage.share, method.epochs),
         )  # fmt: skip
         if results[stage.name].stopped == "interrupted":
             break

@@ -33,7 +33,7 @@ __all__ = ["fit"]
 
 EVALUATED = 50_000  # training rows whose likelihood is reported
 FEWER = 1_000  # rows of each part, where a likelihood takes many evaluations of a network
-PORTION = 2**22  # numbers scored at a time
+CHUNK = 2**22  # numbers scored at a time
 
 
 def fit(
@@ -88,7 +88,7 @@ def fit(
         epochs: the budget in epochs.
         minutes: the budget in minutes.
         batch_size: rows per step; 512 by default, 64 images, 8 crops of audio.
-        accumulate: portions of a batch whose gradients are added up, where all of it does not fit into memory; 1 by
+        accumulate: chunks of a batch whose gradients are added up, where all of it does not fit into memory; 1 by
             default.
         lr: the highest learning rate.
         seed: decides the split, the initial weights, the order and the noise; 0 by default.
@@ -224,12 +224,12 @@ def _metrics(flow: Flow, dataset: Dataset, words: Words, seed: int) -> dict[str,
 
 
 def _log_prob(flow: Flow, x: Tensor, context: Tensor | None, device: torch.device) -> Tensor:
-    """Log-likelihoods in double precision, in portions that fit the device."""
-    portion = max(1, PORTION // max(1, math.prod(x.shape[1:])))
-    contexts = [None] * len(x) if context is None else context.split(portion)
+    """Log-likelihoods in double precision, in chunks that fit the device."""
+    chunk = max(1, CHUNK // max(1, math.prod(x.shape[1:])))
+    contexts = [None] * len(x) if context is None else context.split(chunk)
     parts = [
         flow.log_prob(part.to(device), None if given is None else given.to(device)).double().cpu()
-        for part, given in zip(x.split(portion), contexts, strict=False)
+        for part, given in zip(x.split(chunk), contexts, strict=False)
     ]
     return torch.cat(parts)
 

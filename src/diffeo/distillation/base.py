@@ -22,7 +22,7 @@ from diffeo.training import FitResult
 from diffeo.transforms import Chain
 from diffeo.transforms.ode import find_ode
 
-__all__ = ["Stage", "Teaching"]
+__all__ = ["Method", "Stage"]
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Stage:
     lr: float
 
 
-class Teaching(ABC):
+class Method(ABC):
     """A teacher, the data that it is distilled by, and what a kind of student is taught by: stages and the report.
 
     What student and teacher share, the preprocessing, cancels in every log-ratio: all flows here are those of the
@@ -111,7 +111,7 @@ class Teaching(ABC):
         """Open the data that were given, or else those that the run names, and decide on the stages."""
 
     @abstractmethod
-    def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[Any, tuple[Tensor, Tensor | None]]:
+    def training_data(self, stage: Stage, student: Flow, seed: int) -> tuple[Any, tuple[Tensor, Tensor | None]]:
         """Return what a stage is trained on, given the student that the ones before have left.
 
         Returns:

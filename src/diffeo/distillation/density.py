@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.distillation.base import Stage, Teaching
+from diffeo.distillation.base import Method, Stage
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.modalities.base import Examples
@@ -31,7 +31,7 @@ from diffeo.training.sampled import SampleStream
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms import Autoregressive
 
-__all__ = ["DensityTeaching", "TableTeaching"]
+__all__ = ["DensityMethod", "TableMethod"]
 
 BATCH_SIZE, BATCHES = 512, 100  # rows per step, steps per epoch
 VALIDATED = 4_096  # rows of the teacher's that tell which weights to keep
@@ -39,7 +39,7 @@ REPORTED = 20_000  # draws of each that the report is of
 TIMED = 1_000  # rows drawn at a time where speed is measured
 
 
-class TableTeaching(Teaching):
+class TableMethod(Method):
     """The run of a table. The table itself, where there is one, gives contexts, and real rows to judge by."""
 
     run = TableRun
@@ -63,7 +63,7 @@ class TableTeaching(Teaching):
         return {"columns": self.opened.schema.features, "context": list(self.opened.schema.context)}
 
 
-class DensityTeaching(TableTeaching):
+class DensityMethod(TableMethod):
     """Students with a density, by rows that the teacher draws as they are needed: none is overfitted."""
 
     teachers = "tables"
@@ -88,7 +88,9 @@ class DensityTeaching(TableTeaching):
             say("a density learns slowly from a continuous flow, each of whose draws and densities is a solve; give "
                 "the minutes that it may take (--minutes), or choose the student few-steps")  # fmt: skip
 
-    def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[SampleStream, tuple[Tensor, Tensor | None]]:
+    def training_data(
+        self, stage: Stage, student: Flow, seed: int
+    ) -> tuple[SampleStream, tuple[Tensor, Tensor | None]]:
         """Fresh draws of the teacher."""
         held_out = SampleStream(
             self.tutor, self.contexts, batch_size=VALIDATED, batches=1, seed=derive(seed, "validation")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.distillation.base import Stage, Teaching
+from diffeo.distillation.base import Method, Stage
 from diffeo.errors import UserError
 from diffeo.flow import Flow, bits_per_dim
 from diffeo.modalities.audio import figures as audio_figures
@@ -29,19 +29,19 @@ from diffeo.training import FitResult
 from diffeo.training.parallel import World
 from diffeo.training.seeding import derive, seed_noise, seeded
 
-__all__ = ["AudioTeaching"]
+__all__ = ["SequenceMethod"]
 
 BATCH_SIZE = 1  # crops per step and process: their many samples are examples enough, and more steps matter more
-TOLD = {"cpu": 8, "cuda": 256}  # batches that the teacher draws at a time: there a walk of many rows costs that of one
+TEACHER_BATCHES = {"cpu": 8, "cuda": 256}  # that it draws at a time: on a GPU many rows take as long as one
 VALIDATED = 16  # held-out crops that tell which weights to keep
 REPORTED = 16  # held-out crops that the report is of
 NAIVE = 50  # samples that are drawn naively, to time it
 FORWARD_SHARE = 0.1  # of the encoded KL in the last stage: it keeps what the reverse one leaves out
-POWER = 2.0  # weight of the power loss: without it the student whispers, at half of the loudness, for all its small KL
+POWER = 2.0  # weight of the power loss: without it the student is too quiet, at half of the RMS, for all its small KL
 KEPT = 4  # sounds of each kind that stay in the run directory
 
 
-class AudioTeaching(Teaching):
+class SequenceMethod(Method):
     """The teacher's own sounds, in the contexts of real recordings: whole crops, divided as the teacher's were.
 
     The recordings themselves are what the report compares with.
@@ -107,14 +107,16 @@ class AudioTeaching(Teaching):
             raise UserError(f"{self.path} has no context to tell apart; leave --contrast out")
         return contrast
 
-    def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[_Told, tuple[Tensor, Tensor | None]]:
+    def training_data(
+        self, stage: Stage, student: Flow, seed: int
+    ) -> tuple[_TeacherSounds, tuple[Tensor, Tensor | None]]:
         """Sounds of the teacher's in the contexts of recordings that it was trained on, and of some that it was not."""
         _, context = _some(self.dataset.valid_x, self.dataset.valid_context, VALIDATED)
-        held_out = self.told(VALIDATED, context, derive(seed, "validation"))
-        return _Told(self.dataset.x, self, derive(seed, stage.name)), held_out
+        held_out = self.draw_teacher(VALIDATED, context, derive(seed, "validation"))
+        return _TeacherSounds(self.dataset.x, self, derive(seed, stage.name)), held_out
 
     @torch.no_grad()
-    def told(self, rows: int, context: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
+    def draw_teacher(self, rows: int, context: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
         """Let the teacher draw so many sounds, in the contexts ``(rows, ...)`` if it takes any."""
         with seeded(self.device, seed):
             if context is None:
@@ -185,14 +187,14 @@ class AudioTeaching(Teaching):
         return [str(path) for path in paths]
 
 
-class _Told:
+class _TeacherSounds:
     """Batches of sounds that the teacher draws in the contexts of recordings; epoch and number decide its noise.
 
-    It draws those of many batches at once, for a walk over time takes many steps however few rows go along.
+    It draws those of many batches at once, for sampling over time takes many steps however few rows go along.
     """
 
-    def __init__(self, crops: Crops, teaching: AudioTeaching, seed: int) -> None:
-        self.crops, self.teaching, self.seed = crops, teaching, seed
+    def __init__(self, crops: Crops, method: SequenceMethod, seed: int) -> None:
+        self.crops, self.method, self.seed = crops, method, seed
         self.fingerprint = f"{crops.fingerprint} {seed}"
 
     def __len__(self) -> int:
@@ -207,13 +209,13 @@ class _Told:
         for number in count():
             some = [
                 part if isinstance(part, tuple) else (part, None)
-                for part in islice(batches, TOLD.get(self.teaching.device.type, 8))
+                for part in islice(batches, TEACHER_BATCHES.get(self.method.device.type, 8))
             ]
             if not some:
                 return
             sizes, contexts = [len(x) for x, _ in some], [c for _, c in some if c is not None]
             seed = derive(self.seed, "teacher", self.crops.epoch, number)
-            x, context = self.teaching.told(sum(sizes), torch.cat(contexts) if contexts else None, seed)
+            x, context = self.method.draw_teacher(sum(sizes), torch.cat(contexts) if contexts else None, seed)
             yield from zip(x.split(sizes), context.split(sizes) if context is not None else repeat(None))  # noqa: B905
 
 

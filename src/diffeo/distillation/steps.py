@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffeo.distillation.base import Stage, Teaching
-from diffeo.distillation.density import TableTeaching
+from diffeo.distillation.base import Method, Stage
+from diffeo.distillation.density import TableMethod
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.modalities.base import Examples, OpenRun
@@ -33,7 +33,7 @@ from diffeo.training.sampled import SampleStream
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.ode import find_ode
 
-__all__ = ["ImageSteps", "StepTeaching", "TableSteps"]
+__all__ = ["ImageSteps", "StepMethod", "TableSteps"]
 
 STEPS, MOST_STEPS = 4, 16  # beyond the most, a solver of higher order is better than distillation
 REUSED = 32  # epochs that learn from the same trajectories: solving then takes less time than learning
@@ -43,7 +43,7 @@ SHOWN = 64  # images in a grid
 _STRAIGHT: dict[str, Any] = {"path": "linear", "coupling": "independent"}
 
 
-class StepTeaching(Teaching):
+class StepMethod(Method):
     """First the trajectories of a continuous flow are straightened, then followed in a few Euler steps.
 
     The student begins as the teacher, weights and all. ``FlowMatching`` on pairs of noise and where the teacher carries
@@ -115,7 +115,9 @@ class StepTeaching(Teaching):
         if self.student == "few-steps" and found["steps"] not in range(1, MOST_STEPS + 1):
             raise UserError(f"student 'few-steps' takes 1 to {MOST_STEPS} steps (--set steps), got {found['steps']}")
 
-    def lessons(self, stage: Stage, student: Flow, seed: int) -> tuple[SampleStream, tuple[Tensor, Tensor | None]]:
+    def training_data(
+        self, stage: Stage, student: Flow, seed: int
+    ) -> tuple[SampleStream, tuple[Tensor, Tensor | None]]:
         """Pairs that the teacher makes of noise, or trajectories of the student as it is, solved exactly."""
         source = self.tutor
         draw: Callable[..., Tensor] = reflow_pairs
@@ -166,7 +168,7 @@ class StepTeaching(Teaching):
         """Draw what teacher and student make, into this folder, and return the paths."""
 
 
-class TableSteps(StepTeaching, TableTeaching):
+class TableSteps(StepMethod, TableMethod):
     """Of a table."""
 
     batch_size, batches, validated, epochs = 512, 100, 4_096, 100
@@ -187,7 +189,7 @@ class TableSteps(StepTeaching, TableTeaching):
         return [home / "pairs.png", home / "trajectories.png"]
 
 
-class ImageSteps(StepTeaching):
+class ImageSteps(StepMethod):
     """Of images."""
 
     run = ImageRun

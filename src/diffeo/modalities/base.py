@@ -42,7 +42,7 @@ class Dataset(ABC):
             training nor early stopping ever sees, besides a test part that the data bring along.
         notes: what a user should know about how the data were read.
         description: plain data from which a run directory knows what it was trained on.
-        features, context_size: what a recipe is told, with ``sizes`` for what else the data decide.
+        features, context_size: what a recipe takes, with ``sizes`` for what else the data decide.
         batch_size: examples per step.
         step: bits are those of values this far apart: 1 in the data's own units, 2^-15 of 16-bit sound in [-1, 1).
         x, context: examples to train on, tensors or a stream; ``valid_x``, ``valid_context``: those held out.
@@ -175,7 +175,7 @@ class OpenRun(ABC):
 
     Attributes:
         words: what its data are called.
-        options: what else a command may be told of this kind of data, by the command's name.
+        options: which other arguments a command takes for this kind of data, by the command's name.
     """
 
     words: ClassVar[Words]

@@ -13,7 +13,7 @@ from diffeo.errors import UserError
 
 __all__ = ["BUILTIN", "ENTROPY", "Sample", "load_builtin"]
 
-ROWS = 100_000  # rows of a planar set, unless told
+ROWS = 100_000  # rows of a planar set, by default
 
 
 class Sample(NamedTuple):

@@ -96,6 +96,6 @@ def check_share(skipped: Sequence[tuple[str, str]], total: int, root: Path, noun
         raise UserError(f"{root}: {skipped[0][1]}")
     more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
     raise UserError(
-        f"{root}: {len(skipped)} of {total} {noun} cannot be used, more than {TOLERATED:.0%}; mend or remove them"
+        f"{root}: {len(skipped)} of {total} {noun} cannot be used, more than {TOLERATED:.0%}; fix or remove them"
         f" ({named}{more})"
     )

@@ -17,7 +17,7 @@ from diffeo.nets.trace import exact_trace
 
 __all__ = ["Guided", "Velocity", "embedding_size"]
 
-FREQUENCIES = 6  # octaves of the time: what is sharp in the data is settled in the last instants
+FREQUENCIES = 6  # of the sinusoidal time embedding: what is sharp in the data is settled in the last instants
 
 
 def embedding_size(context: int, droppable: bool = False) -> int:
@@ -176,7 +176,7 @@ class Velocity(nn.Module):
         return torch.addcmul(da * m1 + ds * m0, slope, apart), slope, apart / std, std
 
     def _embedding(self, t: Tensor, context: Tensor | None, keep: Tensor | None) -> Tensor:
-        """What the network is told beside x: the time, its sines and cosines, and the context."""
+        """What the network gets beside x: the time, its sines and cosines, and the context."""
         angles = t[:, None] * self.multiples
         parts = [t[:, None], angles.sin(), angles.cos()]
         if self.context_size:

@@ -131,9 +131,9 @@ def encoded_kl(student: Any, teacher: Any, x: Tensor, context: Tensor | None = N
         sum_t ln p(x_t | x_<t) - ln q(x_t | z_<t),    q(x_t | z_<t) = base((x_t - m_t) / s_t) / s_t.
 
     Its mean over rows of the teacher's is a sum of divergences, 0 for the same map alone. It takes one parallel pass of
-    each, with no gradient through the teacher, where the student's likelihood of x takes a walk. And where m_t is not
-    known yet s_t grows to cover the error, so that loss and gradients stay moderate however narrow the teacher's
-    conditionals, at which the reverse KL explodes: it is a warm start.
+    each, with no gradient through the teacher, where the student's likelihood of x takes an incremental inversion. And
+    where m_t is not known yet s_t grows to cover the error, so that loss and gradients stay moderate however narrow the
+    teacher's conditionals, at which the reverse KL explodes: it is a warm start.
 
     It is a forward estimator for ``Distillation``.
 

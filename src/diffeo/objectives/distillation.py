@@ -47,7 +47,7 @@ class ForwardEstimator(Protocol):
 
 
 def foreign_likelihood(student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> Tensor:
-    """log p(x) - log q(x): the student's density of rows that it has not drawn; of an IAF, one incremental walk."""
+    """log p(x) - log q(x), q the student's density of foreign rows: of an IAF, one incremental inversion."""
     with torch.no_grad():
         log_p = teacher.log_prob(x, context, nan="propagate")
     log_q: Tensor = student.log_prob(x, context, nan="propagate")
@@ -65,7 +65,7 @@ def path_gradient(student: Any, teacher: Any, x: Tensor, context: Tensor | None)
 
     What is left out, the gradient of log q at a fixed s, has mean 0; without it, the variance falls to 0 as the student
     comes to match the teacher. The density of a draw under fixed weights takes the student's inverse: of an IAF, one
-    incremental walk. Roeder et al. 2017, arXiv:1703.09194.
+    incremental inversion. Roeder et al. 2017, arXiv:1703.09194.
     """
     draw, _ = _draw(student, x, context)
     fixed = {f"flow.{name}": parameter.detach() for name, parameter in student.named_parameters()}
@@ -119,7 +119,7 @@ class Distillation(_Taught):
     Every row x gives one draw s of the student in its context: an estimate of the reverse KL, E log q(s) - log p(s),
     which seeks modes and leaves some out if it is alone; and log p(x) - log q(x) for the forward KL, which covers them
     (its mean is that KL where the rows are the teacher's own; the teacher's term has no gradient, but makes the loss 0
-    for a perfect student, and less noisy). The student's density of foreign rows is the incremental walk's.
+    for a perfect student, and less noisy). The student's density of foreign rows takes an incremental inversion.
 
     The teacher is a frozen copy, and no part of what training stores; gradients pass through the student's draws into
     it. Both must be densities of continuous values: rounding, as ``Dequantize`` does when it generates, has no
@@ -131,7 +131,7 @@ class Distillation(_Taught):
         estimator: of the reverse KL; of both, if there is no other for the forward KL.
         forward_estimator: of the forward KL, or None.
         forward_share: w, the weight of the forward KL.
-        contrast: the weight gamma of the contrastive term of the paper, -gamma KL(student || teacher told another
+        contrast: the weight gamma of the contrastive term of the paper, -gamma KL(student || teacher given another
             row's context), 0.3 there: a student of a strong condition must not ignore it. It takes batches of two rows
             or more.
         auxiliary: further losses, each with its weight: modules on (draws, rows, context) that give (N,).
@@ -185,8 +185,8 @@ class Distillation(_Taught):
             (forward,) = more
         if self.contrast and len(x) > 1:
             assert context is not None  # the flow has asked for one
-            told, other = (self.teacher.log_prob(draw, c, nan="propagate") for c in (context, context.roll(1, 0)))
-            kl = kl - self.contrast * (kl + told - other)
+            matched, other = (self.teacher.log_prob(draw, c, nan="propagate") for c in (context, context.roll(1, 0)))
+            kl = kl - self.contrast * (kl + matched - other)
         loss = kl if not w else forward if w == 1 else (1 - w) * kl + w * forward
         for weight, module in zip(self.weights, self.auxiliary, strict=True):
             loss = loss + weight * module(draw, x, context)

@@ -16,7 +16,7 @@ from diffeo.objectives.paths import get_path
 from diffeo.transforms import ODE, Chain, Transform
 from diffeo.transforms.ode import expect_velocity
 
-__all__ = ["FlowMatching", "check_dropout", "guided", "split_ode", "told", "with_ode"]
+__all__ = ["FlowMatching", "check_dropout", "guided", "keeps_context", "split_ode", "with_ode"]
 
 LATEST = 0.999  # beyond, where a path has a pole at the data, no time is drawn
 
@@ -88,7 +88,7 @@ class FlowMatching(Objective):
                 # An error of the noise's mean would have no end where a path has a pole.
                 velocity.initialize(None if isinstance(self.flow.base, StandardNormal) else noise, rows)
             t = self._times(len(rows), rows)
-            keep = told(t, given, self.dropout if self.training else 0.0)
+            keep = keeps_context(t, given, self.dropout if self.training else 0.0)
         if type(velocity) is Velocity and velocity.path == self.path:  # the same at a lower price
             return velocity.squared_error(noise, rows, t, given, keep)
         shape = (-1, *(1,) * (rows.dim() - 1))
@@ -134,8 +134,8 @@ def check_dropout(flow: Flow, dropout: float) -> None:
         raise ValueError("expected a velocity whose context can be withheld (droppable) for dropout, got another")
 
 
-def told(t: Tensor, context: Tensor | None, dropout: float) -> Tensor | None:
-    """Which rows at times t ``(rows,)`` are told their context, 1 or 0, a random share being left out; None is all."""
+def keeps_context(t: Tensor, context: Tensor | None, dropout: float) -> Tensor | None:
+    """Which rows at times t ``(rows,)`` keep their context, 1 or 0, a random share being left out; None is all."""
     return None if context is None or not dropout else (torch.rand_like(t) >= dropout).to(t.dtype)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.objectives.base import Objective
-from diffeo.objectives.flow_matching import check_dropout, split_ode, told, with_ode
+from diffeo.objectives.flow_matching import check_dropout, keeps_context, split_ode, with_ode
 from diffeo.transforms.ode import expect_velocity
 
 __all__ = ["StepMatching", "few_steps", "reflow_pairs", "trajectories"]
@@ -50,7 +50,7 @@ class StepMatching(Objective):
         index = torch.randint(steps, (len(x),), device=x.device)
         here, there = x[rows, index], x[rows, index + 1]
         t, given = index.to(x.dtype) / steps, self.flow.normalize_context(context)
-        keep = told(t, given, self.dropout if self.training else 0.0)
+        keep = keeps_context(t, given, self.dropout if self.training else 0.0)
         found = ode.velocity(here, t, given) if keep is None else ode.velocity(here, t, given, keep)
         return (expect_velocity(found, here) - (there - here) * steps).square().flatten(1).sum(1)
 

@@ -1,4 +1,4 @@
-"""Can samples be told from data? Tests that know nothing of the model."""
+"""Can samples be distinguished from data? Tests that know nothing of the model."""
 
 from __future__ import annotations
 

@@ -37,11 +37,11 @@ TOLD_APART = 5_000  # draws of each kind shown to a classifier
 CLUSTERED = 5_000  # draws of the teacher that clusters are found in
 
 # A student drops modes where it keeps less than this share of one, or where the forward KL is so many times the reverse
-# one and so many nats; it whispers where its entropy is larger by so many nats per dimension, and is far from its
-# teacher beyond so many nats per dimension of KL. Two standard errors are granted.
+# one and so many nats; it is over-dispersed where its entropy is larger by so many nats per dimension, and is far from
+# its teacher beyond so many nats per dimension of KL. Two standard errors are granted.
 LEAST_RECALL = 0.5
 LOPSIDED = (3.0, 0.1)
-WHISPER = 0.1
+OVER_DISPERSED = 0.1
 FAR = 0.1
 
 
@@ -171,7 +171,7 @@ def mode_recall(real: np.ndarray, fake: np.ndarray, seed: int, centres: np.ndarr
 
 
 def warnings(report: dict[str, Any]) -> list[str]:
-    """Say in words what a user must know before trusting the student: modes dropped, whispering, a wide gap."""
+    """Say in words what a user must know before trusting the student: modes dropped, over-dispersion, a wide gap."""
     found: list[str] = []
     reverse, forward, modes = report["reverse_kl"], report["forward_kl"], report["modes"]
     apart = report["entropy"]["student"], report["entropy"]["teacher"]
@@ -187,10 +187,10 @@ def warnings(report: dict[str, Any]) -> list[str]:
             f"far above the reverse one, {reverse['mean']:.2f}; give more minutes, or a larger student"
         )
     wider = apart[0]["mean"] - apart[1]["mean"] - 2 * (apart[0]["stderr"] + apart[1]["stderr"])
-    if wider > WHISPER * report["dimensions"]:
+    if wider > OVER_DISPERSED * report["dimensions"]:
         found.append(
-            f"the student whispers: its entropy is {apart[0]['mean'] - apart[1]['mean']:.2f} nats above the teacher's, "
-            "its rows are more blurred"
+            f"the student is over-dispersed: its entropy is {apart[0]['mean'] - apart[1]['mean']:.2f} nats above the "
+            "teacher's, its rows are more blurred"
         )
     largest = max(part["per_dimension"] - 2 * part["stderr_per_dimension"] for part in (reverse, forward))
     if largest > FAR and not found:

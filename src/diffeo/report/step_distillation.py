@@ -26,7 +26,7 @@ STEPS = (1, 2, 4, 8)
 # standard deviations of the distance between two sets of the teacher's own.
 FAR = 0.01
 CHANCE = 4.0
-TOLD = 0.6  # AUC beyond which a classifier tells them apart, two standard errors being granted
+DISTINCT = 0.6  # AUC beyond which a classifier tells them apart, two standard errors being granted
 
 COLOURS = {"teacher": REAL, "reflowed": OTHER, "student": MODEL}
 
@@ -122,7 +122,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
             f"the student's draws are {apart:.3g} from the teacher's (squared W2, beyond chance), "
             f"{apart / report['variance']:.1%} of their variance; {remedy}"
         )
-    if auc["auc"] - 2 * auc["stderr"] > TOLD:
+    if auc["auc"] - 2 * auc["stderr"] > DISTINCT:
         found.append(
             f"a classifier tells the student's draws from the teacher's with AUC {auc['auc']:.2f} (0.5: it cannot); "
             f"{remedy}"

@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     total: int
     rows: Tensor | None
 
-    def portions(self, count: int) -> "Iterator[Batch]":
+    def micro_batches(self, count: int) -> "Iterator[Batch]":
         """Yield the batch in so many parts of about the same size, fewer if it has fewer rows."""
         ends = [len(self.x) * part // count for part in range(count + 1)]
         for part in (slice(start, end) for start, end in pairwise(ends) if start < end):
@@ -97,7 +97,7 @@ class Rows:
             yield self.select(rows, share)
 
     def examples(self, seed: int) -> Iterator[Batch]:
-        """Yield portions of the rows, in random order, as large as statistics need and memory allows."""
+        """Yield chunks of the rows, in random order, as large as statistics need and memory allows."""
         generator = torch.Generator().manual_seed(derive(seed, "shuffle", 0))
         order = self.rows[torch.randperm(self.size, generator=generator)].to(self.x.device)
         for rows in order.split(_portion(self.x, self.batch_size)):
@@ -146,7 +146,7 @@ class Stream:
         return self.shuffled(0, 0, share=share)
 
     def examples(self, seed: int) -> Iterator[Batch]:
-        """Yield the rows of the first epoch, batches joined to portions of that size."""
+        """Yield the rows of the first epoch, batches joined to chunks of that size."""
         held: list[Batch] = []
         rows = 0
         for batch in self.shuffled(seed, 0):

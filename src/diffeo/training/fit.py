@@ -146,7 +146,7 @@ def fit(
         ema: the decay of the average; 0 for the weights themselves.
         bfloat16: multiply in bfloat16 within the networks, in training alone; weights, maps and log-determinants stay
             as they are.
-        accumulate: take the gradient of a step over so many portions of the batch, one after the other, where it does
+        accumulate: take the gradient of a step over so many micro-batches, one after the other, where it does
             not fit into memory at once.
         patience: epochs without a better validation loss that end the training; ``math.inf`` for never. By default a
             tenth of the epochs, but at least 10 epochs and 300 steps.
@@ -201,7 +201,7 @@ def fit(
         world.copy_from_leader([*objective.parameters(), *objective.buffers()])
 
         update = Update(objective, lr, weight_decay, ema)
-        best: dict[str, Tensor] = {}  # the weights to keep, once validation has told
+        best: dict[str, Tensor] = {}  # the weights to keep, once validation has found them
         state = State(batches=train.batches)
         if store.saved is not None:
             scalars, tensors = store.saved
@@ -231,7 +231,7 @@ def fit(
 
                 update.clear()
                 loss = first.new_zeros((), device=device)
-                for part in batch.portions(accumulate):
+                for part in batch.micro_batches(accumulate):
                     with half_precision(bfloat16):
                         losses = model(part.x, part.context)
                     # the mean over processes is that over all rows

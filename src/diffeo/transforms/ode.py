@@ -69,7 +69,7 @@ _WATCHED: ContextVar[Solves | None] = ContextVar("_WATCHED", default=None)
 
 @contextmanager
 def watched_solves() -> Iterator[Solves]:
-    """Count the solves inside the block: a likelihood is told with its solver's error."""
+    """Count the solves inside the block: a likelihood is reported with its solver's error."""
     solves = Solves()
     token = _WATCHED.set(solves)
     try:

@@ -29,7 +29,7 @@ def check_sound(
     """Examine a flow on sounds that it should describe, best ones that it was not trained on.
 
     It is ``check`` for what has thousands of elements: the latents of all times are one sample of the base's element,
-    and draws are not told from data by a classifier, but by how they sound.
+    and draws are not distinguished from data by a classifier, but by how they sound.
 
     Args:
         flow: a flow of sounds ``(T,)`` in [-1, 1) that has a density of other lengths too (``Flow.resized``).

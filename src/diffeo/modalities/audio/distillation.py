@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.modalities.audio.measures import log_spectral_distance, measures
-from diffeo.report.distillation import FAR, WHISPER
+from diffeo.report.distillation import FAR, OVER_DISPERSED
 from diffeo.report.statistics import mean_and_error
 
 __all__ = ["FLATTER", "LOUDER", "compare_sounds", "generate_end_naively", "quotient", "warnings"]
@@ -42,7 +42,7 @@ def compare_sounds(sounds: Mapping[str, Tensor], rate: int) -> dict[str, Any]:
 
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
-    """Say in words what a user must know before trusting a student of sound: whispering, buzzing, a wide gap.
+    """Say in words what a user must know before trusting a student of sound: hissing, buzzing, a wide gap.
 
     Args:
         report: what ``divergences`` says, and ``compare_sounds`` as "sound".
@@ -59,9 +59,9 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         f"its spectral flatness is {flat['student']:.3f}, the teacher's {flat['teacher']:.3f}, {flat['real']:.3f} real"
     )
     apart = f"its entropy is {wider:+.2f} nats per sample beside the teacher's, {heard}"
-    if wider - grant > WHISPER or ratio - 2 * error > FLATTER:
-        found.append(f"the student whispers: {apart}; give more minutes")
-    elif wider + grant < -WHISPER or ratio + 2 * error < 1 / FLATTER:
+    if wider - grant > OVER_DISPERSED or ratio - 2 * error > FLATTER:
+        found.append(f"the student hisses: {apart}; give more minutes")
+    elif wider + grant < -OVER_DISPERSED or ratio + 2 * error < 1 / FLATTER:
         found.append(f"the student buzzes: {apart}; give more minutes")
     loud, error = quotient(sound["student"]["rms"], sound["real"]["rms"])
     if abs(loud - 1) - 2 * error > LOUDER:

@@ -108,7 +108,7 @@ def sounds(parts: Mapping[str, Tensor], rate: int, path: str | Path) -> None:
 def likelihoods(parts: Mapping[str, np.ndarray], path: str | Path, whose: str = "model") -> None:
     """Draw histograms of bits per sample (n,) under a model, of sets by name; up to three. ``whose`` names the model.
 
-    A model's own samples should look to it as real sound does: fewer bits and they buzz, more and they whisper.
+    A model's own samples should look to it as real sound does: fewer bits and they buzz, more and they hiss.
     """
     values = {name: part[np.isfinite(part)] for name, part in parts.items()}
     every = np.concatenate(list(values.values()))

@@ -1,4 +1,4 @@
-"""Measures of how sound sounds: spectral distance, loudness, whispering."""
+"""Measures of how sound sounds: spectral distance, loudness, flatness."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def spectral_distance(xs: Sequence[Tensor], ys: Sequence[Tensor], rate: int) -> 
 def flatness(x: Tensor, rate: int) -> float:
     """Spectral flatness, exp(mean_k log P_k) / mean_k P_k of the power P = |X|^2, averaged over frames not silent.
 
-    0 for a tone, 0.56 (exp of minus Euler's constant) for white noise: whispered speech is flatter than voiced speech.
+    0 for a tone, 0.56 (exp of minus Euler's constant) for white noise: unvoiced speech is flatter than voiced speech.
     """
     power = _spectrum(x, rate).clamp_min(FLOOR)[1:-1, _loud(x, rate)].square()  # ends of the spectrum are real: others
     return float((power.log().mean(0).exp() / power.mean(0)).mean())

@@ -174,7 +174,7 @@ def _decode(rate: int, path: Path) -> _Sound:
     channels, own_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (n, channels)
     sound = channels.mean(1)
     if not np.isfinite(sound).all():
-        raise Unusable("holds NaN or infinity; mend or remove it")
+        raise Unusable("holds NaN or infinity; fix or remove it")
     if own_rate != rate:
         common = math.gcd(rate, own_rate)
         sound = resample_poly(sound, rate // common, own_rate // common)

@@ -26,7 +26,7 @@ def to_pixels(array: np.ndarray, name: str, levels: int, cache: Path | None) -> 
         return array, ()
     if not (np.isfinite(low) and np.isfinite(high)):
         first = next(i for i, picture in enumerate(array) if not np.isfinite(picture).all())
-        raise UserError(f"{name}: NaN or infinity, first in picture {first + 1}; mend or leave out what holds them")
+        raise UserError(f"{name}: NaN or infinity, first in picture {first + 1}; fix or leave out what holds them")
     if not (low >= 0 and high < levels):
         raise UserError(
             f"{name}: values from {low:g} to {high:g}, expected uint8, or numbers in [0, 1] or in [0, {levels - 1}];"

@@ -155,7 +155,7 @@ class DelimitedSource:
                 if len(cells) != len(self.names):
                     raise UserError(
                         f"{self.name}: {where} has {_count(len(cells), 'cell')} where the others have"
-                        f" {len(self.names)}; mend that line"
+                        f" {len(self.names)}; fix that line"
                     )
                 if row <= skip:
                     continue
