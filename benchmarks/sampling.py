@@ -1,4 +1,4 @@
-"""Sampling an autoregressive flow: time and memory against D and against the batch, and the error of the walk.
+"""Sampling an autoregressive flow: time and memory against D and the batch, the error of the incremental inversion.
 
 `python benchmarks/sampling.py --out docs/images` draws sampling.png and prints the numbers. The models are MAFs with
 5 transforms and hidden layers (H, H); `naive` inverts them as other libraries do, by one pass of the network per
@@ -90,18 +90,18 @@ def errors(count: int, features: int, hidden: int) -> dict[str, float]:
     correlated = torch.randn(4096, features) @ torch.randn(features, features) / features**0.5
     diffeo.fit(diffeo.MaximumLikelihood(flow), correlated, epochs=25, validation=0)
     z = torch.randn(count, features)
-    result, found = {}, {}
+    result, samples = {}, {}
     for dtype in (torch.float32, torch.float64):
         flow.to(dtype)
         parts = z.to(dtype).split(2000)
         with torch.no_grad():
-            walked = torch.cat([flow.transform.forward(part) for part in parts])
+            incremental = torch.cat([flow.transform.forward(part) for part in parts])
             plain = torch.cat([naive(flow, part) for part in parts])
-        found[dtype] = walked
-        result[f"{dtype}: max |walk - naive|".removeprefix("torch.")] = float((walked - plain).abs().max())
-    gap = (found[torch.float32] - found[torch.float64]).abs()
-    result["float32 walk - float64 walk"] = float(gap.max())
-    result["largest |x|"] = float(found[torch.float64].abs().max())
+        samples[dtype] = incremental
+        result[f"{dtype}: max |incremental - naive|".removeprefix("torch.")] = float((incremental - plain).abs().max())
+    gap = (samples[torch.float32] - samples[torch.float64]).abs()
+    result["float32 - float64, incremental"] = float(gap.max())
+    result["largest |x|"] = float(samples[torch.float64].abs().max())
     return result
 
 

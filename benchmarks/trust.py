@@ -1,10 +1,10 @@
-"""How far trained float32 models can be trusted: round trips on the data, on own samples, and far off the data.
+"""How far trained float32 models can be trusted: round trips on the data, on samples, and far off the data.
 
     DIFFEO_DATA=../shared/data python benchmarks/trust.py [--epochs 30] [--seeds 3] [--out docs/trust.md]
 
 Protocol: the protein table (45,730 x 10), split and standardised as in ``protein.py``; MAF, NSF and the default model
 with 5 transforms of hidden (128, 128). Error = |x - f(f^-1(x))| / (1 + |x|), worst column of a row. Limits: on all rows
-and on 20,000 own samples p99.9 <= 2e-6 and max <= 2e-5; on 100,000 points uniform in [-10, 10]^10 no non-finite value
+and on 20,000 samples p99.9 <= 2e-6 and max <= 2e-5; on 100,000 points uniform in [-10, 10]^10 no non-finite value
 and max <= 1e-2. "Non-finite" counts those, NaN densities of entries of +-1e10 and +-1e30, and non-finite ones among
 1,000,000 samples. Each model is trained with its soft bounds and without them (log-scales, spline slopes and network
 inputs as good as unbounded), from the same seed, to show what they cost in likelihood.
@@ -81,7 +81,7 @@ def main() -> None:
     box = 20 * torch.rand(100_000, 10, generator=torch.Generator().manual_seed(0)) - 10
 
     lines = [
-        "| model | soft bounds | test NLL, nats per row, by seed | rows: p99.9 / max | own samples: p99.9 / max "
+        "| model | soft bounds | test NLL, nats per row, by seed | rows: p99.9 / max | samples: p99.9 / max "
         "| [-10, 10]^10: p99.9 / max | non-finite | s |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
