@@ -46,7 +46,7 @@ class Points(Dataset):
     def facts(self):
         return {"columns": self.features, "context": []}
 
-    def plot(self, run, flow):
+    def plot(self, run, flow, seconds):
         return []
 
 

@@ -34,6 +34,10 @@ __all__ = ["fit"]
 EVALUATED = 50_000  # training rows whose likelihood is reported
 FEWER = 1_000  # rows of each part, where a likelihood takes many evaluations of a network
 CHUNK = 2**22  # numbers scored at a time
+FIGURES, FIGURES_SECONDS = (
+    0.1,
+    10.0,
+)  # what figures may take: this share of the training's time, at least so many seconds
 
 
 def fit(
@@ -155,7 +159,8 @@ def fit(
         save_weights(out, flow)
         save_metrics(out, metrics)
         if figures and result.stopped != "interrupted":
-            plotted = dataset.plot(Path(out), flow)
+            say("plotting figures ...")
+            plotted = dataset.plot(Path(out), flow, max(FIGURES * result.seconds, FIGURES_SECONDS))
     return {"run": os.fspath(out), **metrics, "figures": plotted}
 
 

@@ -90,8 +90,8 @@ class Dataset(ABC):
         """Return what the metrics say of the data."""
 
     @abstractmethod
-    def plot(self, run: Path, flow: Flow) -> list[str]:
-        """Plot ``run/figures/*.png`` and return their paths."""
+    def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
+        """Plot ``run/figures/*.png``, but what takes longer than so many seconds, and return their paths."""
 
 
 @dataclass(frozen=True)

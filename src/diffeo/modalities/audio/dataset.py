@@ -129,6 +129,6 @@ class AudioDataset(Dataset):
             "duration": self.audio.seconds, "context": self.form.parts,
         }  # fmt: skip
 
-    def plot(self, run: Path, flow: Flow) -> list[str]:
+    def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
         """Learning curve, sounds real and drawn, their likelihoods."""
         return audio_figures.plot(run, flow, self.valid_x, self.valid_context, self.form.rate, STEP, self.seed)

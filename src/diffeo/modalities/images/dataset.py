@@ -152,9 +152,9 @@ class ImageDataset(Dataset):
         """Shape, levels and classes."""
         return {"shape": self.features, "levels": self.images.levels, "context": ["label"] * self.labelled}
 
-    def plot(self, run: Path, flow: Flow) -> list[str]:
+    def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
         """Learning curve, samples beside data, a path in latent space, what each scale holds."""
-        return image_figures.plot(run, flow, self.valid_x, self.valid_context, self.images.levels, self.seed)
+        return image_figures.plot(run, flow, self.valid_x, self.valid_context, self.images.levels, self.seed, seconds)
 
 
 def describe_images(shape: Sequence[int], levels: int, classes: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,18 @@ from diffeo.transforms.multiscale import latent_scales
 __all__ = ["boards", "plot"]
 
 SHOWN = 64
+STEPS, FEWEST_STEPS = 200, 50  # of completing images: with fewer they stay unfinished
 
 
 @torch.no_grad()
-def plot(run: Path, flow: Flow, x: Tensor, context: Tensor | None, levels: int, seed: int) -> list[str]:
+def plot(
+    run: Path, flow: Flow, x: Tensor, context: Tensor | None, levels: int, seed: int, seconds: float = 60.0
+) -> list[str]:
     """Write ``run/figures/*.png`` and return their paths.
 
     The learning curve in bits per dimension; real beside sampled images; paths in latent space between pairs of images;
-    what the fine latents hold (drawn anew, coarse ones kept); images completed from their upper half, unless a density
-    takes many evaluations of a network.
+    what the fine latents hold (drawn anew, coarse ones kept); images completed from their upper half, which takes
+    hundreds of gradients: fewer where these take longer than the seconds there are, none where they would be too few.
 
     Args:
         run: the run directory.
@@ -37,6 +41,7 @@ def plot(run: Path, flow: Flow, x: Tensor, context: Tensor | None, levels: int, 
         context: their contexts, or None.
         levels: values a pixel can take.
         seed: of all that is random.
+        seconds: for completing images.
     """
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
@@ -76,13 +81,16 @@ def plot(run: Path, flow: Flow, x: Tensor, context: Tensor | None, levels: int, 
     if len(anew) > 1:
         boards(anew, top, path("scales"), side=4)
 
-    if not flow.fast:  # hundreds of gradients of the density would take longer than the training
-        return drawn
     hidden = torch.zeros(x.shape[1:], dtype=torch.bool, device=device)
     hidden[:, x.shape[2] // 2 :] = True
     shown = torch.where(hidden, 0.5 * top, x[:16])
     given = None if context is None else context[:16]
-    completed = inpaint(flow, x[:16], hidden, given, high=levels - 1.0, steps=200).x
+    started = time.monotonic()
+    inpaint(flow, x[:16], hidden, given, high=levels - 1.0, steps=1)
+    steps = min(STEPS, int(seconds / (time.monotonic() - started)))
+    if steps < FEWEST_STEPS:
+        return drawn
+    completed = inpaint(flow, x[:16], hidden, given, high=levels - 1.0, steps=steps).x
     boards({"data": x[:16], "hidden": shown, "completed": completed}, top, path("inpainting"), side=4)
     return drawn
 

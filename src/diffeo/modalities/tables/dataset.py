@@ -73,7 +73,7 @@ class TableDataset(Dataset):
         """How many columns, and which are the context."""
         return {"columns": self.schema.features, "context": list(self.schema.context)}
 
-    def plot(self, run: Path, flow: Flow) -> list[str]:
+    def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
         """Learning curves, pairs of columns, latents, and the density of two columns."""
         return plot_figures(run, flow, self.schema, self.split, self.seed)
 
