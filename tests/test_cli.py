@@ -329,6 +329,17 @@ def test_interrupt_keeps_the_best_and_resumes(tmp_path, capsys):
     run(capsys, "sample", out, "-n", "5", "--out", tmp_path / "x.csv")
 
 
+def test_a_finished_run_can_be_trained_longer(tmp_path, capsys):
+    argv = ["fit", "moons", "--out", tmp_path / "run", "--no-figures", "--hidden", "8"]
+    run(capsys, *argv, "--epochs", "1")
+    run(capsys, *argv[:4], "--no-figures", "--resume", "--epochs", "3")
+    assert commands.info(tmp_path / "run")["metrics"]["epochs"] == 3
+    run(capsys, *argv[:4], "--no-figures", "--resume")  # it remembers
+    assert commands.info(tmp_path / "run")["metrics"]["epochs"] == 3
+    assert main([*map(str, argv[:4]), "--resume", "--epochs", "2"]) == 2
+    assert "epochs was 3, now 2" in capsys.readouterr().err
+
+
 def test_resume_ends_where_the_undisturbed_run_does(tmp_path, monkeypatch, capsys):
     """Interrupted in the middle, resumed without repeating a single option."""
     np.savetxt(tmp_path / "x.csv", np.random.default_rng(0).normal(size=(300, 2)), delimiter=",")

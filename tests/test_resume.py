@@ -129,6 +129,26 @@ def test_a_finished_run_resumes_to_itself(tmp_path, reference):
     assert again == first
 
 
+def test_a_finished_run_can_be_trained_longer(tmp_path, reference):
+    """From where it is, as a run that was interrupted there would go on; and it may be killed and resumed."""
+    first = train(new_flow(), tmp_path / "whole", epochs=3)
+    longer = train(new_flow(seed=1), tmp_path / "whole", epochs=8, resume=True)
+    assert [entry["epoch"] for entry in longer.history] == list(range(1, 9))
+    assert longer.history[:3] == first.history
+    assert longer.best_loss <= first.best_loss
+    assert longer.stopped == "budget"
+    again = train(new_flow(seed=2), tmp_path / "whole", epochs=8, resume=True)
+    assert again == longer
+
+
+def test_patience_begins_anew_when_a_run_is_trained_longer(tmp_path):
+    options = dict(lr=1e-9, patience=2)  # nothing improves
+    first = train(new_flow(), tmp_path, epochs=20, **options)
+    assert first.stopped == "patience"
+    longer = train(new_flow(), tmp_path, epochs=40, resume=True, **options)
+    assert longer.epochs >= first.epochs + 2
+
+
 def test_nothing_written_yet_starts_at_the_beginning(tmp_path, reference):
     (tmp_path / "train").mkdir()
     (tmp_path / "train/metrics.jsonl").write_text('{"epoch": 1}\n')
@@ -143,7 +163,9 @@ def test_nothing_written_yet_starts_at_the_beginning(tmp_path, reference):
     ("change", "message"),
     [
         (dict(batch_size=16), r"batch_size was 32, now 16"),
-        (dict(epochs=7, seed=3), r"epochs was 6, now 7; seed was 0, now 3"),
+        (dict(epochs=5), r"epochs was 6, now 5"),
+        (dict(epochs=7, seed=3), r"another training \(seed was 0, now 3\)"),
+        (dict(epochs=None, minutes=1.0), r"epochs was 6, now None; minutes was None, now 1.0"),
         (dict(x=X + 1), r"data was \w+, now \w+"),
         (dict(validation=0.2), r"held_out was 0.1, now 0.2"),
         (dict(flow=lambda: recipes.maf(2, transforms=1)), r"objective was "),

@@ -120,7 +120,9 @@ def fit(
         list[str] | None,
         typer.Option("--set", help="Another argument of the model, e.g. --set bins=16.", metavar="NAME=VALUE"),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run, with its own settings.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run, with its own settings; longer with a larger budget.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run.")] = False,
     figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures into RUN/figures.")] = True,
     seed: Annotated[int | None, typer.Option("--seed", help="Decides all that is random.  [default: 0]")] = None,

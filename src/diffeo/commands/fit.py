@@ -97,7 +97,8 @@ def fit(
         lr: the highest learning rate.
         seed: decides the split, the initial weights, the order and the noise; 0 by default.
         device: where to train; a GPU if there is one.
-        resume: continue a run that was interrupted, with its own settings where none are given here.
+        resume: continue a run that was interrupted, or train a finished one for more epochs or minutes, with its own
+            settings where none are given here.
         force: replace an earlier run.
         figures: draw the figures.
         progress: show a bar on stderr.
@@ -157,7 +158,7 @@ def fit(
     plotted: list[str] = []
     if world.leads:
         save_weights(out, flow)
-        save_metrics(out, metrics)
+        save_metrics(out, metrics, plain(settings))
         if figures and result.stopped != "interrupted":
             say("plotting figures ...")
             plotted = dataset.plot(Path(out), flow, max(FIGURES * result.seconds, FIGURES_SECONDS))

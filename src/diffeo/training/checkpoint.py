@@ -5,7 +5,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ __all__ = [
 
 FORMAT = 1
 REMEDY = "start again with force (--force)"
+BUDGET = ("epochs", "minutes", "patience")  # what may differ when a training is to take longer
 
 
 class Store:
     """The checkpoint of a run directory: ``OUT/train/checkpoint.safetensors``, written every so many seconds.
 
     Without ``out``, or where another process ``writes``, it stores nothing. ``saved`` is what an earlier process left,
-    to resume from, or None.
+    to resume from, or None; ``extended`` whether it was to be over sooner: a budget may grow.
 
     Raises:
         UserError: if the folder cannot be written; if it holds a checkpoint and the call does not say ``resume``; if it
@@ -51,6 +52,7 @@ class Store:
         self.every, self.settings = every, dict(settings)
         self.writes = writes and out is not None
         self.saved: tuple[dict[str, Any], dict[str, dict[str, Tensor]]] | None = None
+        self.extended = False
         self.written, self.took = time.monotonic(), 0.0  # when, and how long it took
         if out is None:
             if resume:
@@ -64,7 +66,8 @@ class Store:
             if not resume:
                 raise UserError(f"{os.fspath(out)} holds an unfinished or earlier training; resume it or {REMEDY}")
             scalars, tensors = load_checkpoint(self.path)
-            _require_same(self.path, scalars["settings"], self.settings)
+            self.extended = _is_longer(scalars["settings"], self.settings)
+            _require_same(self.path, scalars["settings"], self.settings, BUDGET if self.extended else ())
             if scalars["threads"] != torch.get_num_threads():
                 warnings.warn(
                     f"resuming with {torch.get_num_threads()} threads instead of {scalars['threads']}: "
@@ -116,8 +119,17 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Ten
     return json.loads(metadata["state"]), groups
 
 
-def _require_same(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Check that a checkpoint belongs to this very training.
+def _is_longer(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Whether a budget of the same kind has grown."""
+    budgets = [(saved.get(name), current.get(name)) for name in ("epochs", "minutes")]
+    if any((old is None) != (new is None) for old, new in budgets):
+        return False
+    pairs = [(old, new) for old, new in budgets if old is not None]
+    return all(new >= old for old, new in pairs) and any(new > old for old, new in pairs)
+
+
+def _require_same(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any], but: Sequence[str]) -> None:
+    """Check that a checkpoint belongs to this very training, ``but`` for some settings.
 
     Raises:
         UserError: naming every setting that differs.
@@ -127,7 +139,7 @@ def _require_same(path: Path, saved: Mapping[str, Any], current: Mapping[str, An
     changes = [
         f"{name} was {saved.get(name)}, now {current.get(name)}"
         for name in sorted({*saved, *current})
-        if saved.get(name) != current.get(name)
+        if name not in but and saved.get(name) != current.get(name)
     ]
     if changes:
         raise UserError(f"{path} belongs to another training ({'; '.join(changes)}); repeat the first call or {REMEDY}")

@@ -70,6 +70,7 @@ class State:
     best_loss: float = math.inf
     best_bad: float = math.inf  # validation rows without a finite loss, then
     stopped: str = ""
+    extended: int = 0  # the epoch from which on it was trained longer than it first was to be
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def fraction_done(self, epochs: int | None, minutes: float | None) -> float:
@@ -155,7 +156,8 @@ def fit(
         device: where to train; by default where the objective is.
         out: a run directory; ``out/train`` receives ``metrics.jsonl`` and the checkpoint.
         resume: continue from the checkpoint, with the same arguments and data. A budget in epochs ends with weights
-            identical to the bit; one in minutes depends on the clock.
+            identical to the bit; one in minutes depends on the clock. A larger budget of the same kind trains longer,
+            a finished training, too: from where it is, at the rates that the larger budget has there.
         progress: show a bar, or lines if stderr is no terminal.
         checkpoint_every: seconds between checkpoints, more where writing takes long; one is written at the end in any
             case.
@@ -206,6 +208,8 @@ def fit(
         if store.saved is not None:
             scalars, tensors = store.saved
             state = State(**scalars)
+            if store.extended:
+                state.stopped, state.extended = "", state.epoch
             objective.load_state_dict(tensors["weights"], strict=False)
             update.restore(tensors, state.step - state.skipped)
             best = tensors.get("best", {})
@@ -290,7 +294,7 @@ def fit(
             reporter.epoch(entry)
             if state.epoch == epochs or (minutes is not None and state.seconds >= 60 * minutes):
                 state.stopped = "budget"
-            elif valid is not None and state.epoch - state.best_epoch >= patience:
+            elif valid is not None and state.epoch - max(state.best_epoch, state.extended) >= patience:
                 state.stopped = "patience"
             if state.stopped and state.step == state.skipped:
                 batch = next(train.shuffled(seed, 0))

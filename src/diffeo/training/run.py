@@ -123,10 +123,12 @@ def save_weights(path: StrPath, flow: nn.Module) -> str:
     return save_tensors(Path(path) / WEIGHTS, flow.state_dict(), {"format": str(FORMAT)})
 
 
-def save_metrics(path: StrPath, metrics: Mapping[str, Any]) -> None:
-    """Add metrics (plain data) to those in the run directory, atomically."""
+def save_metrics(path: StrPath, metrics: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+    """Add metrics (plain data) to those in the run directory, and the settings that led to them, atomically."""
     model = read_model(path)
     model["metrics"] = {**model["metrics"], **metrics}
+    if settings is not None:
+        model["provenance"]["settings"] = dict(settings)
     with atomic_write(Path(path) / MODEL) as temporary:
         temporary.write_text(json.dumps(model, indent=2) + "\n")
 
