@@ -87,4 +87,4 @@ class PointsRun(OpenRun):
         return check(self.flow, examples.x, None, seed=seed)
 
 
-MODALITY = Modality("points", lambda source, model: str(source).endswith(".jsonl"), Points, PointsRun)
+MODALITY = Modality("points", lambda source: False, Points, PointsRun, suffixes=[".jsonl"])

@@ -401,7 +401,7 @@ def check(
 def _print(
     summary: Mapping[str, Any], as_json: bool, show: Callable[[Any], str], results_on_stdout: bool = False
 ) -> None:
-    from diffeo.commands.plain import plain
+    from diffeo.training.run import plain
 
     if as_json:
         print(json.dumps(plain(summary), indent=2))

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from diffeo.commands.plain import plain
-from diffeo.commands.runs import claimed, with_likelihood
+from diffeo.commands.runs import with_likelihood
 from diffeo.commands.settings import check_settings, refuse_foreign
 from diffeo.distillation.base import Method
 from diffeo.distillation.density import DensityMethod
@@ -28,6 +27,7 @@ from diffeo.recipes.assembly import take_apart
 from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
 from diffeo.training.device import choose_device
 from diffeo.training.parallel import World
+from diffeo.training.run import claimed, plain
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.training.weights import digest
 
@@ -129,7 +129,7 @@ def distill(
         if earlier is not None and earlier["schema"] != plain(method.description):
             raise UserError(f"{folder} was distilled from another run; give the same or start again (--force)")
         if earlier is None and world.leads:
-            create_run(folder, flow, plain(method.description), plain(_origin(method, settings)), force)
+            create_run(folder, flow, method.description, _origin(method, settings), force)
             for earlier_folder in ("figures", "sounds"):
                 shutil.rmtree(folder / earlier_folder, ignore_errors=True)
     world.wait()  # under torchrun, until the first process has made the run directory
@@ -154,7 +154,7 @@ def distill(
             facts["distillation"]["warnings"] += pace_warnings(facts["distillation"])
             if figures:
                 drawn = method.draw(folder, results)
-        save_metrics(folder, plain(facts))
+        save_metrics(folder, facts)
     return {"run": os.fspath(out), **plain(facts), "figures": drawn}
 
 

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.commands.plain import plain
-from diffeo.commands.runs import claimed
 from diffeo.commands.settings import check_settings, earlier_settings, refuse_foreign
 from diffeo.errors import UserError
 from diffeo.flow import Flow
@@ -27,6 +25,7 @@ from diffeo.training import FitResult, create_run, provenance, read_model, save_
 from diffeo.training.device import choose_device
 from diffeo.training.fit import fit as train
 from diffeo.training.parallel import World
+from diffeo.training.run import claimed, plain
 from diffeo.training.seeding import derive, seed_noise
 
 __all__ = ["fit"]
@@ -140,7 +139,7 @@ def fit(
         if earlier is None and world.leads:
             data = {"name": dataset.name, "sha256": dataset.hash, "rows": dataset.total, "test": dataset.tested}
             origin = provenance(data=data, seed=seed, settings=settings)
-            create_run(out, flow, description, plain(origin), force)
+            create_run(out, flow, description, origin, force)
             shutil.rmtree(Path(out) / "figures", ignore_errors=True)
     world.wait()  # under torchrun, until the first process has made the run directory
 
@@ -158,7 +157,7 @@ def fit(
     plotted: list[str] = []
     if world.leads:
         save_weights(out, flow)
-        save_metrics(out, metrics, plain(settings))
+        save_metrics(out, metrics, settings)
         if figures and result.stopped != "interrupted":
             say("plotting figures ...")
             plotted = dataset.plot(Path(out), flow, max(FIGURES * result.seconds, FIGURES_SECONDS))

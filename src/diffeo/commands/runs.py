@@ -1,12 +1,10 @@
-"""Run directories: opened for a command, claimed for a new run."""
+"""Run directories, opened for a command."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +13,8 @@ from diffeo.errors import UserError
 from diffeo.modalities import open_run
 from diffeo.modalities.base import OpenRun
 from diffeo.objectives import guided
-from diffeo.training.run import claim_folder
 
-__all__ = ["claimed", "open_for", "with_guidance", "with_likelihood"]
+__all__ = ["open_for", "with_guidance", "with_likelihood"]
 
 
 def open_for(
@@ -65,17 +62,3 @@ def with_guidance(run: OpenRun, weight: float | None) -> OpenRun:
     except ValueError as error:
         remedy = "guidance (--guidance) takes a conditional flow-matching run trained with --set dropout=0.1"
         raise UserError(f"{run.path}: {remedy}: {error}") from error
-
-
-@contextmanager
-def claimed(folder: Path, may_exist: bool) -> Iterator[None]:
-    """Prove that a run directory can be made here before any work; remove a new one again if the block fails."""
-    new = not folder.exists()
-    claim_folder(folder, may_exist)
-    try:
-        yield
-    except BaseException:
-        if new:
-            with suppress(OSError):  # something is in it
-                folder.rmdir()
-        raise

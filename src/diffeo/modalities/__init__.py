@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,9 +35,11 @@ def _load(name: str) -> Modality:
 
 
 def recognize(source: Any, model: str | None = None) -> Modality:
-    """Return the modality of data that are to be learned, by the model that is asked for where that decides."""
+    """Return the modality of data to learn: as the model or the suffix says, or the first one that recognizes them."""
     known = modalities()
-    return next((each for each in known[:-1] if each.recognizes(source, model)), known[-1])
+    suffix = Path(source).suffix.lower() if isinstance(source, str | Path) else ""
+    by_name = [each for each in known if model in each.recipes] or [each for each in known if suffix in each.suffixes]
+    return by_name[0] if by_name else next((each for each in known[:-1] if each.recognizes(source)), known[-1])
 
 
 def open_run(run: str | os.PathLike[str], device: str | torch.device | None = None) -> OpenRun:

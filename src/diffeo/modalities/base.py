@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -270,17 +270,21 @@ class Modality:
 
     Attributes:
         name: what a run directory calls it.
-        recognizes: tells from data, and the model that is asked for or None, whether they are its own.
+        recognizes: tells whether data are of this kind.
         dataset: opens data to learn.
         run: opens runs.
         options: settings of a training that not all kinds of data have.
+        suffixes: of files that are of this kind, whatever they hold.
+        recipes: those that are for this kind alone.
     """
 
     name: str
-    recognizes: Callable[[Any, str | None], bool]
+    recognizes: Callable[[Any], bool]
     dataset: type[Dataset]
     run: type[OpenRun]
     options: Sequence[str] = ()
+    suffixes: Collection[str] = ()
+    recipes: Collection[str] = ()
 
 
 def held_out(valid: int, test: int, many: str) -> tuple[str | None, str]:

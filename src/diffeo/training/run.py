@@ -1,11 +1,13 @@
 """The run directory: a model and all that is known of it, in files that anybody may open."""
 
 import json
+import math
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +26,17 @@ from diffeo.training.device import choose_device
 from diffeo.training.guard import Allowance
 from diffeo.training.weights import load_tensors, read_shapes, save_tensors
 
-__all__ = ["Run", "claim_folder", "create_run", "load_run", "provenance", "read_model", "save_metrics", "save_weights"]
+__all__ = [
+    "Run",
+    "claimed",
+    "create_run",
+    "load_run",
+    "plain",
+    "provenance",
+    "read_model",
+    "save_metrics",
+    "save_weights",
+]
 
 FORMAT = 1
 MODEL = "model.json"
@@ -84,15 +96,15 @@ def create_run(
     if not flow.recipe:
         raise ValueError("expected a flow made by a recipe, which a run directory can store; got one made by hand")
     folder = Path(path)
-    claim_folder(folder, force)
+    _claim(folder, force)
     remove_leftovers(folder)
     model = {
         "format": FORMAT,
         "diffeo": diffeo.__version__,
         "recipe": flow.recipe,
-        "schema": schema,
+        "schema": plain(schema),
         "metrics": {},
-        "provenance": provenance or {},
+        "provenance": plain(provenance or {}),
     }
     with atomic_write(folder / MODEL) as temporary:
         temporary.write_text(json.dumps(model, indent=2) + "\n")
@@ -103,7 +115,21 @@ def create_run(
     return folder
 
 
-def claim_folder(folder: Path, force: bool = False) -> None:
+@contextmanager
+def claimed(folder: Path, may_exist: bool) -> Iterator[None]:
+    """Prove that a run directory can be made here before any work; remove a new one again if the block fails."""
+    new = not folder.exists()
+    _claim(folder, may_exist)
+    try:
+        yield
+    except BaseException:
+        if new:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+        raise
+
+
+def _claim(folder: Path, force: bool = False) -> None:
     """Create the folder of a run if need be, and prove that a run may be written there.
 
     Raises:
@@ -118,6 +144,15 @@ def claim_folder(folder: Path, force: bool = False) -> None:
         raise UserError(f"{folder} holds a run: choose another folder, resume it (--resume) or replace it (--force)")
 
 
+def plain(data: Any) -> Any:
+    """Return the data with None for NaN and infinities, which JSON does not know."""
+    if isinstance(data, Mapping):
+        return {str(key): plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [plain(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def save_weights(path: StrPath, flow: nn.Module) -> str:
     """Write the flow's weights into its run directory, atomically, and return their SHA-256."""
     return save_tensors(Path(path) / WEIGHTS, flow.state_dict(), {"format": str(FORMAT)})
@@ -126,9 +161,9 @@ def save_weights(path: StrPath, flow: nn.Module) -> str:
 def save_metrics(path: StrPath, metrics: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
     """Add metrics (plain data) to those in the run directory, and the settings that led to them, atomically."""
     model = read_model(path)
-    model["metrics"] = {**model["metrics"], **metrics}
+    model["metrics"] = {**model["metrics"], **plain(metrics)}
     if settings is not None:
-        model["provenance"]["settings"] = dict(settings)
+        model["provenance"]["settings"] = plain(settings)
     with atomic_write(Path(path) / MODEL) as temporary:
         temporary.write_text(json.dumps(model, indent=2) + "\n")
 

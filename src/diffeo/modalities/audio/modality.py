@@ -1,6 +1,7 @@
 """Audio, as the commands know it."""
 
 from diffeo.modalities.audio.dataset import RECIPES_OF_AUDIO, AudioDataset, shows_audio
+from diffeo.modalities.audio.recordings import SOUNDS
 from diffeo.modalities.audio.run import AudioRun
 from diffeo.modalities.base import Modality
 
@@ -8,8 +9,10 @@ __all__ = ["MODALITY"]
 
 MODALITY = Modality(
     "audio",
-    recognizes=lambda source, model: model in RECIPES_OF_AUDIO or shows_audio(source),
+    recognizes=shows_audio,
     dataset=AudioDataset,
     run=AudioRun,
     options=("rate", "crop", "mels", "label_pattern"),
+    suffixes=SOUNDS,
+    recipes=RECIPES_OF_AUDIO,
 )

@@ -2,14 +2,16 @@
 
 from diffeo.modalities.base import Modality
 from diffeo.modalities.images.dataset import ImageDataset, shows_images
+from diffeo.modalities.images.decoding import PICTURES
 from diffeo.modalities.images.run import ImageRun
 
 __all__ = ["MODALITY"]
 
 MODALITY = Modality(
     "images",
-    recognizes=lambda source, model: shows_images(source),
+    recognizes=shows_images,
     dataset=ImageDataset,
     run=ImageRun,
     options=("size", "test"),
+    suffixes=PICTURES,
 )

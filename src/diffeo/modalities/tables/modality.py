@@ -1,15 +1,19 @@
 """Tables, as the commands know them."""
 
+from pathlib import Path
+
 from diffeo.modalities.base import Modality
 from diffeo.modalities.tables.dataset import TableDataset
 from diffeo.modalities.tables.run import TableRun
+from diffeo.modalities.tables.table import EXTENSIONS
 
 __all__ = ["MODALITY"]
 
 MODALITY = Modality(
     "table",
-    recognizes=lambda source, model: True,
+    recognizes=lambda source: True,
     dataset=TableDataset,
     run=TableRun,
     options=("drop", "missing", "test"),
+    suffixes={Path(f"x{extension}").suffix for extension in EXTENSIONS} - {".npy", ".npz"},
 )

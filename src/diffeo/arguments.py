@@ -1,0 +1,30 @@
+"""Objects that know the arguments that they were made from."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Self
+
+__all__ = ["KnowsArguments"]
+
+
+class KnowsArguments:
+    """A base class whose instances remember how they were made, so that a structure can be written down as data."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Make an instance, and note the arguments; ``__init__`` will see to them."""
+        self = super().__new__(cls)
+        object.__setattr__(self, "_made_from", (args, kwargs))  # an nn.Module takes nothing before its own __init__
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by which ``type(self)(**arguments)`` has the same structure."""
+        args, kwargs = self._made_from  # type: ignore[attr-defined]
+        bound = inspect.signature(type(self)).bind(*args, **kwargs)
+        plain: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            kind = bound.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                raise TypeError(f"expected arguments that have names, got {type(self).__name__}(*{name})")
+            plain |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+        return plain

@@ -1,0 +1,120 @@
+"""A flow's structure as plain data: which parts it is made of, and with which arguments. No code is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffeo import bases, nets, transforms
+from diffeo.arguments import KnowsArguments
+from diffeo.bases import Base
+from diffeo.flow import Flow
+from diffeo.transforms.univariate import Univariate
+
+__all__ = ["described", "rebuilt"]
+
+LARGEST = 100_000  # numbers in a tensor among the arguments: a mask or an order, not weights
+
+# PyTorch's own modules that a conditioner may be made of, and their arguments.
+_TORCH: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
+    nn.Linear: lambda m: {"in_features": m.in_features, "out_features": m.out_features, "bias": m.bias is not None},
+    nn.LeakyReLU: lambda m: {"negative_slope": m.negative_slope},
+    nn.Dropout: lambda m: {"p": m.p},
+    nn.LayerNorm: lambda m: {"normalized_shape": list(m.normalized_shape), "eps": m.eps},
+    **dict.fromkeys((nn.ReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity), lambda m: {}),
+}
+
+
+@cache
+def _parts() -> dict[str, type]:
+    """What a flow can be made of, by name."""
+    own = {
+        name: value
+        for module in (bases, transforms, nets)
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, KnowsArguments)
+    }
+    return {**own, **{f"torch.{kind.__name__}": kind for kind in (*_TORCH, nn.Sequential)}}
+
+
+def described(flow: Flow) -> dict[str, Any]:
+    """Return the structure of a flow as plain data, from which ``rebuilt`` makes another one, freshly initialised.
+
+    Raises:
+        ValueError: naming the part that is not diffeo's, or was changed after it was made.
+    """
+    structure = {
+        "base": _describe(flow.base, "base"),
+        "transform": _describe(flow.transform, "transform"),
+        "event_shape": list(flow.event_shape),
+        "context_shape": list(flow.context_shape),
+        "context_transform": _describe(flow.context_transform, "context_transform"),
+    }
+    again = {name: tensor.shape for name, tensor in rebuilt(structure).state_dict().items()}
+    for name, tensor in flow.state_dict().items():
+        if again.pop(name, None) != tensor.shape:
+            raise ValueError(f"expected a flow whose parts are as they were made, got another {name}")
+    if again:
+        raise ValueError(f"expected a flow whose parts are as they were made, got none of {min(again)}")
+    return structure
+
+
+def rebuilt(structure: Mapping[str, Any]) -> Flow:
+    """Make a flow of the structure that ``described`` returned.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        base, transform, context = (_rebuild(structure[name]) for name in ("base", "transform", "context_transform"))
+        return Flow(base, transform, structure["event_shape"], structure["context_shape"], context)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"expected the structure of a flow, got a damaged one: {error}") from error
+
+
+def _describe(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_describe(each, f"{where}[{index}]") for index, each in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {"dict": {str(name): _describe(each, f"{where}[{name!r}]") for name, each in value.items()}}
+    if isinstance(value, Tensor):
+        if value.numel() > LARGEST:
+            raise ValueError(f"expected a tensor of at most {LARGEST:,} numbers as {where}, got {value.numel():,}")
+        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, KnowsArguments) and _parts().get(type(value).__name__) is type(value):
+        name, arguments = type(value).__name__, value.arguments()
+    elif type(value) is nn.Sequential:
+        name, arguments = "torch.Sequential", {"parts": [*value]}
+    elif type(value) in _TORCH:
+        name, arguments = f"torch.{type(value).__name__}", _TORCH[type(value)](value)
+    else:
+        raise ValueError(
+            f"expected parts of diffeo, or torch.nn's own layers, got {type(value).__name__} as {where}: a flow with "
+            "it cannot be stored; keep its state_dict instead"
+        )
+    return {"part": name, "arguments": {key: _describe(each, f"{where}.{key}") for key, each in arguments.items()}}
+
+
+def _rebuild(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rebuild(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
+    if "dict" in value:
+        return {name: _rebuild(each) for name, each in value["dict"].items()}
+    part = _parts()[value["part"]]
+    arguments = {name: _rebuild(each) for name, each in value["arguments"].items()}
+    if part is nn.Sequential:
+        return nn.Sequential(*arguments["parts"])
+    found = part(**arguments)
+    if not isinstance(found, nn.Module | Base | Univariate):
+        raise TypeError(f"expected a part of a flow, got {value['part']}")
+    return found
