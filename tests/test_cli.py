@@ -16,7 +16,7 @@ import torch
 import diffeo
 from diffeo import commands
 from diffeo.cli import main
-from diffeo.data import Schema, open_table
+from diffeo.data import infer_schema, open_table
 from diffeo.modalities.tables.defaults import preprocessing
 
 TINY = ["--hidden", "16", "--transforms", "2", "--no-figures"]
@@ -235,7 +235,7 @@ def test_only_stretched_columns_are_made_normal_first():
         (np.exp(3 * g.normal(size=n)), ["standardize", "gaussianize"]),
     ):
         x = np.stack([*ordinary, tail], 1)
-        assert preprocessing(Schema.infer(open_table(x)), torch.from_numpy(x)) == expected
+        assert preprocessing(infer_schema(open_table(x)), torch.from_numpy(x)) == expected
 
 
 def test_model_and_its_arguments(made, tmp_path, capsys):

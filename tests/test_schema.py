@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from diffeo.data import EXTENSIONS, Schema, TableWriter, load, open_table
+from diffeo.data import EXTENSIONS, Schema, TableWriter, infer_schema, load, open_table
 from diffeo.errors import UserError
 from diffeo.modalities.tables.infer import find_grid
 
@@ -21,7 +21,7 @@ def frame(**columns):
 
 
 def inferred(**columns):
-    return Schema.infer(open_table(frame(**columns)))
+    return infer_schema(open_table(frame(**columns)))
 
 
 def kind_of(column, source=None):
@@ -50,7 +50,7 @@ def mixed(generator):
 
 
 def test_every_kind_is_recognised(mixed):
-    schema = Schema.infer(open_table(mixed), context=["given"])
+    schema = infer_schema(open_table(mixed), context=["given"])
     kinds = {c.name: c.kind for c in schema.columns}
     assert kinds == {
         "real": "continuous",
@@ -76,7 +76,7 @@ def test_every_kind_is_recognised(mixed):
 
 
 def test_the_way_there_and_back(mixed, tmp_path):
-    schema = Schema.infer(open_table(mixed), context=["given"])
+    schema = infer_schema(open_table(mixed), context=["given"])
     values = next(open_table(mixed).batches())
     x, context, impossible, reasons = schema.encode(values)
     assert x.shape == (2000, 6)
@@ -209,11 +209,11 @@ def test_what_stays_continuous(generator):
     levels = real[:3].repeat(100)
     assert kind_of(levels).kind == "levels"
     table = open_table(frame(x=levels, y=generator.standard_normal(300)))
-    assert Schema.infer(table, continuous=["x"]).columns[0].kind == "continuous"
+    assert infer_schema(table, continuous=["x"]).columns[0].kind == "continuous"
 
 
 def test_the_result_does_not_depend_on_the_batches(mixed):
-    schemas = {Schema.infer(open_table(mixed), rows=rows) for rows in (7, 640, 10_000)}
+    schemas = {infer_schema(open_table(mixed), rows=rows) for rows in (7, 640, 10_000)}
     assert len(schemas) == 1
 
 
@@ -225,7 +225,7 @@ def test_impossible_rows(generator):
         code=generator.choice([0.1, 0.25, 7.0], n),
         fine=generator.integers(0, 90, n) / 10,
     )
-    schema = Schema.infer(open_table(table))
+    schema = infer_schema(open_table(table))
     good = [3.0, 2, 0.25, 4.4]
     rows = np.array(
         [good, [3.1, 2, 0.25, 4.4], [3, 2.5, 0.25, 4.4], [3, 2, 0.3, 4.4], [3, 99, 0.25, 4.444], [4, 2, 9, 1]]
@@ -247,7 +247,7 @@ def test_missing_values_that_are_kept(generator):
         code=generator.choice([0.1, 0.25, 7.0], n),
         given=generator.standard_normal(n),
     )
-    schema = Schema.infer(open_table(table, missing="keep"), context=["given"])
+    schema = infer_schema(open_table(table, missing="keep"), context=["given"])
     rows = np.tile([1, 0.5, 7.0, 2], (6, 1))
     rows[np.arange(1, 5), np.arange(4)] = [np.nan, np.inf, np.nan, -np.inf]
     rows[5, :2] = 2, np.nan
@@ -256,8 +256,8 @@ def test_missing_values_that_are_kept(generator):
     assert not encoded.impossible.any()
     table["real"][7] = np.nan
     with pytest.raises(UserError, match="1 missing"):
-        Schema.infer(open_table(table, missing="keep"))
-    schema = Schema.infer(open_table(table, missing="drop"))
+        infer_schema(open_table(table, missing="keep"))
+    schema = infer_schema(open_table(table, missing="drop"))
     assert schema.rows == n - 1
     assert len(load(open_table(table, missing="drop"), schema)[0]) == n - 1
 
@@ -282,7 +282,7 @@ def test_context(generator):
         year=generator.integers(0, 3, n) + 2.0e6,
         same=np.ones(n),
     )
-    schema = Schema.infer(open_table(table), context=["year", "same", "k"])
+    schema = infer_schema(open_table(table), context=["year", "same", "k"])
     assert (schema.features, schema.context_size) == (1, 2)
     assert any("'same'" in note and "ignored" in note for note in schema.notes())
     values = np.concatenate(list(open_table(table).batches()))
@@ -299,13 +299,13 @@ def test_context(generator):
         schema.open_context(frame(k=[1], year=[2e6]))
     with pytest.raises(ValueError, match="expected context values"):
         schema.decode(np.zeros((1, 1)))
-    only = Schema.infer(open_table(table), context=["same"])
+    only = infer_schema(open_table(table), context=["same"])
     assert only.encode(values).context is None
     assert only.context_size == 0
 
 
 def test_scoring_matches_columns(mixed, tmp_path):
-    schema = Schema.infer(open_table(mixed), drop=["when", "code"])
+    schema = infer_schema(open_table(mixed), drop=["when", "code"])
     assert "when" not in schema.names
     assert schema.all_names == mixed.dtype.names
     reordered = mixed[["given", "half", "fixed", "flag", "count", "real"]]
@@ -333,13 +333,13 @@ def test_what_cannot_be_modelled(generator):
     ]
     for arguments, message in cases:
         with pytest.raises(UserError, match=message):
-            Schema.infer(table, **arguments)
+            infer_schema(table, **arguments)
     with pytest.raises(UserError, match="has 1 row, expected at least 2"):
-        Schema.infer(open_table(np.ones((1, 2))))
+        infer_schema(open_table(np.ones((1, 2))))
 
 
 def test_load(mixed, tmp_path):
-    schema = Schema.infer(open_table(mixed), context=["given"])
+    schema = infer_schema(open_table(mixed), context=["given"])
     table = open_table(mixed)
     x, context = load(table, schema)
     assert x.shape == (2000, 6)
@@ -350,13 +350,13 @@ def test_load(mixed, tmp_path):
 
 
 def test_json(mixed):
-    schema = Schema.infer(open_table(mixed), context=["given"], drop=["when"])
+    schema = infer_schema(open_table(mixed), context=["given"], drop=["when"])
     text = json.dumps(schema.to_json(), allow_nan=False)
     assert Schema.from_json(json.loads(text)) == schema
 
 
 def test_hostile_json(mixed):
-    good = json.loads(json.dumps(Schema.infer(open_table(mixed), context=["given"]).to_json()))
+    good = json.loads(json.dumps(infer_schema(open_table(mixed), context=["given"]).to_json()))
 
     def changed(path, value):
         data = copy.deepcopy(good)
@@ -433,7 +433,7 @@ def test_inferring_many_rows_takes_little_memory():
     x = np.random.default_rng(0).standard_normal((200_000, 5)).astype(np.float32)
     tracemalloc.start()
     try:
-        schema = Schema.infer(open_table(x), rows=8192)
+        schema = infer_schema(open_table(x), rows=8192)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -11,13 +11,13 @@ ROOT = Path(diffeo.__file__).parent
 
 # Lower may never import higher. What a line names is a module or a package of diffeo.
 ORDER = [
-    ["errors", "atomic"],
+    ["errors", "atomic", "arguments"],
     ["ops", "spectral"],
     ["nets", "transforms.univariate"],
     ["transforms"],
     ["bases"],
     ["flow"],
-    ["objectives", "recipes", "inpainting"],
+    ["objectives", "recipes", "inpainting", "structure"],
     ["training"],
     ["race", "report"],
     ["modalities", "data"],
@@ -61,6 +61,30 @@ def test_imports_go_one_way():
             continue
         for other in imports(path):
             assert rank(other) <= rank(module), f"{module} imports {other}"
+
+
+def modules():
+    """Every module and what it imports, by dotted names below ``diffeo``; within functions, too."""
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items() if name != "__init__"}
+    graph = {}
+    for name, path in paths.items():
+        graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "diffeo":
+                base = node.module.removeprefix("diffeo").removeprefix(".")
+                full = [f"{base}.{alias.name}".strip(".") for alias in node.names]
+                graph[name] |= {each if each in paths else base for each in full} & set(paths) - {name}
+    return graph
+
+
+def test_no_imports_in_circles():
+    """Not within a folder either: take away what imports nothing that is left, until nothing is left."""
+    graph = modules()
+    while graph:
+        leaves = {name for name, others in graph.items() if not others & set(graph)}
+        assert leaves, f"these import each other in circles: {sorted(graph)}"
+        graph = {name: others for name, others in graph.items() if name not in leaves}
 
 
 def test_importing_the_package_does_not_import_torch():

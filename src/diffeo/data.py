@@ -7,6 +7,7 @@ from diffeo.modalities.images.decoding import PICTURES, is_picture
 from diffeo.modalities.images.gallery import save_grid, save_npz, save_pngs
 from diffeo.modalities.images.images import IMAGE_SETS, Images, open_images
 from diffeo.modalities.storage import allocate
+from diffeo.modalities.tables.infer import infer_schema
 from diffeo.modalities.tables.schema import Column, Encoded, Grid, Schema, load
 from diffeo.modalities.tables.table import EXTENSIONS, Table, open_table
 from diffeo.modalities.tables.write import TableWriter
@@ -29,6 +30,7 @@ __all__ = [
     "Table",
     "TableWriter",
     "allocate",
+    "infer_schema",
     "is_picture",
     "is_sound",
     "load",

@@ -12,8 +12,8 @@ from diffeo.flow import Flow
 from diffeo.modalities.base import Dataset
 from diffeo.modalities.tables.defaults import default_model, preprocessing
 from diffeo.modalities.tables.figures import plot_figures
+from diffeo.modalities.tables.infer import infer_schema
 from diffeo.modalities.tables.rows import Split, TableStream, split_table
-from diffeo.modalities.tables.schema import Schema
 from diffeo.modalities.tables.table import open_table
 
 __all__ = ["TableDataset"]
@@ -32,7 +32,7 @@ class TableDataset(Dataset):
         self.table = open_table(source, missing=settings.get("missing", "error"))
         self.name = self.table.name
         # Infer the schema, and hold out rows for validation and, where asked, for a test.
-        self.schema = Schema.infer(self.table, self.settings.get("context", ()), self.settings.get("drop", ()))
+        self.schema = infer_schema(self.table, self.settings.get("context", ()), self.settings.get("drop", ()))
         self.split = split_table(self.table, self.schema, self.batch_size, self.seed, self.settings.get("test", 0.0))
         self.x, self.context = self.split.x, self.split.context
         self.valid_x, self.valid_context = self.split.valid_x, self.split.valid_context

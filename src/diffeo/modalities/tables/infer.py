@@ -30,7 +30,7 @@ import numpy as np
 
 from diffeo.errors import UserError
 from diffeo.modalities.tables.schema import Column, Schema, decimals
-from diffeo.modalities.tables.table import Table, open_table
+from diffeo.modalities.tables.table import ROWS, Table, open_table
 
 __all__ = ["find_grid", "infer_schema"]
 
@@ -90,9 +90,24 @@ class _Sample:
 
 
 def infer_schema(
-    table: Table, context: Sequence[str], drop: Sequence[str], continuous: Sequence[str], rows: int
+    table: Table,
+    context: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    continuous: Sequence[str] = (),
+    rows: int = ROWS,
 ) -> Schema:
-    """Return the schema of a table; see ``Schema.infer``."""
+    """Read the whole table once and decide what every column is.
+
+    Args:
+        table: what ``open_table`` returns.
+        context: columns that the density shall be conditional on.
+        drop: columns to leave out.
+        continuous: columns that are continuous whatever they look like.
+        rows: rows read at a time; the result does not depend on it.
+
+    Raises:
+        UserError: for bad input, unknown column names, fewer than two rows, or nothing left to model.
+    """
     for name in (*context, *drop, *continuous):
         if name not in table.names:
             table.select([name])  # raises the error that lists the columns there are

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffeo.errors import UserError
-from diffeo.modalities.tables.table import ROWS, Table, open_table
+from diffeo.modalities.tables.table import Table, open_table
 
 __all__ = ["Column", "Encoded", "Grid", "Schema", "decimals", "load"]
 
@@ -136,32 +136,6 @@ class Schema:
     context: tuple[str, ...] = ()
     all_names: tuple[str, ...] = ()
     rows: int = 0
-
-    @staticmethod
-    def infer(
-        table: Table,
-        context: Sequence[str] = (),
-        drop: Sequence[str] = (),
-        continuous: Sequence[str] = (),
-        rows: int = ROWS,
-    ) -> "Schema":
-        """Read the whole table once and decide what every column is.
-
-        See ``diffeo.modalities.tables.infer`` for the rules.
-
-        Args:
-            table: what ``open_table`` returns.
-            context: columns that the density shall be conditional on.
-            drop: columns to leave out.
-            continuous: columns that are continuous whatever they look like.
-            rows: rows read at a time; the result does not depend on it.
-
-        Raises:
-            UserError: for bad input, unknown column names, fewer than two rows, or nothing left to model.
-        """
-        from diffeo.modalities.tables.infer import infer_schema
-
-        return infer_schema(table, context, drop, continuous, rows)
 
     @property
     def names(self) -> tuple[str, ...]:
