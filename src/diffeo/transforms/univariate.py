@@ -2,13 +2,16 @@
 
 Every map takes its parameters in one tensor ``params`` of shape ``(size, *z.shape)`` (or broadcastable to it): the
 parameter index leads, so that each parameter is a contiguous slice. With all parameters zero every map is the identity.
+
+Maps in ``UNIVARIATES`` have a name, by which recipes, the command line and stored runs know them.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from diffeo.ops import MapSpec
 from diffeo.ops.reference.network import soft_bound
 
 __all__ = [
+    "UNIVARIATES",
     "Affine",
     "Composed",
     "MixtureOfLogistics",
@@ -27,6 +31,9 @@ __all__ = [
     "Scale",
     "Shift",
     "Univariate",
+    "UnivariateLike",
+    "as_univariate",
+    "describe",
     "soft_bound",
 ]
 
@@ -35,9 +42,16 @@ _ROUNDS = 100  # of a root search: Newton's takes fewer than ten, halving a brac
 
 
 class Univariate(ABC):
-    """A monotone map x = f(z; params) of each element on its own; ``size`` is the number of parameters per element."""
+    """A monotone map x = f(z; params) of each element on its own; ``size`` is the number of parameters per element.
+
+    A map keeps the arguments of its constructor under their names, so that it can be written down (``describe``).
+    """
 
     size: int
+
+    def __repr__(self) -> str:
+        kept = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if hasattr(self, name)}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in kept.items())})"
 
     def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Generate: x and log|dx/dz|, both of z's shape."""
@@ -169,6 +183,7 @@ class RationalQuadraticSpline(Univariate):
         self.bins = bins
         self.bound = bound
         self.min_bin = min_bin
+        self.max_bend = max_bend
         self.max_log_bend = math.log(max_bend)
         self.size = 3 * bins - 1
 
@@ -332,6 +347,71 @@ def _in_turn(value: Tensor, steps: Sequence[tuple[Callable[[Tensor, Tensor], tup
         value, log_derivative = step(value, params)
         total = total + log_derivative
     return value, total
+
+
+UNIVARIATES: dict[str, Callable[..., Univariate]] = {
+    "shift": Shift,
+    "scale": Scale,
+    "affine": Affine,
+    "spline": RationalQuadraticSpline,
+    # not the mixture of logistics: its components must start apart, which the recipe ``wavenet`` sees to
+}
+
+UnivariateLike = Univariate | str | Mapping[str, Any] | Sequence[Any]  # see ``as_univariate``
+
+
+def as_univariate(value: UnivariateLike | type[Univariate]) -> Univariate:
+    """Make the map that a name or a description stands for; a map stays what it is.
+
+    Args:
+        value: a map or its class; a name in ``UNIVARIATES``; a name with arguments, ``{"name": "spline", "bins": 16}``;
+            or a sequence of these, applied one after another in the order of generation (``Composed``).
+
+    Raises:
+        ValueError: for an unknown name or argument.
+        TypeError: for anything else.
+    """
+    if isinstance(value, Univariate):
+        return value
+    if isinstance(value, type) and issubclass(value, Univariate):
+        return value()
+    if isinstance(value, list | tuple) and not any(isinstance(part, list | tuple) for part in value):
+        return Composed(*map(as_univariate, value))
+    arguments = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
+    name = arguments.pop("name", None)
+    if not isinstance(name, str):
+        raise TypeError(
+            f"expected a univariate map, a name such as 'affine', or {{'name': 'spline', 'bins': 16}}, got {value!r}"
+        )
+    if name not in UNIVARIATES:
+        raise ValueError(f"expected a univariate map among {', '.join(UNIVARIATES)}, got {name!r}")
+    try:
+        inspect.signature(UNIVARIATES[name]).bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"univariate map {name!r}: {error}") from None
+    return UNIVARIATES[name](**arguments)
+
+
+def describe(univariate: Univariate) -> dict[str, Any] | list[Any] | None:
+    """Write a map down as plain data, which ``as_univariate`` makes it from; None for a map that has no name.
+
+    Raises:
+        ValueError: for a map that does not keep its arguments under their names.
+    """
+    if type(univariate) is Composed:
+        parts = [describe(each) for each in univariate.maps]
+        if None in parts:
+            return None
+        return [step for part in parts for step in (part if isinstance(part, list) else [part])]
+    kind = type(univariate)
+    name = next((name for name, named in UNIVARIATES.items() if named is kind), None)
+    if name is None:
+        return None
+    arguments = list(inspect.signature(kind).parameters)
+    for each in arguments:
+        if not hasattr(univariate, each):
+            raise ValueError(f"expected {kind.__name__} to keep its argument {each!r} as an attribute of that name")
+    return {"name": name, **{each: getattr(univariate, each) for each in arguments}}
 
 
 def rational_quadratic(
