@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffeo.transforms.base import sum_event
+from diffeo.transforms.base import as_shape, sum_event
 
 __all__ = ["Base", "GaussianMixture", "StandardLogistic", "StandardNormal", "Uniform"]
 
@@ -23,10 +23,7 @@ class Base(nn.Module, ABC):
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()
-        shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
-        if any(size < 1 for size in shape):
-            raise ValueError(f"expected positive event sizes, got {shape}")
-        self.event_shape = torch.Size(shape)
+        self.event_shape = as_shape(event_shape)
         # Samples need a dtype and a device even where the base has no parameters.
         self.register_buffer("device_marker", torch.zeros(()), persistent=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch.distributions import Distribution, constraints
 
 from diffeo import ops
 from diffeo.bases import Base
-from diffeo.transforms.base import Transform
+from diffeo.transforms.base import Chain, Transform, as_shape, expect_transform
 
 __all__ = ["Flow", "FlowDistribution", "bits_per_dim"]
 
@@ -49,10 +49,13 @@ class Flow(nn.Module):
 
     Args:
         base: the distribution of the noise.
-        transform: the bijection from noise to data, preprocessing included.
+        transform: the bijection from noise to data, preprocessing included; or several, in the order of generation.
         event_shape: the shape of one example of data; by default that of the base.
         context_shape: the shape of one context, ``()`` for none.
         context_transform: a transform whose inverse normalizes the context before it is used.
+
+    Raises:
+        TypeError: for a base or a transform that is none.
 
     Attributes:
         recipe: the name and arguments that ``diffeo.recipes.build`` makes this flow from, where a recipe made it.
@@ -61,16 +64,20 @@ class Flow(nn.Module):
     def __init__(
         self,
         base: Base,
-        transform: Transform,
-        event_shape: Sequence[int] | None = None,
-        context_shape: Sequence[int] = (),
+        transform: Transform | Iterable[Transform],
+        event_shape: int | Sequence[int] | None = None,
+        context_shape: int | Sequence[int] = (),
         context_transform: Transform | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(base, Base):
+            raise TypeError(f"expected a base such as StandardNormal(2), got {type(base).__name__}")
+        if isinstance(transform, Iterable) and not isinstance(transform, Transform):
+            transform = Chain(transform)
         self.base = base
-        self.transform = transform
-        self.event_shape = base.event_shape if event_shape is None else torch.Size(event_shape)
-        self.context_shape = torch.Size(context_shape)
+        self.transform = expect_transform(transform)
+        self.event_shape = base.event_shape if event_shape is None else as_shape(event_shape)
+        self.context_shape = as_shape(context_shape)
         self.context_transform = context_transform
         self.recipe: dict[str, Any] | None = None
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffeo import ops
-from diffeo.nets.activations import get_activation, overwriting, rate_for_width, soften
+from diffeo.nets.activations import as_widths, get_activation, overwriting, rate_for_width, soften
 from diffeo.nets.precision import autocast
 
 __all__ = ["ResNet"]
@@ -49,8 +49,9 @@ class ResNet(nn.Module):
         kernels: Sequence[int] = (3, 1),
     ) -> None:
         super().__init__()
+        hidden = as_widths(hidden)
         if not hidden or min(inputs, outputs, *hidden) < 1:
-            raise ValueError(f"expected positive sizes, got {inputs} inputs, {outputs} outputs, hidden={tuple(hidden)}")
+            raise ValueError(f"expected positive sizes, got {inputs} inputs, {outputs} outputs, hidden={hidden}")
         if not kernels or any(size < 1 or size % 2 == 0 for size in kernels):
             raise ValueError(f"expected odd kernel sizes, got {tuple(kernels)}")
         self.activation = get_activation(activation)
@@ -61,6 +62,11 @@ class ResNet(nn.Module):
         self.last = _Convolution(hidden[-1], outputs, 3)
         nn.init.zeros_(self.last.normalized.gain)
         nn.init.zeros_(self.last.bias)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """How many channels go in and come out."""
+        return self.first.in_channels, self.last.out_channels
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map x ``(*batch, inputs, H, W)`` and the context ``(*batch, context)`` to ``(*batch, outputs, H, W)``."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffeo import ops
-from diffeo.nets.activations import get_activation, rate_for_width, soften
+from diffeo.nets.activations import as_widths, get_activation, rate_for_width, soften
 from diffeo.nets.precision import autocast
 
 __all__ = ["UNet"]
@@ -38,8 +38,9 @@ class UNet(nn.Module):
         self, channels: int, hidden: Sequence[int] = (32, 64), embedding: int = 0, activation: str = "silu"
     ) -> None:
         super().__init__()
+        hidden = as_widths(hidden)
         if not hidden or min(channels, *hidden) < 1:
-            raise ValueError(f"expected positive sizes, got {channels} channels, hidden={tuple(hidden)}")
+            raise ValueError(f"expected positive sizes, got {channels} channels, hidden={hidden}")
         self.activation = get_activation(activation)
         self.lr_scale = rate_for_width(hidden)
         wide = 2 * hidden[-1]

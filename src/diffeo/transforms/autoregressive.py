@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from diffeo import ops
 from diffeo.transforms.base import Transform
-from diffeo.transforms.univariate import Univariate
+from diffeo.transforms.univariate import Univariate, UnivariateLike, as_univariate
 
 __all__ = ["Autoregressive", "AutoregressiveNet"]
 
@@ -51,19 +51,26 @@ class Autoregressive(Transform):
     sequential one is exact, by implicit differentiation, with one transposed solve.
 
     Args:
-        univariate: the map of each element.
-        net: an autoregressive conditioner such as ``MADE``, with ``size = univariate.size``.
+        univariate: the map of each element, or its name (``as_univariate``).
+        net: a conditioner such as ``MADE``, with ``size = univariate.size``; see ``AutoregressiveNet``.
         dropout: in training mode, the fraction of elements that the network does not see (Srivastava et al. 2014) when
             it normalizes. Elements themselves are always mapped, so a log-likelihood remains that of a density.
+
+    Raises:
+        ValueError: for a network of another size, or a dropout that is no fraction.
+        TypeError: for a network that is not autoregressive.
     """
 
-    def __init__(self, univariate: Univariate, net: nn.Module, dropout: float = 0.0) -> None:
+    def __init__(self, univariate: UnivariateLike, net: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
             raise ValueError(f"expected dropout in [0, 1), got {dropout}")
-        if getattr(net, "size", univariate.size) != univariate.size:
-            raise ValueError(f"expected a network of {univariate.size} parameters per element, got {net.size}")
-        self.univariate = univariate
+        self.univariate = as_univariate(univariate)
+        if not hasattr(net, "invert"):
+            raise TypeError(f"expected an autoregressive network such as MADE or WaveNet, got {type(net).__name__}")
+        size = self.univariate.size
+        if getattr(net, "size", size) != size:
+            raise ValueError(f"expected a network of {size} parameters per element, got {net.size}")
         self.net: Any = net
         self.dropout = dropout
 

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Chain", "DataDependent", "Inverse", "Transform", "sum_event"]
+__all__ = ["Chain", "DataDependent", "Inverse", "Transform", "as_shape", "expect_transform", "sum_event"]
 
 _OPPOSITE = {"both": "both", "forward": "inverse", "inverse": "forward", "neither": "neither"}
+
+
+def as_shape(shape: int | Sequence[int]) -> torch.Size:
+    """The shape of one example: ``(n,)`` for a number n of elements.
+
+    Raises:
+        TypeError: for anything but whole numbers.
+        ValueError: for sizes below 1.
+    """
+    try:
+        sizes = (operator.index(shape),) if isinstance(shape, SupportsIndex) else tuple(map(operator.index, shape))
+    except TypeError:
+        raise TypeError(f"expected a shape such as 2 or (3, 8, 8), got {shape!r}") from None
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"expected positive event sizes, got {sizes}")
+    return torch.Size(sizes)
 
 
 def sum_event(value: Tensor, event_dim: int) -> Tensor:
@@ -76,17 +93,35 @@ class Transform(nn.Module, ABC):
         return value.shape[: value.dim() - self.event_dim]
 
 
+def expect_transform(value: Any) -> Transform:
+    """Return a transform, or raise TypeError for what is none."""
+    if not isinstance(value, Transform):
+        kind = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"expected a Transform such as Coupling or Chain, got {kind}")
+    return value
+
+
 class Chain(Transform):
     """The composition x = (f_K o ... o f_1)(z), given in the order of generation.
 
-    log|det df/dz| = sum_k log|det df_k/dz_{k-1}|.
+    log|det df/dz| = sum_k log|det df_k/dz_{k-1}|, each summed over the event of the part with the most dimensions.
+
+    Args:
+        transforms: the parts f_1 ... f_K.
+
+    Raises:
+        ValueError: for none.
+        TypeError: for a part that is no transform.
     """
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
         super().__init__()
-        self.transforms: Any = nn.ModuleList(transforms)
-        if not len(self.transforms):
+        parts = list(transforms)
+        if not parts:
             raise ValueError("expected at least one transform, got none")
+        for part in parts:
+            expect_transform(part)
+        self.transforms: Any = nn.ModuleList(parts)
         self.event_dim = max(transform.event_dim for transform in self)
 
     def __iter__(self) -> Iterator[Any]:
@@ -145,7 +180,7 @@ class Inverse(Transform):
 
     def __init__(self, transform: Transform) -> None:
         super().__init__()
-        self.transform = transform
+        self.transform = expect_transform(transform)
         self.event_dim = transform.event_dim
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.transforms.base import Chain, Transform, sum_event
+from diffeo.transforms.base import Chain, Transform, expect_transform, sum_event
 
 __all__ = ["Flattened", "Part", "Squeezed", "latent_scales", "squeeze", "unsqueeze"]
 
@@ -53,7 +53,7 @@ class _OnView(Transform):
 
     def __init__(self, transform: Transform, event_dim: int, view_dim: int) -> None:
         super().__init__()
-        if transform.event_dim > view_dim:
+        if expect_transform(transform).event_dim > view_dim:
             raise ValueError(f"expected a transform of events of rank up to {view_dim}, got {transform.event_dim}")
         self.transform = transform
         self.event_dim = event_dim
