@@ -71,7 +71,8 @@ class UNet(nn.Module):
                 if h.shape[-2:] != kept.shape[-2:]:
                     h = F.interpolate(h, size=kept.shape[-2:], mode="nearest")
                 h = block(torch.cat([h, kept], 1), given)
-            return self.last(h).to(x.dtype)
+            out: Tensor = self.last(h)
+            return out.to(x.dtype)
 
 
 class _Block(nn.Module):
@@ -90,7 +91,8 @@ class _Block(nn.Module):
         scale, shift = self.embedding(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.convolutions[0](self.activation(self.norms[0](x)))
         h = torch.addcmul(shift, self.norms[1](h), 1 + scale)
-        return self.skip(x) + self.convolutions[1](self.activation(h))
+        out: Tensor = self.skip(x) + self.convolutions[1](self.activation(h))
+        return out
 
 
 class _Attention(nn.Module):
@@ -106,7 +108,8 @@ class _Attention(nn.Module):
         """Map ``(rows, channels, H, W)`` to the same shape."""
         query, key, value = self.inputs(self.norm(x)).flatten(2).chunk(3, dim=1)  # each (rows, channels, H W)
         weights = torch.softmax(query.mT @ key / math.sqrt(x.shape[1]), -1)  # (rows, H W, H W)
-        return x + self.outputs((value @ weights.mT).reshape(x.shape))
+        attended: Tensor = self.outputs((value @ weights.mT).reshape(x.shape))
+        return x + attended
 
 
 def _norm(channels: int) -> nn.GroupNorm:

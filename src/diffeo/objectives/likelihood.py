@@ -12,4 +12,6 @@ class MaximumLikelihood(Objective):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return -log p of each row of x, shape (N,)."""
-        return -self.flow.log_prob(x, context, nan="propagate")  # a bad row costs a step, it does not end the training
+        # A bad row costs a step, it does not end the training.
+        log_prob: Tensor = self.flow.log_prob(x, context, nan="propagate")
+        return -log_prob

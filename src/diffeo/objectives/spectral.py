@@ -50,4 +50,5 @@ class PowerLoss(nn.Module):
         frames = max(1, self.segment // (size // 4))
         found = magnitudes(x, size, size // 4)
         divided = F.pad(found, (0, -found.shape[-1] % frames)).unflatten(-1, (-1, frames))
-        return torch.linalg.vector_norm(divided, dim=-1) / frames**0.5
+        power: Tensor = torch.linalg.vector_norm(divided, dim=-1) / frames**0.5
+        return power

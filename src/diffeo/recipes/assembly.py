@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
@@ -65,8 +65,7 @@ class _ByShape:
 
 def by_shape(vectors: T, *, images: T) -> T:
     """The default of a recipe's argument that is one for vectors and another for images."""
-    default: Any = _ByShape(vectors, images)  # ``recipe`` puts one of them in its place
-    return default
+    return cast(T, _ByShape(vectors, images))  # ``recipe`` puts one of them in its place
 
 
 def recipe(**presets: Mapping[str, Any]) -> Callable[[Callable[P, Flow]], Callable[P, Flow]]:

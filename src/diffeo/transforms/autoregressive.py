@@ -136,7 +136,8 @@ class Autoregressive(Transform):
         return rows.mT.contiguous(), given
 
     def _normalize(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self.net.mapped(self.univariate, x, x, context)
+        mapped: tuple[Tensor, Tensor] = self.net.mapped(self.univariate, x, x, context)
+        return mapped
 
     def _unrolled(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Generate by one parallel pass per element, ``(n, rows)``: plain operations, which anything can trace."""
@@ -149,7 +150,8 @@ class Autoregressive(Transform):
         """Give a solution x of z = f^-1(x) its gradients: dx = J^-1 (dz - d_theta f^-1(x)), with J = df^-1/dx."""
         columns = x.mT.contiguous()
         residual = z.mT - self._normalize(columns, context)[0]
-        attached = _Implicit.apply(residual, columns, context, self)
+        function: Any = _Implicit
+        attached: Tensor = function.apply(residual, columns, context, self)
         return attached.mT, -self._normalize(attached, context)[1]
 
     def _solve_transposed(self, x: Tensor, context: Tensor | None, grad: Tensor) -> Tensor:
@@ -159,7 +161,8 @@ class Autoregressive(Transform):
             params = self.net(x, context).detach().requires_grad_()
             z, log_det = self.univariate.inverse_and_log_det(x, params)
             (by_params,) = torch.autograd.grad(z.sum(), params)
-        return self.net.solve_transposed(x, context, by_params, log_det.detach().exp(), grad)
+        solution: Tensor = self.net.solve_transposed(x, context, by_params, log_det.detach().exp(), grad)
+        return solution
 
 
 class _Implicit(torch.autograd.Function):

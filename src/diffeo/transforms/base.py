@@ -79,7 +79,8 @@ class Transform(nn.Module, ABC):
     def _diagonal(self, method: str, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.event_dim:
             raise ValueError(f"expected a transform whose elements keep one order, got {type(self).__name__}")
-        return getattr(self, method)(value, context)  # an event is one element
+        result: tuple[Tensor, Tensor] = getattr(self, method)(value, context)  # an event is one element
+        return result
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Generate: x = f(z)."""
@@ -122,7 +123,7 @@ class Chain(Transform):
         for part in parts:
             expect_transform(part)
         self.transforms: Any = nn.ModuleList(parts)
-        self.event_dim = max(transform.event_dim for transform in self)
+        self.event_dim = max(part.event_dim for part in parts)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.transforms)
@@ -164,7 +165,9 @@ class Chain(Transform):
             x = transform.inverse(x, context)
         return x
 
-    def _run(self, value: Tensor, context: Tensor | None, parts: Iterable, method: str) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, value: Tensor, context: Tensor | None, parts: Iterable[Transform], method: str
+    ) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None
         for part in parts:
             value, logs = getattr(part, method)(value, context)

@@ -249,7 +249,8 @@ class ODE(Transform):
         """The derivative by its description, where it has one."""
         if not hasattr(self.velocity, "field") or (log_det and self.divergence != "exact"):
             return None
-        return self.velocity.field(rows, context)
+        field: ops.FieldSpec | None = self.velocity.field(rows, context)
+        return field
 
     def _derivative(
         self, start: Tensor, context: Tensor | None, log_det: bool

@@ -341,8 +341,10 @@ class Composed(Univariate):
         return None if None in parts else tuple(step for part in parts for step in part or ())
 
 
-def _in_turn(value: Tensor, steps: Sequence[tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Any]]) -> Any:
-    total: Tensor | float = 0.0
+def _in_turn(
+    value: Tensor, steps: Sequence[tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Tensor]]
+) -> tuple[Tensor, Tensor]:
+    total = value.new_zeros(())
     for step, params in steps:
         value, log_derivative = step(value, params)
         total = total + log_derivative
