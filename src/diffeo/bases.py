@@ -16,7 +16,15 @@ __all__ = ["Base", "GaussianMixture", "StandardLogistic", "StandardNormal", "Uni
 
 
 class Base(nn.Module, ABC):
-    """A distribution of noise: ``log_prob(z)`` of ``(*batch, *event)`` and ``sample(shape)``."""
+    """A distribution of noise: ``log_prob(z)`` of ``(*batch, *event)``, in nats, and ``sample(shape)``.
+
+    Args:
+        event_shape: the shape of one example, a number for vectors.
+
+    Raises:
+        ValueError: for sizes below 1.
+        TypeError: for sizes that are no whole numbers.
+    """
 
     device_marker: Tensor
     has_rsample = True  # whether gradients through samples are those of the density's parameters
@@ -74,6 +82,9 @@ class Uniform(Base):
         event_shape: the shape of one example.
         low: lower ends, a number or one per element.
         high: upper ends.
+
+    Raises:
+        ValueError: unless low < high in every element.
     """
 
     low: Tensor
@@ -112,6 +123,9 @@ class GaussianMixture(Base):
         event_shape: the shape of one example.
         components: the number of Gaussians.
         seed: of the starting means.
+
+    Raises:
+        ValueError: for less than one component.
     """
 
     has_rsample = False  # which component a sample comes from has no gradient

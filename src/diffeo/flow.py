@@ -24,13 +24,19 @@ _ELEMENTS = 2**20
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, step: float = 1.0) -> Tensor:
-    """Bits per dimension, -log p / (D ln 2) - log2 step, of log-likelihoods in nats of ``dims`` = D elements.
-
-    They are those of values that lie ``step`` apart, in the units of the density: 2^-15 of 16-bit sound in [-1, 1).
+    """Bits per dimension, -log p / (D ln 2) - log2 step, of log-likelihoods in nats.
 
     For pixels of 0 .. 255 the density must be that of the values themselves, dequantised to unit steps (``Dequantize``
     and whatever rescales inside the flow): then a model that knows nothing has exactly 8 bits, and the figure is an
     upper bound on the bits of the discrete values (Theis et al. 2016, arXiv:1511.01844).
+
+    Args:
+        log_prob: of whole examples, in nats, of any shape.
+        dims: the number D of elements of an example.
+        step: how far apart values lie, in the units of the density: 2^-15 of 16-bit sound in [-1, 1).
+
+    Returns:
+        Bits, of the shape of ``log_prob``.
 
     Raises:
         ValueError: for dims below 1.
@@ -283,7 +289,13 @@ class Flow(nn.Module):
 class FlowDistribution(Distribution):
     """A flow given a context, behaving as any ``torch.distributions.Distribution``.
 
-    ``batch_shape`` is that of the context (without a context, empty, or what ``expand`` made of it).
+    Args:
+        flow: the density.
+        context: ``(*batch, *context_shape)``, or None.
+        batch_shape: by default that of the context, ``()`` without one; ``expand`` makes others.
+
+    Raises:
+        ValueError: for a missing or superfluous context, or one of a wrong shape.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - the name and form torch asks for
@@ -322,7 +334,11 @@ class FlowDistribution(Distribution):
             return self._draw(sample_shape)
 
     def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """Draw with gradients through the transform."""
+        """Draw with gradients through the transform, ``(*sample, *batch, *event)``.
+
+        Raises:
+            NotImplementedError: for a base whose samples are not differentiable in its parameters.
+        """
         if not self.has_rsample:
             raise NotImplementedError(f"{type(self.flow.base).__name__} has no reparameterised samples")
         return self._draw(sample_shape)

@@ -39,7 +39,11 @@ def as_widths(hidden: Sequence[int]) -> tuple[int, ...]:
 
 
 def get_activation(name: str) -> Callable[[Tensor], Tensor]:
-    """Look an activation up by its name."""
+    """Look an activation up by its name, one in ``ACTIVATIONS``.
+
+    Raises:
+        ValueError: for another.
+    """
     if name not in ACTIVATIONS:
         raise ValueError(f"expected an activation among {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]

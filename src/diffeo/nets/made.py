@@ -33,6 +33,10 @@ class MADE(Feedforward):
         context: size of the context, 0 for none; it reaches every output.
         activation: a name in ``ACTIVATIONS``.
         residual: add each hidden layer's input to its output where the widths agree.
+
+    Raises:
+        ValueError: for sizes that are not positive, or an unknown activation.
+        TypeError: for hidden widths that are no whole numbers.
     """
 
     def __init__(

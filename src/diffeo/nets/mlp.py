@@ -29,6 +29,10 @@ class MLP(Feedforward):
         context: size of the context, 0 for none.
         activation: a name in ``ACTIVATIONS``.
         residual: add each hidden layer's input to its output where the widths agree.
+
+    Raises:
+        ValueError: for an unknown activation.
+        TypeError: for hidden widths that are no whole numbers.
     """
 
     def __init__(

@@ -27,6 +27,9 @@ class PowerLoss(nn.Module):
     Args:
         sizes: samples in the windows (Hann's), one for each resolution; frames overlap by three quarters.
         segment: samples over which power is averaged.
+
+    Raises:
+        ValueError: for windows of fewer than 4 samples or empty segments; when called, for sounds of two shapes.
     """
 
     def __init__(self, sizes: Sequence[int] = (128, 256, 512), segment: int = 1024) -> None:

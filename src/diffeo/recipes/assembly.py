@@ -114,7 +114,7 @@ def recipe(**presets: Mapping[str, Any]) -> Callable[[Callable[P, Flow]], Callab
 
 
 def event_shape(features: Features) -> tuple[int, ...]:
-    """The shape of one example: (n,) for a number of columns, (C, H, W) as it is.
+    """The shape of one example, (n,) or (C, H, W), of a recipe's features.
 
     Raises:
         ValueError: for a shape that is no image's.
@@ -131,7 +131,13 @@ def event_shape(features: Features) -> tuple[int, ...]:
 def preprocessing(steps: Preprocess, shape: Sequence[int]) -> list[Transform]:
     """Make the preprocessing of events of this shape, listed from the data inwards, in the order of generation.
 
-    With the argument ``shared`` all elements have the same map.
+    Args:
+        steps: names in ``PREPROCESS``, or pairs (name, arguments); with the argument ``shared`` all elements have the
+            same map.
+        shape: of the events.
+
+    Raises:
+        ValueError: for an unknown name.
     """
     made: list[Transform] = []
     for entry in steps:
@@ -143,9 +149,13 @@ def preprocessing(steps: Preprocess, shape: Sequence[int]) -> list[Transform]:
 
 
 def assemble(base: Base, layers: Sequence[Transform], context: int, preprocess: Preprocess) -> Flow:
-    """Put the preprocessing, listed from the data inwards, on the data's side of the layers.
+    """Put the preprocessing on the data's side of the layers.
 
-    Layers of vectors see an image flattened.
+    Args:
+        base: the noise.
+        layers: transforms in the order of generation; those of vectors see an image flattened.
+        context: how many numbers the layers are conditioned on; they are standardised.
+        preprocess: as in ``preprocessing``.
     """
     shape = base.event_shape
     if max(layer.event_dim for layer in layers) < len(shape):

@@ -152,7 +152,14 @@ def _alternate(count: int) -> list[bool]:
 
 
 def convolutional(univariate: Univariate, mask: Tensor, hidden: Sequence[int], net: Net) -> Coupling:
-    """A coupling of images: a mask of one dimension divides the channels, one of three the elements."""
+    """A coupling of images (C, H, W).
+
+    Args:
+        univariate: the map of each element.
+        mask: of one dimension, which divides the channels, or of three, which divides the elements.
+        hidden: channels of the network's blocks.
+        net: makes the network from its input and output channels and the hidden ones.
+    """
     kept = int(mask.sum()) if mask.dim() == 1 else len(mask)
     moved = len(mask) - kept if mask.dim() == 1 else len(mask)
     return Coupling(univariate, mask, net(kept, univariate.size * moved, hidden), event_dim=3)

@@ -184,7 +184,20 @@ def iaf(
     """IAF: the inverse of MAF's layers (arXiv:1606.04934).
 
     Sampling is one pass of the networks, and the samples' density comes with it; scoring other rows goes over their
-    elements once. Arguments and errors are those of ``maf``.
+    elements once.
+
+    Args:
+        features: how many columns, or the shape (C, H, W) of an image, which is flattened.
+        context: how many numbers the density is conditioned on, 0 for none.
+        univariate: the map of each element given those before it (``as_univariate``).
+        transforms: how many layers.
+        hidden: widths of the hidden layers of each ``MADE``.
+        activation: "relu", "silu", "tanh" ...; see ``diffeo.nets.MLP``.
+        residual: add each hidden layer's input to its output.
+        preprocess: steps from the data inwards, names or pairs (name, arguments).
+
+    Raises:
+        ValueError: for sizes that are not positive, or unknown names.
     """
     shape = event_shape(features)
     mapping = as_univariate(univariate)

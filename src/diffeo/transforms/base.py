@@ -33,7 +33,7 @@ def as_shape(shape: int | Sequence[int]) -> torch.Size:
 
 
 def sum_event(value: Tensor, event_dim: int) -> Tensor:
-    """Sum over the last ``event_dim`` dimensions (all event elements), leaving the batch."""
+    """Sum a value ``(*batch, *event)`` over its last ``event_dim`` dimensions: ``(*batch,)``."""
     return value.sum(dim=tuple(range(-event_dim, 0))) if event_dim else value
 
 
@@ -95,7 +95,11 @@ class Transform(nn.Module, ABC):
 
 
 def expect_transform(value: Any) -> Transform:
-    """Return a transform, or raise TypeError for what is none."""
+    """Return a value that is a transform.
+
+    Raises:
+        TypeError: for what is none.
+    """
     if not isinstance(value, Transform):
         kind = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
         raise TypeError(f"expected a Transform such as Coupling or Chain, got {kind}")
@@ -179,7 +183,14 @@ class Chain(Transform):
 
 
 class Inverse(Transform):
-    """The same bijection read the other way: x = f^-1(z). ``IAF = Inverse(MAF)``."""
+    """The same bijection the other way round: x = f^-1(z). ``IAF = Inverse(MAF)``.
+
+    Args:
+        transform: the bijection f.
+
+    Raises:
+        TypeError: for what is no transform.
+    """
 
     def __init__(self, transform: Transform) -> None:
         super().__init__()

@@ -20,6 +20,9 @@ class Permutation(Transform):
     Args:
         order: a permutation of 0 .. n-1.
         event_dim: the rank of the event (1 for vectors, 3 for images: the channels are permuted).
+
+    Raises:
+        ValueError: for an order that is no permutation.
     """
 
     order: Tensor

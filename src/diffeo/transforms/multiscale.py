@@ -19,7 +19,7 @@ __all__ = ["Flattened", "Part", "Squeezed", "latent_scales", "squeeze", "unsquee
 
 
 def squeeze(value: Tensor) -> Tensor:
-    """Trade resolution for channels: ``(*, C, H, W)`` to ``(*, 4 C, H/2, W/2)``.
+    """Trade resolution for channels: a value ``(*, C, H, W)`` becomes ``(*, 4 C, H/2, W/2)``.
 
     Of each 2 x 2 square the upper left pixels come first, then the lower right, upper right and lower left ones: the
     first half of the channels is one colour of a checkerboard, the second half the other (as where RealNVP factors out

@@ -141,6 +141,9 @@ class Gaussianize(DataDependent):
         event_shape: the shape of one example, a number for vectors.
         knots: the number K of quantiles.
         max_slope: bound of the slope from knot to knot, and of its inverse.
+
+    Raises:
+        ValueError: for fewer than two knots, or a largest slope of at most 1.
     """
 
     knots_x: Tensor
@@ -222,6 +225,9 @@ class Rescale(Transform):
         event_shape: the shape of one example, a number for vectors.
         low: what becomes 0.
         high: what becomes 1.
+
+    Raises:
+        ValueError: unless low < high, both finite.
     """
 
     def __init__(self, event_shape: int | Sequence[int], low: float = 0.0, high: float = 1.0) -> None:
@@ -257,7 +263,10 @@ class Logit(Transform):
         event_shape: the shape of one example, a number for vectors.
         low: lower end of the range.
         high: upper end.
-        alpha: margin that keeps the ends finite.
+        alpha: margin that keeps the ends finite, in (0, 0.5).
+
+    Raises:
+        ValueError: unless low < high, both finite, or for another alpha.
     """
 
     def __init__(
@@ -303,10 +312,13 @@ class Dequantize(Transform):
     is exact, z -> x -> z is exact up to the cell. Theis et al. 2016, arXiv:1511.01844.
 
     Args:
+        event_shape: the shape of one example, a number for vectors.
         step: the distance between neighbouring values, 0 for continuous elements; a nested sequence gives one per
             element, a number the same for all.
         low: a value of the grid.
-        event_shape: the shape of one example, a number for vectors.
+
+    Raises:
+        ValueError: for steps that are negative or not finite.
     """
 
     step: Tensor

@@ -120,6 +120,9 @@ class Affine(Univariate):
 
     Args:
         bound: the largest absolute log-scale.
+
+    Raises:
+        ValueError: unless bound > 0.
     """
 
     size = 2
@@ -169,6 +172,9 @@ class RationalQuadraticSpline(Univariate):
         bound: half the side of the box.
         min_bin: least width and height of a bin, as a fraction of the box.
         max_bend: largest ratio between a knot's derivative and the harmonic mean of the two slopes that it joins.
+
+    Raises:
+        ValueError: for fewer than two bins, or an argument out of its range.
     """
 
     def __init__(self, bins: int = 8, bound: float = 5.0, min_bin: float = 0.03, max_bend: float = 4.0) -> None:
@@ -252,6 +258,9 @@ class MixtureOfLogistics(Univariate):
     Args:
         components: their number K; there are 3 K parameters: K logits of w, K locations m, K log-scales.
         bound: the largest absolute log-scale, a = bound tanh(a' / bound): a floor under the scale.
+
+    Raises:
+        ValueError: for less than one component, or unless bound > 0.
     """
 
     def __init__(self, components: int = 5, bound: float = 7.0) -> None:
@@ -316,6 +325,12 @@ class Composed(Univariate):
 
     ``Composed(RationalQuadraticSpline(), Affine())`` has a spline's shape at an affine map's place and scale: where one
     element nearly determines another, a spline alone would have to squeeze its bins together at the right place.
+
+    Args:
+        maps: in the order of generation; their parameters follow each other in the same order.
+
+    Raises:
+        ValueError: for no map.
     """
 
     def __init__(self, *maps: Univariate) -> None:
