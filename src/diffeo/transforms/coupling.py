@@ -158,8 +158,8 @@ class Coupling(Transform):
 
 
 def _widths(net: nn.Module, event_dim: int) -> tuple[int, int] | None:
-    """How many inputs and outputs a network has, where it can be asked."""
-    if isinstance(net, MLP | ResNet):
+    """How many inputs and outputs a network of such events has, where it can be asked."""
+    if (event_dim == 1 and isinstance(net, MLP)) or (event_dim == 3 and isinstance(net, ResNet)):
         return net.widths
     layers = list(net) if isinstance(net, nn.Sequential) else [net]
     if event_dim == 1 and layers and type(layers[0]) is type(layers[-1]) is nn.Linear:
