@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import diffeo
+from diffeo import transforms
 from diffeo.nets import MADE, MLP, ResNet, WaveNet
 from diffeo.ops.dispatch import cpu
 from diffeo.recipes import images
@@ -33,8 +34,6 @@ from diffeo.transforms import (
     Permutation,
     RationalQuadraticSpline,
     Rescale,
-    Scale,
-    Shift,
     Squeezed,
     Standardize,
     Transform,
@@ -50,10 +49,7 @@ needs_compiler = pytest.mark.kernels  # skipped without kernels, by conftest.py
 
 CONTEXT = 3
 UNIVARIATES = {
-    "shift": Shift,
-    "scale": Scale,
-    "affine": Affine,
-    "spline": RationalQuadraticSpline,
+    **transforms.UNIVARIATES,
     "logistics": lambda: MixtureOfLogistics(3),
     "spline-affine": lambda: Composed(RationalQuadraticSpline(), Affine()),
 }

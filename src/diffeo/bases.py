@@ -10,23 +10,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffeo.transforms.base import sum_event
+from diffeo.transforms.base import as_shape, sum_event
 
 __all__ = ["Base", "GaussianMixture", "StandardLogistic", "StandardNormal", "Uniform"]
 
 
 class Base(nn.Module, ABC):
-    """A distribution of noise: ``log_prob(z)`` of ``(*batch, *event)`` and ``sample(shape)``."""
+    """A distribution of noise: ``log_prob(z)`` of ``(*batch, *event)``, in nats, and ``sample(shape)``.
+
+    Args:
+        event_shape: the shape of one example, a number for vectors.
+
+    Raises:
+        ValueError: for sizes below 1.
+        TypeError: for sizes that are no whole numbers.
+    """
 
     device_marker: Tensor
     has_rsample = True  # whether gradients through samples are those of the density's parameters
 
     def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()
-        shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
-        if any(size < 1 for size in shape):
-            raise ValueError(f"expected positive event sizes, got {shape}")
-        self.event_shape = torch.Size(shape)
+        self.event_shape = as_shape(event_shape)
         # Samples need a dtype and a device even where the base has no parameters.
         self.register_buffer("device_marker", torch.zeros(()), persistent=False)
 
@@ -77,6 +82,9 @@ class Uniform(Base):
         event_shape: the shape of one example.
         low: lower ends, a number or one per element.
         high: upper ends.
+
+    Raises:
+        ValueError: unless low < high in every element.
     """
 
     low: Tensor
@@ -115,6 +123,9 @@ class GaussianMixture(Base):
         event_shape: the shape of one example.
         components: the number of Gaussians.
         seed: of the starting means.
+
+    Raises:
+        ValueError: for less than one component.
     """
 
     has_rsample = False  # which component a sample comes from has no gradient

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch.distributions import Distribution, constraints
 
 from diffeo import ops
 from diffeo.bases import Base
-from diffeo.transforms.base import Transform
+from diffeo.transforms.base import Chain, Transform, as_shape, expect_transform
 
 __all__ = ["Flow", "FlowDistribution", "bits_per_dim"]
 
@@ -24,13 +24,19 @@ _ELEMENTS = 2**20
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, step: float = 1.0) -> Tensor:
-    """Bits per dimension, -log p / (D ln 2) - log2 step, of log-likelihoods in nats of ``dims`` = D elements.
-
-    They are those of values that lie ``step`` apart, in the units of the density: 2^-15 of 16-bit sound in [-1, 1).
+    """Bits per dimension, -log p / (D ln 2) - log2 step, of log-likelihoods in nats.
 
     For pixels of 0 .. 255 the density must be that of the values themselves, dequantised to unit steps (``Dequantize``
     and whatever rescales inside the flow): then a model that knows nothing has exactly 8 bits, and the figure is an
     upper bound on the bits of the discrete values (Theis et al. 2016, arXiv:1511.01844).
+
+    Args:
+        log_prob: of whole examples, in nats, of any shape.
+        dims: the number D of elements of an example.
+        step: how far apart values lie, in the units of the density: 2^-15 of 16-bit sound in [-1, 1).
+
+    Returns:
+        Bits, of the shape of ``log_prob``.
 
     Raises:
         ValueError: for dims below 1.
@@ -49,10 +55,13 @@ class Flow(nn.Module):
 
     Args:
         base: the distribution of the noise.
-        transform: the bijection from noise to data, preprocessing included.
+        transform: the bijection from noise to data, preprocessing included; or several, in the order of generation.
         event_shape: the shape of one example of data; by default that of the base.
         context_shape: the shape of one context, ``()`` for none.
         context_transform: a transform whose inverse normalizes the context before it is used.
+
+    Raises:
+        TypeError: for a base or a transform that is none.
 
     Attributes:
         recipe: the name and arguments that ``diffeo.recipes.build`` makes this flow from, where a recipe made it.
@@ -61,16 +70,20 @@ class Flow(nn.Module):
     def __init__(
         self,
         base: Base,
-        transform: Transform,
-        event_shape: Sequence[int] | None = None,
-        context_shape: Sequence[int] = (),
+        transform: Transform | Iterable[Transform],
+        event_shape: int | Sequence[int] | None = None,
+        context_shape: int | Sequence[int] = (),
         context_transform: Transform | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(base, Base):
+            raise TypeError(f"expected a base such as StandardNormal(2), got {type(base).__name__}")
+        if isinstance(transform, Iterable) and not isinstance(transform, Transform):
+            transform = Chain(transform)
         self.base = base
-        self.transform = transform
-        self.event_shape = base.event_shape if event_shape is None else torch.Size(event_shape)
-        self.context_shape = torch.Size(context_shape)
+        self.transform = expect_transform(transform)
+        self.event_shape = base.event_shape if event_shape is None else as_shape(event_shape)
+        self.context_shape = as_shape(context_shape)
         self.context_transform = context_transform
         self.recipe: dict[str, Any] | None = None
 
@@ -281,7 +294,13 @@ class Flow(nn.Module):
 class FlowDistribution(Distribution):
     """A flow given a context, behaving as any ``torch.distributions.Distribution``.
 
-    ``batch_shape`` is that of the context (without a context, empty, or what ``expand`` made of it).
+    Args:
+        flow: the density.
+        context: ``(*batch, *context_shape)``, or None.
+        batch_shape: by default that of the context, ``()`` without one; ``expand`` makes others.
+
+    Raises:
+        ValueError: for a missing or superfluous context, or one of a wrong shape.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 - the name and form torch asks for
@@ -320,7 +339,11 @@ class FlowDistribution(Distribution):
             return self._draw(sample_shape)
 
     def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """Draw with gradients through the transform."""
+        """Draw with gradients through the transform, ``(*sample, *batch, *event)``.
+
+        Raises:
+            NotImplementedError: for a base whose samples are not differentiable in its parameters.
+        """
         if not self.has_rsample:
             raise NotImplementedError(f"{type(self.flow.base).__name__} has no reparameterised samples")
         return self._draw(sample_shape)

@@ -13,6 +13,7 @@ from diffeo.ops.reference.network import ACTIVATIONS, soft_bound
 __all__ = [
     "ACTIVATIONS",
     "INPUT_BOUND",
+    "as_widths",
     "get_activation",
     "overwriting",
     "rate_for_width",
@@ -26,8 +27,23 @@ __all__ = [
 INPUT_BOUND = 3.0
 
 
+def as_widths(hidden: Sequence[int]) -> tuple[int, ...]:
+    """The widths of the hidden layers.
+
+    Raises:
+        TypeError: for a number, or what holds no numbers.
+    """
+    if not isinstance(hidden, Sequence) or not all(isinstance(width, int) for width in hidden):
+        raise TypeError(f"expected hidden widths such as (128, 128), got {hidden!r}")
+    return tuple(hidden)
+
+
 def get_activation(name: str) -> Callable[[Tensor], Tensor]:
-    """Look an activation up by its name."""
+    """Look an activation up by its name, one in ``ACTIVATIONS``.
+
+    Raises:
+        ValueError: for another.
+    """
     if name not in ACTIVATIONS:
         raise ValueError(f"expected an activation among {', '.join(ACTIVATIONS)}, got {name!r}")
     return ACTIVATIONS[name]

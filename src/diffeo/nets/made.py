@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffeo import ops
+from diffeo.nets.activations import as_widths
 from diffeo.nets.feedforward import Feedforward
 from diffeo.ops import reference
 
@@ -32,6 +33,10 @@ class MADE(Feedforward):
         context: size of the context, 0 for none; it reaches every output.
         activation: a name in ``ACTIVATIONS``.
         residual: add each hidden layer's input to its output where the widths agree.
+
+    Raises:
+        ValueError: for sizes that are not positive, or an unknown activation.
+        TypeError: for hidden widths that are no whole numbers.
     """
 
     def __init__(
@@ -43,8 +48,9 @@ class MADE(Feedforward):
         activation: str = "relu",
         residual: bool = False,
     ) -> None:
+        hidden = as_widths(hidden)
         if features < 1 or size < 1 or any(width < 1 for width in hidden):
-            raise ValueError(f"expected positive sizes, got features={features}, size={size}, hidden={tuple(hidden)}")
+            raise ValueError(f"expected positive sizes, got features={features}, size={size}, hidden={hidden}")
         if features == 1 and not context:
             hidden = ()  # nothing to see: the outputs are constants
         lowest = 0 if context else 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffeo import ops
-from diffeo.nets.activations import soften, with_slope
+from diffeo.nets.activations import as_widths, soften, with_slope
 from diffeo.nets.feedforward import Feedforward
 
 __all__ = ["MLP"]
@@ -29,6 +29,10 @@ class MLP(Feedforward):
         context: size of the context, 0 for none.
         activation: a name in ``ACTIVATIONS``.
         residual: add each hidden layer's input to its output where the widths agree.
+
+    Raises:
+        ValueError: for an unknown activation.
+        TypeError: for hidden widths that are no whole numbers.
     """
 
     def __init__(
@@ -40,11 +44,16 @@ class MLP(Feedforward):
         activation: str = "relu",
         residual: bool = False,
     ) -> None:
-        sizes = [inputs, *hidden, outputs]
+        sizes = [inputs, *as_widths(hidden), outputs]
         wirings = [ops.Wiring.dense(b, a) for a, b in zip(sizes, sizes[1:], strict=False)]
         super().__init__(wirings, None, context, activation, residual, interleaved=False)
         both = ops.Wiring.dense(wirings[0].units, inputs + context)
         self.joint_spec = replace(self.spec, layers=[both, *wirings[1:]], kept={})
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """How many inputs and outputs there are."""
+        return self.layers[0].in_features, self.layers[-1].out_features
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map x ``(*batch, inputs)`` and the context ``(*batch, context)`` to ``(*batch, outputs)``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffeo import ops
-from diffeo.nets.activations import get_activation, overwriting, rate_for_width, soften
+from diffeo.nets.activations import as_widths, get_activation, overwriting, rate_for_width, soften
 from diffeo.nets.precision import autocast
 
 __all__ = ["ResNet"]
+
+Activation = Callable[[Tensor], Tensor]
 
 
 class ResNet(nn.Module):
@@ -49,8 +51,9 @@ class ResNet(nn.Module):
         kernels: Sequence[int] = (3, 1),
     ) -> None:
         super().__init__()
+        hidden = as_widths(hidden)
         if not hidden or min(inputs, outputs, *hidden) < 1:
-            raise ValueError(f"expected positive sizes, got {inputs} inputs, {outputs} outputs, hidden={tuple(hidden)}")
+            raise ValueError(f"expected positive sizes, got {inputs} inputs, {outputs} outputs, hidden={hidden}")
         if not kernels or any(size < 1 or size % 2 == 0 for size in kernels):
             raise ValueError(f"expected odd kernel sizes, got {tuple(kernels)}")
         self.activation = get_activation(activation)
@@ -61,6 +64,11 @@ class ResNet(nn.Module):
         self.last = _Convolution(hidden[-1], outputs, 3)
         nn.init.zeros_(self.last.normalized.gain)
         nn.init.zeros_(self.last.bias)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """How many channels go in and come out."""
+        return self.first.in_channels, self.last.out_channels
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map x ``(*batch, inputs, H, W)`` and the context ``(*batch, context)`` to ``(*batch, outputs, H, W)``."""
@@ -73,7 +81,7 @@ class ResNet(nn.Module):
             h = self.first(h)
             for block in self.blocks:
                 h = block(h, given)
-            out = self.last(overwriting(self.activation)(h)).to(x.dtype)
+            out: Tensor = self.last(overwriting(self.activation)(h)).to(x.dtype)
         return out.reshape(*x.shape[:-3], *out.shape[1:])
 
 
@@ -81,7 +89,7 @@ class _Block(nn.Module):
     """Activation and convolution in turns, the context added after the first convolution, the input at the end."""
 
     def __init__(
-        self, inputs: int, outputs: int, context: int, activation: Any, residual: bool, kernels: Sequence[int]
+        self, inputs: int, outputs: int, context: int, activation: Activation, residual: bool, kernels: Sequence[int]
     ) -> None:
         super().__init__()
         self.activation = activation
@@ -94,7 +102,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Map ``(rows, inputs, H, W)`` given ``(rows, context)`` to ``(rows, outputs, H, W)``."""
         # What came into a residual block is needed once more; everything else may be overwritten.
-        h = self.convolutions[0]((self.activation if self.residual else overwriting(self.activation))(x))
+        h: Tensor = self.convolutions[0]((self.activation if self.residual else overwriting(self.activation))(x))
         if self.context is not None and context is not None:
             h = h + self.context(context)[:, :, None, None]
         for convolution in self.convolutions[1:]:
@@ -119,12 +127,14 @@ class _Convolution(nn.Module):
     @property
     def normalized(self) -> _Normalized:
         """Gain and direction."""
-        return self.parametrizations["weight"]
+        normalized: _Normalized = self.parametrizations["weight"]
+        return normalized
 
     @property
     def weight(self) -> Tensor:
         """The weight ``(outputs, inputs, size, size)``."""
-        return self.normalized()
+        weight: Tensor = self.normalized()
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(rows, inputs, H, W)`` to ``(rows, outputs, H, W)``."""
@@ -149,5 +159,6 @@ class _Normalized(nn.Module):
         """The weight ``(outputs, inputs, size, size)``."""
         gain, direction = self.original0, self.original1
         if ops.tracing():  # vmap has no rule for the operation below
-            return gain * direction / direction.flatten(1).norm(dim=1)[:, None, None, None]
+            norm: Tensor = direction.flatten(1).norm(dim=1)
+            return gain * direction / norm[:, None, None, None]
         return torch._weight_norm(direction, gain, 0)

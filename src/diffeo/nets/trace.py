@@ -32,11 +32,13 @@ def exact_trace(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor
     y, pulled_back = differentiated
 
     def along(direction: Tensor) -> Tensor:
+        gradient: Tensor
         (gradient,) = pulled_back(direction.expand_as(x))
         return (gradient * direction).flatten(1).sum(1)
 
     several = max(1, _ELEMENTS // x.numel())
-    return y, torch.stack([vmap(along)(chosen).sum(0) for chosen in directions.split(several)]).sum(0)
+    traces: list[Tensor] = [vmap(along)(chosen).sum(0) for chosen in directions.split(several)]
+    return y, torch.stack(traces).sum(0)
 
 
 def estimated_trace(function: Callable[[Tensor], Tensor], x: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:

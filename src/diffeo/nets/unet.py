@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffeo import ops
-from diffeo.nets.activations import get_activation, rate_for_width, soften
+from diffeo.nets.activations import as_widths, get_activation, rate_for_width, soften
 from diffeo.nets.precision import autocast
 
 __all__ = ["UNet"]
@@ -38,8 +38,9 @@ class UNet(nn.Module):
         self, channels: int, hidden: Sequence[int] = (32, 64), embedding: int = 0, activation: str = "silu"
     ) -> None:
         super().__init__()
+        hidden = as_widths(hidden)
         if not hidden or min(channels, *hidden) < 1:
-            raise ValueError(f"expected positive sizes, got {channels} channels, hidden={tuple(hidden)}")
+            raise ValueError(f"expected positive sizes, got {channels} channels, hidden={hidden}")
         self.activation = get_activation(activation)
         self.lr_scale = rate_for_width(hidden)
         wide = 2 * hidden[-1]
@@ -70,7 +71,8 @@ class UNet(nn.Module):
                 if h.shape[-2:] != kept.shape[-2:]:
                     h = F.interpolate(h, size=kept.shape[-2:], mode="nearest")
                 h = block(torch.cat([h, kept], 1), given)
-            return self.last(h).to(x.dtype)
+            out: Tensor = self.last(h)
+            return out.to(x.dtype)
 
 
 class _Block(nn.Module):
@@ -89,7 +91,8 @@ class _Block(nn.Module):
         scale, shift = self.embedding(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.convolutions[0](self.activation(self.norms[0](x)))
         h = torch.addcmul(shift, self.norms[1](h), 1 + scale)
-        return self.skip(x) + self.convolutions[1](self.activation(h))
+        out: Tensor = self.skip(x) + self.convolutions[1](self.activation(h))
+        return out
 
 
 class _Attention(nn.Module):
@@ -105,7 +108,8 @@ class _Attention(nn.Module):
         """Map ``(rows, channels, H, W)`` to the same shape."""
         query, key, value = self.inputs(self.norm(x)).flatten(2).chunk(3, dim=1)  # each (rows, channels, H W)
         weights = torch.softmax(query.mT @ key / math.sqrt(x.shape[1]), -1)  # (rows, H W, H W)
-        return x + self.outputs((value @ weights.mT).reshape(x.shape))
+        attended: Tensor = self.outputs((value @ weights.mT).reshape(x.shape))
+        return x + attended
 
 
 def _norm(channels: int) -> nn.GroupNorm:

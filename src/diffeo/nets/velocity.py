@@ -44,6 +44,9 @@ class Velocity(nn.Module):
         path: the coefficients a, s, a', s' at times t, as in ``diffeo.objectives.paths``.
         context: the size of the context, 0 for none.
         droppable: whether the context can be withheld, which guidance needs.
+
+    Raises:
+        ValueError: for a context to withhold where there is none.
     """
 
     initialized: Tensor
@@ -200,6 +203,9 @@ class Guided(nn.Module):
     Args:
         velocity: one that was trained with its context withheld at times.
         weight: 0 ignores the context, 1 is the velocity itself.
+
+    Raises:
+        ValueError: for a velocity that cannot be guided, or a weight that is not finite; when called, without context.
     """
 
     sampling_only = True

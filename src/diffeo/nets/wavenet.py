@@ -67,7 +67,7 @@ class WaveNet(nn.Module):
         if kernel < 2:
             raise ValueError(f"expected a kernel of at least 2 taps, got {kernel}")
         self.size, self.channels, self.kernel, self.hop = size, channels, kernel, hop
-        self.dilations = [2**layer for _ in range(cycles) for layer in range(layers)]
+        self.dilations: list[int] = [2**layer for _ in range(cycles) for layer in range(layers)]
         depth = len(self.dilations)
         self.first = nn.Linear(1, channels)
         self.taps = _uniform(depth, kernel, 2 * channels, channels, fan=kernel * channels)
@@ -136,7 +136,8 @@ class WaveNet(nn.Module):
                 f"{self.hop} per frame, got {tuple(context.shape)}"
             )
         columns = F.silu(self.frames(soften(context)))  # (rows, channels, frames)
-        return (self.condition.weight @ columns).unflatten(1, (len(self.dilations), 2 * self.channels))
+        shared: Tensor = (self.condition.weight @ columns).unflatten(1, (len(self.dilations), 2 * self.channels))
+        return shared
 
     def _tensors(self) -> list[Tensor]:
         """All weights but those of the context, in the order of ``WaveNetSpec``."""

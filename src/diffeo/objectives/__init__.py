@@ -1,7 +1,7 @@
 """Objectives: what training minimises, one loss per example, never a method of a model."""
 
 from diffeo.objectives.base import Objective
-from diffeo.objectives.choice import objective_of
+from diffeo.objectives.choice import as_objective, objective_of
 from diffeo.objectives.conditional_kl import ConditionalKL, PairedKL
 from diffeo.objectives.distillation import Distillation, WarmStart
 from diffeo.objectives.flow_matching import FlowMatching, guided
@@ -19,6 +19,7 @@ __all__ = [
     "PowerLoss",
     "StepMatching",
     "WarmStart",
+    "as_objective",
     "few_steps",
     "guided",
     "objective_of",

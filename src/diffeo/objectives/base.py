@@ -15,6 +15,9 @@ class Objective(nn.Module, ABC):
 
     An objective that pairs data with noise sets ``pool``: ``fit`` then gives ``couple`` so many rows at a time, and
     ``forward`` pairs (z, x), of shape (N, 2, *event), in place of x.
+
+    Args:
+        flow: the module to train; its best weights are kept.
     """
 
     pool: int = 0
@@ -28,5 +31,9 @@ class Objective(nn.Module, ABC):
         """Return the loss of each example."""
 
     def couple(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return a noise of its own for each row of a pool, of the shape of x."""
+        """Return a noise of its own for each row of a pool, of the shape of x.
+
+        Raises:
+            NotImplementedError: for an objective that pairs data with nothing.
+        """
         raise NotImplementedError(f"{type(self).__name__} pairs data with nothing")

@@ -200,7 +200,8 @@ class Conditionals:
     def log_prob(self, y: Tensor) -> Tensor:
         """Log p(y_t | x_<t) of values y ``(*draws, N, T)``, of y's shape."""
         z, log_slope = self.normalize(y)
-        return self.base.log_prob(z) + log_slope
+        log_prob: Tensor = self.base.log_prob(z)
+        return log_prob + log_slope
 
 
 def collapsed(flow: Any, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -49,7 +49,7 @@ class ForwardEstimator(Protocol):
 def foreign_likelihood(student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> Tensor:
     """log p(x) - log q(x), q the student's density of foreign rows: of an IAF, one incremental inversion."""
     with torch.no_grad():
-        log_p = teacher.log_prob(x, context, nan="propagate")
+        log_p: Tensor = teacher.log_prob(x, context, nan="propagate")
     log_q: Tensor = student.log_prob(x, context, nan="propagate")
     return log_p - log_q
 
@@ -74,7 +74,8 @@ def path_gradient(student: Any, teacher: Any, x: Tensor, context: Tensor | None)
 
 
 def _draw(student: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    return student.sample_and_log_prob((len(x),) if context is None else (), context)
+    drawn: tuple[Tensor, Tensor] = student.sample_and_log_prob((len(x),) if context is None else (), context)
+    return drawn
 
 
 class _LogProb(nn.Module):
@@ -85,7 +86,8 @@ class _LogProb(nn.Module):
         self.flow: Any = flow
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        return self.flow.log_prob(x, context, nan="propagate")
+        log_prob: Tensor = self.flow.log_prob(x, context, nan="propagate")
+        return log_prob
 
 
 class _Taught(Objective):

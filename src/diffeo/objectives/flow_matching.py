@@ -101,7 +101,7 @@ class FlowMatching(Objective):
     def couple(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Draw noise for a pool of rows and return it in the order of optimal transport."""
         rows, given = self._normalized(split_ode(self.flow)[1], x, context)
-        z = self.flow.base.sample((len(rows),))
+        z: Tensor = self.flow.base.sample((len(rows),))
         return z[assign(z, rows, given if self.condition_weight else None, self.condition_weight)]
 
     def _normalized(self, steps: list[Transform], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:

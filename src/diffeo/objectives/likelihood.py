@@ -8,8 +8,14 @@ __all__ = ["MaximumLikelihood"]
 
 
 class MaximumLikelihood(Objective):
-    """The negative log-likelihood -log p(x | context) in nats, per example."""
+    """The negative log-likelihood -log p(x | context) in nats, per example.
+
+    Args:
+        flow: a density: anything with ``log_prob(x, context, nan=)``.
+    """
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return -log p of each row of x, shape (N,)."""
-        return -self.flow.log_prob(x, context, nan="propagate")  # a bad row costs a step, it does not end the training
+        # A bad row costs a step, it does not end the training.
+        log_prob: Tensor = self.flow.log_prob(x, context, nan="propagate")
+        return -log_prob

@@ -72,7 +72,11 @@ PATHS = {
 
 
 def get_path(name: str) -> Path:
-    """Look a path up by its name."""
+    """Look a path up by its name, one in ``PATHS``.
+
+    Raises:
+        ValueError: for another.
+    """
     if name not in PATHS:
         raise ValueError(f"expected a path among {', '.join(PATHS)}, got {name!r}")
     return PATHS[name]

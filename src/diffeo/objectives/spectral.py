@@ -27,6 +27,9 @@ class PowerLoss(nn.Module):
     Args:
         sizes: samples in the windows (Hann's), one for each resolution; frames overlap by three quarters.
         segment: samples over which power is averaged.
+
+    Raises:
+        ValueError: for windows of fewer than 4 samples or empty segments; when called, for sounds of two shapes.
     """
 
     def __init__(self, sizes: Sequence[int] = (128, 256, 512), segment: int = 1024) -> None:
@@ -50,4 +53,5 @@ class PowerLoss(nn.Module):
         frames = max(1, self.segment // (size // 4))
         found = magnitudes(x, size, size // 4)
         divided = F.pad(found, (0, -found.shape[-1] % frames)).unflatten(-1, (-1, frames))
-        return torch.linalg.vector_norm(divided, dim=-1) / frames**0.5
+        power: Tensor = torch.linalg.vector_norm(divided, dim=-1) / frames**0.5
+        return power

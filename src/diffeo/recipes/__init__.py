@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffeo.flow import Flow
 from diffeo.recipes.audio import parallel_wavenet, wavenet
 from diffeo.recipes.continuous import flow_matching
 from diffeo.recipes.images import glow
+from diffeo.recipes.stored import renewed
 from diffeo.recipes.vectors import iaf, maf, nice, nsf, realnvp
 
 __all__ = [
@@ -31,15 +32,20 @@ RECIPES: dict[str, Callable[..., Flow]] = {
 }
 
 
-def build(name: str, arguments: dict[str, Any]) -> Flow:
+def build(name: str, arguments: Mapping[str, Any]) -> Flow:
     """Make the flow of a recipe's name and arguments, freshly initialised.
+
+    Args:
+        name: one in ``RECIPES``.
+        arguments: plain data; those that earlier versions stored are taken as well (``renewed``).
 
     Raises:
         ValueError: for an unknown recipe, an unknown argument, or a value of the wrong kind.
     """
     if name not in RECIPES:
         raise ValueError(f"expected a recipe among {', '.join(RECIPES)}, got {name!r}")
-    unknown = sorted(set(arguments) - set(inspect.signature(RECIPES[name]).parameters) - {"preset"})
+    arguments = renewed(name, arguments)
+    unknown = sorted(set(arguments) - set(inspect.signature(RECIPES[name]).parameters))
     if unknown:
         raise ValueError(f"recipe {name!r} takes no argument {', '.join(map(repr, unknown))}")
     try:

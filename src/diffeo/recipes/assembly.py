@@ -6,7 +6,8 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
@@ -24,9 +25,14 @@ from diffeo.transforms import (
     Standardize,
     Transform,
     Whiten,
+    as_univariate,
+    describe,
 )
 
-__all__ = ["Features", "Preprocess", "assemble", "event_shape", "preprocessing", "recipe", "take_apart"]
+__all__ = ["Features", "Preprocess", "assemble", "by_shape", "event_shape", "preprocessing", "recipe", "take_apart"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def _curve(event_shape: Sequence[int], bins: int = 16, bound: float = 5.0) -> Transform:
@@ -48,29 +54,58 @@ Features = int | Sequence[int]  # how many columns, or the shape (C, H, W) of an
 Preprocess = Sequence[Any]  # names, or pairs (name, arguments)
 
 
-def recipe(**presets: Mapping[str, Any]) -> Callable[[Callable[..., Flow]], Callable[..., Flow]]:
+@dataclass(frozen=True)
+class _ByShape:
+    vectors: Any
+    images: Any
+
+    def __repr__(self) -> str:
+        return f"by_shape({self.vectors!r}, images={self.images!r})"
+
+
+def by_shape(vectors: T, *, images: T) -> T:
+    """The default of a recipe's argument that is one for vectors and another for images."""
+    return cast(T, _ByShape(vectors, images))  # ``recipe`` puts one of them in its place
+
+
+def recipe(**presets: Mapping[str, Any]) -> Callable[[Callable[P, Flow]], Callable[P, Flow]]:
     """Let every flow of a recipe remember the arguments it was made from, and give names to sets of arguments.
 
-    ``preset=name`` replaces the recipe's default arguments; arguments that are given replace those of the preset. An
-    image takes the preset ``laptop`` where there is one. What is remembered is every argument's value, and no preset's
-    name: a flow that was stored stays what it was when presets change.
+    What is given is taken. What is not, the ``preset`` decides if it says anything of it, or else the default in the
+    signature does (``by_shape``: that of the event's shape). Remembered is every argument's value, and no preset's
+    name: a flow that was stored stays what it was when presets and defaults change. A flow of a univariate map without
+    a name remembers nothing, as one that was made by hand.
     """
 
-    def decorate(make: Callable[..., Flow]) -> Callable[..., Flow]:
+    def decorate(make: Callable[P, Flow]) -> Callable[P, Flow]:
         signature = inspect.signature(make)
+        construct: Callable[..., Flow] = make
 
         @functools.wraps(make)
-        def remember(*args: Any, preset: str | None = None, **kwargs: Any) -> Flow:
-            given = signature.bind(*args, **kwargs).arguments
-            if preset is None and len(event_shape(given["features"])) > 1 and "laptop" in presets:
-                preset = "laptop"
-            if preset is not None and preset not in presets:
-                known = f"expected a preset among {', '.join(presets)}" if presets else "expected no preset"
-                raise ValueError(f"{known} for {make.__name__!r}, got {preset!r}")
-            bound = signature.bind(**{**presets.get(preset or "", {}), **given})
+        def remember(*args: P.args, **kwargs: P.kwargs) -> Flow:
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                raise TypeError(f"{make.__name__}() {error}") from None
+            name = given.pop("preset", None)
+            if name is not None and name not in presets:
+                raise ValueError(f"expected a preset among {', '.join(presets)} for {make.__name__!r}, got {name!r}")
+            bound = signature.bind(**{**(presets[name] if name else {}), **given})
             bound.apply_defaults()
-            flow = make(*bound.args, **bound.kwargs)
-            flow.recipe = {"name": make.__name__, "arguments": json.loads(json.dumps(bound.arguments))}
+            arguments = {name: value for name, value in bound.arguments.items() if name != "preset"}
+            shape = "images" if len(event_shape(given["features"])) > 1 else "vectors"
+            for argument, value in arguments.items():
+                if isinstance(value, _ByShape):
+                    arguments[argument] = getattr(value, shape)
+            univariate = arguments.get("univariate")
+            if univariate is not None:
+                univariate = arguments["univariate"] = as_univariate(univariate)
+            flow = construct(**arguments)
+            if univariate is not None:
+                arguments["univariate"] = describe(univariate)
+                if arguments["univariate"] is None:
+                    return flow
+            flow.recipe = {"name": make.__name__, "arguments": json.loads(json.dumps(arguments))}
             return flow
 
         return remember
@@ -79,7 +114,7 @@ def recipe(**presets: Mapping[str, Any]) -> Callable[[Callable[..., Flow]], Call
 
 
 def event_shape(features: Features) -> tuple[int, ...]:
-    """The shape of one example: (n,) for a number of columns, (C, H, W) as it is.
+    """The shape of one example, (n,) or (C, H, W), of a recipe's features.
 
     Raises:
         ValueError: for a shape that is no image's.
@@ -96,7 +131,13 @@ def event_shape(features: Features) -> tuple[int, ...]:
 def preprocessing(steps: Preprocess, shape: Sequence[int]) -> list[Transform]:
     """Make the preprocessing of events of this shape, listed from the data inwards, in the order of generation.
 
-    With the argument ``shared`` all elements have the same map.
+    Args:
+        steps: names in ``PREPROCESS``, or pairs (name, arguments); with the argument ``shared`` all elements have the
+            same map.
+        shape: of the events.
+
+    Raises:
+        ValueError: for an unknown name.
     """
     made: list[Transform] = []
     for entry in steps:
@@ -108,9 +149,13 @@ def preprocessing(steps: Preprocess, shape: Sequence[int]) -> list[Transform]:
 
 
 def assemble(base: Base, layers: Sequence[Transform], context: int, preprocess: Preprocess) -> Flow:
-    """Put the preprocessing, listed from the data inwards, on the data's side of the layers.
+    """Put the preprocessing on the data's side of the layers.
 
-    Layers of vectors see an image flattened.
+    Args:
+        base: the noise.
+        layers: transforms in the order of generation; those of vectors see an image flattened.
+        context: how many numbers the layers are conditioned on; they are standardised.
+        preprocess: as in ``preprocessing``.
     """
     shape = base.event_shape
     if max(layer.event_dim for layer in layers) < len(shape):

@@ -20,6 +20,8 @@ from diffeo.transforms import (
     MixtureOfLogistics,
     Standardize,
     Transform,
+    UnivariateLike,
+    as_univariate,
 )
 
 __all__ = ["parallel_wavenet", "wavenet"]
@@ -39,29 +41,47 @@ def wavenet(
     head: Literal["gaussian", "logistics"] = "gaussian",
     components: int = 5,
     bound: float = 9.0,
+    univariate: UnivariateLike | None = None,
     preprocess: Preprocess = ("standardize",),
 ) -> Flow:
-    """WaveNet as a density: one autoregressive layer over time (arXiv:1609.03499). Cheap to score and to encode.
+    """WaveNet as a density: one autoregressive layer over time (van den Oord et al. 2016, arXiv:1609.03499).
 
-    ``features`` is the number of samples T; ``Flow.resized`` gives the same model another one. A context has the shape
-    (context, ceil(T / hop)). ``channels`` to ``hop`` are those of ``diffeo.nets.WaveNet``. Each sample's density is a
-    Gaussian, or a mixture of ``components`` logistics, whose log-scale is softly bounded to (-bound, bound) around that
-    of the data: digital silence has no infinite density.
+    Scoring and encoding are one pass of the network; sampling goes sample by sample.
+
+    Args:
+        features: the number of samples T; ``Flow.resized`` gives the same model another one.
+        context: channels of a context of shape (context, ceil(T / hop)), 0 for none.
+        channels: width of the layers. This and the arguments to ``hop`` are those of ``diffeo.nets.WaveNet``.
+        layers: per cycle.
+        cycles: how often the dilations start again at 1.
+        kernel: taps of each convolution.
+        skip: width of the two layers before the output.
+        hop: samples per frame of context.
+        head: the density of a sample, "gaussian" or a mixture of "logistics"; the noise is normal or logistic.
+        components: of the mixture.
+        bound: of the log-scale, softly, around that of the data: digital silence has no infinite density.
+        univariate: the map of each sample (``as_univariate``), in place of the one of ``head`` and ``bound``.
+        preprocess: steps from the data inwards, names or pairs (name, arguments); the same for every sample.
+
+    Raises:
+        ValueError: for features that are no number, sizes that are not positive, or unknown names.
     """
     if head not in ("gaussian", "logistics"):
         raise ValueError(f"expected head among gaussian, logistics, got {head!r}")
     shape = _samples(features)
-    net = partial(
-        WaveNet, channels=channels, layers=layers, cycles=cycles, kernel=kernel, skip=skip, context=context, hop=hop
+    base = StandardNormal(shape) if head == "gaussian" else StandardLogistic(shape)
+    if univariate is not None:
+        mapping = as_univariate(univariate)
+    else:
+        mapping = Affine(bound) if head == "gaussian" else MixtureOfLogistics(components, bound)
+    layer = Autoregressive(
+        mapping, WaveNet(mapping.size, channels, layers, cycles, kernel, skip, context=context, hop=hop)
     )
-    if head == "gaussian":
-        layer = Autoregressive(Affine(bound), net(2))
-        return _over_time(StandardNormal(shape), [layer], context, hop, preprocess)
-    mixture = MixtureOfLogistics(components, bound)
-    layer = Autoregressive(mixture, net(mixture.size))
-    with torch.no_grad():  # components that start equal stay equal
-        layer.net.last.bias[components : 2 * components] = torch.linspace(-1, 1, components)
-    return _over_time(StandardLogistic(shape), [layer], context, hop, preprocess)
+    if isinstance(mapping, MixtureOfLogistics):
+        with torch.no_grad():  # components that start equal stay equal
+            count = mapping.components
+            layer.net.last.bias[count : 2 * count] = torch.linspace(-1, 1, count)
+    return _over_time(base, [layer], context, hop, preprocess)
 
 
 @recipe(paper={"channels": 64, "layers": 10, "cycles": [1, 1, 1, 3], "kernel": 3})
@@ -69,6 +89,7 @@ def parallel_wavenet(
     features: Features,
     context: int = 0,
     *,
+    preset: Literal["paper"] | None = None,
     channels: int = 32,
     layers: int = 8,
     cycles: Sequence[int] = (1, 1, 2),
@@ -76,20 +97,37 @@ def parallel_wavenet(
     skip: int = 64,
     hop: int = 80,
     noise: Literal["normal", "logistic"] = "normal",
-    bound: float = 5.0,
+    univariate: UnivariateLike = "affine",
     preprocess: Preprocess = ("standardize",),
 ) -> Flow:
-    """Parallel WaveNet: inverse autoregressive WaveNets in a row, all in the order of time. Cheap to sample.
+    """Parallel WaveNet: inverse autoregressive WaveNets in a row, all in the order of time.
 
-    One of them for each entry of ``cycles``. They start as the identity, so the output has the data's scale. The noise
-    is best that of the teacher: normal for its Gaussian head, logistic for its mixture. van den Oord et al. 2017,
-    arXiv:1711.10433; the preset ``paper`` is its student.
+    Sampling is one pass of the networks. They start as the identity, so the output has the data's scale. van den Oord
+    et al. 2017, arXiv:1711.10433.
+
+    Args:
+        features: the number of samples T; ``Flow.resized`` gives the same model another one.
+        context: channels of a context of shape (context, ceil(T / hop)), 0 for none.
+        preset: "paper" is its student.
+        channels: width of the layers. This and the arguments to ``hop`` are those of ``diffeo.nets.WaveNet``.
+        layers: per cycle.
+        cycles: of each network; there are as many networks as entries.
+        kernel: taps of each convolution.
+        skip: width of the two layers before the output.
+        hop: samples per frame of context.
+        noise: best that of the teacher, normal for its Gaussian head, logistic for its mixture.
+        univariate: the map of each sample (``as_univariate``).
+        preprocess: steps from the data inwards, names or pairs (name, arguments); the same for every sample.
+
+    Raises:
+        ValueError: for features that are no number, sizes that are not positive, or unknown names.
     """
     if noise not in ("normal", "logistic"):
         raise ValueError(f"expected noise among normal, logistic, got {noise!r}")
     shape = _samples(features)
-    net = partial(WaveNet, channels=channels, layers=layers, kernel=kernel, skip=skip, context=context, hop=hop)
-    steps = [Inverse(Autoregressive(Affine(bound), net(2, cycles=count))) for count in cycles]
+    mapping = as_univariate(univariate)
+    net = partial(WaveNet, mapping.size, channels, layers, kernel=kernel, skip=skip, context=context, hop=hop)
+    steps = [Inverse(Autoregressive(mapping, net(cycles=count))) for count in cycles]
     base = StandardNormal(shape) if noise == "normal" else StandardLogistic(shape)
     return _over_time(base, steps, context, hop, preprocess)
 

@@ -14,18 +14,18 @@ from diffeo.nets import MLP, Velocity
 from diffeo.nets.unet import UNet
 from diffeo.nets.velocity import embedding_size
 from diffeo.objectives.paths import get_path
-from diffeo.recipes.assembly import Features, Preprocess, assemble, event_shape, recipe
+from diffeo.recipes.assembly import Features, Preprocess, assemble, by_shape, event_shape, recipe
 from diffeo.transforms import ODE
 
 __all__ = ["flow_matching"]
 
 
-@recipe(laptop={"hidden": [32, 64], "tolerance": 1e-4})
+@recipe()
 def flow_matching(
     features: Features,
     context: int = 0,
     *,
-    hidden: Sequence[int] = (128, 128, 128, 128, 128),
+    hidden: Sequence[int] = by_shape((128, 128, 128, 128, 128), images=(32, 64)),
     activation: str = "silu",
     path: str = "linear",
     coupling: Literal["independent", "optimal"] = "independent",
@@ -33,7 +33,7 @@ def flow_matching(
     pool: int = 1024,
     dropout: float = 0.0,
     solver: str = "dopri5",
-    tolerance: float = 1e-6,
+    tolerance: float = by_shape(1e-6, images=1e-4),
     max_evaluations: int = 10_000,
     steps: int | None = None,
     divergence: Literal["exact", "hutchinson"] | None = None,
@@ -41,15 +41,31 @@ def flow_matching(
 ) -> Flow:
     """A continuous flow: dx/dt = v(x, t, c) from noise to data, v a residual MLP or, on images, a U-Net.
 
-    ``FlowMatching`` trains it without solving, and ``MaximumLikelihood`` by solving (FFJORD). The velocity starts as
-    that of the fit by a Gaussian of independent elements, or of any covariance where ``preprocess`` ends in "whiten".
-    Sampling and scoring solve an ODE to ``tolerance`` by ``solver`` within ``max_evaluations`` for any row (in so many
-    ``steps``, if its steps are fixed); likelihoods take the exact divergence on vectors and Hutchinson's unbiased
-    estimate on images, unless ``divergence`` says otherwise; the spread of that estimate exceeds the error of a
-    tolerance of 1e-4, which is the default there.
+    ``FlowMatching`` trains it without solving (Lipman et al. 2022, arXiv:2210.02747), and ``MaximumLikelihood`` by
+    solving (FFJORD). The velocity starts as that of the fit by a Gaussian of independent elements, or of any covariance
+    where ``preprocess`` ends in "whiten".
 
-    ``path``, ``coupling``, ``time``, ``pool`` and ``dropout`` are those of ``FlowMatching``: what ``diffeo fit`` trains
-    by. With ``dropout`` the flow can be guided.
+    Args:
+        features: how many columns, or the shape (C, H, W) of an image.
+        context: how many numbers the density is conditioned on, 0 for none.
+        hidden: widths of the hidden layers; on images, channels of each level of the U-Net.
+        activation: "relu", "silu", "tanh" ...; see ``diffeo.nets.MLP``.
+        path: between noise and data. This, ``coupling``, ``time``, ``pool`` and ``dropout`` are those of
+            ``FlowMatching``: what ``diffeo fit`` trains by.
+        coupling: of noise and data.
+        time: how times are drawn.
+        pool: rows that are coupled together.
+        dropout: the share of rows whose context is withheld; with it the flow can be guided.
+        solver: of the ODE; see ``diffeo.transforms.ODE``.
+        tolerance: relative and absolute, of every step. On images the spread of the estimated divergence exceeds the
+            error of 1e-4.
+        max_evaluations: of the velocity, that a row may take.
+        steps: how many, for the solvers of fixed steps.
+        divergence: "exact" or Hutchinson's unbiased estimate; by default exact on vectors, estimated on images.
+        preprocess: steps from the data inwards, names or pairs (name, arguments).
+
+    Raises:
+        ValueError: for sizes that are not positive, or unknown names.
     """
     shape = event_shape(features)
     image = len(shape) > 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 from torch import Tensor
 
@@ -22,7 +23,9 @@ from diffeo.transforms import (
     Squeezed,
     Transform,
     Univariate,
+    UnivariateLike,
     alternating_mask,
+    as_univariate,
     checkerboard_mask,
     half_mask,
 )
@@ -32,33 +35,50 @@ __all__ = ["convolutional", "glow", "multiscale"]
 Net = Callable[[int, int, Sequence[int]], ResNet]  # from input and output channels and the hidden ones
 
 
-@recipe(laptop={"kernels": [3]}, paper={"transforms": 32, "hidden": [512], "kernels": [1], "residual": False})
+@recipe(paper={"transforms": 32, "hidden": [512], "kernels": [1], "residual": False})
 def glow(
     features: Sequence[int],
     context: int = 0,
     *,
+    preset: Literal["paper"] | None = None,
+    univariate: UnivariateLike = Affine(3.0),
     transforms: int = 8,
     hidden: Sequence[int] = (64,),
     activation: str = "relu",
     residual: bool = False,
-    bound: float = 3.0,
     scales: int = 3,
-    kernels: Sequence[int] = (1,),
+    kernels: Sequence[int] = (3,),
     preprocess: Preprocess = ("standardize",),
 ) -> Flow:
     """Glow: steps of actnorm, 1x1 convolution and affine coupling on squeezed images (arXiv:1807.03039).
 
-    Every scale squeezes, takes ``transforms`` steps, and hands the first half of the channels on to the next. There are
-    at most ``scales`` of them, fewer where a side becomes odd. ``hidden``, ``residual`` and ``kernels`` are those of
-    ``ResNet``.
+    Every scale squeezes, takes ``transforms`` steps, and hands the first half of the channels on to the next. One pass
+    of the networks each way.
+
+    Args:
+        features: the shape (C, H, W) of an image, of even height and width.
+        context: how many numbers the density is conditioned on, 0 for none.
+        preset: "paper" is its network for CIFAR-10.
+        univariate: the map of each element in a coupling (``as_univariate``).
+        transforms: how many steps at each scale.
+        hidden: channels of each block of ``ResNet``.
+        activation: "relu", "silu", "tanh" ...; see ``diffeo.nets.MLP``.
+        residual: add each block's input to its output.
+        scales: how many scales at most; fewer where a side becomes odd.
+        kernels: sizes of the convolutions in a block.
+        preprocess: steps from the data inwards, names or pairs (name, arguments).
+
+    Raises:
+        ValueError: for another shape, or unknown names.
     """
     shape = event_shape(features)
     if len(shape) != 3 or shape[1] % 2 or shape[2] % 2:
         raise ValueError(f"expected features (channels, height, width) with even sides for glow, got {shape}")
     if scales < 1:
         raise ValueError(f"expected at least one scale, got {scales}")
+    mapping = as_univariate(univariate)
     net = partial(ResNet, context=context, activation=activation, residual=residual, kernels=kernels)
-    layers = _steps(shape, scales, transforms, lambda mask: convolutional(Affine(bound), mask, hidden, net))
+    layers = _steps(shape, scales, transforms, lambda mask: convolutional(mapping, mask, hidden, net))
     return assemble(StandardNormal(shape), layers, context, preprocess)
 
 
@@ -132,7 +152,14 @@ def _alternate(count: int) -> list[bool]:
 
 
 def convolutional(univariate: Univariate, mask: Tensor, hidden: Sequence[int], net: Net) -> Coupling:
-    """A coupling of images: a mask of one dimension divides the channels, one of three the elements."""
+    """A coupling of images (C, H, W).
+
+    Args:
+        univariate: the map of each element.
+        mask: of one dimension, which divides the channels, or of three, which divides the elements.
+        hidden: channels of the network's blocks.
+        net: makes the network from its input and output channels and the hidden ones.
+    """
     kept = int(mask.sum()) if mask.dim() == 1 else len(mask)
     moved = len(mask) - kept if mask.dim() == 1 else len(mask)
     return Coupling(univariate, mask, net(kept, univariate.size * moved, hidden), event_dim=3)

@@ -12,7 +12,8 @@ from torch import Tensor
 from diffeo.bases import StandardLogistic, StandardNormal
 from diffeo.flow import Flow
 from diffeo.nets import MADE, MLP, ResNet
-from diffeo.recipes.assembly import Features, Preprocess, assemble, event_shape, recipe
+from diffeo.nets.activations import as_widths
+from diffeo.recipes.assembly import Features, Preprocess, assemble, by_shape, event_shape, recipe
 from diffeo.recipes.images import convolutional, multiscale
 from diffeo.transforms import (
     Affine,
@@ -24,40 +25,53 @@ from diffeo.transforms import (
     Permutation,
     RationalQuadraticSpline,
     Scale,
-    Shift,
     Transform,
     Univariate,
+    UnivariateLike,
     alternating_mask,
+    as_univariate,
 )
 
 __all__ = ["iaf", "maf", "nice", "nsf", "realnvp"]
 
 
-@recipe(
-    laptop={"hidden": [512, 512, 512]},
-    paper={"transforms": 4, "hidden": [1000] * 5, "activation": "relu"},
-)
+@recipe(paper={"transforms": 4, "hidden": [1000] * 5, "activation": "relu"})
 def nice(
     features: Features,
     context: int = 0,
     *,
+    preset: Literal["paper"] | None = None,
+    univariate: UnivariateLike = "shift",
     transforms: int = 4,
-    hidden: Sequence[int] = (128, 128),
+    hidden: Sequence[int] = by_shape((128, 128), images=(512, 512, 512)),
     activation: str = "relu",
     preprocess: Preprocess = ("standardize",),
 ) -> Flow:
     """NICE: additive couplings on the odd/even partition, one diagonal rescaling of the noise, logistic prior.
 
-    Dinh et al. 2014, arXiv:1410.8516; the preset ``paper`` is its network for MNIST.
+    Dinh et al. 2014, arXiv:1410.8516. One pass of the networks each way.
+
+    Args:
+        features: how many columns, or the shape (C, H, W) of an image, which is flattened.
+        context: how many numbers the density is conditioned on, 0 for none.
+        preset: "paper" is its network for MNIST.
+        univariate: the map of each element in a coupling (``as_univariate``).
+        transforms: how many couplings.
+        hidden: widths of the hidden layers.
+        activation: "relu", "silu", "tanh" ...; see ``diffeo.nets.MLP``.
+        preprocess: steps from the data inwards, names or pairs (name, arguments).
+
+    Raises:
+        ValueError: for fewer than two elements, or unknown names.
     """
     shape = event_shape(features)
-    couplings = _couplings(Shift(), math.prod(shape), context, transforms, hidden, activation, residual=False)
+    mapping = as_univariate(univariate)
+    couplings = _couplings(mapping, math.prod(shape), context, transforms, hidden, activation, residual=False)
     scales = Elementwise(Scale(), (math.prod(shape),))
     return assemble(StandardLogistic(shape), [scales, *couplings], context, preprocess)
 
 
 @recipe(
-    laptop={"transforms": 2, "hidden": [32, 32], "activation": "relu", "kernels": [3]},
     paper={
         "transforms": 3,
         "hidden": [64] * 8,
@@ -65,64 +79,93 @@ def nice(
         "scales": 2,
         "kernels": [3, 3],
         "packed": False,
-    },
+    }
 )
 def realnvp(
     features: Features,
     context: int = 0,
     *,
-    transforms: int = 8,
-    hidden: Sequence[int] = (128, 128),
-    activation: str = "silu",
+    preset: Literal["paper"] | None = None,
+    univariate: UnivariateLike = Affine(3.0),
+    transforms: int = by_shape(8, images=2),
+    hidden: Sequence[int] = by_shape((128, 128), images=(32, 32)),
+    activation: str = by_shape("silu", images="relu"),
     residual: bool = True,
-    bound: float = 3.0,
     scales: int = 3,
-    kernels: Sequence[int] = (3, 1),
+    kernels: Sequence[int] = (3,),
     packed: bool = True,
     preprocess: Preprocess = ("standardize",),
 ) -> Flow:
     """RealNVP: affine couplings on alternating halves, over several scales on images (arXiv:1605.08803).
 
-    Cheap both ways. On images, ``transforms`` is the number of couplings of each kind at each scale (see
-    ``diffeo.recipes.images.multiscale``, also for ``scales`` and ``packed``), ``hidden``, ``residual`` and ``kernels``
-    are those of ``ResNet``; the hidden channels double with every squeeze. The preset ``paper`` is the network for
-    CIFAR-10. Vectors have no use for ``scales``, ``kernels`` and ``packed``.
+    One pass of the networks each way.
+
+    Args:
+        features: how many columns, or the shape (C, H, W) of an image.
+        context: how many numbers the density is conditioned on, 0 for none.
+        preset: "paper" is its network for CIFAR-10.
+        univariate: the map of each element in a coupling (``as_univariate``).
+        transforms: how many couplings; on images, of each kind at each scale (``diffeo.recipes.images.multiscale``).
+        hidden: widths of the hidden layers; on images, channels of each block of ``ResNet``, which double with every
+            squeeze.
+        activation: "relu", "silu", "tanh" ...; see ``diffeo.nets.MLP``.
+        residual: add each hidden layer's (or block's) input to its output.
+        scales: how many scales an image has at most. Vectors have no use for this, ``kernels`` and ``packed``.
+        kernels: sizes of the convolutions in a block.
+        packed: whether networks see checkerboards squeezed, at a quarter of the price.
+        preprocess: steps from the data inwards, names or pairs (name, arguments).
+
+    Raises:
+        ValueError: for fewer than two elements, or unknown names.
     """
     shape = event_shape(features)
-    affine = Affine(bound)
+    mapping = as_univariate(univariate)
     if len(shape) == 1:
-        layers = _couplings(affine, math.prod(shape), context, transforms, hidden, activation, residual)
+        layers = _couplings(mapping, math.prod(shape), context, transforms, hidden, activation, residual)
     else:
         net = partial(ResNet, context=context, activation=activation, residual=residual, kernels=kernels)
 
         def couple(mask: Tensor, squeezes: int) -> Coupling:
-            return convolutional(affine, mask, [width * 2**squeezes for width in hidden], net)
+            return convolutional(mapping, mask, [width * 2**squeezes for width in as_widths(hidden)], net)
 
         layers = multiscale(shape, scales, transforms, packed, couple)
     return assemble(StandardNormal(shape), layers, context, preprocess)
 
 
-@recipe(
-    laptop={"hidden": [512, 512]},
-    paper={"transforms": 5, "hidden": [1024, 1024], "activation": "relu", "residual": False},
-)
+@recipe(paper={"transforms": 5, "hidden": [1024, 1024], "activation": "relu", "residual": False})
 def maf(
     features: Features,
     context: int = 0,
     *,
+    preset: Literal["paper"] | None = None,
+    univariate: UnivariateLike = "affine",
     transforms: int = 5,
-    hidden: Sequence[int] = (128, 128),
+    hidden: Sequence[int] = by_shape((128, 128), images=(512, 512)),
     activation: str = "silu",
     residual: bool = True,
-    bound: float = 5.0,
     preprocess: Preprocess = ("standardize",),
 ) -> Flow:
-    """MAF: affine autoregressive layers, the order reversed between them (arXiv:1705.07057). Cheap to score.
+    """MAF: affine autoregressive layers, the order reversed between them (arXiv:1705.07057).
 
-    The preset ``paper`` is its network for MNIST.
+    Scoring is one pass of the networks; sampling goes over the elements once.
+
+    Args:
+        features: how many columns, or the shape (C, H, W) of an image, which is flattened.
+        context: how many numbers the density is conditioned on, 0 for none.
+        preset: "paper" is its network for MNIST.
+        univariate: the map of each element given those before it (``as_univariate``).
+        transforms: how many layers.
+        hidden: widths of the hidden layers of each ``MADE``.
+        activation: "relu", "silu", "tanh" ...; see ``diffeo.nets.MLP``.
+        residual: add each hidden layer's input to its output.
+        preprocess: steps from the data inwards, names or pairs (name, arguments).
+
+    Raises:
+        ValueError: for sizes that are not positive, or unknown names.
     """
     shape = event_shape(features)
-    layers = _autoregressive(Affine(bound), math.prod(shape), context, transforms, hidden, activation, residual)
+    mapping = as_univariate(univariate)
+    layers = _autoregressive(mapping, math.prod(shape), context, transforms, hidden, activation, residual)
     return assemble(StandardNormal(shape), layers, context, preprocess)
 
 
@@ -131,16 +174,34 @@ def iaf(
     features: Features,
     context: int = 0,
     *,
+    univariate: UnivariateLike = "affine",
     transforms: int = 5,
     hidden: Sequence[int] = (128, 128),
     activation: str = "silu",
     residual: bool = True,
-    bound: float = 5.0,
     preprocess: Preprocess = ("standardize",),
 ) -> Flow:
-    """IAF: the inverse of MAF's layers (arXiv:1606.04934). Cheap to sample, its own samples' density is free."""
+    """IAF: the inverse of MAF's layers (arXiv:1606.04934).
+
+    Sampling is one pass of the networks, and the samples' density comes with it; scoring other rows goes over their
+    elements once.
+
+    Args:
+        features: how many columns, or the shape (C, H, W) of an image, which is flattened.
+        context: how many numbers the density is conditioned on, 0 for none.
+        univariate: the map of each element given those before it (``as_univariate``).
+        transforms: how many layers.
+        hidden: widths of the hidden layers of each ``MADE``.
+        activation: "relu", "silu", "tanh" ...; see ``diffeo.nets.MLP``.
+        residual: add each hidden layer's input to its output.
+        preprocess: steps from the data inwards, names or pairs (name, arguments).
+
+    Raises:
+        ValueError: for sizes that are not positive, or unknown names.
+    """
     shape = event_shape(features)
-    layers = _inverse(Affine(bound), math.prod(shape), context, transforms, hidden, activation, residual)
+    mapping = as_univariate(univariate)
+    layers = _inverse(mapping, math.prod(shape), context, transforms, hidden, activation, residual)
     return assemble(StandardNormal(shape), layers, context, preprocess)
 
 
@@ -150,6 +211,7 @@ def nsf(
     context: int = 0,
     *,
     structure: Literal["autoregressive", "coupling", "inverse"] = "autoregressive",
+    univariate: UnivariateLike | None = None,
     transforms: int = 5,
     hidden: Sequence[int] = (128, 128),
     activation: str = "silu",
@@ -160,12 +222,28 @@ def nsf(
     dropout: float = 0.0,
     preprocess: Preprocess = ("standardize",),
 ) -> Flow:
-    """NSF: rational-quadratic splines, autoregressive (fast to score), coupling (both ways) or inverse (to sample).
+    """NSF: rational-quadratic splines in layers of any structure (Durkan et al. 2019, arXiv:1906.04032).
 
-    Inverse is to autoregressive what IAF is to MAF. With ``affine``, every spline is placed and scaled by an affine map
-    as well: where one column nearly determines another, that is what learns it. ``dropout``, for the autoregressive
-    structure alone, is the fraction of earlier elements that a network does not see in training, against overfitting
-    (see ``Autoregressive``). Durkan et al. 2019, arXiv:1906.04032.
+    Args:
+        features: how many columns, or the shape (C, H, W) of an image, which is flattened.
+        context: how many numbers the density is conditioned on, 0 for none.
+        structure: "autoregressive", where scoring is one pass of the networks; "inverse", where sampling is (it is to
+            autoregressive what IAF is to MAF); or "coupling", where both are.
+        univariate: the map of each element (``as_univariate``), in place of the spline of ``bins`` and ``bound``.
+        transforms: how many layers.
+        hidden: widths of the hidden layers.
+        activation: "relu", "silu", "tanh" ...; see ``diffeo.nets.MLP``.
+        residual: add each hidden layer's input to its output.
+        bins: of the spline.
+        bound: half the side of the spline's box.
+        affine: whether every map is placed and scaled by an affine map as well: where one column nearly determines
+            another, that is what learns it.
+        dropout: for the autoregressive structure alone, the fraction of earlier elements that a network does not see in
+            training, against overfitting (see ``Autoregressive``).
+        preprocess: steps from the data inwards, names or pairs (name, arguments).
+
+    Raises:
+        ValueError: for sizes that are not positive, unknown names, or dropout with another structure.
     """
     autoregressive = partial(_autoregressive, dropout=dropout)
     kinds: dict[str, Callable[..., list[Transform]]] = {
@@ -175,11 +253,11 @@ def nsf(
         raise ValueError(f"expected structure among {', '.join(kinds)}, got {structure!r}")
     if dropout and structure != "autoregressive":
         raise ValueError(f"expected no dropout for structure {structure!r}, got {dropout}")
-    spline: Univariate = RationalQuadraticSpline(bins, bound)
+    mapping = RationalQuadraticSpline(bins, bound) if univariate is None else as_univariate(univariate)
     if affine:
-        spline = Composed(spline, Affine(2.0))
+        mapping = Composed(mapping, Affine(2.0))
     shape = event_shape(features)
-    layers = kinds[structure](spline, math.prod(shape), context, transforms, hidden, activation, residual)
+    layers = kinds[structure](mapping, math.prod(shape), context, transforms, hidden, activation, residual)
     return assemble(StandardNormal(shape), layers, context, preprocess)
 
 

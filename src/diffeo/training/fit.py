@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffeo.flow import Flow
 from diffeo.nets.precision import bfloat16 as half_precision
-from diffeo.objectives import Objective
+from diffeo.objectives import Objective, as_objective
 from diffeo.training.batches import default_epochs, default_patience, split
 from diffeo.training.checkpoint import Store, describe, trained
 from diffeo.training.evaluate import evaluate
@@ -101,7 +102,7 @@ class State:
 
 
 def fit(
-    objective: Objective,
+    objective: Objective | Flow,
     x: Any,
     context: Any = None,
     *,
@@ -131,7 +132,8 @@ def fit(
     loss or gradient changes nothing but ``skipped``; 50 in a row end the training.
 
     Args:
-        objective: the loss per example, for instance ``MaximumLikelihood(flow)``.
+        objective: the loss per example, for instance ``MaximumLikelihood(flow)``; or a flow, which is then trained by
+            maximum likelihood, that of the recipe ``flow_matching`` by flow matching.
         x: the data: a tensor or array (N, *event), or a stream: an object whose every iteration gives the same batches,
             tensors or (x, context) pairs (see ``Stream``); ``batch_size`` does not change those.
         context: what the density is conditioned on, (N, *context), row by row.
@@ -164,6 +166,8 @@ def fit(
 
     Raises:
         UserError: if ``out`` cannot be written or resumed, or the training breaks down (the message says where).
+        ValueError: for an argument out of its range.
+        TypeError: for what is no objective and no flow.
     """
     for name, number, low in (
         ("lr", lr, 0.0), ("clip", clip, 0.0), ("epochs", epochs, 0), ("minutes", minutes, 0.0),
@@ -174,6 +178,7 @@ def fit(
     if not 0 <= warmup < 1:
         raise ValueError(f"expected warmup in [0, 1), got {warmup}")
 
+    objective = as_objective(objective)
     first = next(objective.parameters(), torch.empty(0))
     world = World(torch.device(device or first.device))
     device = world.device

@@ -9,6 +9,7 @@ from diffeo.transforms.multiscale import Flattened, Part, Squeezed, latent_scale
 from diffeo.transforms.ode import ODE
 from diffeo.transforms.preprocess import Dequantize, Gaussianize, Logit, Rescale, Standardize, Whiten
 from diffeo.transforms.univariate import (
+    UNIVARIATES,
     Affine,
     Composed,
     MixtureOfLogistics,
@@ -16,11 +17,15 @@ from diffeo.transforms.univariate import (
     Scale,
     Shift,
     Univariate,
+    UnivariateLike,
+    as_univariate,
+    describe,
 )
 
 __all__ = [
     "LU",
     "ODE",
+    "UNIVARIATES",
     "ActNorm",
     "Affine",
     "Autoregressive",
@@ -45,9 +50,12 @@ __all__ = [
     "Standardize",
     "Transform",
     "Univariate",
+    "UnivariateLike",
     "Whiten",
     "alternating_mask",
+    "as_univariate",
     "checkerboard_mask",
+    "describe",
     "half_mask",
     "latent_scales",
 ]

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from diffeo import ops
 from diffeo.transforms.base import Transform
-from diffeo.transforms.univariate import Univariate
+from diffeo.transforms.univariate import Univariate, UnivariateLike, as_univariate
 
 __all__ = ["Autoregressive", "AutoregressiveNet"]
 
@@ -51,19 +51,26 @@ class Autoregressive(Transform):
     sequential one is exact, by implicit differentiation, with one transposed solve.
 
     Args:
-        univariate: the map of each element.
-        net: an autoregressive conditioner such as ``MADE``, with ``size = univariate.size``.
+        univariate: the map of each element, or its name (``as_univariate``).
+        net: a conditioner such as ``MADE``, with ``size = univariate.size``; see ``AutoregressiveNet``.
         dropout: in training mode, the fraction of elements that the network does not see (Srivastava et al. 2014) when
             it normalizes. Elements themselves are always mapped, so a log-likelihood remains that of a density.
+
+    Raises:
+        ValueError: for a network of another size, or a dropout that is no fraction.
+        TypeError: for a network that is not autoregressive.
     """
 
-    def __init__(self, univariate: Univariate, net: nn.Module, dropout: float = 0.0) -> None:
+    def __init__(self, univariate: UnivariateLike, net: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
             raise ValueError(f"expected dropout in [0, 1), got {dropout}")
-        if getattr(net, "size", univariate.size) != univariate.size:
-            raise ValueError(f"expected a network of {univariate.size} parameters per element, got {net.size}")
-        self.univariate = univariate
+        self.univariate = as_univariate(univariate)
+        if not hasattr(net, "invert"):
+            raise TypeError(f"expected an autoregressive network such as MADE or WaveNet, got {type(net).__name__}")
+        size = self.univariate.size
+        if getattr(net, "size", size) != size:
+            raise ValueError(f"expected a network of {size} parameters per element, got {net.size}")
         self.net: Any = net
         self.dropout = dropout
 
@@ -129,7 +136,8 @@ class Autoregressive(Transform):
         return rows.mT.contiguous(), given
 
     def _normalize(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self.net.mapped(self.univariate, x, x, context)
+        mapped: tuple[Tensor, Tensor] = self.net.mapped(self.univariate, x, x, context)
+        return mapped
 
     def _unrolled(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Generate by one parallel pass per element, ``(n, rows)``: plain operations, which anything can trace."""
@@ -142,7 +150,8 @@ class Autoregressive(Transform):
         """Give a solution x of z = f^-1(x) its gradients: dx = J^-1 (dz - d_theta f^-1(x)), with J = df^-1/dx."""
         columns = x.mT.contiguous()
         residual = z.mT - self._normalize(columns, context)[0]
-        attached = _Implicit.apply(residual, columns, context, self)
+        function: Any = _Implicit
+        attached: Tensor = function.apply(residual, columns, context, self)
         return attached.mT, -self._normalize(attached, context)[1]
 
     def _solve_transposed(self, x: Tensor, context: Tensor | None, grad: Tensor) -> Tensor:
@@ -152,7 +161,8 @@ class Autoregressive(Transform):
             params = self.net(x, context).detach().requires_grad_()
             z, log_det = self.univariate.inverse_and_log_det(x, params)
             (by_params,) = torch.autograd.grad(z.sum(), params)
-        return self.net.solve_transposed(x, context, by_params, log_det.detach().exp(), grad)
+        solution: Tensor = self.net.solve_transposed(x, context, by_params, log_det.detach().exp(), grad)
+        return solution
 
 
 class _Implicit(torch.autograd.Function):

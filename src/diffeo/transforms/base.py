@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Chain", "DataDependent", "Inverse", "Transform", "sum_event"]
+__all__ = ["Chain", "DataDependent", "Inverse", "Transform", "as_shape", "expect_transform", "sum_event"]
 
 _OPPOSITE = {"forward": "inverse", "inverse": "forward"}
 
 
+def as_shape(shape: int | Sequence[int]) -> torch.Size:
+    """The shape of one example: ``(n,)`` for a number n of elements.
+
+    Raises:
+        TypeError: for anything but whole numbers.
+        ValueError: for sizes below 1.
+    """
+    try:
+        sizes = (operator.index(shape),) if isinstance(shape, SupportsIndex) else tuple(map(operator.index, shape))
+    except TypeError:
+        raise TypeError(f"expected a shape such as 2 or (3, 8, 8), got {shape!r}") from None
+    if any(size < 1 for size in sizes):
+        raise ValueError(f"expected positive event sizes, got {sizes}")
+    return torch.Size(sizes)
+
+
 def sum_event(value: Tensor, event_dim: int) -> Tensor:
-    """Sum over the last ``event_dim`` dimensions (all event elements), leaving the batch."""
+    """Sum a value ``(*batch, *event)`` over its last ``event_dim`` dimensions: ``(*batch,)``."""
     return value.sum(dim=tuple(range(-event_dim, 0))) if event_dim else value
 
 
@@ -67,7 +84,8 @@ class Transform(nn.Module, ABC):
     def _diagonal(self, method: str, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.event_dim:
             raise ValueError(f"expected a transform whose elements keep one order, got {type(self).__name__}")
-        return getattr(self, method)(value, context)  # an event is one element
+        result: tuple[Tensor, Tensor] = getattr(self, method)(value, context)  # an event is one element
+        return result
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Generate: x = f(z)."""
@@ -81,18 +99,40 @@ class Transform(nn.Module, ABC):
         return value.shape[: value.dim() - self.event_dim]
 
 
+def expect_transform(value: Any) -> Transform:
+    """Return a value that is a transform.
+
+    Raises:
+        TypeError: for what is none.
+    """
+    if not isinstance(value, Transform):
+        kind = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"expected a Transform such as Coupling or Chain, got {kind}")
+    return value
+
+
 class Chain(Transform):
     """The composition x = (f_K o ... o f_1)(z), given in the order of generation.
 
-    log|det df/dz| = sum_k log|det df_k/dz_{k-1}|.
+    log|det df/dz| = sum_k log|det df_k/dz_{k-1}|, each summed over the event of the part with the most dimensions.
+
+    Args:
+        transforms: the parts f_1 ... f_K.
+
+    Raises:
+        ValueError: for none.
+        TypeError: for a part that is no transform.
     """
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
         super().__init__()
-        self.transforms: Any = nn.ModuleList(transforms)
-        if not len(self.transforms):
+        parts = list(transforms)
+        if not parts:
             raise ValueError("expected at least one transform, got none")
-        self.event_dim = max(transform.event_dim for transform in self)
+        for part in parts:
+            expect_transform(part)
+        self.transforms: Any = nn.ModuleList(parts)
+        self.event_dim = max(part.event_dim for part in parts)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.transforms)
@@ -138,7 +178,9 @@ class Chain(Transform):
             x = transform.inverse(x, context)
         return x
 
-    def _run(self, value: Tensor, context: Tensor | None, parts: Iterable, method: str) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, value: Tensor, context: Tensor | None, parts: Iterable[Transform], method: str
+    ) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None
         for part in parts:
             value, logs = getattr(part, method)(value, context)
@@ -150,11 +192,18 @@ class Chain(Transform):
 
 
 class Inverse(Transform):
-    """The same bijection read the other way: x = f^-1(z). ``IAF = Inverse(MAF)``."""
+    """The same bijection the other way round: x = f^-1(z). ``IAF = Inverse(MAF)``.
+
+    Args:
+        transform: the bijection f.
+
+    Raises:
+        TypeError: for what is no transform.
+    """
 
     def __init__(self, transform: Transform) -> None:
         super().__init__()
-        self.transform = transform
+        self.transform = expect_transform(transform)
         self.event_dim = transform.event_dim
 
     @property

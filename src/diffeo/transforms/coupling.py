@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diffeo.nets.mlp import MLP
+from diffeo.nets.resnet import ResNet
 from diffeo.transforms.base import Transform, sum_event
 from diffeo.transforms.linear import reorder
-from diffeo.transforms.univariate import Univariate
+from diffeo.transforms.univariate import UnivariateLike, as_univariate
 
 __all__ = ["Coupling", "alternating_mask", "checkerboard_mask", "half_mask"]
 
@@ -43,24 +46,40 @@ class Coupling(Transform):
     shape (a checkerboard): the net takes the event with zeros on b, and returns parameters for every element.
 
     Args:
-        univariate: the map of each b-element.
-        mask: boolean; True passes through and conditions.
-        net: ``net(z_a, context)``; output channels are ordered parameter by parameter.
+        univariate: the map of each b-element, or its name (``as_univariate``).
+        mask: booleans; True passes through and conditions.
+        net: ``net(z_a, context)``, or ``net(z_a)`` as of an ``nn.Sequential``, which sees no context; output channels
+            are ordered parameter by parameter.
         event_dim: the rank of the event; by default the mask's.
+
+    Raises:
+        ValueError: for a mask that is not boolean, of all True or all False, or of another rank; for a network of the
+            wrong width (of a network whose widths cannot be asked for, when it is first applied).
+        TypeError: for what is no map or no network.
     """
 
     mask: Tensor
     parts: Tensor
     order: Tensor
 
-    def __init__(self, univariate: Univariate, mask: Tensor, net: nn.Module, event_dim: int | None = None) -> None:
+    def __init__(
+        self,
+        univariate: UnivariateLike,
+        mask: Tensor | Sequence[Any],
+        net: nn.Module,
+        event_dim: int | None = None,
+    ) -> None:
         super().__init__()
+        mask = torch.as_tensor(mask)
         if mask.dtype != torch.bool:
-            raise ValueError(f"expected a boolean mask, got {mask.dtype}")
+            raise ValueError(f"expected a boolean mask such as [True, False], got values of {mask.dtype}")
         if mask.all() or not mask.any():
             raise ValueError("expected a mask with both True and False, got only one of them")
-        self.univariate = univariate
+        if not callable(net) or isinstance(net, type):
+            raise TypeError(f"expected a network such as MLP(2, 6), got {net!r}")
+        self.univariate = as_univariate(univariate)
         self.net: Any = net
+        self.sees_context = _takes_two(net)
         self.event_dim = mask.dim() if event_dim is None else event_dim
         self.divides = mask.dim() == 1
         if not self.divides and mask.dim() != self.event_dim:
@@ -68,6 +87,13 @@ class Coupling(Transform):
         self.register_buffer("mask", mask, persistent=False)
         kept, moved = mask.flatten().nonzero().squeeze(1), (~mask).flatten().nonzero().squeeze(1)
         self.sizes = [len(kept), len(moved)]
+        inputs, moving = self.sizes if self.divides else (len(mask), len(mask))
+        widths = _widths(net, self.event_dim)
+        if widths is not None and widths != (inputs, self.univariate.size * moving):
+            raise ValueError(
+                f"expected a network of {inputs} inputs and {self.univariate.size * moving} outputs "
+                f"({self.univariate.size} for each of {moving}), got {widths[0]} and {widths[1]}"
+            )
         parts = torch.cat([kept, moved])
         self.register_buffer("parts", parts, persistent=False)
         self.register_buffer("order", parts.argsort(), persistent=False)
@@ -102,9 +128,15 @@ class Coupling(Transform):
     def _map(
         self, a: Tensor, b: Tensor, context: Tensor | None, generate: bool, keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        output = self.net(a.movedim(-1, -self.event_dim), context).movedim(-self.event_dim, -1)
+        inputs = (a.movedim(-1, -self.event_dim), *([context] if self.sees_context else []))
+        output = self.net(*inputs).movedim(-self.event_dim, -1)
+        size, moving = self.univariate.size, b.shape[-1]
+        if output.shape[-1] != size * moving:
+            raise ValueError(
+                f"expected a network of {size * moving} outputs ({size} for each of {moving}), got {output.shape[-1]}"
+            )
         univariate = self.univariate.forward_and_log_det if generate else self.univariate.inverse_and_log_det
-        b, log_det = univariate(b, output.unflatten(-1, (self.univariate.size, -1)).movedim(-2, 0))
+        b, log_det = univariate(b, output.unflatten(-1, (size, moving)).movedim(-2, 0))
         return b, sum_event(log_det if keep is None else torch.where(keep, 0, log_det), self.event_dim)
 
     def _couple_columns(self, value: Tensor, context: Tensor | None, generate: bool) -> tuple[Tensor, Tensor]:
@@ -123,3 +155,24 @@ class Coupling(Transform):
             moved = torch.cat([a, b])
             moved = moved if self.ordered else reorder(moved, 0, self.order, self.parts)
         return moved.mT.reshape(value.shape), log_det.reshape(value.shape[:-1])
+
+
+def _widths(net: nn.Module, event_dim: int) -> tuple[int, int] | None:
+    """How many inputs and outputs a network of such events has, where it can be asked."""
+    if (event_dim == 1 and isinstance(net, MLP)) or (event_dim == 3 and isinstance(net, ResNet)):
+        return net.widths
+    layers = list(net) if isinstance(net, nn.Sequential) else [net]
+    if event_dim == 1 and layers and type(layers[0]) is type(layers[-1]) is nn.Linear:
+        return layers[0].in_features, layers[-1].out_features
+    return None
+
+
+def _takes_two(net: nn.Module) -> bool:
+    """Whether a network takes (x, context), and not x alone as ``nn.Sequential`` does."""
+    try:
+        inspect.signature(net.forward).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # no signature to be had
+        pass
+    return True

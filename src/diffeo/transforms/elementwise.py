@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from diffeo.transforms.base import Transform, sum_event
-from diffeo.transforms.univariate import Univariate
+from diffeo.transforms.base import Transform, as_shape, sum_event
+from diffeo.transforms.univariate import UnivariateLike, as_univariate
 
 __all__ = ["Elementwise"]
 
@@ -19,15 +19,16 @@ class Elementwise(Transform):
     With ``Scale`` this is NICE's diagonal rescaling.
 
     Args:
-        univariate: the map.
-        event_shape: the shape of one example.
+        univariate: the map, or its name (``as_univariate``).
+        event_shape: the shape of one example, a number for vectors.
     """
 
-    def __init__(self, univariate: Univariate, event_shape: Sequence[int]) -> None:
+    def __init__(self, univariate: UnivariateLike, event_shape: int | Sequence[int]) -> None:
         super().__init__()
-        self.univariate = univariate
-        self.event_dim = len(event_shape)
-        self.params = nn.Parameter(torch.zeros((univariate.size, *event_shape)))
+        self.univariate = as_univariate(univariate)
+        shape = as_shape(event_shape)
+        self.event_dim = len(shape)
+        self.params = nn.Parameter(torch.zeros((self.univariate.size, *shape)))
 
     def _params(self, value: Tensor) -> Tensor:
         batch = (1,) * (value.dim() - self.event_dim)

@@ -20,6 +20,9 @@ class Permutation(Transform):
     Args:
         order: a permutation of 0 .. n-1.
         event_dim: the rank of the event (1 for vectors, 3 for images: the channels are permuted).
+
+    Raises:
+        ValueError: for an order that is no permutation.
     """
 
     order: Tensor
@@ -35,7 +38,8 @@ class Permutation(Transform):
         self.register_buffer("back", order.argsort(), persistent=False)
         self.reverses = _reverses(order)
         # A loaded order must bring its own way back.
-        self.register_load_state_dict_post_hook(Permutation._find_back)
+        after_loading: Any = self.register_load_state_dict_post_hook
+        after_loading(Permutation._find_back)
 
     def _find_back(self, _incompatible: object) -> None:
         if not torch.equal(self.order.sort().values, torch.arange(len(self.order), device=self.order.device)):
@@ -89,7 +93,9 @@ def reorder(value: Tensor, dim: int, order: Tensor, back: Tensor) -> Tensor:
     if ops.tracing():
         return value.index_select(dim, order)
     if torch.is_grad_enabled() and value.requires_grad:
-        return _Reorder.apply(value, dim, order, back)
+        function: Any = _Reorder
+        reordered: Tensor = function.apply(value, dim, order, back)
+        return reordered
     return _select(value, dim, order)
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.transforms.base import Chain, Transform, sum_event
+from diffeo.transforms.base import Chain, Transform, expect_transform, sum_event
 
 __all__ = ["Flattened", "Part", "Squeezed", "latent_scales", "squeeze", "unsqueeze"]
 
 
 def squeeze(value: Tensor) -> Tensor:
-    """Trade resolution for channels: ``(*, C, H, W)`` to ``(*, 4 C, H/2, W/2)``.
+    """Trade resolution for channels: a value ``(*, C, H, W)`` becomes ``(*, 4 C, H/2, W/2)``.
 
     Of each 2 x 2 square the upper left pixels come first, then the lower right, upper right and lower left ones: the
     first half of the channels is one colour of a checkerboard, the second half the other (as where RealNVP factors out
@@ -53,7 +53,7 @@ class _OnView(Transform):
 
     def __init__(self, transform: Transform, event_dim: int, view_dim: int) -> None:
         super().__init__()
-        if transform.event_dim > view_dim:
+        if expect_transform(transform).event_dim > view_dim:
             raise ValueError(f"expected a transform of events of rank up to {view_dim}, got {transform.event_dim}")
         self.transform = transform
         self.event_dim = event_dim

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffeo import ops
 from diffeo.nets.trace import estimated_trace, exact_trace
 from diffeo.ops.reference.solvers import FIXED, Control, fixed, replay
-from diffeo.transforms.base import Transform
+from diffeo.transforms.base import Transform, as_shape
 
 __all__ = ["ODE", "Solution", "Solves", "find_ode", "watched_solves"]
 
@@ -89,7 +89,7 @@ class ODE(Transform):
         velocity: ``velocity(x, t, context)`` for x ``(rows, *event)``, t ``(rows,)``, context ``(rows, *context)`` or
             None; of the shape of x, rows independent of each other. Where it has a method ``with_divergence`` of the
             same arguments, that is used; a true attribute ``sampling_only`` forbids likelihoods.
-        event_shape: the shape of one example.
+        event_shape: the shape of one example, a number for vectors.
         solver: "dopri5", whose steps follow the tolerance, row by row; "euler", "midpoint", "heun" or "rk4", in
             ``steps`` equal steps.
         rtol: relative tolerance of every step. Where trajectories part, errors grow a hundredfold and more on the way.
@@ -108,7 +108,7 @@ class ODE(Transform):
     def __init__(
         self,
         velocity: nn.Module,
-        event_shape: Sequence[int],
+        event_shape: int | Sequence[int],
         *,
         solver: str = ADAPTIVE,
         rtol: float = 1e-6,
@@ -130,7 +130,7 @@ class ODE(Transform):
             if not 0 < number < math.inf:
                 raise ValueError(f"expected {name} above 0, got {number}")
         self.velocity: Any = velocity
-        self.event_shape = torch.Size(event_shape)
+        self.event_shape = as_shape(event_shape)
         self.event_dim = len(self.event_shape)
         self.solver, self.steps = solver, steps
         self.rtol, self.atol, self.max_evaluations = rtol, atol, max_evaluations
@@ -249,7 +249,8 @@ class ODE(Transform):
         """The derivative by its description, where it has one."""
         if not hasattr(self.velocity, "field") or (log_det and self.divergence != "exact"):
             return None
-        return self.velocity.field(rows, context)
+        field: ops.FieldSpec | None = self.velocity.field(rows, context)
+        return field
 
     def _derivative(
         self, start: Tensor, context: Tensor | None, log_det: bool

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffeo.transforms.base import DataDependent, Transform, sum_event
+from diffeo.transforms.base import DataDependent, Transform, as_shape, sum_event
 from diffeo.transforms.univariate import rational_quadratic, rational_quadratic_inverse
 
 __all__ = ["Dequantize", "Gaussianize", "Logit", "Rescale", "Standardize", "Whiten"]
@@ -22,18 +22,19 @@ class Standardize(DataDependent):
     and are part of the state. A constant element keeps std 1.
 
     Args:
-        event_shape: the shape of one example; a size of 1 stands for any, with one mean and std for all of it:
-            ``(channels, 1)`` normalizes channels over time.
+        event_shape: the shape of one example, a number for vectors; a size of 1 stands for any, with one mean and std
+            for all of it: ``(channels, 1)`` normalizes channels over time.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, event_shape: Sequence[int]) -> None:
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()
-        self.event_dim = len(event_shape)
-        self.register_buffer("mean", torch.zeros(tuple(event_shape)))
-        self.register_buffer("std", torch.ones(tuple(event_shape)))
+        shape = as_shape(event_shape)
+        self.event_dim = len(shape)
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
 
     def initialize(self, x: Tensor) -> None:
         """Take mean and standard deviation over the rows."""
@@ -82,7 +83,7 @@ class Whiten(DataDependent):
     had a millionth of its variance of its own.
 
     Args:
-        event_shape: the size of a vector, ``(n,)``.
+        event_shape: the size n of a vector, or ``(n,)``.
 
     Raises:
         ValueError: for events that are no vectors.
@@ -93,11 +94,12 @@ class Whiten(DataDependent):
     mean: Tensor
     factor: Tensor
 
-    def __init__(self, event_shape: Sequence[int]) -> None:
+    def __init__(self, event_shape: int | Sequence[int]) -> None:
         super().__init__()
-        if len(event_shape) != 1:
-            raise ValueError(f"expected vectors to whiten, got events of shape {tuple(event_shape)}")
-        (size,) = event_shape
+        shape = as_shape(event_shape)
+        if len(shape) != 1:
+            raise ValueError(f"expected vectors to whiten, got events of shape {tuple(shape)}")
+        (size,) = shape
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("factor", torch.eye(size))
 
@@ -136,27 +138,31 @@ class Gaussianize(DataDependent):
     Delbourgo 1982; as a layer: Meng et al. 2020 (Gaussianization flows, arXiv:2003.01941).
 
     Args:
-        event_shape: the shape of one example.
+        event_shape: the shape of one example, a number for vectors.
         knots: the number K of quantiles.
         max_slope: bound of the slope from knot to knot, and of its inverse.
+
+    Raises:
+        ValueError: for fewer than two knots, or a largest slope of at most 1.
     """
 
     knots_x: Tensor
     knots_z: Tensor
     slopes: Tensor
 
-    def __init__(self, event_shape: Sequence[int], knots: int = 33, max_slope: float = 100.0) -> None:
+    def __init__(self, event_shape: int | Sequence[int], knots: int = 33, max_slope: float = 100.0) -> None:
         super().__init__()
         if knots < 2:
             raise ValueError(f"expected knots >= 2, got {knots}")
         if not max_slope > 1:
             raise ValueError(f"expected max_slope > 1, got {max_slope}")
-        self.event_dim = len(event_shape)
+        shape = as_shape(event_shape)
+        self.event_dim = len(shape)
         self.max_slope = max_slope
-        ladder = torch.linspace(-3, 3, knots).expand(*event_shape, knots)
+        ladder = torch.linspace(-3, 3, knots).expand(*shape, knots)
         self.register_buffer("knots_x", ladder.clone())
         self.register_buffer("knots_z", ladder.clone())
-        self.register_buffer("slopes", torch.ones(*event_shape, knots))
+        self.register_buffer("slopes", torch.ones(*shape, knots))
 
     def initialize(self, x: Tensor) -> None:
         """Take the quantiles of the rows."""
@@ -216,17 +222,21 @@ class Rescale(Transform):
     ``Rescale(shape, 0, 256)`` after ``Dequantize`` brings pixels of 0 .. 255 to [0, 1], as NICE and most papers do.
 
     Args:
-        event_shape: the shape of one example.
+        event_shape: the shape of one example, a number for vectors.
         low: what becomes 0.
         high: what becomes 1.
+
+    Raises:
+        ValueError: unless low < high, both finite.
     """
 
-    def __init__(self, event_shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> None:
+    def __init__(self, event_shape: int | Sequence[int], low: float = 0.0, high: float = 1.0) -> None:
         super().__init__()
         _check_range(low, high)
-        self.event_dim = len(event_shape)
+        shape = as_shape(event_shape)
+        self.event_dim = len(shape)
         self.low, self.width = low, high - low
-        self.log_det = math.prod(event_shape) * math.log(self.width)  # of generation
+        self.log_det = shape.numel() * math.log(self.width)  # of generation
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x = low + (high - low) z."""
@@ -250,18 +260,23 @@ class Logit(Transform):
     Papamakarios et al. 2017 (arXiv:1705.07057) use alpha = 1e-6 for MNIST.
 
     Args:
-        event_shape: the shape of one example.
+        event_shape: the shape of one example, a number for vectors.
         low: lower end of the range.
         high: upper end.
-        alpha: margin that keeps the ends finite.
+        alpha: margin that keeps the ends finite, in (0, 0.5).
+
+    Raises:
+        ValueError: unless low < high, both finite, or for another alpha.
     """
 
-    def __init__(self, event_shape: Sequence[int], low: float = 0.0, high: float = 1.0, alpha: float = 1e-6) -> None:
+    def __init__(
+        self, event_shape: int | Sequence[int], low: float = 0.0, high: float = 1.0, alpha: float = 1e-6
+    ) -> None:
         super().__init__()
         _check_range(low, high)
         if not 0 < alpha < 0.5:
             raise ValueError(f"expected 0 < alpha < 0.5, got {alpha}")
-        self.event_dim = len(event_shape)
+        self.event_dim = len(as_shape(event_shape))
         self.low, self.high, self.alpha = low, high, alpha
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -297,22 +312,26 @@ class Dequantize(Transform):
     is exact, z -> x -> z is exact up to the cell. Theis et al. 2016, arXiv:1511.01844.
 
     Args:
+        event_shape: the shape of one example, a number for vectors.
         step: the distance between neighbouring values, 0 for continuous elements; a nested sequence gives one per
             element, a number the same for all.
         low: a value of the grid.
-        event_shape: the shape of one example.
+
+    Raises:
+        ValueError: for steps that are negative or not finite.
     """
 
     step: Tensor
     low: Tensor
 
     def __init__(
-        self, event_shape: Sequence[int], step: float | Sequence[float] = 1.0, low: float | Sequence[float] = 0.0
+        self, event_shape: int | Sequence[int], step: float | Sequence[float] = 1.0, low: float | Sequence[float] = 0.0
     ) -> None:
         super().__init__()
-        self.event_dim = len(event_shape)
+        shape = as_shape(event_shape)
+        self.event_dim = len(shape)
         for name, value in (("step", step), ("low", low)):
-            table = torch.as_tensor(value, dtype=torch.get_default_dtype()).expand(tuple(event_shape)).clone()
+            table = torch.as_tensor(value, dtype=torch.get_default_dtype()).expand(shape).clone()
             self.register_buffer(name, table)
         if not (torch.isfinite(self.step).all() and (self.step >= 0).all()):
             raise ValueError("expected steps that are finite and not negative")

@@ -2,13 +2,16 @@
 
 Every map takes its parameters in one tensor ``params`` of shape ``(size, *z.shape)`` (or broadcastable to it): the
 parameter index leads, so that each parameter is a contiguous slice. With all parameters zero every map is the identity.
+
+Maps in ``UNIVARIATES`` have a name, by which recipes, the command line and stored runs know them.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from diffeo.ops import MapSpec
 from diffeo.ops.reference.network import soft_bound
 
 __all__ = [
+    "UNIVARIATES",
     "Affine",
     "Composed",
     "MixtureOfLogistics",
@@ -27,6 +31,9 @@ __all__ = [
     "Scale",
     "Shift",
     "Univariate",
+    "UnivariateLike",
+    "as_univariate",
+    "describe",
     "soft_bound",
 ]
 
@@ -35,9 +42,16 @@ _ROUNDS = 100  # of a root search: Newton's takes fewer than ten, halving a brac
 
 
 class Univariate(ABC):
-    """A monotone map x = f(z; params) of each element on its own; ``size`` is the number of parameters per element."""
+    """A monotone map x = f(z; params) of each element on its own; ``size`` is the number of parameters per element.
+
+    A map keeps the arguments of its constructor under their names, so that it can be written down (``describe``).
+    """
 
     size: int
+
+    def __repr__(self) -> str:
+        kept = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if hasattr(self, name)}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in kept.items())})"
 
     def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Generate: x and log|dx/dz|, both of z's shape."""
@@ -106,6 +120,9 @@ class Affine(Univariate):
 
     Args:
         bound: the largest absolute log-scale.
+
+    Raises:
+        ValueError: unless bound > 0.
     """
 
     size = 2
@@ -155,6 +172,9 @@ class RationalQuadraticSpline(Univariate):
         bound: half the side of the box.
         min_bin: least width and height of a bin, as a fraction of the box.
         max_bend: largest ratio between a knot's derivative and the harmonic mean of the two slopes that it joins.
+
+    Raises:
+        ValueError: for fewer than two bins, or an argument out of its range.
     """
 
     def __init__(self, bins: int = 8, bound: float = 5.0, min_bin: float = 0.03, max_bend: float = 4.0) -> None:
@@ -169,6 +189,7 @@ class RationalQuadraticSpline(Univariate):
         self.bins = bins
         self.bound = bound
         self.min_bin = min_bin
+        self.max_bend = max_bend
         self.max_log_bend = math.log(max_bend)
         self.size = 3 * bins - 1
 
@@ -237,6 +258,9 @@ class MixtureOfLogistics(Univariate):
     Args:
         components: their number K; there are 3 K parameters: K logits of w, K locations m, K log-scales.
         bound: the largest absolute log-scale, a = bound tanh(a' / bound): a floor under the scale.
+
+    Raises:
+        ValueError: for less than one component, or unless bound > 0.
     """
 
     def __init__(self, components: int = 5, bound: float = 7.0) -> None:
@@ -301,6 +325,12 @@ class Composed(Univariate):
 
     ``Composed(RationalQuadraticSpline(), Affine())`` has a spline's shape at an affine map's place and scale: where one
     element nearly determines another, a spline alone would have to squeeze its bins together at the right place.
+
+    Args:
+        maps: in the order of generation; their parameters follow each other in the same order.
+
+    Raises:
+        ValueError: for no map.
     """
 
     def __init__(self, *maps: Univariate) -> None:
@@ -326,12 +356,79 @@ class Composed(Univariate):
         return None if None in parts else tuple(step for part in parts for step in part or ())
 
 
-def _in_turn(value: Tensor, steps: Sequence[tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Any]]) -> Any:
-    total: Tensor | float = 0.0
+def _in_turn(
+    value: Tensor, steps: Sequence[tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], Tensor]]
+) -> tuple[Tensor, Tensor]:
+    total = value.new_zeros(())
     for step, params in steps:
         value, log_derivative = step(value, params)
         total = total + log_derivative
     return value, total
+
+
+UNIVARIATES: dict[str, Callable[..., Univariate]] = {
+    "shift": Shift,
+    "scale": Scale,
+    "affine": Affine,
+    "spline": RationalQuadraticSpline,
+    # not the mixture of logistics: its components must start apart, which the recipe ``wavenet`` sees to
+}
+
+UnivariateLike = Univariate | str | Mapping[str, Any] | Sequence[Any]  # see ``as_univariate``
+
+
+def as_univariate(value: UnivariateLike | type[Univariate]) -> Univariate:
+    """Make the map that a name or a description stands for; a map stays what it is.
+
+    Args:
+        value: a map or its class; a name in ``UNIVARIATES``; a name with arguments, ``{"name": "spline", "bins": 16}``;
+            or a sequence of these, applied one after another in the order of generation (``Composed``).
+
+    Raises:
+        ValueError: for an unknown name or argument.
+        TypeError: for anything else.
+    """
+    if isinstance(value, Univariate):
+        return value
+    if isinstance(value, type) and issubclass(value, Univariate):
+        return value()
+    if isinstance(value, list | tuple) and not any(isinstance(part, list | tuple) for part in value):
+        return Composed(*map(as_univariate, value))
+    arguments = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
+    name = arguments.pop("name", None)
+    if not isinstance(name, str):
+        raise TypeError(
+            f"expected a univariate map, a name such as 'affine', or {{'name': 'spline', 'bins': 16}}, got {value!r}"
+        )
+    if name not in UNIVARIATES:
+        raise ValueError(f"expected a univariate map among {', '.join(UNIVARIATES)}, got {name!r}")
+    try:
+        inspect.signature(UNIVARIATES[name]).bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"univariate map {name!r}: {error}") from None
+    return UNIVARIATES[name](**arguments)
+
+
+def describe(univariate: Univariate) -> dict[str, Any] | list[Any] | None:
+    """Write a map down as plain data, which ``as_univariate`` makes it from; None for a map that has no name.
+
+    Raises:
+        ValueError: for a map that does not keep its arguments under their names.
+    """
+    if type(univariate) is Composed:
+        parts = [describe(each) for each in univariate.maps]
+        if None in parts:
+            return None
+        return [step for part in parts for step in (part if isinstance(part, list) else [part])]
+    kind = type(univariate)
+    name = next((name for name, named in UNIVARIATES.items() if named is kind), None)
+    if name is None:
+        return None
+    arguments = list(inspect.signature(kind).parameters)
+    for each in arguments:
+        if not hasattr(univariate, each):
+            raise ValueError(f"expected {kind.__name__} to keep its argument {each!r} as an attribute of that name")
+    return {"name": name, **{each: getattr(univariate, each) for each in arguments}}
 
 
 def rational_quadratic(

@@ -1,0 +1,19 @@
+"""Recipes' arguments as runs of earlier versions hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["renewed"]
+
+# Until univariate maps had names, affine ones were wired into these recipes, which took their bound as an argument.
+_AFFINE = ("realnvp", "maf", "iaf", "glow", "parallel_wavenet")
+
+
+def renewed(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a recipe takes today for arguments as any version stored them: of the same flow, to the bit."""
+    result = dict(arguments)
+    if name in _AFFINE and "bound" in result and "univariate" not in result:
+        result["univariate"] = {"name": "affine", "bound": result.pop("bound")}
+    return result

@@ -1,0 +1,106 @@
+"""What README and CONTRIBUTING say to type does what they say."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import diffeo
+from cases import autoregressive, coupling, randomise
+from diffeo.cli import main
+from diffeo.transforms import Elementwise, half_mask, univariate
+
+ROOT = Path(diffeo.__file__).parent
+HOME = Path(__file__).parent.parent
+
+
+def blocks(document: str) -> list[str]:
+    """The Python in a document."""
+    return re.findall(r"```python\n(.*?)```", (HOME / document).read_text(), flags=re.DOTALL)
+
+
+def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # there is a run/ in it, which the command line made
+    argv = ["fit", "wine", "--out", "run", "--model", "maf", "--hidden", "8", "--epochs", "1", "--no-figures"]
+    assert main([*argv, "--force"]) == 0
+    found = blocks("README.md")
+    assert found
+    names = {}
+    for block in found:
+        exec(re.sub(r"epochs=\d+", "epochs=1", block), names)
+    assert isinstance(names["flow"], diffeo.Flow)
+
+
+@pytest.fixture(scope="module")
+def contributed() -> tuple[str, str, str]:
+    """The class, the line that names it, and the name."""
+    code, line = blocks("CONTRIBUTING.md")
+    return code, line, re.findall(r'"(.*)"', line)[0]
+
+
+def test_a_map_is_added_in_few_lines(contributed):
+    code, line, _ = contributed
+    assert len((code + line).splitlines()) <= 20
+
+
+def test_a_map_that_is_added_obeys_the_laws(contributed):
+    """Those of ``test_laws`` in short: round trip, log-det, gradients, the identity at zero."""
+    names = dict(vars(univariate))
+    exec(contributed[0], names)
+    (kind,) = (names[name] for name in names.keys() - vars(univariate).keys() if name != "__builtins__")
+    made = kind()
+    z = 2 * torch.randn(50, dtype=torch.float64)
+    assert torch.allclose(made.generate(z, z.new_zeros(made.size, 50))[0], z)
+    for transform in (
+        Elementwise(made, 5), coupling(made, half_mask(5)), autoregressive(made, 5, (20, 20)),
+    ):  # fmt: skip
+        randomise(transform.double())
+        z = torch.randn(4, 5, dtype=torch.float64)
+        x, log_det = transform.forward_and_log_det(z)
+        back, log_det_back = transform.inverse_and_log_det(x)
+        assert torch.allclose(back, z)
+        assert torch.allclose(log_det, -log_det_back)
+        jacobian = torch.autograd.functional.jacobian(transform.inverse, x[0])
+        assert torch.allclose(jacobian.slogdet()[1], log_det_back[0])
+        parameters = tuple(transform.parameters())
+        assert torch.autograd.gradcheck(
+            lambda x, *_, f=transform: f.inverse_and_log_det(x),
+            (x.detach().requires_grad_(), *parameters),
+            fast_mode=True,
+        )
+
+
+def test_a_map_that_is_added_fits_stores_loads_and_scores_from_the_command_line(contributed, tmp_path):
+    code, line, name = contributed
+    package = tmp_path / "src" / "diffeo"
+    shutil.copytree(ROOT, package, ignore=shutil.ignore_patterns("__pycache__"))
+    file = package / "transforms" / "univariate.py"
+    before, opening, after = file.read_text().partition("UNIVARIATES: dict[str, Callable[..., Univariate]] = {\n")
+    file.write_text(f"{before}{code}\n\n{opening}{line}{after}")
+
+    rows = np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    np.savetxt(tmp_path / "data.csv", np.exp(rows @ rows[:3]), delimiter=",", header="a,b,c", comments="")
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "diffeo", *words], cwd=tmp_path, env={**os.environ, "PYTHONPATH": "src"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    small = ["--hidden", "8", "--transforms", "2", "--epochs", "2", "--no-figures"]
+    run("fit", "data.csv", "--out", "run", "--set", f"univariate={name}", *small)
+    recipe = json.loads((tmp_path / "run" / "model.json").read_text())["recipe"]
+    assert recipe["arguments"]["univariate"] == {"name": name}
+    run("score", "run", "data.csv", "--out", "scores.csv")
+    scores = np.loadtxt(tmp_path / "scores.csv", delimiter=",", skiprows=1)
+    assert scores.shape == (300,)
+    assert np.isfinite(scores).all()
