@@ -26,7 +26,6 @@ import diffeo
 import peers
 from diffeo import commands
 from diffeo.distillation.density import BATCH_SIZE, BATCHES, REPORTED, DensityTeaching
-from diffeo.recipes.assembly import take_apart
 from diffeo.report.distillation import compare_draws, draw_both, warnings
 from protein import locate
 
@@ -43,8 +42,8 @@ def centres(name: str) -> np.ndarray | None:
 
 def judge(teacher: diffeo.Flow, student: diffeo.Flow, modes: np.ndarray | None, seed: int) -> dict[str, Any]:
     """The report of a pair of runs' flows, by known modes where there are some."""
-    core, preprocessing = take_apart(teacher)
-    own, _ = take_apart(student)
+    core, preprocessing = teacher.core, teacher.preprocessing
+    own = student.core
     if modes is not None:
         points = torch.as_tensor(modes, dtype=torch.float32)
         for part in reversed(preprocessing):
@@ -59,8 +58,8 @@ def reverse_only(teacher: diffeo.Flow, like: diffeo.Flow, seconds: float, seed: 
     assert like.recipe is not None
     torch.manual_seed(seed)
     flow = diffeo.build(like.recipe["name"], like.recipe["arguments"])
-    core, _ = take_apart(teacher)
-    own, _ = take_apart(flow)
+    core = teacher.core
+    own = flow.core
     diffeo.fit(
         diffeo.Distillation(own, core, forward_share=0.0),
         diffeo.SampleStream(core, batch_size=BATCH_SIZE, batches=BATCHES, seed=seed),

@@ -21,7 +21,6 @@ from diffeo.distillation import density
 from diffeo.flow import Flow
 from diffeo.objectives import Distillation, WarmStart
 from diffeo.objectives.distillation import path_gradient, reparameterized
-from diffeo.recipes.assembly import take_apart
 from diffeo.report.distillation import compare_draws, draw_both, generate_naively, mode_recall, pace, warnings
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.checkpoint import trained
@@ -308,13 +307,13 @@ def test_a_killed_distillation_resumes_to_the_same_weights(tmp_path):
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
-def test_take_apart():
+def test_core_and_preprocessing():
     flow = diffeo.maf(2, context=1, transforms=1, hidden=(4,), preprocess=["standardize", "gaussianize"])
     x, context = 3 + torch.randn(200, 2), torch.randn(200, 1)
     with torch.no_grad():
         flow.train().log_prob(x, context)
         flow.eval()
-        core, steps = take_apart(flow)
+        core, steps = flow.core, flow.preprocessing
         assert [type(step).__name__ for step in steps] == ["Gaussianize", "Standardize"]
         y, total = x, 0
         for step in reversed(steps):
@@ -458,7 +457,7 @@ def test_the_command(run, teachers, tmp_path, capsys):
     assert student.schema == teacher.schema
     assert student.metrics["distillation"] == report
     assert student.provenance["distillation"]["teacher"]["model"] == "maf"
-    for own, its in zip(take_apart(student.flow)[1], take_apart(teacher.flow)[1], strict=True):
+    for own, its in zip(student.flow.preprocessing, teacher.flow.preprocessing, strict=True):
         assert own.state_dict().keys() == its.state_dict().keys()
         assert all(torch.equal(value, its.state_dict()[name]) for name, value in own.state_dict().items())
 

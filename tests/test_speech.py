@@ -17,7 +17,6 @@ from diffeo.cli.main import main
 from diffeo.distillation import sequence
 from diffeo.modalities import open_run
 from diffeo.modalities.audio.distillation import generate_end_naively, warnings
-from diffeo.recipes.assembly import take_apart
 from diffeo.training import checkpoint as checkpoints
 
 RATE, HOP = 1000, 10
@@ -61,7 +60,7 @@ def teachers(tmp_path_factory):
 def test_a_student_of_sound(teachers, tmp_path, capsys):
     student, teacher = diffeo.load_run(teachers.student), diffeo.load_run(teachers.run)
     assert (student.flow.fast, student.schema) == ({"sample"}, teacher.schema)
-    for own, its in zip(take_apart(student.flow)[1], take_apart(teacher.flow)[1], strict=True):
+    for own, its in zip(student.flow.preprocessing, teacher.flow.preprocessing, strict=True):
         assert all(torch.equal(value, its.state_dict()[name]) for name, value in own.state_dict().items())
     found = student.metrics
     report = found["distillation"]

@@ -14,7 +14,7 @@ _NAMES = {
     "recipes": "RECIPES build nice realnvp glow maf iaf nsf wavenet parallel_wavenet flow_matching",
     "objectives": "Objective MaximumLikelihood Distillation WarmStart ConditionalKL PairedKL PowerLoss FlowMatching"
     " StepMatching few_steps guided reflow_pairs",
-    "training": "fit load_run SampleStream",
+    "training": "fit load load_run SampleStream",
     "inpainting": "inpaint",
     "": "transforms nets data spectral",
 }
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
         wavenet,
     )
     from diffeo.training.fit import fit
-    from diffeo.training.run import load_run
+    from diffeo.training.run import load, load_run
     from diffeo.training.sampled import SampleStream
 
 

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffeo.arguments import KnowsArguments
 from diffeo.transforms.base import as_shape, sum_event
 
 __all__ = ["Base", "GaussianMixture", "StandardLogistic", "StandardNormal", "Uniform"]
 
 
-class Base(nn.Module, ABC):
+class Base(KnowsArguments, nn.Module, ABC):
     """A distribution of noise: ``log_prob(z)`` of ``(*batch, *event)``, in nats, and ``sample(shape)``.
 
     Args:

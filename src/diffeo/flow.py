@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -44,6 +46,11 @@ def bits_per_dim(log_prob: Tensor, dims: int, step: float = 1.0) -> Tensor:
     if dims < 1:
         raise ValueError(f"expected dims >= 1, got {dims}")
     return -log_prob / (dims * math.log(2)) - math.log2(step)
+
+
+def _above(module: str) -> Any:
+    """A module of a layer above this one: what a flow is asked for, but what stands on flows does."""
+    return import_module(module)
 
 
 class Flow(nn.Module):
@@ -96,6 +103,40 @@ class Flow(nn.Module):
     def has_log_prob(self) -> bool:
         """Whether it has a density: not if it is solved in a few fixed steps, or guided, which is for samples alone."""
         return self.transform.has_log_det
+
+    @property
+    def preprocessing(self) -> list[Transform]:
+        """The transforms that bring data into the units of the layers, in the order of generation; perhaps none."""
+        parts = list(self.transform) if isinstance(self.transform, Chain) else [self.transform]
+        count = len(parts)
+        while count > 1 and parts[count - 1].preprocesses:
+            count -= 1
+        return parts[count:]
+
+    @property
+    def core(self) -> Flow:
+        """The flow of the layers alone, in their units; modules are shared, not copied."""
+        parts = list(self.transform) if isinstance(self.transform, Chain) else [self.transform]
+        layers = Chain(parts[: len(parts) - len(self.preprocessing)])
+        flow = Flow(self.base, layers, self.event_shape, self.context_shape, self.context_transform)
+        return flow.train(self.training)
+
+    def default_objective(self) -> Any:
+        """What it is trained by: maximum likelihood, or flow matching if the recipe is that."""
+        return _above("diffeo.objectives").objective_of(self)
+
+    def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """Write a run directory, JSON and safetensors, from which ``diffeo.load`` makes the same flow; no code is kept.
+
+        Args:
+            path: a folder that does not exist or is empty.
+            force: replace a run that is there.
+
+        Raises:
+            UserError: if it cannot be written.
+            ValueError: for a flow with parts that are not diffeo's, named.
+        """
+        _above("diffeo.training.run").save(self, path, force)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``log_prob``, so that what wraps a module's call (``torch.export``, DDP) finds the density."""

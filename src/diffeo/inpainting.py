@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from diffeo.flow import Flow
-from diffeo.recipes.assembly import take_apart
 from diffeo.transforms import Chain
 
 __all__ = ["Completed", "inpaint"]
@@ -64,7 +63,7 @@ def inpaint(
     if steps < 1 or not low < high:
         raise ValueError(f"expected steps >= 1 and low < high, got steps={steps}, low={low}, high={high}")
     hidden = hidden.expand(x.shape)
-    core, steps_between = take_apart(flow)
+    core, steps_between = flow.core, flow.preprocessing
     inner = Chain(steps_between).eval() if steps_between else None
 
     def inwards(value: Tensor) -> Tensor:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from diffeo import bases, nets, transforms
 from diffeo.arguments import KnowsArguments
-from diffeo.bases import Base
 from diffeo.flow import Flow
-from diffeo.transforms.univariate import Univariate
+from diffeo.transforms.univariate import UNIVARIATES, MixtureOfLogistics, Univariate, as_univariate, describe
 
 __all__ = ["described", "rebuilt"]
 
@@ -39,6 +38,10 @@ def _parts() -> dict[str, type]:
         if isinstance(value, type) and issubclass(value, KnowsArguments)
     }
     return {**own, **{f"torch.{kind.__name__}": kind for kind in (*_TORCH, nn.Sequential)}}
+
+
+def _maps() -> dict[str, Callable[..., Univariate]]:
+    return {**UNIVARIATES, "logistics": MixtureOfLogistics}
 
 
 def described(flow: Flow) -> dict[str, Any]:
@@ -87,6 +90,8 @@ def _describe(value: Any, where: str) -> Any:
         if value.numel() > LARGEST:
             raise ValueError(f"expected a tensor of at most {LARGEST:,} numbers as {where}, got {value.numel():,}")
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, Univariate) and (plain := describe(value, _maps())) is not None:
+        return {"univariate": plain}
     if isinstance(value, KnowsArguments) and _parts().get(type(value).__name__) is type(value):
         name, arguments = type(value).__name__, value.arguments()
     elif type(value) is nn.Sequential:
@@ -108,13 +113,12 @@ def _rebuild(value: Any) -> Any:
         return value
     if "tensor" in value:
         return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
+    if "univariate" in value:
+        return as_univariate(value["univariate"], _maps())
     if "dict" in value:
         return {name: _rebuild(each) for name, each in value["dict"].items()}
     part = _parts()[value["part"]]
     arguments = {name: _rebuild(each) for name, each in value["arguments"].items()}
     if part is nn.Sequential:
         return nn.Sequential(*arguments["parts"])
-    found = part(**arguments)
-    if not isinstance(found, nn.Module | Base | Univariate):
-        raise TypeError(f"expected a part of a flow, got {value['part']}")
-    return found
+    return part(**arguments)

@@ -23,7 +23,6 @@ from diffeo.flow import Flow
 from diffeo.modalities import open_run
 from diffeo.modalities.base import OpenRun
 from diffeo.recipes import build
-from diffeo.recipes.assembly import take_apart
 from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
 from diffeo.training.device import choose_device
 from diffeo.training.parallel import World
@@ -123,7 +122,7 @@ def distill(
     method.read(source, settings, seed, tell)
     flow = _student(method, settings.get("arguments", {}), seed)
     assert flow.recipe is not None  # it was built from one
-    own, _ = take_apart(flow)
+    own = flow.core
 
     with claimed(folder, earlier is not None or force) if world.leads else nullcontext():
         if earlier is not None and earlier["schema"] != plain(method.description):

@@ -21,7 +21,7 @@ from diffeo.modalities.base import Dataset, Modality, Words
 from diffeo.objectives import Objective, objective_of
 from diffeo.recipes import build
 from diffeo.report.statistics import likelihood_facts
-from diffeo.training import FitResult, create_run, provenance, read_model, save_metrics, save_weights
+from diffeo.training import FitResult, create_run, provenance, read_model, save_metrics
 from diffeo.training.device import choose_device
 from diffeo.training.fit import fit as train
 from diffeo.training.parallel import World
@@ -156,7 +156,6 @@ def fit(
     )
     plotted: list[str] = []
     if world.leads:
-        save_weights(out, flow)
         save_metrics(out, metrics, settings)
         if figures and result.stopped != "interrupted":
             say("plotting figures ...")

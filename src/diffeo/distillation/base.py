@@ -16,7 +16,6 @@ from diffeo.flow import Flow
 from diffeo.modalities.base import OpenRun
 from diffeo.objectives import Objective
 from diffeo.objectives.flow_matching import with_ode
-from diffeo.recipes.assembly import take_apart
 from diffeo.report.statistics import likelihood_facts, mean_and_error
 from diffeo.training import FitResult
 from diffeo.transforms import Chain
@@ -73,7 +72,7 @@ class Method(ABC):
         self.student = student
         self.path, self.flow, self.provenance, self.device = opened.path, opened.flow, opened.provenance, opened.device
         self.description: Mapping[str, Any] = opened.description
-        self.core, self.preprocessing = take_apart(opened.flow)
+        self.core, self.preprocessing = opened.flow.core, opened.flow.preprocessing
         self.tutor = self.loosened(self.core)
 
     def loosened(self, flow: Flow) -> Flow:
@@ -95,7 +94,7 @@ class Method(ABC):
 
     def inherited(self, flow: Flow) -> list[nn.Module]:
         """Return the parts that the student has from its teacher, state and all, of either of them."""
-        return [*take_apart(flow)[1], *([] if flow.context_transform is None else [flow.context_transform])]
+        return [*flow.preprocessing, *([] if flow.context_transform is None else [flow.context_transform])]
 
     def check(self, flow: Flow) -> None:
         """Refuse a student that is not what it is to be: by default, one that does not sample in one pass.

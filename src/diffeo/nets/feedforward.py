@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffeo import ops
+from diffeo.arguments import KnowsArguments
 from diffeo.nets.activations import INPUT_BOUND, get_activation, rate_for_width, soften, zero_last
 from diffeo.nets.precision import autocast, in_bfloat16
 
 __all__ = ["Feedforward"]
 
 
-class Feedforward(nn.Module):
+class Feedforward(KnowsArguments, nn.Module):
     """h_1 = act(W_1 soften(x) + C c + b_1), h_l = act(W_l h_{l-1} + b_l) (+ h_{l-1}), y = W h_L + b (+ V soften(x)).
 
     Values are feature-major, ``(features, rows)``. The last layer starts at zero: a flow starts as the identity.

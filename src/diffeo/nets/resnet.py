@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffeo import ops
+from diffeo.arguments import KnowsArguments
 from diffeo.nets.activations import as_widths, get_activation, overwriting, rate_for_width, soften
 from diffeo.nets.precision import autocast
 
@@ -18,7 +19,7 @@ __all__ = ["ResNet"]
 Activation = Callable[[Tensor], Tensor]
 
 
-class ResNet(nn.Module):
+class ResNet(KnowsArguments, nn.Module):
     """(x, context) -> outputs of the same height and width, zero at first so that a flow starts as the identity.
 
     h_0 = conv3x3(soften(x)); block l: h_l = conv(act(conv(act(h_{l-1})) + C_l soften(context))) (+ h_{l-1});

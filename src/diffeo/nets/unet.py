@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffeo import ops
+from diffeo.arguments import KnowsArguments
 from diffeo.nets.activations import as_widths, get_activation, rate_for_width, soften
 from diffeo.nets.precision import autocast
 
 __all__ = ["UNet"]
 
 
-class UNet(nn.Module):
+class UNet(KnowsArguments, nn.Module):
     """(x, embedding) -> the shape of x, zero at first: residual blocks on ever coarser images and back up.
 
     Every level has a block on the way down, whose result is handed across, and one on the way up; each but the last

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffeo import ops
+from diffeo.arguments import KnowsArguments
 from diffeo.nets.mlp import MLP
 from diffeo.nets.precision import in_bfloat16
 from diffeo.nets.trace import exact_trace
@@ -25,7 +26,7 @@ def embedding_size(context: int, droppable: bool = False) -> int:
     return 2 * FREQUENCIES + 1 + context + droppable
 
 
-class Velocity(nn.Module):
+class Velocity(KnowsArguments, nn.Module):
     """v(x, t, c) = (velocity of a Gaussian) + std_t net((x - mean_t) / std_t, [t, cos, sin, c]).
 
     Between noise of mean m_0 and variance s_0^2 and data of m_1 and s_1^2, all per element, along a path
@@ -194,7 +195,7 @@ class Velocity(nn.Module):
         return [context if keep is None else context * there, *([there] if self.droppable else [])]
 
 
-class Guided(nn.Module):
+class Guided(KnowsArguments, nn.Module):
     """v(x, t) + weight (v(x, t, c) - v(x, t)): classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598).
 
     With a weight above 1 samples are more typical of their context than the data are. It is for sampling only: what

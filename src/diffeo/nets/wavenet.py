@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffeo import ops
+from diffeo.arguments import KnowsArguments
 from diffeo.nets.activations import rate_for_width, soften
 from diffeo.ops import reference
 
 __all__ = ["WaveNet"]
 
 
-class WaveNet(nn.Module):
+class WaveNet(KnowsArguments, nn.Module):
     """An autoregressive network over time whose weights are the same at every time (van den Oord et al. 2016).
 
     Output t sees the samples before t within the receptive field, and the context. With the dilations d_l = 1, 2, 4,

@@ -29,7 +29,7 @@ from diffeo.transforms import (
     describe,
 )
 
-__all__ = ["Features", "Preprocess", "assemble", "by_shape", "event_shape", "preprocessing", "recipe", "take_apart"]
+__all__ = ["Features", "Preprocess", "assemble", "by_shape", "event_shape", "preprocessing", "recipe"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -164,17 +164,3 @@ def assemble(base: Base, layers: Sequence[Transform], context: int, preprocess: 
     if not context:
         return Flow(base, chain)
     return Flow(base, chain, context_shape=(context,), context_transform=Standardize(torch.Size((context,))))
-
-
-def take_apart(flow: Flow) -> tuple[Flow, list[Transform]]:
-    """Undo ``assemble``: the flow of the layers alone, and the preprocessing, in the order of generation.
-
-    Modules are shared with the flow of the recipe, not copied. A learned curve stays with the layers.
-    """
-    steps = tuple(kind for kind in PREPROCESS.values() if isinstance(kind, type))
-    parts = list(flow.transform) if isinstance(flow.transform, Chain) else [flow.transform]
-    count = len(parts)
-    while count > 1 and isinstance(parts[count - 1], steps):
-        count -= 1
-    core = Flow(flow.base, Chain(parts[:count]), flow.event_shape, flow.context_shape, flow.context_transform)
-    return core.train(flow.training), parts[count:]

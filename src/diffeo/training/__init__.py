@@ -2,7 +2,7 @@
 
 from diffeo.training.batches import fingerprint
 from diffeo.training.fit import FitResult, fit
-from diffeo.training.run import Run, create_run, load_run, provenance, read_model, save_metrics, save_weights
+from diffeo.training.run import Run, create_run, load, load_run, provenance, read_model, save_metrics, save_weights
 from diffeo.training.sampled import SampleStream
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "create_run",
     "fingerprint",
     "fit",
+    "load",
     "load_run",
     "provenance",
     "read_model",

@@ -21,6 +21,7 @@ from diffeo.training.optimizer import learning_rate
 from diffeo.training.pairs import Pairs
 from diffeo.training.parallel import World
 from diffeo.training.progress import Journal, Reporter
+from diffeo.training.run import create_run, is_run, provenance, save_weights
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.training.update import Update
 
@@ -156,7 +157,9 @@ def fit(
         seed: decides the split, the order and the noise. The same call gives the same weights, on the same processor
             with the same number of threads (a GPU may add in another order); the initial weights are the caller's.
         device: where to train; by default where the objective is.
-        out: a run directory; ``out/train`` receives ``metrics.jsonl`` and the checkpoint.
+        out: a run directory to make, which ``diffeo.load`` takes: the objective's flow, if it has one, is described in
+            ``model.json`` before the training and its weights are written at the end; ``out/train`` receives
+            ``metrics.jsonl`` and the checkpoint.
         resume: continue from the checkpoint, with the same arguments and data. A budget in epochs ends with weights
             identical to the bit; one in minutes depends on the clock. A larger budget of the same kind trains longer,
             a finished training, too: from where it is, at the rates that the larger budget has there.
@@ -166,7 +169,7 @@ def fit(
 
     Raises:
         UserError: if ``out`` cannot be written or resumed, or the training breaks down (the message says where).
-        ValueError: for an argument out of its range.
+        ValueError: for an argument out of its range, or a flow that ``out`` cannot describe: see ``Flow.save``.
         TypeError: for what is no objective and no flow.
     """
     for name, number, low in (
@@ -202,6 +205,9 @@ def fit(
 
     with Interrupt() as interrupt, Reporter(progress and world.leads) as reporter, world.own_noise():
         world.wait()  # until all processes have looked for a checkpoint: now files are written
+        flow = getattr(objective, "flow", None) if store.writes else None
+        if isinstance(flow, Flow) and not resume and not is_run(store.folder.parent):
+            create_run(store.folder.parent, flow, provenance=provenance(seed=seed))
         store.prepare()
         # Layers such as ActNorm set their weights from the first batch: before anything copies or wraps them.
         moving = initialise(objective, train, seed, device, MAX_BAD_IN_A_ROW)
@@ -317,6 +323,8 @@ def fit(
                 state.best_loss = state.history[-1]["loss"]
         objective.load_state_dict(best, strict=False)
         objective.eval()
+        if isinstance(flow, Flow) and is_run(store.folder.parent):
+            save_weights(store.folder.parent, flow)
 
     return FitResult(
         history=state.history,

@@ -22,6 +22,7 @@ from diffeo import recipes
 from diffeo.atomic import SUFFIX, atomic_write, check_writable, remove_leftovers
 from diffeo.errors import UserError
 from diffeo.flow import Flow
+from diffeo.structure import described, rebuilt
 from diffeo.training.device import choose_device
 from diffeo.training.guard import Allowance
 from diffeo.training.weights import load_tensors, read_shapes, save_tensors
@@ -30,15 +31,19 @@ __all__ = [
     "Run",
     "claimed",
     "create_run",
+    "is_run",
+    "load",
     "load_run",
     "plain",
     "provenance",
     "read_model",
+    "save",
     "save_metrics",
     "save_weights",
 ]
 
 FORMAT = 1
+BY_HAND = "by hand"  # instead of a recipe's name: the arguments are the flow's structure
 MODEL = "model.json"
 WEIGHTS = "model.safetensors"
 LARGEST_MODEL_BYTES = 2**26
@@ -84,24 +89,23 @@ def create_run(
 
     Args:
         path: where; a folder that does not exist or is empty.
-        flow: a flow made by a recipe.
+        flow: a flow made by a recipe, or by hand from parts of diffeo.
         schema: plain data of the caller's (columns and types).
         provenance: plain data, as from ``provenance``.
         force: replace an earlier run. A folder that holds something else is never touched.
 
     Raises:
         UserError: if the folder is not empty, or cannot be written.
-        ValueError: if the flow was not made by a recipe.
+        ValueError: for a flow with parts that are not diffeo's.
     """
-    if not flow.recipe:
-        raise ValueError("expected a flow made by a recipe, which a run directory can store; got one made by hand")
+    recipe = flow.recipe or {"name": BY_HAND, "arguments": described(flow)}
     folder = Path(path)
     _claim(folder, force)
     remove_leftovers(folder)
     model = {
         "format": FORMAT,
         "diffeo": diffeo.__version__,
-        "recipe": flow.recipe,
+        "recipe": recipe,
         "schema": plain(schema),
         "metrics": {},
         "provenance": plain(provenance or {}),
@@ -138,7 +142,7 @@ def _claim(folder: Path, force: bool = False) -> None:
     check_writable(folder)
     if all(entry.suffix == SUFFIX for entry in folder.iterdir()):  # nothing, or what a killed process left
         return
-    if not _is_run(folder):
+    if not is_run(folder):
         raise UserError(f"{folder} is not empty and not a run directory: choose another folder")
     if not force:
         raise UserError(f"{folder} holds a run: choose another folder, resume it (--resume) or replace it (--force)")
@@ -210,6 +214,25 @@ def read_model(path: StrPath) -> dict[str, Any]:
     return model
 
 
+def save(flow: Flow, path: StrPath, force: bool = False) -> None:
+    """Write a run directory of a flow as it is; see ``Flow.save``."""
+    create_run(path, flow, provenance=provenance(), force=force)
+    save_weights(path, flow)
+
+
+def load(path: StrPath, device: str | torch.device = "cpu") -> Flow:
+    """Make the flow of a run directory, in evaluation mode; no code that came with it is run.
+
+    Args:
+        path: a run directory, as ``Flow.save``, ``diffeo.fit(out=...)`` or the command line make.
+        device: where to put it.
+
+    Raises:
+        UserError: if anything about the directory is wrong, or the device does not exist.
+    """
+    return load_run(path, device).flow
+
+
 def load_run(path: StrPath, device: str | torch.device = "cpu") -> Run:
     """Rebuild the flow of a run directory from its recipe and load its weights; no code that came with them is run.
 
@@ -231,7 +254,7 @@ def load_run(path: StrPath, device: str | torch.device = "cpu") -> Run:
     shapes = read_shapes(weights, remedy)
     try:
         with Allowance(shapes), torch.random.fork_rng([]):  # the weights drawn here are thrown away
-            flow = recipes.build(name, arguments)
+            flow = rebuilt(arguments) if name == BY_HAND else recipes.build(name, arguments)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{folder / MODEL}: no model can be built from its recipe: {reason:.300}; {remedy}") from error
@@ -269,7 +292,7 @@ def load_run(path: StrPath, device: str | torch.device = "cpu") -> Run:
     return Run(folder, flow.to(place).eval(), model["recipe"], model["schema"], model["metrics"], model["provenance"])
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     """Return whether a folder is a run directory, finished or not, sound or damaged."""
     if not (folder / MODEL).is_file():
         return False

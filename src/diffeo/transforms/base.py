@@ -11,6 +11,8 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor, nn
 
+from diffeo.arguments import KnowsArguments
+
 __all__ = ["Chain", "DataDependent", "Inverse", "Transform", "as_shape", "expect_transform", "sum_event"]
 
 _OPPOSITE = {"forward": "inverse", "inverse": "forward"}
@@ -37,7 +39,7 @@ def sum_event(value: Tensor, event_dim: int) -> Tensor:
     return value.sum(dim=tuple(range(-event_dim, 0))) if event_dim else value
 
 
-class Transform(nn.Module, ABC):
+class Transform(KnowsArguments, nn.Module, ABC):
     """A differentiable bijection between noise and data, x = f(z), possibly given a context.
 
     ``forward`` generates (x = f(z)) and ``inverse`` normalizes (z = f^-1(x)). Each ``*_and_log_det`` returns the log of
@@ -47,6 +49,7 @@ class Transform(nn.Module, ABC):
     """
 
     event_dim: int = 1
+    preprocesses: bool = False  # whether it brings data into a network's units, and is no layer of a model
 
     @property
     def fast(self) -> frozenset[str]:
@@ -133,6 +136,10 @@ class Chain(Transform):
             expect_transform(part)
         self.transforms: Any = nn.ModuleList(parts)
         self.event_dim = max(part.event_dim for part in parts)
+
+    def arguments(self) -> dict[str, Any]:
+        """The parts there are now: what it was given may have been an iterator."""
+        return {"transforms": [*self]}
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.transforms)

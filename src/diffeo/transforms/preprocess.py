@@ -26,6 +26,8 @@ class Standardize(DataDependent):
             for all of it: ``(channels, 1)`` normalizes channels over time.
     """
 
+    preprocesses = True
+
     mean: Tensor
     std: Tensor
 
@@ -89,6 +91,8 @@ class Whiten(DataDependent):
         ValueError: for events that are no vectors.
     """
 
+    preprocesses = True
+
     RIDGE = 1e-6  # of a column's variance
 
     mean: Tensor
@@ -145,6 +149,8 @@ class Gaussianize(DataDependent):
     Raises:
         ValueError: for fewer than two knots, or a largest slope of at most 1.
     """
+
+    preprocesses = True
 
     knots_x: Tensor
     knots_z: Tensor
@@ -230,6 +236,8 @@ class Rescale(Transform):
         ValueError: unless low < high, both finite.
     """
 
+    preprocesses = True
+
     def __init__(self, event_shape: int | Sequence[int], low: float = 0.0, high: float = 1.0) -> None:
         super().__init__()
         _check_range(low, high)
@@ -268,6 +276,8 @@ class Logit(Transform):
     Raises:
         ValueError: unless low < high, both finite, or for another alpha.
     """
+
+    preprocesses = True
 
     def __init__(
         self, event_shape: int | Sequence[int], low: float = 0.0, high: float = 1.0, alpha: float = 1e-6
@@ -320,6 +330,8 @@ class Dequantize(Transform):
     Raises:
         ValueError: for steps that are negative or not finite.
     """
+
+    preprocesses = True
 
     step: Tensor
     low: Tensor

@@ -377,12 +377,15 @@ UNIVARIATES: dict[str, Callable[..., Univariate]] = {
 UnivariateLike = Univariate | str | Mapping[str, Any] | Sequence[Any]  # see ``as_univariate``
 
 
-def as_univariate(value: UnivariateLike | type[Univariate]) -> Univariate:
+def as_univariate(
+    value: UnivariateLike | type[Univariate], known: Mapping[str, Callable[..., Univariate]] = UNIVARIATES
+) -> Univariate:
     """Make the map that a name or a description stands for; a map stays what it is.
 
     Args:
         value: a map or its class; a name in ``UNIVARIATES``; a name with arguments, ``{"name": "spline", "bins": 16}``;
             or a sequence of these, applied one after another in the order of generation (``Composed``).
+        known: the maps that have a name.
 
     Raises:
         ValueError: for an unknown name or argument.
@@ -393,35 +396,37 @@ def as_univariate(value: UnivariateLike | type[Univariate]) -> Univariate:
     if isinstance(value, type) and issubclass(value, Univariate):
         return value()
     if isinstance(value, list | tuple) and not any(isinstance(part, list | tuple) for part in value):
-        return Composed(*map(as_univariate, value))
+        return Composed(*(as_univariate(each, known) for each in value))
     arguments = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
     name = arguments.pop("name", None)
     if not isinstance(name, str):
         raise TypeError(
             f"expected a univariate map, a name such as 'affine', or {{'name': 'spline', 'bins': 16}}, got {value!r}"
         )
-    if name not in UNIVARIATES:
-        raise ValueError(f"expected a univariate map among {', '.join(UNIVARIATES)}, got {name!r}")
+    if name not in known:
+        raise ValueError(f"expected a univariate map among {', '.join(known)}, got {name!r}")
     try:
-        inspect.signature(UNIVARIATES[name]).bind(**arguments)
+        inspect.signature(known[name]).bind(**arguments)
     except TypeError as error:
         raise ValueError(f"univariate map {name!r}: {error}") from None
-    return UNIVARIATES[name](**arguments)
+    return known[name](**arguments)
 
 
-def describe(univariate: Univariate) -> dict[str, Any] | list[Any] | None:
+def describe(
+    univariate: Univariate, known: Mapping[str, Callable[..., Univariate]] = UNIVARIATES
+) -> dict[str, Any] | list[Any] | None:
     """Write a map down as plain data, which ``as_univariate`` makes it from; None for a map that has no name.
 
     Raises:
         ValueError: for a map that does not keep its arguments under their names.
     """
     if type(univariate) is Composed:
-        parts = [describe(each) for each in univariate.maps]
+        parts = [describe(each, known) for each in univariate.maps]
         if None in parts:
             return None
         return [step for part in parts for step in (part if isinstance(part, list) else [part])]
     kind = type(univariate)
-    name = next((name for name, named in UNIVARIATES.items() if named is kind), None)
+    name = next((name for name, named in known.items() if named is kind), None)
     if name is None:
         return None
     arguments = list(inspect.signature(kind).parameters)
