@@ -25,7 +25,7 @@ import torch
 import diffeo
 import peers
 from diffeo import commands
-from diffeo.distillation.density import BATCH_SIZE, BATCHES, REPORTED, DensityTeaching
+from diffeo.distillation.density import BATCH_SIZE, BATCHES, REPORTED, DensityMethod
 from diffeo.report.distillation import compare_draws, draw_both, warnings
 from protein import locate
 
@@ -126,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("planar", "protein"))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
-    parser.add_argument("--student", nargs="+", choices=tuple(DensityTeaching.students), default=["nsf-inverse"])
+    parser.add_argument("--student", nargs="+", choices=tuple(DensityMethod.students), default=["nsf-inverse"])
     parser.add_argument("--minutes", type=float, help="of distillation (10,000 steps)")
     parser.add_argument("--teacher-minutes", type=float, default=2.0)
     parser.add_argument("--no-ablation", dest="ablation", action="store_false", help="leave out the reverse KL alone")

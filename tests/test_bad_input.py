@@ -182,7 +182,7 @@ def test_context_of_samples(refused, made, tmp_path):
     out = ["-n", "2", "--out", tmp_path / "x.csv"]
     refused(["sample", made / "given", *out], "conditional on 'k'", "--given k=VALUE")
     refused(["sample", made / "given", *out, "--given", "a=1"], "'a' is no context column", "'k'")
-    refused(["sample", made / "given", *out, "--given", "k=high"], "number for --given k", "'high'")
+    refused(["sample", made / "given", *out, "--given", "k=high"], "number for context column 'k'", "'high'")
     refused(["sample", made / "given", *out, "--given", "k=nan"], "finite", "'k'")
     refused(["sample", made / "given", *out, "--given", "k"], "--given COLUMN=VALUE", "'k'")
     refused(["sample", made / "run", *out, "--given", "k=1"], "takes no context")
@@ -299,7 +299,7 @@ RUNS = {
     "unknown argument": (rewrite(recipe__arguments__spell=3), ["model.json", "spell"]),
     "other shape": (rewrite(recipe__arguments__hidden=[9]), ["model.safetensors", "does not belong"]),
     "newer format": (rewrite(format=99), ["format 99", "upgrade"]),
-    "no schema": (rewrite(schema=None), ["describes no table"]),
+    "no schema": (rewrite(schema=None), ["describes no data"]),
     "damaged schema": (rewrite(schema__columns=[]), ["model.json is damaged", "columns"]),
     "other schema": (rewrite(schema__context=["a"]), ["does not fit its columns"]),
 }

@@ -161,8 +161,8 @@ def test_sample_looks_like_the_table(made, tmp_path, capsys):
     assert other != text
 
 
-def test_samples_in_portions(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("diffeo.commands.sample.PORTION", 64)
+def test_samples_in_chunks(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffeo.modalities.tables.run.CHUNK", 64)
     summary = commands.sample(made / "run", 200, tmp_path / "x.csv")
     assert summary["rows"] == len(pd.read_csv(tmp_path / "x.csv")) == 200
     assert summary["non_finite"] == 0

@@ -40,8 +40,8 @@ def test_a_new_kind_of_data_is_one_folder_and_one_line(points, tmp_path, capsys)
 def test_what_a_kind_of_data_cannot_do_is_refused(points, tmp_path):
     commands.fit(points, tmp_path / "run", epochs=1)
     for call, match in (
-        (lambda: commands.score(tmp_path / "run", points, tmp_path / "s.csv", keep=["x"]), "keep is not for"),
-        (lambda: commands.sample(tmp_path / "run", 3, tmp_path / "x", length=2.0), "length is not for"),
+        (lambda: commands.score(tmp_path / "run", points, tmp_path / "s.csv", keep=["x"]), "--keep is not for"),
+        (lambda: commands.sample(tmp_path / "run", 3, tmp_path / "x", length=2.0), "--seconds is not for"),
         (lambda: commands.distill(tmp_path / "run", tmp_path / "fast"), "of points, nothing can be distilled"),
         (lambda: commands.inpaint(tmp_path / "run", "a.png", "b.png", tmp_path / "c.png"), "not trained on images"),
         (lambda: commands.fit(points, tmp_path / "other", size=[8]), "--size is for images, and these data are points"),

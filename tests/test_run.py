@@ -100,13 +100,6 @@ def test_create_refuses_and_replaces(run, tmp_path):
     assert read_model(folder)["recipe"] == flow.recipe
 
 
-def test_create_needs_a_recipe(tmp_path):
-    flow = new_flow()
-    flow.recipe = None
-    with pytest.raises(ValueError, match="made by a recipe"):
-        create_run(tmp_path, flow)
-
-
 def test_unwritable_folders(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file: it is a file"):

@@ -1,5 +1,6 @@
 """Flows on disk: a flow of a recipe or of one's own making comes back as it was, and no code is stored."""
 
+import inspect
 import json
 
 import pytest
@@ -8,7 +9,8 @@ from torch import nn
 
 import diffeo
 from cases import NAMES, case, inputs, make, randomise
-from diffeo import nets, transforms
+from diffeo import nets, structure, transforms
+from diffeo.arguments import KnowsArguments
 from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal
 from diffeo.errors import UserError
 from diffeo.structure import described, rebuilt
@@ -92,6 +94,16 @@ def test_every_transform_comes_back(name, tmp_path):
             zip(*(outputs(each, x, context) for each in (again, flow)), strict=True)
         ):
             assert torch.equal(value, expected), seed
+
+
+def test_every_part_has_a_name():
+    def below(kind):
+        return {kind}.union(*map(below, kind.__subclasses__()))
+
+    kinds = {kind for kind in below(KnowsArguments) if kind.__module__.startswith("diffeo.")}
+    public = {kind for kind in kinds if not inspect.isabstract(kind) and not kind.__name__.startswith("_")}
+    unnamed = {kind.__name__ for kind in public if structure._parts().get(kind.__name__) is not kind}
+    assert unnamed <= {"KnowsArguments", "Feedforward"}
 
 
 def outputs(flow, x, context):

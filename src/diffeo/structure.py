@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffeo import bases, nets, transforms
 from diffeo.arguments import KnowsArguments
 from diffeo.flow import Flow
+from diffeo.objectives.paths import PATHS, Path
 from diffeo.transforms.univariate import UNIVARIATES, MixtureOfLogistics, Univariate, as_univariate, describe
 
 __all__ = ["described", "rebuilt"]
@@ -90,6 +91,8 @@ def _describe(value: Any, where: str) -> Any:
         if value.numel() > LARGEST:
             raise ValueError(f"expected a tensor of at most {LARGEST:,} numbers as {where}, got {value.numel():,}")
         return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, Path) and value in PATHS.values():
+        return {"path": next(name for name, path in PATHS.items() if path == value)}
     if isinstance(value, Univariate) and (plain := describe(value, _maps())) is not None:
         return {"univariate": plain}
     if isinstance(value, KnowsArguments) and _parts().get(type(value).__name__) is type(value):
@@ -113,6 +116,8 @@ def _rebuild(value: Any) -> Any:
         return value
     if "tensor" in value:
         return torch.tensor(value["tensor"], dtype=getattr(torch, value["dtype"]))
+    if "path" in value:
+        return PATHS[value["path"]]
     if "univariate" in value:
         return as_univariate(value["univariate"], _maps())
     if "dict" in value:

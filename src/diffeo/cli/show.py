@@ -64,9 +64,10 @@ def _likelihood(part: Mapping[str, Any]) -> str:
         return f"{_with_error(part['nll'], part['stderr'])} nats per image, {part['bits_per_dim']:.4f} bits/dim"
     if "bits_per_sample" in part:
         return f"{_with_error(part['bits_per_sample'], part['bits_per_sample_stderr'])} bits per 16-bit sample"
+    dimension = next(name for name in part if name.startswith("bits_per_") and not name.endswith("_stderr"))
     return (
         f"{_with_error(part['nll'], part['stderr'])} nats per row"
-        f" ({_number(part['bits'])} bits, {_number(part['bits_per_column'])} per column)"
+        f" ({_number(part['bits'])} bits, {_number(part[dimension])} per {dimension.removeprefix('bits_per_')})"
     )
 
 

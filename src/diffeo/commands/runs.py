@@ -17,6 +17,10 @@ from diffeo.objectives import guided
 __all__ = ["open_for", "with_guidance", "with_likelihood"]
 
 
+# Options of the command line, where they are called otherwise than the arguments.
+OPTIONS = {"missing": "drop-missing", "given_from": "given-file", "length": "seconds"}
+
+
 def open_for(
     command: str, run: str | os.PathLike[str], device: str | torch.device | None, options: Mapping[str, Any]
 ) -> tuple[OpenRun, dict[str, Any]]:
@@ -29,10 +33,8 @@ def open_for(
     given = {name: value for name, value in options.items() if value}
     foreign = [name for name in given if name not in opened.options.get(command, ())]
     if foreign:
-        raise UserError(
-            f"{foreign[0].replace('_', '-')} is not for {opened.path}, which was trained on {opened.words.data}; "
-            "leave it out"
-        )
+        option, data = OPTIONS.get(foreign[0], foreign[0]), opened.words.data
+        raise UserError(f"--{option} is not for {opened.path}, which was trained on {data}; leave it out")
     return opened, given
 
 

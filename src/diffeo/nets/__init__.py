@@ -3,7 +3,8 @@
 from diffeo.nets.made import MADE
 from diffeo.nets.mlp import MLP
 from diffeo.nets.resnet import ResNet
+from diffeo.nets.unet import UNet
 from diffeo.nets.velocity import Guided, Velocity
 from diffeo.nets.wavenet import WaveNet
 
-__all__ = ["MADE", "MLP", "Guided", "ResNet", "Velocity", "WaveNet"]
+__all__ = ["MADE", "MLP", "Guided", "ResNet", "UNet", "Velocity", "WaveNet"]

@@ -21,7 +21,7 @@ from diffeo.transforms.multiscale import latent_scales
 __all__ = ["boards", "plot"]
 
 SHOWN = 64
-STEPS, FEWEST_STEPS = 200, 50  # of completing images: with fewer they stay unfinished
+STEPS, FEWEST_STEPS = 200, 20  # of completing images: with fewer they stay unfinished
 
 
 @torch.no_grad()
@@ -32,7 +32,8 @@ def plot(
 
     The learning curve in bits per dimension; real beside sampled images; paths in latent space between pairs of images;
     what the fine latents hold (drawn anew, coarse ones kept); images completed from their upper half, which takes
-    hundreds of gradients: fewer where these take longer than the seconds there are, none where they would be too few.
+    hundreds of gradients: fewer where these take longer than the seconds there are, none where they would be too few,
+    or where a density takes many evaluations of a network.
 
     Args:
         run: the run directory.
@@ -81,13 +82,16 @@ def plot(
     if len(anew) > 1:
         boards(anew, top, path("scales"), side=4)
 
+    if not flow.fast:  # hundreds of gradients of the density would take longer than the training
+        return drawn
     hidden = torch.zeros(x.shape[1:], dtype=torch.bool, device=device)
     hidden[:, x.shape[2] // 2 :] = True
     shown = torch.where(hidden, 0.5 * top, x[:16])
     given = None if context is None else context[:16]
+    inpaint(flow, x[:16], hidden, given, high=levels - 1.0, steps=1)  # the first one takes longer
     started = time.monotonic()
-    inpaint(flow, x[:16], hidden, given, high=levels - 1.0, steps=1)
-    steps = min(STEPS, int(seconds / (time.monotonic() - started)))
+    inpaint(flow, x[:16], hidden, given, high=levels - 1.0, steps=2)
+    steps = min(STEPS, int(2 * seconds / (time.monotonic() - started)))
     if steps < FEWEST_STEPS:
         return drawn
     completed = inpaint(flow, x[:16], hidden, given, high=levels - 1.0, steps=steps).x

@@ -139,6 +139,7 @@ class TableWriter:
         for i, dtype in enumerate(self.dtypes):
             column = values[:, i]
             if dtype in ("int64", "bool"):
+                column = column.astype(np.float64)
                 finite = np.isfinite(column)
                 column = np.rint(np.where(finite, column, 0)).astype(np.int64 if dtype == "int64" else bool)
                 arrays.append(pa.array(column, type=_ARROW[dtype], mask=~finite))
