@@ -143,8 +143,8 @@ class GaussianMixture(Base):
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density by a stable sum over the components."""
         rank = len(self.event_shape)
-        apart = (z.unsqueeze(-rank - 1) - self.means) * torch.exp(-self.log_scales)  # (*batch, K, *event)
-        each = -0.5 * apart.square() - self.log_scales - 0.5 * math.log(2 * math.pi)
+        standardized = (z.unsqueeze(-rank - 1) - self.means) * torch.exp(-self.log_scales)  # (*batch, K, *event)
+        each = -0.5 * standardized.square() - self.log_scales - 0.5 * math.log(2 * math.pi)
         return torch.logsumexp(self._sum(each) + torch.log_softmax(self.logits, dim=0), dim=-1)
 
     def sample(self, shape: Sequence[int] = ()) -> Tensor:

@@ -21,7 +21,7 @@ __all__ = ["Flow", "FlowDistribution", "bits_per_dim"]
 
 # Without gradients, rows are taken in chunks of this many, so that memory does not grow with their number; of images
 # in fewer, of about this many elements, except in training mode, where the first chunk sets data-dependent layers.
-_PORTION = 16384
+_CHUNK = 16384
 _ELEMENTS = 2**20
 
 
@@ -162,8 +162,8 @@ class Flow(nn.Module):
         """
         if nan not in ("error", "propagate"):
             raise ValueError(f"expected nan='error' or 'propagate', got {nan!r}")
-        rows, given, batch = self._rows(x, context, self.event_shape, "x")
-        bad = self._non_finite(rows, given)
+        rows, contexts, batch = self._rows(x, context, self.event_shape, "x")
+        bad = self._non_finite(rows, contexts)
         if bad is not None:
             if nan == "error" and not ops.tracing():
                 raise ValueError(
@@ -171,9 +171,9 @@ class Flow(nn.Module):
                     f"first in row {int(bad.nonzero()[0, 0])}"
                 )
             rows = torch.where(bad.reshape(-1, *(1,) * len(self.event_shape)), 0, rows)
-            if given is not None:
-                given = torch.where(bad.reshape(-1, *(1,) * len(self.context_shape)), 0, given)
-        (log_prob,) = self._portions(self._log_prob, rows, given)
+            if contexts is not None:
+                contexts = torch.where(bad.reshape(-1, *(1,) * len(self.context_shape)), 0, contexts)
+        (log_prob,) = self._in_chunks(self._log_prob, rows, contexts)
         if bad is not None:
             log_prob = torch.where(bad, torch.nan, log_prob)
         return log_prob.reshape(batch)
@@ -182,8 +182,8 @@ class Flow(nn.Module):
         """Draw samples ``(*shape, *batch, *event)``, without gradients (``sample_and_log_prob`` keeps them)."""
         with torch.no_grad():
             z, batch = self._noise(shape, context)
-            rows, given, _ = self._rows(z, context, self.base.event_shape, "z", batch)
-            (x,) = self._portions(lambda z, c: (self.transform.forward(z, self.normalize_context(c)),), rows, given)
+            rows, contexts, _ = self._rows(z, context, self.base.event_shape, "z", batch)
+            (x,) = self._in_chunks(lambda z, c: (self.transform.forward(z, self.normalize_context(c)),), rows, contexts)
             return x.reshape(*batch, *self.event_shape)
 
     def sample_and_log_prob(
@@ -191,20 +191,20 @@ class Flow(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Draw samples with their log-densities at the price of sampling alone; differentiable (if the base is)."""
         z, batch = self._noise(shape, context)
-        rows, given, _ = self._rows(z, context, self.base.event_shape, "z", batch)
-        x, log_prob = self._portions(self._generate, rows, given)
+        rows, contexts, _ = self._rows(z, context, self.base.event_shape, "z", batch)
+        x, log_prob = self._in_chunks(self._generate, rows, contexts)
         return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Normalize: z = f^-1(x)."""
-        rows, given, batch = self._rows(x, context, self.event_shape, "x")
-        (z,) = self._portions(lambda x, c: (self.transform.inverse(x, self.normalize_context(c)),), rows, given)
+        rows, contexts, batch = self._rows(x, context, self.event_shape, "x")
+        (z,) = self._in_chunks(lambda x, c: (self.transform.inverse(x, self.normalize_context(c)),), rows, contexts)
         return z.reshape(*batch, *self.base.event_shape)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Generate: x = f(z)."""
-        rows, given, batch = self._rows(z, context, self.base.event_shape, "z")
-        (x,) = self._portions(lambda z, c: (self.transform.forward(z, self.normalize_context(c)),), rows, given)
+        rows, contexts, batch = self._rows(z, context, self.base.event_shape, "z")
+        (x,) = self._in_chunks(lambda z, c: (self.transform.forward(z, self.normalize_context(c)),), rows, contexts)
         return x.reshape(*batch, *self.event_shape)
 
     def resized(self, event_shape: Sequence[int], context_shape: Sequence[int] = ()) -> Flow:
@@ -241,11 +241,11 @@ class Flow(nn.Module):
         x, log_det = self.transform.forward_and_log_det(z, self.normalize_context(context))
         return x, self.base.log_prob(z) - log_det
 
-    def _portions(
+    def _in_chunks(
         self, function: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]], rows: Tensor, context: Tensor | None
     ) -> list[Tensor]:
         """Call on chunks of the rows where no gradient needs the whole, and join what comes back."""
-        size = _PORTION if self.training else max(1, min(_PORTION, _ELEMENTS // rows.shape[1:].numel()))
+        size = _CHUNK if self.training else max(1, min(_CHUNK, _ELEMENTS // rows.shape[1:].numel()))
         if torch.is_grad_enabled() or ops.tracing() or len(rows) <= size:
             return list(function(rows, context))
         parts = [

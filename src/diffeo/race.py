@@ -197,10 +197,10 @@ def _race_kind(cases: dict[str, Callable[[], Run]], clock: Callable[[], float]) 
     for _ in range(_CHANCES):
         for name, make in cases.items():
             try:
-                found, right = _race_case(make, clock)
+                measured, right = _race_case(make, clock)
             except Exception as error:  # whatever it is, these kernels are not to be used
                 return {"used": False, "equal": False, "error": f"{name}: {type(error).__name__}: {error}"}
-            ratios[name], equal = min(ratios[name], found), equal and right
+            ratios[name], equal = min(ratios[name], measured), equal and right
         ratio = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
         if ratio <= SLOWER or not equal:
             break
@@ -231,8 +231,8 @@ def _race_case(make: Callable[[], Run], clock: Callable[[], float]) -> tuple[flo
     return ratio, all(_agree(*pair) for pair in pairs)
 
 
-def _agree(found: Tensor, expected: Tensor) -> bool:
-    error = torch.linalg.vector_norm((found - expected).double())
+def _agree(result: Tensor, expected: Tensor) -> bool:
+    error = torch.linalg.vector_norm((result - expected).double())
     return bool(error <= TOLERANCE * torch.linalg.vector_norm(expected.double()) + 1e-6)
 
 
@@ -256,5 +256,5 @@ def main(library: str, result: str, threads: int) -> None:
     torch.set_num_threads(threads)
     _update((4,))()  # PyTorch's optimizers import much at their first use
     started = time.perf_counter()
-    found = race()
-    Path(result).write_text(json.dumps({"kinds": found, "seconds": round(time.perf_counter() - started, 3)}))
+    kinds = race()
+    Path(result).write_text(json.dumps({"kinds": kinds, "seconds": round(time.perf_counter() - started, 3)}))

@@ -32,13 +32,13 @@ _TORCH: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
 @cache
 def _parts() -> dict[str, type]:
     """What a flow can be made of, by name."""
-    own = {
+    classes = {
         name: value
         for module in (bases, transforms, nets)
         for name, value in vars(module).items()
         if isinstance(value, type) and issubclass(value, KnowsArguments)
     }
-    return {**own, **{f"torch.{kind.__name__}": kind for kind in (*_TORCH, nn.Sequential)}}
+    return {**classes, **{f"torch.{kind.__name__}": kind for kind in (*_TORCH, nn.Sequential)}}
 
 
 def _maps() -> dict[str, Callable[..., Univariate]]:

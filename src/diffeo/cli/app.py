@@ -134,15 +134,15 @@ def fit(
     Trains, validates on a tenth of the rows, keeps the best weights and draws figures. Interrupt it with Ctrl-C: the
     best so far is kept, and --resume goes on.
     """
-    arguments = {"hidden": parse.whole_numbers(hidden, "--hidden"), "transforms": transforms}
-    given = {name: value for name, value in arguments.items() if value is not None}
-    given.update(parse.assignments(set_, "--set"))
+    options = {"hidden": parse.whole_numbers(hidden, "--hidden"), "transforms": transforms}
+    arguments = {name: value for name, value in options.items() if value is not None}
+    arguments.update(parse.assignments(set_, "--set"))
 
     from diffeo import commands
     from diffeo.cli import show
 
     summary = commands.fit(
-        data, out, model=model, arguments=given, context=parse.columns(context), drop=parse.columns(drop),
+        data, out, model=model, arguments=arguments, context=parse.columns(context), drop=parse.columns(drop),
         missing="drop" if drop_missing else "error", test=test, size=parse.whole_numbers(size, "--size") or (),
         rate=rate, crop=crop, mels=mels, label_pattern=label_pattern, epochs=epochs,
         minutes=minutes, batch_size=batch_size, accumulate=accumulate, lr=lr, seed=seed, device=device, resume=resume,
@@ -233,7 +233,7 @@ def sample(
 
     with RowsBar("drew") as bar:
         summary = commands.sample(
-            run, number, out, given=parse.given(given), given_from=given_file,
+            run, number, out, given=parse.context_values(given), given_from=given_file,
             guidance=guidance, length=length, seed=seed, device=device, force=force, progress=bar,
         )  # fmt: skip
     _print(summary, as_json, show.sample, results_on_stdout=_is_stdout(out))

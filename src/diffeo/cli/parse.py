@@ -9,7 +9,7 @@ from typing import Any
 
 from diffeo.errors import UserError
 
-__all__ = ["assignments", "columns", "given", "whole_numbers"]
+__all__ = ["assignments", "columns", "context_values", "whole_numbers"]
 
 
 def columns(words: Sequence[str] | None) -> list[str]:
@@ -55,7 +55,7 @@ def assignments(words: Sequence[str] | None, option: str) -> dict[str, Any]:
     return result
 
 
-def given(words: Sequence[str] | None) -> dict[str, str] | None:
+def context_values(words: Sequence[str] | None) -> dict[str, str] | None:
     """Return columns and their values, as texts, from options such as ``--given age=41``; a column may hold a ``=``."""
     result = {}
     for word in words or []:

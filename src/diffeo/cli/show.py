@@ -220,8 +220,8 @@ def _steps_lost(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("  in Euler steps", " ".join(f"{count:>9}" for count in counts)),
     ]
     rows += [
-        (f"  {name}", " ".join(f"{_short(found[count]['distance']):>9}" for count in counts))
-        for name, found in distances.items()
+        (f"  {name}", " ".join(f"{_short(by_steps[count]['distance']):>9}" for count in counts))
+        for name, by_steps in distances.items()
     ]
     rows.append(
         ("teacher or student?", f"classifier's AUC {auc['auc']:.3f} ± {auc['stderr']:.3f} (0.5: it cannot tell)")
@@ -255,7 +255,7 @@ def info(summary: Mapping[str, Any]) -> str:
     """Describe a run directory."""
     origin, metrics = summary["provenance"], summary["metrics"]
     data, versions = origin.get("data") or {}, origin.get("versions", {})
-    taught = origin.get("distillation", {}).get("teacher")
+    teacher = origin.get("distillation", {}).get("teacher")
     arguments = ", ".join(f"{k}={v}" for k, v in summary["arguments"].items() if k != "preprocess")
     table = [("column", "kind", "range")] + [
         (
@@ -287,7 +287,7 @@ def info(summary: Mapping[str, Any]) -> str:
                 ("images", _images(summary["shape"])[len("images of ") :] if "shape" in summary else ""),
                 ("audio", _sound(summary) if "rate" in summary else ""),
                 ("classes", ", ".join(summary.get("classes", ()))),
-                ("distilled", f"from {taught['run']}, {taught['model']}" if taught else ""),
+                ("distilled", f"from {teacher['run']}, {teacher['model']}" if teacher else ""),
                 ("made", f"{origin.get('date', '?')} by {made_by}"),
             ]
         ),
@@ -337,9 +337,9 @@ def _unit(summary: Mapping[str, Any]) -> str:
 
 
 def _sound(summary: Mapping[str, Any]) -> str:
-    given = f", given {' and '.join(summary['context'])}" if summary["context"] else ""
+    context = f", given {' and '.join(summary['context'])}" if summary["context"] else ""
     mels = f" ({summary['mels']} channels, window {summary['window']})" if summary["mels"] else ""
-    return f"{summary['rate']:,} Hz, crops of {summary['crop']:,} samples, {summary['hop']} per frame{given}{mels}"
+    return f"{summary['rate']:,} Hz, crops of {summary['crop']:,} samples, {summary['hop']} per frame{context}{mels}"
 
 
 def check(report: Mapping[str, Any]) -> str:

@@ -43,9 +43,9 @@ def check(
     """
     if rows < FEWEST:
         raise UserError(f"expected at least {FEWEST} rows to check by, got {rows}")
-    opened, given = open_for("check", run, device, {"missing": missing if missing != "error" else None})
+    opened, options = open_for("check", run, device, {"missing": missing if missing != "error" else None})
     with_likelihood(opened)
-    examples = opened.examples(source, rows, seed, given)
+    examples = opened.examples(source, rows, seed, options)
     report = opened.examine(examples, seed)
     # A model that does well on rows that it was trained on may be overfitted to them.
     if examples.in_sample and report["verdict"] != "not trustworthy":

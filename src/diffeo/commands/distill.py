@@ -105,24 +105,24 @@ def distill(
         raise UserError(f"{folder} is the teacher's own folder: choose another one for the student (--out)")
     if "sample" in teacher.flow.fast and not force:
         raise UserError(f"{teacher.path} samples in one pass already: nothing to gain (distil it anyway with --force)")
-    given = {
+    options = {
         "student": student, "arguments": dict(arguments or {}) or None, "epochs": epochs, "minutes": minutes,
         "forward_share": forward_share, "power": power, "contrast": contrast,
         "missing": missing if missing != "error" else None, "seed": seed,
     }  # fmt: skip
     earlier = read_model(out) if resume else None
-    settings = {**_earlier_settings(out, earlier), **{k: v for k, v in given.items() if v is not None}}
+    settings = {**_earlier_settings(out, earlier), **{k: v for k, v in options.items() if v is not None}}
     check_settings({name: value for name, value in settings.items() if name not in ("student", "arguments")})
     method = _method(teacher, settings.get("student"))
-    options = {method.run.words.data: method.options for method in METHODS}
-    refuse_foreign(options, method.run.words.data, settings)
+    by_kind = {method.run.words.data: method.options for method in METHODS}
+    refuse_foreign(by_kind, method.run.words.data, settings)
     seed = settings.get("seed", 0)
     tell = say if world.leads else lambda text: None
 
     method.read(source, settings, seed, tell)
     flow = _student(method, settings.get("arguments", {}), seed)
     assert flow.recipe is not None  # it was built from one
-    own = flow.core
+    core = flow.core
 
     with claimed(folder, earlier is not None or force) if world.leads else nullcontext():
         if earlier is not None and earlier["schema"] != plain(method.description):
@@ -133,7 +133,7 @@ def distill(
                 shutil.rmtree(folder / earlier_folder, ignore_errors=True)
     world.wait()  # under torchrun, until the first process has made the run directory
 
-    results = _train(own, method, folder, settings, seed, resume, progress, world, tell)
+    results = _train(core, method, folder, settings, seed, resume, progress, world, tell)
     facts = {
         "model": flow.recipe["name"],
         "student": method.student,
@@ -149,7 +149,7 @@ def distill(
     if world.leads:
         save_weights(folder, flow)
         if facts["stopped"] != "interrupted":
-            facts |= method.report(own, seed)
+            facts |= method.report(core, seed)
             facts["distillation"]["warnings"] += pace_warnings(facts["distillation"])
             if figures:
                 drawn = method.draw(folder, results)
@@ -209,22 +209,22 @@ def _student(method: Method, chosen: Mapping[str, Any], seed: int) -> Flow:
         raise UserError(f"student {method.student!r}: {error}") from error
     method.check(flow)
     flow.to(method.flow.base.device_marker)
-    for own, its in zip(method.inherited(flow), method.inherited(method.flow), strict=True):
-        own.load_state_dict(its.state_dict())
+    for part, original in zip(method.inherited(flow), method.inherited(method.flow), strict=True):
+        part.load_state_dict(original.state_dict())
     return flow
 
 
 def _origin(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Where the student comes from. Data and seed are the teacher's: they tell which rows it was never shown."""
     assert method.flow.recipe is not None
-    its = method.provenance
+    recorded = method.provenance
     return provenance(
-        data=its.get("data"), seed=its.get("seed"),
+        data=recorded.get("data"), seed=recorded.get("seed"),
         distillation={
             "settings": dict(settings),
             "teacher": {
                 "run": method.path, "model": method.flow.recipe["name"],
-                "sha256": digest(method.flow.state_dict()), "versions": its.get("versions"),
+                "sha256": digest(method.flow.state_dict()), "versions": recorded.get("versions"),
             },
         },
     )  # fmt: skip

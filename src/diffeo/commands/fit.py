@@ -109,7 +109,7 @@ def fit(
     Raises:
         UserError: for bad input, an unknown model or argument, or a folder that cannot be written.
     """
-    given = {
+    options = {
         "model": model and model.replace("-", "_"), "arguments": dict(arguments or {}) or None,
         "context": list(context) or None, "drop": list(drop) or None, "size": list(size) or None,
         "missing": missing if missing != "error" else None, "test": test, "rate": rate, "crop": crop, "mels": mels,
@@ -117,9 +117,9 @@ def fit(
         "epochs": epochs, "minutes": minutes, "batch_size": batch_size, "accumulate": accumulate, "lr": lr,
         "seed": seed,
     }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None}
     earlier = read_model(out) if resume else None
-    settings = {**(earlier_settings(out, earlier) if earlier else {}), **given}
+    settings = {**(earlier_settings(out, earlier) if earlier else {}), **options}
     check_settings(settings)
     world = World(choose_device(device))
     seed = settings.get("seed", 0)
@@ -144,8 +144,8 @@ def fit(
     world.wait()  # under torchrun, until the first process has made the run directory
 
     held_out = dataset.valid_x if dataset.valid_context is None else (dataset.valid_x, dataset.valid_context)
-    own = ("epochs", "minutes", "accumulate", "lr")
-    chosen: dict[str, Any] = {name: settings[name] for name in own if name in settings}
+    names = ("epochs", "minutes", "accumulate", "lr")
+    chosen: dict[str, Any] = {name: settings[name] for name in names if name in settings}
     result = train(
         objective, dataset.x, dataset.context, validation=held_out, batch_size=dataset.batch_size,
         seed=seed, device=world.device, out=out, resume=resume, progress=progress,
@@ -232,8 +232,8 @@ def _log_prob(flow: Flow, x: Tensor, context: Tensor | None, device: torch.devic
     chunk = max(1, CHUNK // max(1, math.prod(x.shape[1:])))
     contexts = [None] * len(x) if context is None else context.split(chunk)
     parts = [
-        flow.log_prob(part.to(device), None if given is None else given.to(device)).double().cpu()
-        for part, given in zip(x.split(chunk), contexts, strict=False)
+        flow.log_prob(part.to(device), None if chunk_context is None else chunk_context.to(device)).double().cpu()
+        for part, chunk_context in zip(x.split(chunk), contexts, strict=False)
     ]
     return torch.cat(parts)
 

@@ -42,18 +42,18 @@ def _kernels() -> dict[str, Any]:
         from diffeo.ops.cpu import build
     except ModuleNotFoundError:
         return {"reason": "not installed"}
-    found = build.kernels()
-    manifest = dict(found.manifest)
+    kernels = build.kernels()
+    manifest = dict(kernels.manifest)
     names = ("compiler", "version", "flags", "instructions", "openmp", "seconds")
     return {
-        "reason": found.reason or None,
+        "reason": kernels.reason or None,
         **{name: manifest[name] for name in names if name in manifest},
-        "lanes": found.lanes,
-        "library": None if found.path is None else str(found.path),
+        "lanes": kernels.lanes,
+        "library": None if kernels.path is None else str(kernels.path),
         "kinds": {
             kind: {**manifest.get("race", {}).get(kind, {}), "used": build.usable(kind)}
             for kind in build.KINDS
-            if found.library is not None
+            if kernels.library is not None
         },
     }
 
@@ -61,15 +61,15 @@ def _kernels() -> dict[str, Any]:
 def _speed(kernels: bool) -> dict[str, float]:
     """GFLOP/s of a product of 512 x 512 with 1000 columns; of a masked layer only what the mask lets through counts."""
     weight, bias, x = torch.randn(WIDTH, WIDTH), torch.zeros(WIDTH), torch.randn(WIDTH, ROWS)
-    found = {"torch": 2e-9 * ROWS * WIDTH**2 / _best(lambda: weight @ x)}
+    speeds = {"torch": 2e-9 * ROWS * WIDTH**2 / _best(lambda: weight @ x)}
     if kernels:
         wirings = {"dense": ops.Wiring.dense(WIDTH, WIDTH), "masked": ops.Wiring(range(1, WIDTH + 1), WIDTH)}
         for name, wiring in wirings.items():
             spec = ops.NetworkSpec([wiring], None, [False], "relu", 10.0, interleaved=False)
             with ops.using("cpu"):
                 seconds = _best(partial(ops.network, spec, x, None, [weight, bias]))
-            found[name] = 2e-9 * ROWS * sum(wiring.seen) / seconds
-    return {name: round(each, 1) for name, each in found.items()}
+            speeds[name] = 2e-9 * ROWS * sum(wiring.seen) / seconds
+    return {name: round(each, 1) for name, each in speeds.items()}
 
 
 @torch.no_grad()

@@ -30,12 +30,12 @@ def open_for(
         UserError: for a bad run directory, or an option that its kind of data has no use for.
     """
     opened = open_run(run, device)
-    given = {name: value for name, value in options.items() if value}
-    foreign = [name for name in given if name not in opened.options.get(command, ())]
+    chosen = {name: value for name, value in options.items() if value}
+    foreign = [name for name in chosen if name not in opened.options.get(command, ())]
     if foreign:
         option, data = OPTIONS.get(foreign[0], foreign[0]), opened.words.data
         raise UserError(f"--{option} is not for {opened.path}, which was trained on {data}; leave it out")
-    return opened, given
+    return opened, chosen
 
 
 def with_likelihood(run: OpenRun) -> OpenRun:

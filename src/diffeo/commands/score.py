@@ -61,9 +61,9 @@ def score(
         UserError: for bad input, a bad run directory or an output that cannot be written.
     """
     options = {"keep": keep, "missing": missing if missing != "error" else None}
-    opened, given = open_for("score", run, device, options)
+    opened, options = open_for("score", run, device, options)
     with_likelihood(opened)
-    scoring = opened.scoring(source, given)
+    scoring = opened.scoring(source, options)
     started = time.monotonic()
     moments = Moments()
     low, impossible = math.inf, 0
@@ -107,8 +107,8 @@ def score(
         "impossible": impossible,
     }
     if bits:
-        found = ratio_and_error(np.concatenate(bits), np.concatenate(sizes))
-        summary |= {name: found["mean"], f"{name}_stderr": found["stderr"]}
+        ratio = ratio_and_error(np.concatenate(bits), np.concatenate(sizes))
+        summary |= {name: ratio["mean"], f"{name}_stderr": ratio["stderr"]}
     return {
         **summary,
         **scoring.facts(),

@@ -72,9 +72,9 @@ def refuse_foreign(options: Mapping[str, Sequence[str]], kind: str, settings: Ma
     Raises:
         UserError: for the first of them.
     """
-    own = options[kind]
+    allowed = options[kind]
     for other, names in options.items():
-        foreign = [name for name in names if name not in own and settings.get(name)]
+        foreign = [name for name in names if name not in allowed and settings.get(name)]
         if foreign:
             option = {"missing": "drop-missing"}.get(foreign[0], foreign[0].replace("_", "-"))
             raise UserError(f"--{option} is for {other}, and these data are {kind}; leave it out")

@@ -129,7 +129,7 @@ class Method(ABC):
     def draw(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
         """Draw ``folder/figures/*.png`` of what was reported, and return their paths."""
 
-    def found(self, source: Any, open_data: Callable[[Any], T], say: Callable[[str], None]) -> T | None:
+    def open_source(self, source: Any, open_data: Callable[[Any], T], say: Callable[[str], None]) -> T | None:
         """Open the data that were given, or else those that the run names; None, and a note, if these are gone."""
         if source is not None:
             return open_data(source)
@@ -168,15 +168,15 @@ class Method(ABC):
         """
         x, log_det = self.inwards(x)
         context = None if context is None else context.to(self.device)
-        found = {
+        scores = {
             "student": student.log_prob(x, context, nan="propagate"),
             "teacher": self.core.log_prob(x, context, nan="propagate"),
             "log_det": log_det,
         }
-        good = torch.stack(list(found.values())).isfinite().all(0)
+        good = torch.stack(list(scores.values())).isfinite().all(0)
         if good.sum() < 2:
             return None
-        return {name: values[good].double().cpu() for name, values in found.items()}
+        return {name: values[good].double().cpu() for name, values in scores.items()}
 
     def judged(self, report: dict[str, Any], scores: Mapping[str, Tensor] | None, which: str) -> dict[str, Any]:
         """Add to a report what ``score`` found, and the student's likelihood; ``which`` says of what data."""

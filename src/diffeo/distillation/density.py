@@ -53,7 +53,7 @@ class TableMethod(Method):
             examples: Examples = self.opened.examples(data, REPORTED, seed, {"missing": missing})
             return examples
 
-        self.real = self.found(source, open_data, say)
+        self.real = self.open_source(source, open_data, say)
         self.contexts = None if self.real is None else self.real.contexts
         if self.core.context_shape and self.contexts is None:
             raise UserError(f"{self.path} is conditional: give the table that its contexts are to be taken from (DATA)")
@@ -119,19 +119,19 @@ class DensityMethod(TableMethod):
 
     def _paces(self, student: Flow) -> dict[str, float]:
         """Return rows per second of the student, of the teacher, and of the teacher by one full pass per element."""
-        given = None if self.draws.context is None else self.draws.context[:TIMED]
+        context = None if self.draws.context is None else self.draws.context[:TIMED]
 
         def draw(flow: Flow) -> Callable[[int], Tensor]:
-            return lambda rows: flow.sample((rows,) if given is None else (), given)
+            return lambda rows: flow.sample((rows,) if context is None else (), context)
 
-        count, teacher = TIMED if given is None else len(given), self.core
-        found = {"student": pace(draw(student), count), "teacher": pace(draw(teacher), count)}
+        count, teacher = TIMED if context is None else len(context), self.core
+        paces = {"student": pace(draw(student), count), "teacher": pace(draw(teacher), count)}
         if any(isinstance(part, Autoregressive) for part in teacher.transform.modules()):
-            prepared = teacher.normalize_context(given)
-            found["teacher_naive"] = pace(
+            prepared = teacher.normalize_context(context)
+            paces["teacher_naive"] = pace(
                 lambda rows: generate_naively(teacher.transform, teacher.base.sample((rows,)), prepared), count
             )
-        return found
+        return paces
 
     def draw(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
         """KL over the training, pairs of columns, the teacher's likelihood of real rows and of the student's."""

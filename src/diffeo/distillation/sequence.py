@@ -55,9 +55,9 @@ class SequenceMethod(Method):
     def shared(self) -> dict[str, Any]:
         """The frames of its context and the kind of noise are the teacher's as well."""
         assert self.flow.recipe is not None  # it was built from one
-        its = self.flow.recipe["arguments"]
-        noise = "normal" if its["head"] == "gaussian" else "logistic"
-        return {**super().shared(), "hop": its["hop"], "noise": noise}
+        arguments = self.flow.recipe["arguments"]
+        noise = "normal" if arguments["head"] == "gaussian" else "logistic"
+        return {**super().shared(), "hop": arguments["hop"], "noise": noise}
 
     def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
         """Open the recordings and divide them; choose the terms of the loss."""
@@ -136,8 +136,8 @@ class SequenceMethod(Method):
         if dataset.test is not None:
             (x, context), which = dataset.test.in_order(), "the test recordings"
         x, context = _some(x, context, REPORTED)
-        given = None if context is None else context.to(self.device)
-        draws = draw_both(student, self.core, given, len(x), derive(seed, "report"))
+        context = None if context is None else context.to(self.device)
+        draws = draw_both(student, self.core, context, len(x), derive(seed, "report"))
         if draws.kept.sum() < 2:
             raise UserError(f"{self.path}: its student draws no finite sounds; distil it again, with more minutes")
         seed_noise(self.device, derive(seed, "real rows"))
@@ -153,7 +153,7 @@ class SequenceMethod(Method):
 
         report = {**divergences(draws), "sound": compare_sounds(self.sounds, dataset.form.rate)}
         report["warnings"] = warnings(report)
-        report["samples_per_second"] = self._paces(student, None if given is None else given[:1])
+        report["samples_per_second"] = self._paces(student, None if context is None else context[:1])
         if scores is None:
             return {"distillation": report}
         lost = bits_per_dim(scores["student"] - scores["teacher"], samples).numpy()

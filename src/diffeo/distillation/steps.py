@@ -98,8 +98,8 @@ class StepMethod(Method):
     def shared(self) -> dict[str, Any]:
         """All but how trajectories are made and followed."""
         assert self.flow.recipe is not None  # it was built from one
-        own = self.students[self.student][1]
-        return {name: value for name, value in self.flow.recipe["arguments"].items() if name not in own}
+        changed = self.students[self.student][1]
+        return {name: value for name, value in self.flow.recipe["arguments"].items() if name not in changed}
 
     def inherited(self, flow: Flow) -> list[nn.Module]:
         """All of it."""
@@ -108,12 +108,14 @@ class StepMethod(Method):
     def check(self, flow: Flow) -> None:
         """Refuse too many steps, and other paths or solvers than what is taught."""
         assert flow.recipe is not None  # it was built from one
-        found = flow.recipe["arguments"]
+        arguments = flow.recipe["arguments"]
         for name, value in self.students[self.student][1].items():
-            if name != "steps" and found[name] != value:
-                raise UserError(f"student {self.student!r} has {name} {value!r}, got {found[name]!r}; leave it out")
-        if self.student == "few-steps" and found["steps"] not in range(1, MOST_STEPS + 1):
-            raise UserError(f"student 'few-steps' takes 1 to {MOST_STEPS} steps (--set steps), got {found['steps']}")
+            if name != "steps" and arguments[name] != value:
+                raise UserError(f"student {self.student!r} has {name} {value!r}, got {arguments[name]!r}; leave it out")
+        if self.student == "few-steps" and arguments["steps"] not in range(1, MOST_STEPS + 1):
+            raise UserError(
+                f"student 'few-steps' takes 1 to {MOST_STEPS} steps (--set steps), got {arguments['steps']}"
+            )
 
     def training_data(
         self, stage: Stage, student: Flow, seed: int
@@ -203,7 +205,7 @@ class ImageSteps(StepMethod):
         """Find real images to judge by; all classes are drawn alike."""
         classes, self.bfloat16 = len(self.opened.classes), gains_by_bfloat16(self.opened.flow)
         self.contexts = torch.eye(classes, device=self.device) if classes else None
-        self.real = self.found(source, lambda data: self.opened.examples(data, self.scored, seed, {}), say)
+        self.real = self.open_source(source, lambda data: self.opened.examples(data, self.scored, seed, {}), say)
 
     def facts(self) -> dict[str, Any]:
         """Shape, levels and classes."""

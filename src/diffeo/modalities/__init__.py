@@ -30,8 +30,8 @@ def modalities() -> list[Modality]:
 
 @cache
 def _load(name: str) -> Modality:
-    found: Modality = import_module(name).MODALITY
-    return found
+    modality: Modality = import_module(name).MODALITY
+    return modality
 
 
 def recognize(source: Any, model: str | None = None) -> Modality:
@@ -57,7 +57,7 @@ def open_run(run: str | os.PathLike[str], device: str | torch.device | None = No
     if stored.schema is None:
         raise UserError(f"{stored.path}: describes no data; give a run directory made by diffeo fit")
     kind = stored.schema.get("kind", "table")
-    found = next((each for each in modalities() if each.name == kind), None)
-    if found is None:
+    modality = next((each for each in modalities() if each.name == kind), None)
+    if modality is None:
         raise UserError(f"{stored.path}: was trained on {kind!r}, which this diffeo does not know")
-    return found.run.restore(stored, os.fspath(run), place)
+    return modality.run.restore(stored, os.fspath(run), place)

@@ -122,16 +122,16 @@ def read_npz(path: Path, key: str | None = None) -> ArraySource:
 
 
 def _choose(archive: np.lib.npyio.NpzFile, path: Path, key: str | None) -> str:
-    found = archive.files
-    listed = ", ".join(found[:10]) or "none"
+    names = archive.files
+    listed = ", ".join(names[:10]) or "none"
     if key is not None:
-        if key not in found:
+        if key not in names:
             raise UserError(f"{path}: has no array {key!r}; its arrays: {listed}")
         return key
     for usual in ("X", "x"):
-        if usual in found:
+        if usual in names:
             return usual
-    tables = found if len(found) == 1 else [name for name in found if archive[name].ndim == 2]
+    tables = names if len(names) == 1 else [name for name in names if archive[name].ndim == 2]
     if len(tables) != 1:
         what = "several tables" if tables else "no two-dimensional array"
         raise UserError(f"{path}: holds {what}, expected one, or one called X; its arrays: {listed}")

@@ -59,7 +59,9 @@ class MADE(Feedforward):
             *(spread_degrees(width, lowest, features - 1) for width in hidden),
             torch.arange(features).repeat_interleave(size),  # an output sees what has at most this degree
         ]
-        wirings = [ops.Wiring.masked(own, seen, features) for seen, own in zip(degrees, degrees[1:], strict=False)]
+        wirings = [
+            ops.Wiring.masked(outputs, inputs, features) for inputs, outputs in zip(degrees, degrees[1:], strict=False)
+        ]
         narrow = bool(hidden) and min(hidden) < features - lowest
         direct = ops.Wiring.masked(degrees[-1], degrees[0], features) if narrow else None
         super().__init__(wirings, direct, context, activation, residual, interleaved=True)

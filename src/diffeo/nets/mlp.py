@@ -58,8 +58,8 @@ class MLP(Feedforward):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map x ``(*batch, inputs)`` and the context ``(*batch, context)`` to ``(*batch, outputs)``."""
         rows = x.reshape(-1, x.shape[-1])
-        given = None if context is None else context.reshape(-1, context.shape[-1])
-        return self.outputs(rows.mT, given).mT.reshape(*x.shape[:-1], self.layers[-1].out_features)
+        contexts = None if context is None else context.reshape(-1, context.shape[-1])
+        return self.outputs(rows.mT, contexts).mT.reshape(*x.shape[:-1], self.layers[-1].out_features)
 
     def joined(self) -> tuple[ops.NetworkSpec, list[Tensor]]:
         """The network as one that reads x and its context side by side: description, weights and biases."""
@@ -73,9 +73,9 @@ class MLP(Feedforward):
 
         The tangents of all inputs go through a layer in one product: ``(units, inputs * rows)``.
         """
-        given = None if context is None else context.reshape(-1, context.shape[-1])
+        contexts = None if context is None else context.reshape(-1, context.shape[-1])
         h, first = with_slope(soften, x.reshape(-1, x.shape[-1]).mT)  # (inputs, rows)
-        shared = self._shared(given)
+        shared = self._shared(contexts)
         *hidden, last = self.layers
         slopes = []
         for index, layer in enumerate(hidden):

@@ -74,14 +74,14 @@ class ResNet(KnowsArguments, nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map x ``(*batch, inputs, H, W)`` and the context ``(*batch, context)`` to ``(*batch, outputs, H, W)``."""
         images = x.reshape(-1, *x.shape[-3:])  # (rows, inputs, H, W)
-        given = None if context is None else soften(context).reshape(-1, context.shape[-1])
+        contexts = None if context is None else soften(context).reshape(-1, context.shape[-1])
         with autocast(images):
             h = soften(images)
             if not ops.tracing():  # vmap knows no memory formats
                 h = h.contiguous(memory_format=torch.channels_last)
             h = self.first(h)
             for block in self.blocks:
-                h = block(h, given)
+                h = block(h, contexts)
             out: Tensor = self.last(overwriting(self.activation)(h)).to(x.dtype)
         return out.reshape(*x.shape[:-3], *out.shape[1:])
 

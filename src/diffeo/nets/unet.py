@@ -58,20 +58,20 @@ class UNet(KnowsArguments, nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Map x ``(rows, channels, H, W)`` and the embedding ``(rows, embedding)`` to the shape of x."""
         with autocast(x):
-            given = self.embed(embedding)
+            embedded = self.embed(embedding)
             h = soften(x)
             if not ops.tracing():  # vmap knows no memory formats
                 h = h.contiguous(memory_format=torch.channels_last)
             h = self.first(h)
             across = []
             for index, block in enumerate(self.down):
-                h = block(F.avg_pool2d(h, 2, ceil_mode=True) if index else h, given)
+                h = block(F.avg_pool2d(h, 2, ceil_mode=True) if index else h, embedded)
                 across.append(h)
             h = self.attention(h)
             for block, kept in zip(self.up, reversed(across), strict=True):
                 if h.shape[-2:] != kept.shape[-2:]:
                     h = F.interpolate(h, size=kept.shape[-2:], mode="nearest")
-                h = block(torch.cat([h, kept], 1), given)
+                h = block(torch.cat([h, kept], 1), embedded)
             out: Tensor = self.last(h)
             return out.to(x.dtype)
 

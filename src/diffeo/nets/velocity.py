@@ -99,8 +99,8 @@ class Velocity(KnowsArguments, nn.Module):
             context: ``(rows, context)``.
             keep: ``(rows,)``, 1 where the context is given, 0 where it is withheld; None gives it everywhere.
         """
-        drift, _, apart, std = self._gaussian(x, t)
-        return torch.addcmul(drift, std, self.net(apart, self._embedding(t, context, keep)))
+        drift, _, standardized, std = self._gaussian(x, t)
+        return torch.addcmul(drift, std, self.net(standardized, self._embedding(t, context, keep)))
 
     def squared_error(
         self, noise: Tensor, data: Tensor, t: Tensor, context: Tensor | None = None, keep: Tensor | None = None
@@ -123,27 +123,27 @@ class Velocity(KnowsArguments, nn.Module):
         field = self.field(len(data), context, keep)
         asked = None if field is None else ops.matching(field, noise.flatten(1), data.flatten(1), t)
         if field is not None and asked is not None:
-            found = asked.std * ops.network(field.network, asked.inputs, None, field.tensors)
-            return F.mse_loss(found, asked.target, reduction="none").sum(0)
+            velocity = asked.std * ops.network(field.network, asked.inputs, None, field.tensors)
+            return F.mse_loss(velocity, asked.target, reduction="none").sum(0)
         with torch.no_grad():
             a, s, da, ds = self._point(data, t)
             m1, m0, v1, v0 = self._moments()
             data, noise = data - m1, noise - m0
             variance = a.square() * v1 + s.square() * v0
             std, turn = variance.sqrt(), (da * s - a * ds) / variance
-            apart = torch.addcmul(a * data, s, noise) / std
+            standardized = torch.addcmul(a * data, s, noise) / std
             target = turn * torch.addcmul(s * v0 * data, a * v1, noise, value=-1)
             embedding = self._embedding(t, context, keep)
-        return F.mse_loss(std * self.net(apart, embedding), target, reduction="none").flatten(1).sum(1)
+        return F.mse_loss(std * self.net(standardized, embedding), target, reduction="none").flatten(1).sum(1)
 
     def with_divergence(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The velocity and its divergence ``(rows,)``, exactly."""
-        drift, slope, apart, std = self._gaussian(x, t)
+        drift, slope, standardized, std = self._gaussian(x, t)
         embedding = self._embedding(t, context, None)
         if hasattr(self.net, "with_trace"):
-            correction, trace = self.net.with_trace(apart, embedding)
+            correction, trace = self.net.with_trace(standardized, embedding)
         else:
-            correction, trace = exact_trace(lambda x: self.net(x, embedding), apart)
+            correction, trace = exact_trace(lambda x: self.net(x, embedding), standardized)
         return torch.addcmul(drift, std, correction), slope.flatten(1).sum(1) + trace
 
     def field(self, rows: int, context: Tensor | None, keep: Tensor | None = None) -> ops.FieldSpec | None:
@@ -155,11 +155,11 @@ class Velocity(KnowsArguments, nn.Module):
             return None
         moments = [m.contiguous() for m in (self.data_mean, self.noise_mean, self.data_std, self.noise_std)]
         network, tensors = self.net.joined()
-        given = None if context is None else torch.cat(self._given(context.expand(rows, -1), keep), 1)
-        size = moments[0].numel() + 2 * FREQUENCIES + 1 + (0 if given is None else given.shape[1])
+        inputs = None if context is None else torch.cat(self._context_inputs(context.expand(rows, -1), keep), 1)
+        size = moments[0].numel() + 2 * FREQUENCIES + 1 + (0 if inputs is None else inputs.shape[1])
         if network.layers[0].columns != size:
             return None
-        return ops.FieldSpec(network, tensors, moments, given, FREQUENCIES, path)
+        return ops.FieldSpec(network, tensors, moments, inputs, FREQUENCIES, path)
 
     def _point(self, x: Tensor, t: Tensor) -> list[Tensor]:
         """Where the path stands at t, to be multiplied with x ``(rows, *event)``."""
@@ -176,8 +176,8 @@ class Velocity(KnowsArguments, nn.Module):
         m1, m0, v1, v0 = self._moments()
         variance = a.square() * v1 + s.square() * v0
         slope = (a * da * v1 + s * ds * v0) / variance
-        apart, std = x - (a * m1 + s * m0), variance.sqrt()
-        return torch.addcmul(da * m1 + ds * m0, slope, apart), slope, apart / std, std
+        residual, std = x - (a * m1 + s * m0), variance.sqrt()
+        return torch.addcmul(da * m1 + ds * m0, slope, residual), slope, residual / std, std
 
     def _embedding(self, t: Tensor, context: Tensor | None, keep: Tensor | None) -> Tensor:
         """What the network gets beside x: the time, its sines and cosines, and the context."""
@@ -186,10 +186,10 @@ class Velocity(KnowsArguments, nn.Module):
         if self.context_size:
             if context is None:
                 raise ValueError(f"expected a context of size {self.context_size}, got none")
-            parts += self._given(context, keep)
+            parts += self._context_inputs(context, keep)
         return torch.cat(parts, 1)
 
-    def _given(self, context: Tensor, keep: Tensor | None) -> list[Tensor]:
+    def _context_inputs(self, context: Tensor, keep: Tensor | None) -> list[Tensor]:
         """The context, or zeros where it is withheld, and if it can be withheld whether it is there."""
         there = torch.ones_like(context[:, :1]) if keep is None else keep[:, None]
         return [context if keep is None else context * there, *([there] if self.droppable else [])]
@@ -223,10 +223,10 @@ class Guided(KnowsArguments, nn.Module):
         self.velocity, self.weight = velocity, weight
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """The guided velocity, from one reading of twice the rows."""
+        """The guided velocity, by one forward pass of twice the rows."""
         if context is None:
             raise ValueError("expected a context to guide by, got none")
         keep = torch.cat([torch.zeros_like(t), torch.ones_like(t)])
         doubled = (each.repeat(2, *(1,) * (each.dim() - 1)) for each in (x, t, context))
-        without, given = self.velocity(*doubled, keep).chunk(2)
-        return torch.lerp(without, given, self.weight)
+        unconditional, conditional = self.velocity(*doubled, keep).chunk(2)
+        return torch.lerp(unconditional, conditional, self.weight)

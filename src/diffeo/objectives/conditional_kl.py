@@ -87,9 +87,9 @@ class ConditionalKL:
     ) -> Tensor:
         density = Conditionals(teacher, draw, context)
         if density.gaussian and isinstance(student.base, StandardNormal):
-            apart, log_slope = density.normalize(location)  # (m_q - m_p) / s_p and -ln s_p
+            standardized, log_slope = density.normalize(location)  # (m_q - m_p) / s_p and -ln s_p
             log_ratio = log_scale + log_slope  # ln(s_q / s_p)
-            each = 0.5 * (torch.expm1(2 * log_ratio) + apart.square()) - log_ratio
+            each = 0.5 * (torch.expm1(2 * log_ratio) + standardized.square()) - log_ratio
             each = each + self.regularizer * log_ratio.square()
         else:
             noise = type(student.base)(()).to(location).sample((self.draws, *location.shape))
@@ -99,7 +99,7 @@ class ConditionalKL:
 
 
 class PairedKL(ConditionalKL):
-    """Both KLs by one reading of the student, at the noise z of which the teacher makes the row x, as the student s.
+    """Both KLs by one forward pass of the student: from noise z the teacher makes the row x, the student s.
 
     The reverse KL is that of ``ConditionalKL`` at s, the forward KL that of ``encoded_kl`` at x, and both are of the
     same m_t and s_t of z_<t: of a student alike to its teacher, s is x. The rows must be the teacher's own draws, or

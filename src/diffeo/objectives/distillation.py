@@ -33,7 +33,7 @@ class Estimator(Protocol):
 
 
 class PairedEstimator(Protocol):
-    """Both KLs by one reading of the student, at rows that are the teacher's own."""
+    """Both KLs by one forward pass of the student, at rows that are the teacher's own."""
 
     def __call__(self, student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return draws (N, *event), KL(student || teacher) and KL(teacher || student), (N,), all differentiable."""
@@ -90,7 +90,7 @@ class _LogProb(nn.Module):
         return log_prob
 
 
-class _Taught(Objective):
+class _FromTeacher(Objective):
     """An objective with a teacher: a frozen copy, in evaluation mode whatever the student's is."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
@@ -99,12 +99,14 @@ class _Taught(Objective):
             raise ValueError(f"expected a teacher with a density (log_prob), got {type(teacher).__name__}")
         frozen: Any = copy.deepcopy(teacher).requires_grad_(False).eval()
         self.teacher = frozen
-        for what, own, its in (
+        for what, shape, expected in (
             ("events", self.flow.event_shape, frozen.event_shape),
             ("contexts", self.flow.context_shape, frozen.context_shape),
         ):
-            if own != its:
-                raise ValueError(f"expected a student of {what} {tuple(its)}, as its teacher's, got {tuple(own)}")
+            if shape != expected:
+                raise ValueError(
+                    f"expected a student of {what} {tuple(expected)}, as its teacher's, got {tuple(shape)}"
+                )
         if any(isinstance(part, Dequantize) for part in self.modules()):
             raise ValueError("expected densities of continuous values, got one with a Dequantize; take it off both")
 
@@ -115,7 +117,7 @@ class _Taught(Objective):
         return self
 
 
-class Distillation(_Taught):
+class Distillation(_FromTeacher):
     """(1 - w) KL(student || teacher) + w KL(teacher || student), in nats per row.
 
     Every row x gives one draw s of the student in its context: an estimate of the reverse KL, E log q(s) - log p(s),
@@ -201,7 +203,7 @@ class Distillation(_Taught):
                 self.flow.log_prob(x, context, nan="propagate")
 
 
-class WarmStart(_Taught):
+class WarmStart(_FromTeacher):
     """The squared error of student(z) against x for z = teacher.encode(x), per element, in units of the rows' spread.
 
     It lays every mode of the data where the teacher has it, before a KL is asked: the reverse KL alone would leave some

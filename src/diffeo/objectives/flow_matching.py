@@ -80,7 +80,7 @@ class FlowMatching(Objective):
         if x.dim() == len(self.flow.event_shape) + 2 and x.shape[1] == 2:
             noise, x = x.unbind(1)
         with torch.no_grad():
-            rows, given = self._normalized(steps, x, context)
+            rows, contexts = self._normalized(steps, x, context)
             if noise is None:
                 noise = self.flow.base.sample((len(rows),))
             velocity = ode.velocity
@@ -88,29 +88,29 @@ class FlowMatching(Objective):
                 # An error of the noise's mean would have no end where a path has a pole.
                 velocity.initialize(None if isinstance(self.flow.base, StandardNormal) else noise, rows)
             t = self._times(len(rows), rows)
-            keep = keeps_context(t, given, self.dropout if self.training else 0.0)
+            keep = keeps_context(t, contexts, self.dropout if self.training else 0.0)
         if type(velocity) is Velocity and velocity.path == self.path:  # the same at a lower price
-            return velocity.squared_error(noise, rows, t, given, keep)
+            return velocity.squared_error(noise, rows, t, contexts, keep)
         shape = (-1, *(1,) * (rows.dim() - 1))
         a, s, da, ds = (each.reshape(shape) for each in self.path(t))
         between, target = torch.addcmul(a * rows, s, noise), torch.addcmul(da * rows, ds, noise)
-        found = velocity(between, t, given) if keep is None else velocity(between, t, given, keep)
-        return (expect_velocity(found, between) - target).square().flatten(1).sum(1)
+        output = velocity(between, t, contexts) if keep is None else velocity(between, t, contexts, keep)
+        return (expect_velocity(output, between) - target).square().flatten(1).sum(1)
 
     @torch.no_grad()
     def couple(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Draw noise for a pool of rows and return it in the order of optimal transport."""
-        rows, given = self._normalized(split_ode(self.flow)[1], x, context)
+        rows, contexts = self._normalized(split_ode(self.flow)[1], x, context)
         z: Tensor = self.flow.base.sample((len(rows),))
-        return z[assign(z, rows, given if self.condition_weight else None, self.condition_weight)]
+        return z[assign(z, rows, contexts if self.condition_weight else None, self.condition_weight)]
 
     def _normalized(self, steps: list[Transform], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The rows where the ODE has its end, and the context as the velocity takes it."""
-        rows, given, _ = self.flow._rows(x, context, self.flow.event_shape, "x")
-        given = self.flow.normalize_context(given)
+        rows, contexts, _ = self.flow._rows(x, context, self.flow.event_shape, "x")
+        contexts = self.flow.normalize_context(contexts)
         for step in reversed(steps):
-            rows = step.inverse(rows, given)
-        return rows, given
+            rows = step.inverse(rows, contexts)
+        return rows, contexts
 
     def _times(self, count: int, like: Tensor) -> Tensor:
         """Times of the given distribution, one in each of ``count`` parts of equal probability."""

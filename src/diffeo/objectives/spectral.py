@@ -51,7 +51,7 @@ class PowerLoss(nn.Module):
     def _power(self, x: Tensor, size: int) -> Tensor:
         """Return P_k of every segment, ``(N, size // 2 + 1, segments)``; the last one ends in silence."""
         frames = max(1, self.segment // (size // 4))
-        found = magnitudes(x, size, size // 4)
-        divided = F.pad(found, (0, -found.shape[-1] % frames)).unflatten(-1, (-1, frames))
+        spectrum = magnitudes(x, size, size // 4)
+        divided = F.pad(spectrum, (0, -spectrum.shape[-1] % frames)).unflatten(-1, (-1, frames))
         power: Tensor = torch.linalg.vector_norm(divided, dim=-1) / frames**0.5
         return power

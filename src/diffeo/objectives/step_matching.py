@@ -49,10 +49,10 @@ class StepMatching(Objective):
         rows = torch.arange(len(x), device=x.device)
         index = torch.randint(steps, (len(x),), device=x.device)
         here, there = x[rows, index], x[rows, index + 1]
-        t, given = index.to(x.dtype) / steps, self.flow.normalize_context(context)
-        keep = keeps_context(t, given, self.dropout if self.training else 0.0)
-        found = ode.velocity(here, t, given) if keep is None else ode.velocity(here, t, given, keep)
-        return (expect_velocity(found, here) - (there - here) * steps).square().flatten(1).sum(1)
+        t, contexts = index.to(x.dtype) / steps, self.flow.normalize_context(context)
+        keep = keeps_context(t, contexts, self.dropout if self.training else 0.0)
+        velocity = ode.velocity(here, t, contexts) if keep is None else ode.velocity(here, t, contexts, keep)
+        return (expect_velocity(velocity, here) - (there - here) * steps).square().flatten(1).sum(1)
 
 
 def few_steps(flow: Flow, steps: int) -> Flow:

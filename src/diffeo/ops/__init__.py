@@ -55,15 +55,15 @@ __all__ = [
 def map_values(univariate: Univariate, value: Tensor, params: Tensor, *, generate: bool) -> tuple[Tensor, Tensor]:
     """Map values ``(*batch, n)`` given params ``(size, *batch, n)``: the mapped values and their log-derivatives."""
     fast = kernels("map", value, params)
-    found = None if fast is None else fast.map_values(univariate, value, params, generate=generate)
-    return found or (univariate.generate if generate else univariate.normalize)(value, params)
+    result = None if fast is None else fast.map_values(univariate, value, params, generate=generate)
+    return result or (univariate.generate if generate else univariate.normalize)(value, params)
 
 
 def network(spec: NetworkSpec, x: Tensor, shared: Tensor | None, tensors: Sequence[Tensor]) -> Tensor:
     """A feed-forward network at x ``(inputs, rows)``: ``(outputs, rows)``; see ``reference.network``."""
     fast = kernels("network", x, shared, tensors[0])
-    found = None if fast is None else fast.network(spec, x, shared, tensors)
-    return reference.network(spec, x, shared, tensors) if found is None else found
+    result = None if fast is None else fast.network(spec, x, shared, tensors)
+    return reference.network(spec, x, shared, tensors) if result is None else result
 
 
 def mapped_network(
@@ -83,9 +83,9 @@ def mapped_network(
     """
     fast = kernels("network", x, shared, value, tensors[0])
     if fast is not None:
-        found = fast.mapped_network(spec, univariate, x, shared, value, tensors, generate=generate)
-        if found is not None:
-            return found
+        result = fast.mapped_network(spec, univariate, x, shared, value, tensors, generate=generate)
+        if result is not None:
+            return result
     params = spec.params(network(spec, x, shared, tensors), univariate.size)
     mapped, log_det = map_values(univariate, value, params, generate=generate)
     return mapped, log_det.sum(0)
@@ -102,15 +102,15 @@ def invert_network(
     if z.dim() != 2 or z.shape[1] != spec.layers[0].columns:
         raise ValueError(f"expected z of shape (rows, {spec.layers[0].columns}), got {tuple(z.shape)}")
     fast = kernels("inversion", z, shared, tensors[0])
-    found = None if fast is None else fast.invert_network(spec, univariate, z, shared, tensors)
-    return found or reference.invert_network(spec, univariate, z, shared, tensors)
+    result = None if fast is None else fast.invert_network(spec, univariate, z, shared, tensors)
+    return result or reference.invert_network(spec, univariate, z, shared, tensors)
 
 
 def wavenet(spec: WaveNetSpec, x: Tensor, shared: Tensor | None, tensors: Sequence[Tensor]) -> Tensor:
     """A WaveNet at x ``(rows, T)``: ``(rows, size, T)``; see ``reference.wavenet``."""
     fast = kernels("wavenet", x, shared, tensors[0])
-    found = None if fast is None else fast.wavenet(spec, x, shared, tensors)
-    return reference.wavenet(spec, x, shared, tensors) if found is None else found
+    result = None if fast is None else fast.wavenet(spec, x, shared, tensors)
+    return reference.wavenet(spec, x, shared, tensors) if result is None else result
 
 
 def invert_wavenet(
@@ -118,8 +118,8 @@ def invert_wavenet(
 ) -> tuple[Tensor, Tensor]:
     """Solve x_t = f(z_t; net(x_<t)) sample by sample; see ``reference.invert_wavenet``."""
     fast = kernels("wavenet inversion", z, shared, tensors[0])
-    found = None if fast is None else fast.invert_wavenet(spec, univariate, z, shared, tensors)
-    return found or reference.invert_wavenet(spec, univariate, z, shared, tensors)
+    result = None if fast is None else fast.invert_wavenet(spec, univariate, z, shared, tensors)
+    return result or reference.invert_wavenet(spec, univariate, z, shared, tensors)
 
 
 def adaptive(
@@ -138,9 +138,9 @@ def adaptive(
     """
     if field is not None:
         fast = kernels("ode", y, field.context, *field.moments, *field.tensors)
-        found = None if fast is None else fast.adaptive(field, y, control)
-        if found is not None:
-            return found
+        result = None if fast is None else fast.adaptive(field, y, control)
+        if result is not None:
+            return result
     return reference.adaptive(f, y, control)
 
 

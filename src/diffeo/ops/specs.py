@@ -98,13 +98,13 @@ class Wiring(_Described):
     def mask(self, weight: Tensor, *, keep: bool) -> Tensor:
         """The staircase ``(units, columns)`` as zeros and ones like a weight; ``keep`` it for the next call."""
         key = weight.device, weight.dtype
-        found = self.kept.get(key) if keep else None
-        if found is None:
+        staircase = self.kept.get(key) if keep else None
+        if staircase is None:
             seen = torch.tensor(self.seen, device=weight.device)
-            found = (torch.arange(self.columns, device=weight.device) < seen[:, None]).to(weight.dtype)
+            staircase = (torch.arange(self.columns, device=weight.device) < seen[:, None]).to(weight.dtype)
             if keep:
-                self.kept[key] = found
-        return found
+                self.kept[key] = staircase
+        return staircase
 
 
 def ends_of(degrees: Tensor, elements: int) -> list[int]:

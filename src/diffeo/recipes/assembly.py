@@ -84,16 +84,16 @@ def recipe(**presets: Mapping[str, Any]) -> Callable[[Callable[P, Flow]], Callab
         @functools.wraps(make)
         def remember(*args: P.args, **kwargs: P.kwargs) -> Flow:
             try:
-                given = signature.bind(*args, **kwargs).arguments
+                passed = signature.bind(*args, **kwargs).arguments
             except TypeError as error:
                 raise TypeError(f"{make.__name__}() {error}") from None
-            name = given.pop("preset", None)
+            name = passed.pop("preset", None)
             if name is not None and name not in presets:
                 raise ValueError(f"expected a preset among {', '.join(presets)} for {make.__name__!r}, got {name!r}")
-            bound = signature.bind(**{**(presets[name] if name else {}), **given})
+            bound = signature.bind(**{**(presets[name] if name else {}), **passed})
             bound.apply_defaults()
             arguments = {name: value for name, value in bound.arguments.items() if name != "preset"}
-            shape = "images" if len(event_shape(given["features"])) > 1 else "vectors"
+            shape = "images" if len(event_shape(passed["features"])) > 1 else "vectors"
             for argument, value in arguments.items():
                 if isinstance(value, _ByShape):
                     arguments[argument] = getattr(value, shape)

@@ -70,7 +70,7 @@ class Thresholds:
         left = 100 * max(ode.rtol, ode.atol)
         care = {"round_trip": left, "round_trip_max": 10 * left, "log_det": left, "density": left}
         limits: dict[str, Any] = {
-            name: tuple(max(own, k * left) for own, k in zip(getattr(self, name), (1, 100), strict=True))
+            name: tuple(max(limit, k * left) for limit, k in zip(getattr(self, name), (1, 100), strict=True))
             for name, left in care.items()
         }
         if ode.divergence == "hutchinson":

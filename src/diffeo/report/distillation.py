@@ -119,18 +119,22 @@ def compare_draws(draws: Draws, seed: int, centres: np.ndarray | None = None) ->
     log_weights = draws.log_p_s - draws.log_q_s
     weights = np.exp(log_weights - log_weights.max())
     extra = np.empty((len(real), 0)) if draws.context is None else draws.context.double().cpu().numpy()
-    own, its = (np.concatenate([part, extra], 1)[:TOLD_APART] for part in (real, fake))
+    teacher, student = (np.concatenate([part, extra], 1)[:TOLD_APART] for part in (real, fake))
     return {
         **divergences(draws),
         "effective_sample_size": float(weights.sum() ** 2 / np.square(weights).sum() / len(weights)),
         "modes": mode_recall(real, fake, seed, centres),
-        "classifier": classifier_test(own, its, seed),
+        "classifier": classifier_test(teacher, student, seed),
     }
 
 
 def _divergence(log_ratio: np.ndarray, dimensions: int) -> dict[str, float]:
-    found = mean_and_error(log_ratio)
-    return {**found, "per_dimension": found["mean"] / dimensions, "stderr_per_dimension": found["stderr"] / dimensions}
+    summary = mean_and_error(log_ratio)
+    return {
+        **summary,
+        "per_dimension": summary["mean"] / dimensions,
+        "stderr_per_dimension": summary["stderr"] / dimensions,
+    }
 
 
 def mode_recall(real: np.ndarray, fake: np.ndarray, seed: int, centres: np.ndarray | None = None) -> dict[str, Any]:
@@ -154,13 +158,13 @@ def mode_recall(real: np.ndarray, fake: np.ndarray, seed: int, centres: np.ndarr
         torch.cdist(torch.from_numpy(part), torch.from_numpy(np.asarray(centres, dtype=np.float64))).argmin(1).numpy()
         for part in (real, fake)
     ]
-    own, its = (np.bincount(near, minlength=len(centres)) / len(near) for near in nearest)
-    recall = np.divide(its, own, out=np.ones(len(own)), where=own > 0)
+    teacher, student = (np.bincount(near, minlength=len(centres)) / len(near) for near in nearest)
+    recall = np.divide(student, teacher, out=np.ones(len(teacher)), where=teacher > 0)
     worst = int(recall.argmin())
     # Both shares are binomial: the relative variances of a quotient add. A mode without draws might as well have one.
-    draws = [max(share[worst] * len(part), 1.0) for share, part in ((own, real), (its, fake))]
-    relative = sum((1 - share[worst]) / count for share, count in zip((own, its), draws, strict=True))
-    seen = draws[1] / len(fake) / max(own[worst], 1 / len(real))
+    draws = [max(share[worst] * len(part), 1.0) for share, part in ((teacher, real), (student, fake))]
+    relative = sum((1 - share[worst]) / count for share, count in zip((teacher, student), draws, strict=True))
+    seen = draws[1] / len(fake) / max(teacher[worst], 1 / len(real))
     return {
         "recall": recall.tolist(),
         "lowest": float(recall[worst]),
@@ -172,35 +176,35 @@ def mode_recall(real: np.ndarray, fake: np.ndarray, seed: int, centres: np.ndarr
 
 def warnings(report: dict[str, Any]) -> list[str]:
     """Say in words what a user must know before trusting the student: modes dropped, over-dispersion, a wide gap."""
-    found: list[str] = []
+    texts: list[str] = []
     reverse, forward, modes = report["reverse_kl"], report["forward_kl"], report["modes"]
-    apart = report["entropy"]["student"], report["entropy"]["teacher"]
+    student, teacher = report["entropy"]["student"], report["entropy"]["teacher"]
     grant = 2 * (forward["stderr"] + LOPSIDED[0] * reverse["stderr"])
     if modes["lowest"] + 2 * modes["stderr"] < LEAST_RECALL:
-        found.append(
+        texts.append(
             f"the student drops modes: of one of {modes['modes']} clusters of the teacher's draws it keeps "
             f"{modes['lowest']:.0%}; give more minutes, or a larger student"
         )
     elif forward["mean"] - grant > LOPSIDED[0] * max(reverse["mean"], 0.0) + LOPSIDED[1]:
-        found.append(
+        texts.append(
             f"the student leaves out some of what the teacher knows: the forward KL, {forward['mean']:.2f} nats, is "
             f"far above the reverse one, {reverse['mean']:.2f}; give more minutes, or a larger student"
         )
-    wider = apart[0]["mean"] - apart[1]["mean"] - 2 * (apart[0]["stderr"] + apart[1]["stderr"])
+    wider = student["mean"] - teacher["mean"] - 2 * (student["stderr"] + teacher["stderr"])
     if wider > OVER_DISPERSED * report["dimensions"]:
-        found.append(
-            f"the student is over-dispersed: its entropy is {apart[0]['mean'] - apart[1]['mean']:.2f} nats above the "
+        texts.append(
+            f"the student is over-dispersed: its entropy is {student['mean'] - teacher['mean']:.2f} nats above the "
             "teacher's, its rows are more blurred"
         )
     largest = max(part["per_dimension"] - 2 * part["stderr_per_dimension"] for part in (reverse, forward))
-    if largest > FAR and not found:
-        found.append(
+    if largest > FAR and not texts:
+        texts.append(
             f"the student is {largest:.2f} nats per dimension away from its teacher; give more minutes, or a larger "
             "student"
         )
     if report["non_finite"]:
-        found.append(f"{report['non_finite']} draws or their densities are not finite")
-    return found
+        texts.append(f"{report['non_finite']} draws or their densities are not finite")
+    return texts
 
 
 @torch.no_grad()

@@ -38,10 +38,10 @@ class Moments:
         if not len(values):
             return
         mean, count = float(values.mean(dtype=np.float64)), self.count + len(values)
-        apart = mean - self.mean if self.count else 0.0
+        shift = mean - self.mean if self.count else 0.0
         self._squares += float(((values - mean) ** 2).sum(dtype=np.float64))
-        self._squares += apart**2 * self.count * len(values) / count
-        self.mean = self.mean + apart * len(values) / count if self.count else mean
+        self._squares += shift**2 * self.count * len(values) / count
+        self.mean = self.mean + shift * len(values) / count if self.count else mean
         self.count = count
 
     @property

@@ -62,21 +62,21 @@ def compare_flows(flows: Mapping[str, Flow], contexts: Tensor | None, rows: int,
         x, context = sample_in(flow, contexts, rows)
         if not x.isfinite().all():
             raise UserError(f"the {name} draws values that are not finite; distil it again, with more minutes")
-        given = flow.normalize_context(context)
-        return x.flatten(1) if given is None else torch.cat([x.flatten(1), given], 1)
+        condition = flow.normalize_context(context)
+        return x.flatten(1) if condition is None else torch.cat([x.flatten(1), condition], 1)
 
-    own = [draws("teacher", teacher, number) for number in range(4)]
-    apart = [squared_wasserstein(own[i], own[j]) for i, j in ((0, 1), (2, 3), (0, 2), (1, 3))]
-    chance = {"mean": float(np.mean(apart)), "std": float(np.std(apart, ddof=1))}
+    teacher_sets = [draws("teacher", teacher, number) for number in range(4)]
+    distances = [squared_wasserstein(teacher_sets[i], teacher_sets[j]) for i, j in ((0, 1), (2, 3), (0, 2), (1, 3))]
+    chance = {"mean": float(np.mean(distances)), "std": float(np.std(distances, ddof=1))}
     steps = split_ode(student)[0].steps
     counts = sorted({*STEPS, *([] if steps is None else [steps])})
 
     def beyond_chance(name: str, flow: Flow) -> dict[str, float]:
         sets = [draws(name, flow, number) for number in range(2)]
-        raw = (squared_wasserstein(own[0], sets[0]) + squared_wasserstein(own[1], sets[1])) / 2
+        raw = (squared_wasserstein(teacher_sets[0], sets[0]) + squared_wasserstein(teacher_sets[1], sets[1])) / 2
         return {"distance": raw - (chance["mean"] + squared_wasserstein(*sets)) / 2, "raw": raw}
 
-    real, fake = torch.cat(own[2:]), torch.cat([draws("student", student, number) for number in range(2)])
+    real, fake = torch.cat(teacher_sets[2:]), torch.cat([draws("student", student, number) for number in range(2)])
     few, few_contexts = rows // 4, pick(contexts, rows // 4)  # of paths and evaluations one tells much of the others
     return {
         "rows": rows,
@@ -113,21 +113,21 @@ def _evaluations(flow: Flow, rows: int, context: Tensor | None) -> float:
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
     """Say in words what a user must know before trusting the student: that it is far from its teacher."""
-    found: list[str] = []
+    texts: list[str] = []
     steps, chance, auc = report["steps"], report["chance"], report["classifier"]
     remedy = "give more minutes" + (f", or more steps than {steps}" if steps else "")
-    apart = 0.0 if steps is None else report["distances"]["student"][str(steps)]["distance"]
-    if apart > max(CHANCE * chance["std"], FAR * report["variance"]):
-        found.append(
-            f"the student's draws are {apart:.3g} from the teacher's (squared W2, beyond chance), "
-            f"{apart / report['variance']:.1%} of their variance; {remedy}"
+    distance = 0.0 if steps is None else report["distances"]["student"][str(steps)]["distance"]
+    if distance > max(CHANCE * chance["std"], FAR * report["variance"]):
+        texts.append(
+            f"the student's draws are {distance:.3g} from the teacher's (squared W2, beyond chance), "
+            f"{distance / report['variance']:.1%} of their variance; {remedy}"
         )
     if auc["auc"] - 2 * auc["stderr"] > DISTINCT:
-        found.append(
+        texts.append(
             f"a classifier tells the student's draws from the teacher's with AUC {auc['auc']:.2f} (0.5: it cannot); "
             f"{remedy}"
         )
-    return found
+    return texts
 
 
 def distance_curve(report: Mapping[str, Any], path: str | Path) -> None:
@@ -143,13 +143,13 @@ def distance_curve(report: Mapping[str, Any], path: str | Path) -> None:
     with figure(path, (6.4, 3.8)) as drawing:
         axes = drawing.add_subplot()
         axes.axhspan(-reach, reach, color="#E4E4E4", lw=0)
-        for name, found in report["distances"].items():
-            counts, distances = [int(count) for count in found], [each["distance"] for each in found.values()]
+        for name, by_steps in report["distances"].items():
+            counts, distances = [int(count) for count in by_steps], [each["distance"] for each in by_steps.values()]
             taught = name == "student" and steps is not None
             label = f"{name} (taught {steps} steps)" if taught else name
             axes.plot(counts, distances, color=COLOURS[name], lw=1.5, marker="o", ms=3, label=label)
             if taught:
-                axes.plot(steps, found[str(steps)]["distance"], "o", color=COLOURS[name], ms=8)
+                axes.plot(steps, by_steps[str(steps)]["distance"], "o", color=COLOURS[name], ms=8)
         axes.set_xscale("log", base=2)
         axes.set_yscale("symlog", linthresh=reach or 1e-6)
         axes.set_ylim(bottom=-1.5 * reach)

@@ -41,8 +41,8 @@ def straightness(flow: Flow, rows: int = 1000, context: Tensor | None = None, st
     """
     passed = paths(flow, flow.base.sample((rows,)), context, steps).flatten(2)  # (times, rows, size)
     whole = passed[-1] - passed[0]
-    apart = passed.diff(dim=0) * (len(passed) - 1) - whole
-    return float(apart.square().sum(-1).mean() / whole.square().sum(-1).mean())
+    deviation = passed.diff(dim=0) * (len(passed) - 1) - whole
+    return float(deviation.square().sum(-1).mean() / whole.square().sum(-1).mean())
 
 
 @torch.no_grad()

@@ -38,17 +38,17 @@ class Average:
     def restore(self, averages: Sequence[Tensor], updates: int) -> None:
         """Take up an average where it was left after so many updates."""
         self.updates = updates
-        self._copy(self.averages, [a.to(own.device) for a, own in zip(averages, self.averages, strict=True)])
+        self._copy(self.averages, [a.to(current.device) for a, current in zip(averages, self.averages, strict=True)])
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Let the model hold the average inside the block, and its own weights again afterwards."""
-        own = [p.detach().clone() for p in self.parameters]
+        weights = [p.detach().clone() for p in self.parameters]
         self._copy(self.parameters, self.averages)
         try:
             yield
         finally:
-            self._copy(self.parameters, own)
+            self._copy(self.parameters, weights)
 
     @staticmethod
     @torch.no_grad()

@@ -100,7 +100,7 @@ class Rows:
         """Yield chunks of the rows, in random order, as large as statistics need and memory allows."""
         generator = torch.Generator().manual_seed(derive(seed, "shuffle", 0))
         order = self.rows[torch.randperm(self.size, generator=generator)].to(self.x.device)
-        for rows in order.split(_portion(self.x, self.batch_size)):
+        for rows in order.split(_chunk_size(self.x, self.batch_size)):
             yield self.select(rows, everything)
 
     def select(self, rows: Tensor, share: Share = everything) -> Batch:
@@ -152,7 +152,7 @@ class Stream:
         for batch in self.shuffled(seed, 0):
             held.append(batch)
             rows += batch.total
-            if rows >= _portion(batch.x, batch.total):
+            if rows >= _chunk_size(batch.x, batch.total):
                 yield _join(held)
                 held, rows = [], 0
         if held:
@@ -169,7 +169,7 @@ class Stream:
         return place(data, self.device, self.dtype)
 
 
-def _portion(x: Tensor, batch_size: int) -> int:
+def _chunk_size(x: Tensor, batch_size: int) -> int:
     """Return how many rows like those of x to show at once to layers that set their statistics."""
     return min(EXAMPLES, max(batch_size, EXAMPLE_ELEMENTS // max(1, x.shape[1:].numel())))
 
@@ -207,9 +207,9 @@ def split(
         train = Stream(x, device, dtype)
         if fraction and validation:
             raise ValueError("expected validation data or validation=0 with a stream, which cannot be split")
-        return train, _given(validation, batch_size, device, dtype)
+        return train, _held_out(validation, batch_size, device, dtype)
     if not (fraction and validation):
-        return Rows(x, context, None, batch_size, device, dtype), _given(validation, batch_size, device, dtype)
+        return Rows(x, context, None, batch_size, device, dtype), _held_out(validation, batch_size, device, dtype)
     whole = Rows(x, context, None, batch_size, device, dtype)
     held_out = max(1, round(validation * whole.size))
     if held_out >= whole.size:
@@ -220,7 +220,9 @@ def split(
     return rest, Rows(whole.x, whole.context, order[:held_out].sort().values, batch_size, device, dtype)
 
 
-def _given(validation: Any, batch_size: int, device: torch.device, dtype: torch.dtype | None) -> Rows | Stream | None:
+def _held_out(
+    validation: Any, batch_size: int, device: torch.device, dtype: torch.dtype | None
+) -> Rows | Stream | None:
     if validation is None or isinstance(validation, float | int):
         return None
     if isinstance(validation, tuple) and len(validation) == 2:

@@ -28,11 +28,11 @@ def locate(objective: nn.Module, batch: Batch) -> str:
             return f"is in the {name}: {_place(data, ~data.isfinite(), batch.rows)}"
     if not len(batch.x):
         return "arose in another process"
-    with _watch(objective) as found:
+    with _watch(objective) as places:
         losses = objective(batch.x, batch.context)
     rows = (~losses.detach().isfinite()).nonzero().flatten().tolist()
-    if found or rows:
-        return f"arose in {found[0] if found else 'the loss'}{_largest(batch, rows[0] if rows else None)}"
+    if places or rows:
+        return f"arose in {places[0] if places else 'the loss'}{_largest(batch, rows[0] if rows else None)}"
     objective.zero_grad()
     losses.mean().backward()
     bad = [n for n, p in objective.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
@@ -63,7 +63,7 @@ def _place(data: Tensor, bad: Tensor, rows: Tensor | None) -> str:
 @contextmanager
 def _watch(root: nn.Module) -> Iterator[list[str]]:
     """Note, inside the block, the calls within ``root`` whose output is not finite; the innermost one comes first."""
-    found: list[str] = []
+    places: list[str] = []
     watched: list[tuple[nn.Module, str]] = []
 
     def watch(module: nn.Module, path: str, method: str) -> None:
@@ -72,7 +72,7 @@ def _watch(root: nn.Module) -> Iterator[list[str]]:
         def watching(*args: Any, **kwargs: Any) -> Any:
             output = original(*args, **kwargs)
             if any(not t.isfinite().all() for t in _tensors(output)):
-                found.append(f"{path or type(module).__name__}.{method} ({type(module).__name__})")
+                places.append(f"{path or type(module).__name__}.{method} ({type(module).__name__})")
             return output
 
         module.__dict__[method] = watching  # shadows the class's method on this instance only
@@ -83,7 +83,7 @@ def _watch(root: nn.Module) -> Iterator[list[str]]:
             if callable(getattr(module, method, None)):
                 watch(module, path, method)
     try:
-        yield found
+        yield places
     finally:
         for module, method in watched:
             del module.__dict__[method]

@@ -277,14 +277,14 @@ def load_run(path: StrPath, device: str | torch.device = "cpu") -> Run:
 
     tensors, _ = load_tensors(weights, remedy)
     precisions = set()
-    for key, own in flow.state_dict(keep_vars=True).items():
+    for key, entry in flow.state_dict(keep_vars=True).items():
         tensor = tensors[key]
-        if tensor.dtype != own.dtype and not (tensor.is_floating_point() and own.is_floating_point()):
-            raise UserError(f"{weights}: expected {key} of type {own.dtype}, got {tensor.dtype}; {remedy}")
+        if tensor.dtype != entry.dtype and not (tensor.is_floating_point() and entry.is_floating_point()):
+            raise UserError(f"{weights}: expected {key} of type {entry.dtype}, got {tensor.dtype}; {remedy}")
         if tensor.is_floating_point():
             precisions.add(tensor.dtype)
             # A buffer may be infinite (an open bound), a learned weight never.
-            if tensor.isnan().any() or (isinstance(own, nn.Parameter) and tensor.isinf().any()):
+            if tensor.isnan().any() or (isinstance(entry, nn.Parameter) and tensor.isinf().any()):
                 raise UserError(f"{weights}: {key} holds values that are not finite; train again")
     if len(precisions) == 1:  # of a flow that was made double, say
         flow.to(precisions.pop())

@@ -77,8 +77,8 @@ class Update:
             key, _, name = full_name.partition(":")
             parameter = self.parameters[name]
             # A copy in torch's own memory, not the mapped file: kernels may round differently with the alignment.
-            own = torch.empty_like(tensor, device=parameter.device).copy_(tensor)
-            self.optimizer.state[parameter][key] = own
+            copied = torch.empty_like(tensor, device=parameter.device).copy_(tensor)
+            self.optimizer.state[parameter][key] = copied
         self._fused = None
 
     def _gradients(self) -> list[Tensor]:

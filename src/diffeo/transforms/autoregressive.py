@@ -81,22 +81,22 @@ class Autoregressive(Transform):
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Normalize in one parallel pass."""
-        columns, given = self._columns(x, context)
+        columns, contexts = self._columns(x, context)
         seen = F.dropout(columns, self.dropout, self.training) if self.dropout else columns
-        z, log_det = self.net.mapped(self.univariate, seen, columns, given)
+        z, log_det = self.net.mapped(self.univariate, seen, columns, contexts)
         return z.mT.reshape(x.shape), log_det.reshape(x.shape[:-1])
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Generate element by element."""
         if ops.tracing():
-            columns, given = self._columns(z, context)
-            x, log_det = self._unrolled(columns, given)
+            columns, contexts = self._columns(z, context)
+            x, log_det = self._unrolled(columns, contexts)
             return x.mT.reshape(z.shape), log_det.reshape(z.shape[:-1])
-        rows, given = self._rows(z, context)
+        rows, contexts = self._rows(z, context)
         with torch.no_grad():
-            x, log_det = self.net.invert(self.univariate, rows, given)
+            x, log_det = self.net.invert(self.univariate, rows, contexts)
         if torch.is_grad_enabled():
-            x, log_det = self._attach(rows, x, given)
+            x, log_det = self._attach(rows, x, contexts)
         return x.reshape(z.shape), log_det.reshape(z.shape[:-1])
 
     def inverse_and_log_diagonal(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -127,13 +127,15 @@ class Autoregressive(Transform):
     def _rows(value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One batch dimension: ``(rows, n)``, context ``(rows, *context)``."""
         batch = value.dim() - 1
-        given = None if context is None else context.reshape(math.prod(context.shape[:batch]), *context.shape[batch:])
-        return value.reshape(-1, value.shape[-1]), given
+        contexts = (
+            None if context is None else context.reshape(math.prod(context.shape[:batch]), *context.shape[batch:])
+        )
+        return value.reshape(-1, value.shape[-1]), contexts
 
     def _columns(self, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Feature-major, ``(n, rows)``, as the network reads: every element is contiguous."""
-        rows, given = self._rows(value, context)
-        return rows.mT.contiguous(), given
+        rows, contexts = self._rows(value, context)
+        return rows.mT.contiguous(), contexts
 
     def _normalize(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         mapped: tuple[Tensor, Tensor] = self.net.mapped(self.univariate, x, x, context)

@@ -142,13 +142,13 @@ class Coupling(Transform):
     def _couple_columns(self, value: Tensor, context: Tensor | None, generate: bool) -> tuple[Tensor, Tensor]:
         """Vectors, whose network and map are one call, feature-major, ``(n, rows)``: every element is contiguous."""
         columns = value.reshape(-1, value.shape[-1]).mT
-        given = None if context is None else context.reshape(-1, context.shape[-1])
+        contexts = None if context is None else context.reshape(-1, context.shape[-1])
         if self.alternates:
             even, odd = columns.unflatten(0, (-1, 2)).unbind(1)  # views
             a, b = (even, odd) if self.even_first else (odd, even)
         else:
             a, b = (columns if self.ordered else reorder(columns, 0, self.parts, self.order)).split(self.sizes)
-        b, log_det = self.net.mapped(self.univariate, a, b, given, generate=generate)
+        b, log_det = self.net.mapped(self.univariate, a, b, contexts, generate=generate)
         if self.alternates:
             moved = torch.stack((a, b) if self.even_first else (b, a), 1).flatten(0, 1)
         else:

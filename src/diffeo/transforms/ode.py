@@ -195,11 +195,11 @@ class ODE(Transform):
             self._check_likelihood()
         batch = self._batch_shape(value)
         rows = value.reshape(math.prod(batch), *self.event_shape)
-        given = None
+        contexts = None
         if context is not None:  # whose batch may be one that broadcasts
             event = context.shape[len(batch) :]
-            given = context.expand(*batch, *event).reshape(rows.shape[0], *event)
-        f = self._derivative(rows, given, log_det)
+            contexts = context.expand(*batch, *event).reshape(rows.shape[0], *event)
+        f = self._derivative(rows, contexts, log_det)
         state = rows.flatten(1)  # (rows, size)
         if log_det:
             state = torch.cat([state, state.new_zeros(state.shape[0], 1)], 1)
@@ -210,12 +210,12 @@ class ODE(Transform):
             evaluations = torch.full_like(state[:, 0], self.steps * len(FIXED[self.solver].times), dtype=torch.long)
             error = torch.full_like(state[:, 0].detach(), math.nan)
         else:
-            field = None if torch.is_grad_enabled() else self._field(len(rows), given, log_det)
+            field = None if torch.is_grad_enabled() else self._field(len(rows), contexts, log_det)
             control = Control.of(state, start, stop, self.rtol, self.atol, self.max_evaluations)
             with torch.no_grad():
-                found = ops.adaptive(f, state, control, field)
-            evaluations, error = found.evaluations, found.error
-            state = replay(f, state, start, found.steps) if torch.is_grad_enabled() else found.y
+                solution = ops.adaptive(f, state, control, field)
+            evaluations, error = solution.evaluations, solution.error
+            state = replay(f, state, start, solution.steps) if torch.is_grad_enabled() else solution.y
         watched = _WATCHED.get()
         if watched is not None:
             watched.add(evaluations, error)
@@ -263,10 +263,10 @@ class ODE(Transform):
 
         def derivative(t: Tensor, state: Tensor, rows: Tensor | None) -> Tensor:
             x = state[:, :size].reshape(-1, *self.event_shape)
-            given, signs = (each if each is None or rows is None else each[rows] for each in (context, probe))
+            contexts, signs = (each if each is None or rows is None else each[rows] for each in (context, probe))
             if not log_det:
-                return expect_velocity(self.velocity(x, t, given), x).flatten(1)
-            v, divergence = self._with_divergence(x, t, given, signs)
+                return expect_velocity(self.velocity(x, t, contexts), x).flatten(1)
+            v, divergence = self._with_divergence(x, t, contexts, signs)
             return torch.cat([v.flatten(1), divergence[:, None]], 1)
 
         return derivative

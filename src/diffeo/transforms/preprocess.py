@@ -66,14 +66,14 @@ def _moments(value: Tensor) -> tuple[Tensor, Tensor]:
     A single entry of 1e30 would otherwise set the scale for good.
     """
     middle = value.median(0).values
-    apart = value - middle  # exactly 0 for a constant element, and precise however large the values
-    far = apart.abs()
+    deviation = value - middle  # exactly 0 for a constant element, and precise however large the values
+    far = deviation.abs()
     spread = far.median(0).values
     keep = (far <= 1e6 * spread) | (spread == 0)
-    apart = torch.where(keep, apart, 0)
+    deviation = torch.where(keep, deviation, 0)
     count = keep.sum(0)
-    shift = apart.sum(0) / count
-    std = (torch.where(keep, apart - shift, 0).square().sum(0) / count).sqrt()
+    shift = deviation.sum(0) / count
+    std = (torch.where(keep, deviation - shift, 0).square().sum(0) / count).sqrt()
     return middle + shift, torch.where(std > 0, std, 1)
 
 
@@ -110,9 +110,9 @@ class Whiten(DataDependent):
     def initialize(self, x: Tensor) -> None:
         """Take mean and covariance over the rows."""
         mean, std = _moments(x)
-        apart = ((x - mean) / std).double()
-        apart = torch.where(apart.abs() <= 1e6, apart, 0)  # as in the moments
-        correlation = apart.mT @ apart / len(x)
+        standardized = ((x - mean) / std).double()
+        standardized = torch.where(standardized.abs() <= 1e6, standardized, 0)  # as in the moments
+        correlation = standardized.mT @ standardized / len(x)
         diagonal = correlation.diagonal()
         diagonal.copy_(torch.where(diagonal > 0, diagonal + self.RIDGE, 1))  # a constant column keeps its scale
         self.mean.copy_(mean)
@@ -125,8 +125,8 @@ class Whiten(DataDependent):
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = L^-1 (x - mean), by substitution."""
         self._see(x)
-        apart = (x - self.mean).unsqueeze(-1)
-        return torch.linalg.solve_triangular(self.factor, apart, upper=False).squeeze(-1), -self._log_diagonal(x)
+        centred = (x - self.mean).unsqueeze(-1)
+        return torch.linalg.solve_triangular(self.factor, centred, upper=False).squeeze(-1), -self._log_diagonal(x)
 
     def _log_diagonal(self, value: Tensor) -> Tensor:
         return self.factor.diagonal().log().sum().expand(self._batch_shape(value))

@@ -280,8 +280,8 @@ class MixtureOfLogistics(Univariate):
         """z = logit F(x)."""
         log_weights, means, log_scales = self._parts(params)
         # beyond 1e30 scales, squares and sums overflow; the map goes on as a constant
-        apart = ((x - means) * torch.exp(-log_scales)).clamp(-1e30, 1e30)  # (K, *x.shape)
-        below, above = F.logsigmoid(apart), F.logsigmoid(-apart)
+        standardized = ((x - means) * torch.exp(-log_scales)).clamp(-1e30, 1e30)  # (K, *x.shape)
+        below, above = F.logsigmoid(standardized), F.logsigmoid(-standardized)
         log_below = torch.logsumexp(log_weights + below, 0)
         log_above = torch.logsumexp(log_weights + above, 0)
         log_density = torch.logsumexp(log_weights + below + above - log_scales, 0)

@@ -106,16 +106,16 @@ class Audio:
         nested = all("/" in file for file in self.files)
         chosen = pattern or (FOLDER_PATTERN if nested else NAME_PATTERN)
         try:
-            found = [re.search(chosen, file.rsplit(".", 1)[0]) for file in self.files]
+            matches = [re.search(chosen, file.rsplit(".", 1)[0]) for file in self.files]
         except re.error as error:
             raise UserError(f"--label-pattern {chosen!r} is no regular expression: {error}") from error
-        unmatched = [file for file, match in zip(self.files, found, strict=True) if match is None]
+        unmatched = [file for file, match in zip(self.files, matches, strict=True) if match is None]
         if unmatched:
             raise UserError(
                 f"{self.name}: no label in the name of {len(unmatched)} of {len(self)} recordings (first"
                 f" {unmatched[0]}); the pattern is {chosen!r}: give another with --label-pattern, such as '_([a-z]+)_'"
             )
-        words = np.array([match[1] if match.re.groups else match[0] for match in found if match is not None])
+        words = np.array([match[1] if match.re.groups else match[0] for match in matches if match is not None])
         if classes:
             strange = next((i for i, word in enumerate(words) if word not in classes), None)
             if strange is not None:
@@ -206,11 +206,11 @@ def _find(path: Path) -> tuple[list[Path], Path]:
 def _read(
     files: list[Path], root: Path, name: str, rate: int | None, cache: Path | None, progress: Progress | None
 ) -> Audio:
-    found = read_recordings(files, root, rate, cache, progress)
-    names = tuple(Path(name_within(file, root)).as_posix() for file in found.files)
+    recordings = read_recordings(files, root, rate, cache, progress)
+    names = tuple(Path(name_within(file, root)).as_posix() for file in recordings.files)
     return Audio(
-        found.samples, found.starts, found.rate, names, name=name, skipped=tuple(found.skipped),
-        notes=tuple(found.notes),
+        recordings.samples, recordings.starts, recordings.rate, names, name=name, skipped=tuple(recordings.skipped),
+        notes=tuple(recordings.notes),
     )  # fmt: skip
 
 

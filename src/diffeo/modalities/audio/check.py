@@ -60,8 +60,8 @@ def check_sound(
         ),
     }  # fmt: skip
     samples = min(x.shape[1], max(1, SHORT // hop) * hop)
-    given = None if context is None else context[:JACOBIANS, :, : -(-samples // hop)]
-    short = bijection.resized((samples,), () if given is None else given.shape[1:])
+    short_context = None if context is None else context[:JACOBIANS, :, : -(-samples // hop)]
+    short = bijection.resized((samples,), () if short_context is None else short_context.shape[1:])
     with torch.no_grad():
         log_prob = bijection.log_prob(y, context, nan="propagate").double().cpu()
         scores = normal_scores(flow.base, bijection.encode(y, context))
@@ -69,7 +69,7 @@ def check_sound(
     report: dict[str, Any] = {
         "rows": len(x),
         "round_trip": trips,
-        "log_det": log_det_error(short, y[:JACOBIANS, :samples], given),
+        "log_det": log_det_error(short, y[:JACOBIANS, :samples], short_context),
         "density": density,
         "samples": {"rows": len(drawn), "non_finite": int((~drawn.isfinite()).any(1).sum())},
         "likelihood": {"impossible": int((~finite).sum())},
@@ -91,10 +91,10 @@ def _compare(x: Tensor, drawn: Tensor, rate: int) -> dict[str, Any]:
     x, drawn = x[kept], drawn[kept].clamp(-1, 1)
     if len(x) < 2:
         return {}
-    apart = np.array([log_spectral_distance(own, real, rate) for own, real in zip(drawn, x, strict=True)])
-    found = {"real": measures(list(x), rate), "drawn": measures(list(drawn), rate)}
-    found["drawn"]["log_spectral_distance"] = mean_and_error(apart)
-    return found
+    distances = np.array([log_spectral_distance(sound, real, rate) for sound, real in zip(drawn, x, strict=True)])
+    report = {"real": measures(list(x), rate), "drawn": measures(list(drawn), rate)}
+    report["drawn"]["log_spectral_distance"] = mean_and_error(distances)
+    return report
 
 
 def _judge(report: dict[str, Any]) -> tuple[str, list[str]]:

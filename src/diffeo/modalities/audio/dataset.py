@@ -51,9 +51,11 @@ class AudioDataset(Dataset):
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
         self.settings, self.seed = settings, seed
         self.batch_size = settings.get("batch_size", BATCH_SIZE)
-        self.given = settings.get("context", [])
-        if not set(self.given) <= {"mel", "label"}:
-            raise UserError(f"audio can be given mel, label or both (--context mel,label), got {', '.join(self.given)}")
+        self.conditions = settings.get("context", [])
+        if not set(self.conditions) <= {"mel", "label"}:
+            raise UserError(
+                f"audio can be given mel, label or both (--context mel,label), got {', '.join(self.conditions)}"
+            )
         model = settings.get("model")
         if model is not None and model not in RECIPES_OF_AUDIO:
             raise UserError(f"model {model!r} is not for audio; expected one of {', '.join(RECIPES_OF_AUDIO)}")
@@ -64,16 +66,16 @@ class AudioDataset(Dataset):
     def _divide(self, audio: Audio) -> None:
         """Compute the features and hold out a tenth of the recordings, of each label alike."""
         settings = self.settings
-        given_label, pattern = "label" in self.given, settings.get("label_pattern")
-        if given_label and (pattern or audio.labels is None):
+        with_label, pattern = "label" in self.conditions, settings.get("label_pattern")
+        if with_label and (pattern or audio.labels is None):
             audio = self.audio = audio.labelled(pattern)
         if len(audio) < 2:
             raise UserError(f"{audio.name}: a single recording; at least two are needed, since one is held out")
         hop = settings.get("arguments", {}).get("hop", round(audio.rate / 100))
         if not isinstance(hop, int) or hop < 1:
             raise UserError(f"expected a hop of at least one sample (--set hop=80), got {hop!r}")
-        mels = settings.get("mels", 40 if audio.rate < 12_000 else 80) if "mel" in self.given else 0
-        classes, pattern = (audio.classes, audio.pattern) if given_label else ((), "")
+        mels = settings.get("mels", 40 if audio.rate < 12_000 else 80) if "mel" in self.conditions else 0
+        classes, pattern = (audio.classes, audio.pattern) if with_label else ((), "")
         self.form = SoundFormat(audio.rate, hop, mels, 4 * hop if mels else 0, classes, pattern)
         frames = max(1, round(settings.get("crop", CROP) * audio.rate / hop))
         trained, held = split_clips(audio, self.seed)

@@ -33,12 +33,12 @@ def compare_sounds(sounds: Mapping[str, Tensor], rate: int) -> dict[str, Any]:
     Returns:
         By name the ``measures`` of each, and for drawn ones the log-spectral distance to the real ones, in dB.
     """
-    found: dict[str, Any] = {name: measures(list(part), rate) for name, part in sounds.items()}
+    report: dict[str, Any] = {name: measures(list(part), rate) for name, part in sounds.items()}
     for name in ("teacher", "student"):
         pairs = zip(sounds[name], sounds["real"], strict=True)
-        distances = np.array([log_spectral_distance(own, real, rate) for own, real in pairs])
-        found[name]["log_spectral_distance"] = mean_and_error(distances)
-    return found
+        distances = np.array([log_spectral_distance(sound, real, rate) for sound, real in pairs])
+        report[name]["log_spectral_distance"] = mean_and_error(distances)
+    return report
 
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
@@ -47,7 +47,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     Args:
         report: what ``divergences`` says, and ``compare_sounds`` as "sound".
     """
-    found: list[str] = []
+    texts: list[str] = []
     samples: int = report["dimensions"]
     sound = report["sound"]
     student, teacher = report["entropy"]["student"], report["entropy"]["teacher"]
@@ -58,30 +58,30 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     heard = (
         f"its spectral flatness is {flat['student']:.3f}, the teacher's {flat['teacher']:.3f}, {flat['real']:.3f} real"
     )
-    apart = f"its entropy is {wider:+.2f} nats per sample beside the teacher's, {heard}"
+    comparison = f"its entropy is {wider:+.2f} nats per sample beside the teacher's, {heard}"
     if wider - grant > OVER_DISPERSED or ratio - 2 * error > FLATTER:
-        found.append(f"the student hisses: {apart}; give more minutes")
+        texts.append(f"the student hisses: {comparison}; give more minutes")
     elif wider + grant < -OVER_DISPERSED or ratio + 2 * error < 1 / FLATTER:
-        found.append(f"the student buzzes: {apart}; give more minutes")
+        texts.append(f"the student buzzes: {comparison}; give more minutes")
     loud, error = quotient(sound["student"]["rms"], sound["real"]["rms"])
     if abs(loud - 1) - 2 * error > LOUDER:
-        found.append(f"the student has {loud:.0%} of the loudness of the recordings (RMS)")
+        texts.append(f"the student has {loud:.0%} of the loudness of the recordings (RMS)")
     for name, text in (("reverse_kl", "KL(student || teacher)"), ("forward_kl", "KL(teacher || student)")):
         part = report[name]
         if part["per_dimension"] - 2 * part["stderr_per_dimension"] > FAR:
-            found.append(
+            texts.append(
                 f"the student is away from its teacher: {text} is {part['per_dimension']:.2f} nats per sample; give "
                 "more minutes, or a larger student"
             )
     if report["non_finite"]:
-        found.append(f"{report['non_finite']} sounds or their densities are not finite")
-    return found
+        texts.append(f"{report['non_finite']} sounds or their densities are not finite")
+    return texts
 
 
-def quotient(own: Mapping[str, float], its: Mapping[str, float]) -> tuple[float, float]:
+def quotient(numerator: Mapping[str, float], denominator: Mapping[str, float]) -> tuple[float, float]:
     """A quotient of two means, and its standard error as if they were independent."""
-    ratio = own["mean"] / max(its["mean"], 1e-12)
-    relative = [part["stderr"] / max(part["mean"], 1e-12) for part in (own, its)]
+    ratio = numerator["mean"] / max(denominator["mean"], 1e-12)
+    relative = [part["stderr"] / max(part["mean"], 1e-12) for part in (numerator, denominator)]
     return ratio, ratio * math.hypot(*relative)
 
 
@@ -100,14 +100,14 @@ def generate_end_naively(flow: Flow, x: Tensor, z: Tensor, context: Tensor | Non
     """
     parts: Any = flow.transform
     layer, *outer = parts
-    net, given = layer.net, flow.normalize_context(context)
+    net, prepared = layer.net, flow.normalize_context(context)
     for part in reversed(outer):
         x = part.inverse(x)
     x = x.mT.contiguous()
     for t in range(len(x) - steps, len(x)):
         first = max(0, (t - net.receptive_field) // net.hop)  # whole frames
         window = x[first * net.hop : t + 1]
-        params = net(window, None if given is None else given[:, :, first : t // net.hop + 1])[:, -1]
+        params = net(window, None if prepared is None else prepared[:, :, first : t // net.hop + 1])[:, -1]
         x[t] = layer.univariate.forward_and_log_det(z[:, t], params)[0]
     x = x[-steps:].mT
     for part in outer:

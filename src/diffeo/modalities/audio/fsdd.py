@@ -44,9 +44,9 @@ def find_fsdd(speakers: tuple[str, ...], cache: Path | None = None) -> list[Path
     """
     names = {speaker: [f"{d}_{speaker}_{i}.wav" for d in range(10) for i in _TAKES] for speaker in speakers}
     if folder := os.environ.get("DIFFEO_DATA"):
-        given = Path(folder) / "fsdd" / "recordings"
-        if given.is_dir():
-            return _verified(given, names)
+        recordings = Path(folder) / "fsdd" / "recordings"
+        if recordings.is_dir():
+            return _verified(recordings, names)
     cached = (cache or cache_folder()) / "fsdd"
     with suppress(UserError):  # absent or damaged: fetch it again
         return _verified(cached, names)

@@ -34,8 +34,8 @@ def log_spectral_distance(x: Tensor, y: Tensor, rate: int) -> float:
     """
     if x.shape != y.shape:
         raise ValueError(f"expected two sounds of the same length, got {tuple(x.shape)} and {tuple(y.shape)}")
-    apart = _decibels(x, rate) - _decibels(y, rate)  # (frequencies, frames)
-    return float(apart.square().mean(0).sqrt().mean())
+    difference = _decibels(x, rate) - _decibels(y, rate)  # (frequencies, frames)
+    return float(difference.square().mean(0).sqrt().mean())
 
 
 def spectral_distance(xs: Sequence[Tensor], ys: Sequence[Tensor], rate: int) -> float:

@@ -78,11 +78,11 @@ def read_recordings(
     headers: dict[Path, _Header] = {}
     foreign = (soundfile.LibsndfileError, "damaged, empty, or no sound")
     with threads() as pool:
-        for path, found in zip(files, read_each(pool, _header, files, *foreign), strict=True):
-            if isinstance(found, str):
-                skipped.append((name_within(path, root), found))
+        for path, result in zip(files, read_each(pool, _header, files, *foreign), strict=True):
+            if isinstance(result, str):
+                skipped.append((name_within(path, root), result))
             else:
-                headers[path] = found
+                headers[path] = result
         check_share(skipped, len(files), root, "recordings")
         rates = Counter(header.rate for header in headers.values())
         rate = rate or rates.most_common(1)[0][0]
@@ -160,11 +160,11 @@ def _header(path: Path) -> _Header:
         raise Unusable(f"a {path.suffix}; convert it to wav or flac")
     with path.open("rb"):
         pass  # the system's own words for what cannot be opened are better than libsndfile's
-    found = soundfile.info(path)
-    if not found.frames:
+    info = soundfile.info(path)
+    if not info.frames:
         raise Unusable("holds no samples")
-    wide = found.subtype not in ("PCM_S8", "PCM_U8", "PCM_16", "ULAW", "ALAW", "VORBIS")
-    return _Header(found.frames, found.samplerate, found.channels, wide)
+    wide = info.subtype not in ("PCM_S8", "PCM_U8", "PCM_16", "ULAW", "ALAW", "VORBIS")
+    return _Header(info.frames, info.samplerate, info.channels, wide)
 
 
 def _decode(rate: int, path: Path) -> _Sound:

@@ -86,8 +86,8 @@ class AudioRun(OpenRun):
             for index in range(len(audio)):
                 x, context = self.form.of_clip(audio, index)
                 cells = np.array([[audio.files[index], len(x) / audio.rate]], dtype=object)
-                given = None if context is None else context[None]
-                yield Chunk(index, x[None], given, cells, flow=self.form.sized(self.flow, len(x)))
+                context = None if context is None else context[None]
+                yield Chunk(index, x[None], context, cells, flow=self.form.sized(self.flow, len(x)))
 
         return Scoring(len(audio), chunks(), ["file", "seconds"], ["string", "float64"], facts, bits=STEP)
 

@@ -84,11 +84,11 @@ def read_pictures(
     skipped: list[tuple[str, str]] = []
     headers: dict[Path, _Header] = {}
     with threads() as pool:
-        for path, found in zip(files, _each(pool, _header, files), strict=True):
-            if isinstance(found, str):
-                skipped.append((name_within(path, root), found))
+        for path, result in zip(files, _each(pool, _header, files), strict=True):
+            if isinstance(result, str):
+                skipped.append((name_within(path, root), result))
             else:
-                headers[path] = found
+                headers[path] = result
         check_share(skipped, len(files), root, "pictures")
         height, width = size or _common_size(headers, root)
         channels = max(header.channels for header in headers.values())

@@ -70,15 +70,15 @@ def plot(
     # along the sphere of the two latents, whose typical length straight lines would leave
     angle = weights * torch.pi / 2
     between = z[:half, None] * angle.cos() + z[half:, None] * angle.sin()
-    given = None if context is None else context[:half].repeat_interleave(8, 0)
-    boards({"between two images, in latent space": flow.decode(between.flatten(0, 1), given)}, top, path("between"))
+    contexts = None if context is None else context[:half].repeat_interleave(8, 0)
+    boards({"between two images, in latent space": flow.decode(between.flatten(0, 1), contexts)}, top, path("between"))
 
     anew = {"data": x[:16]}
     scales = latent_scales(flow.transform, flow.event_shape).to(device)
     for scale in range(int(scales.max())):
         fresh = torch.where(scales <= scale, flow.base.sample((len(z[:16]),)), z[:16])
-        given = None if context is None else context[:16]
-        anew[f"scales 1-{scale + 1} drawn anew" if scale else "finest scale drawn anew"] = flow.decode(fresh, given)
+        contexts = None if context is None else context[:16]
+        anew[f"scales 1-{scale + 1} drawn anew" if scale else "finest scale drawn anew"] = flow.decode(fresh, contexts)
     if len(anew) > 1:
         boards(anew, top, path("scales"), side=4)
 
@@ -87,14 +87,14 @@ def plot(
     hidden = torch.zeros(x.shape[1:], dtype=torch.bool, device=device)
     hidden[:, x.shape[2] // 2 :] = True
     shown = torch.where(hidden, 0.5 * top, x[:16])
-    given = None if context is None else context[:16]
-    inpaint(flow, x[:16], hidden, given, high=levels - 1.0, steps=1)  # the first one takes longer
+    contexts = None if context is None else context[:16]
+    inpaint(flow, x[:16], hidden, contexts, high=levels - 1.0, steps=1)  # the first one takes longer
     started = time.monotonic()
-    inpaint(flow, x[:16], hidden, given, high=levels - 1.0, steps=2)
+    inpaint(flow, x[:16], hidden, contexts, high=levels - 1.0, steps=2)
     steps = min(STEPS, int(2 * seconds / (time.monotonic() - started)))
     if steps < FEWEST_STEPS:
         return drawn
-    completed = inpaint(flow, x[:16], hidden, given, high=levels - 1.0, steps=steps).x
+    completed = inpaint(flow, x[:16], hidden, contexts, high=levels - 1.0, steps=steps).x
     boards({"data": x[:16], "hidden": shown, "completed": completed}, top, path("inpainting"), side=4)
     return drawn
 

@@ -177,9 +177,9 @@ def _open_path(
 
 
 def _open_folder(folder: Path, size: tuple[int, int] | None, cache: Path | None, progress: Progress | None) -> Images:
-    found = sorted(path for path in folder.rglob("*") if is_picture(path.relative_to(folder)) and path.is_file())
-    outside = [path for path in found if path.parent == folder]
-    files = [path for path in found if path.parent != folder]
+    pictures = sorted(path for path in folder.rglob("*") if is_picture(path.relative_to(folder)) and path.is_file())
+    outside = [path for path in pictures if path.parent == folder]
+    files = [path for path in pictures if path.parent != folder]
     if not files and not outside:
         raise UserError(
             f"{folder}: holds no pictures ({' '.join(PICTURES)}), nor do its sub-folders; name the folder that does"

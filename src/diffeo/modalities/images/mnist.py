@@ -48,9 +48,9 @@ def load_mnist(cache: Path | None = None) -> dict[str, np.ndarray]:
         UserError: if the file below ``DIFFEO_DATA`` is not MNIST, or there is none and the mirror cannot be reached.
     """
     if folder := os.environ.get("DIFFEO_DATA"):
-        given = Path(folder) / "mnist" / "mnist.npz"
-        if given.is_file():
-            return _read(given)
+        archive = Path(folder) / "mnist" / "mnist.npz"
+        if archive.is_file():
+            return _read(archive)
     cached = (cache or cache_folder()) / "mnist.npz"
     if cached.is_file():
         with suppress(UserError):  # damaged: fetch it again

@@ -88,8 +88,8 @@ def to_classes(labels: np.ndarray, name: str, classes: np.ndarray | None = None)
         if labels.min() < 0 or labels.max() >= len(classes):
             raise UserError(f"{name}: expected labels from 0 to {len(classes) - 1}, one for each name in classes")
         return labels, tuple(str(c) for c in classes)
-    found, numbers = np.unique(labels, return_inverse=True)
-    return numbers.astype(np.int64), tuple(str(label) for label in found)
+    present, numbers = np.unique(labels, return_inverse=True)
+    return numbers.astype(np.int64), tuple(str(label) for label in present)
 
 
 def gather(pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:

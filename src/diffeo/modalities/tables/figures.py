@@ -88,8 +88,8 @@ def plot_pairs(
     columns = schema.feature_columns
     labels = [[f"{value:g}" for value in column.values] for column in columns]
     real_codes, sampled_codes = (
-        np.stack([part[:, i] if labels[i] else own[:, i] for i in range(len(columns))], axis=1)
-        for part, own in ((x.cpu().numpy(), real_columns), (sampled.cpu().numpy(), sampled_columns))
+        np.stack([part[:, i] if labels[i] else in_units[:, i] for i in range(len(columns))], axis=1)
+        for part, in_units in ((x.cpu().numpy(), real_columns), (sampled.cpu().numpy(), sampled_columns))
     )
     steps = [1.0 if column.values else column.step for column in columns]
     figures.pairs(real_codes, sampled_codes, schema.feature_names, path, steps, labels, whose)

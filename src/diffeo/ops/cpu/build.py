@@ -117,7 +117,7 @@ def kernels() -> Kernels:
             return Kernels(None, "no C compiler found: neither cc, gcc nor clang")
         named = str(compiler)
         with _LOCK:
-            found = _open(compiler)
+            built = _open(compiler)
     except (BuildError, OSError) as error:
         reason = one_line(str(error), 500) or type(error).__name__
         _warn(
@@ -125,7 +125,7 @@ def kernels() -> Kernels:
             f"slower (DIFFEO_NATIVE=0 asks for that): {reason}"
         )
         return Kernels(None, reason)
-    return found._replace(lost=frozenset()) if asked == "force" else found
+    return built._replace(lost=frozenset()) if asked == "force" else built
 
 
 def library() -> Any:
@@ -135,8 +135,8 @@ def library() -> Any:
 
 def usable(kind: str, *, forced: bool = False) -> bool:
     """Whether the kernels of this kind may be used; ``forced`` asks for those that lost their race, too."""
-    found = kernels()
-    return found.library is not None and (forced or kind not in found.lost)
+    built = kernels()
+    return built.library is not None and (forced or kind not in built.lost)
 
 
 def adopt(path: str) -> None:
@@ -153,32 +153,32 @@ def _open(compiler: Compiler) -> Kernels:
     except OSError as error:
         _warn(f"the kernels are built for this process alone, for they cannot be kept: {one_line(str(error))}")
         return _build_privately(compiler)
-    found = _load(folder / name)
-    if found is None:
+    loaded = _load(folder / name)
+    if loaded is None:
         with cache.lock(
             folder, _SECONDS + _RACE_SECONDS, lambda: _show("another process builds the kernels ...")
         ) as alone:
             if not alone:
                 _warn(f"the kernels are built for this process alone: another one holds {folder / 'lock'}")
                 return _build_privately(compiler)
-            found = _load(folder / name)  # another process may have built it meanwhile
-            if found is None:
+            loaded = _load(folder / name)  # another process may have built it meanwhile
+            if loaded is None:
                 cache.remove_leftovers(folder)
                 _build_into(folder / name, compiler)
-                found = _load(folder / name)
-    if found is None:
+                loaded = _load(folder / name)
+    if loaded is None:
         raise BuildError(f"{folder / name}.so was changed while it was being loaded")
-    return found
+    return loaded
 
 
 def _build_privately(compiler: Compiler) -> Kernels:
     with tempfile.TemporaryDirectory(prefix="diffeo-") as folder:  # what is loaded stays, its file need not
         path = Path(folder) / "kernels"
         _build_into(path, compiler)
-        found = _load(path)
-    if found is None:
+        loaded = _load(path)
+    if loaded is None:
         raise BuildError(f"{path}.so was changed while it was being loaded")
-    return found._replace(path=None)
+    return loaded._replace(path=None)
 
 
 def _build_into(path: Path, compiler: Compiler) -> None:
@@ -237,21 +237,21 @@ def _load(path: Path) -> Kernels | None:
     # By its descriptor, so that it is the file just read. It stays open: the loader knows libraries by their names.
     opened = f"/proc/self/fd/{descriptor}"
     # Elsewhere by its path, which nobody but the user can change.
-    found = ctypes.CDLL(opened if os.path.exists(opened) else str(path.with_suffix(".so")))
-    return Kernels(_declared(found), "", manifest, lost, path.with_suffix(".so"))
+    library = ctypes.CDLL(opened if os.path.exists(opened) else str(path.with_suffix(".so")))
+    return Kernels(_declared(library), "", manifest, lost, path.with_suffix(".so"))
 
 
-def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library, its functions with their types."""
     try:
         for name, arguments in _SIGNATURES.items():
-            getattr(found, name).argtypes = [_TYPES[letter] for letter in arguments]
+            getattr(library, name).argtypes = [_TYPES[letter] for letter in arguments]
     except AttributeError as error:
         raise BuildError(str(error)) from error
     for name in ("vector_lanes", "kept_floats", "wavenet_kept"):
-        getattr(found, name).restype = ctypes.c_long
-    found.gradient_norm_f32.restype = ctypes.c_double
-    return found
+        getattr(library, name).restype = ctypes.c_long
+    library.gradient_norm_f32.restype = ctypes.c_double
+    return library
 
 
 def _prove(built: Path) -> dict[str, Any]:
@@ -273,13 +273,13 @@ def _prove(built: Path) -> dict[str, Any]:
     if done.code < 0:
         raise BuildError(f"what was built crashed, {ended(done)}")
     try:
-        found = json.loads(result.read_bytes())
+        report = json.loads(result.read_bytes())
     except (OSError, ValueError) as error:
         last = next(filter(None, map(one_line, reversed(done.output.splitlines()))), f"exit status {done.code}")
         raise BuildError(f"what was built could not be tried: {last}") from error
-    if "error" in found:
-        raise BuildError(found["error"])
-    return found
+    if "error" in report:
+        raise BuildError(report["error"])
+    return report
 
 
 def _say(race: Mapping[str, Mapping[str, Any]]) -> None:

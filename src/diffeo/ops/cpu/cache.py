@@ -55,10 +55,10 @@ def open_folder() -> Path:
             raise OSError(f"{folder} is a link or a file, not a folder") from error
         raise OSError(f"{folder}: {error.strerror}") from error
     try:
-        found = os.fstat(descriptor)
-        if found.st_uid != os.geteuid():
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid():
             raise OSError(f"{folder} belongs to another user")
-        if stat.S_IMODE(found.st_mode) != 0o700:
+        if stat.S_IMODE(status.st_mode) != 0o700:
             os.fchmod(descriptor, 0o700)
     finally:
         os.close(descriptor)
@@ -70,17 +70,17 @@ def open_folder() -> Path:
 def _check_ancestor(folder: Path) -> None:
     """Refuse a folder in which another user could exchange an entry for one of theirs; make it if it is not there."""
     try:
-        found = os.lstat(folder)
+        status = os.lstat(folder)
     except FileNotFoundError:
         folder.mkdir(mode=0o700, exist_ok=True)  # another process may be as far as this
-        found = os.lstat(folder)
-    if found.st_uid not in (0, os.geteuid()):
+        status = os.lstat(folder)
+    if status.st_uid not in (0, os.geteuid()):
         raise OSError(f"{folder} belongs to another user")
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(status.st_mode):
         raise OSError(f"{folder} is not a folder")
-    if found.st_mode & stat.S_ISVTX:  # as in /tmp: an entry can be renamed only by whom it belongs to
+    if status.st_mode & stat.S_ISVTX:  # as in /tmp: an entry can be renamed only by whom it belongs to
         return
-    if found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and not _is_private(folder, found.st_gid)):
+    if status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and not _is_private(folder, status.st_gid)):
         raise OSError(f"other users may write to {folder}")
 
 
@@ -107,8 +107,8 @@ def read(path: Path) -> tuple[int, bytes]:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & _OTHERS:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & _OTHERS:
             raise OSError(f"{path} is not a file that only its user may write")
         with open(descriptor, "rb", closefd=False) as file:
             return descriptor, file.read()

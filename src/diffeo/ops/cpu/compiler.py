@@ -71,8 +71,8 @@ class Compiler(NamedTuple):
         parts = [*self.command, *self.arguments]
         for word in self.command:
             if path := shutil.which(word):
-                found = os.stat(path)
-                parts += [os.path.realpath(path), str(found.st_size), str(found.st_mtime_ns)]
+                status = os.stat(path)
+                parts += [os.path.realpath(path), str(status.st_size), str(status.st_mtime_ns)]
         return "\0".join(parts)
 
     def version(self) -> str:
@@ -178,8 +178,8 @@ def compile_library(compiler: Compiler, asked: Features, sources: Sequence[Path]
 
 def torch_openmp() -> list[str]:
     """PyTorch's copy of GCC's OpenMP, to link with: two runtimes would keep two pools of busily waiting threads."""
-    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    return ["-Wl,--as-needed", str(found[0])] if found else []
+    libraries = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return ["-Wl,--as-needed", str(libraries[0])] if libraries else []
 
 
 def run(command: Sequence[str], seconds: float, folder: Path | None = None) -> Done:

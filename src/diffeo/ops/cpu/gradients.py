@@ -21,9 +21,9 @@ def second_derivatives(
     """A kernel's backward pass where a second derivative is asked for: through ``outputs`` of the reference."""
     wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
     pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out.requires_grad]
-    found = iter(
+    derivatives = iter(
         torch.autograd.grad(
             [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, materialize_grads=True
         )
     )
-    return [next(found) if need else None for need in needed]
+    return [next(derivatives) if need else None for need in needed]

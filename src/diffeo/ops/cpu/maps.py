@@ -119,8 +119,8 @@ class _Normalize(torch.autograd.Function):
         x, params = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for
             outputs = ctx.univariate.normalize(x, params)
-            found = second_derivatives(outputs, (by_z, by_log), (x, params), ctx.needs_input_grad[:2])
-            return *found, None, None
+            derivatives = second_derivatives(outputs, (by_z, by_log), (x, params), ctx.needs_input_grad[:2])
+            return *derivatives, None, None
         x, flat = x.contiguous(), _flat(params, x)
         by_x = torch.empty_like(x)
         by_flat = torch.empty_like(flat)  # in the same layout, so that what made the parameters need not copy

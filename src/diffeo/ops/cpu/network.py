@@ -148,10 +148,10 @@ class Description:
 
 def describe(spec: NetworkSpec) -> Description | None:
     """The network as C sees it, made once; None if the kernels do not know it."""
-    found = spec.kept.get("cpu")
-    if found is None and spec.activation in _ACTIVATIONS:
-        found = spec.kept["cpu"] = Description(spec)
-    return found
+    description = spec.kept.get("cpu")
+    if description is None and spec.activation in _ACTIVATIONS:
+        description = spec.kept["cpu"] = Description(spec)
+    return description
 
 
 def _arrays(wiring: Wiring) -> tuple[Any, Any, Any]:

@@ -77,6 +77,6 @@ class FusedUpdate:
 
     def _gradients(self) -> tuple[list[Tensor | None], Any]:
         """The gradients, contiguous, and their addresses."""
-        found = [each.value.grad for each in self.trained]
-        gradients = [None if grad is None else grad.contiguous() for grad in found]
-        return gradients, (ctypes.c_void_p * len(found))(*(None if g is None else g.data_ptr() for g in gradients))
+        grads = [each.value.grad for each in self.trained]
+        gradients = [None if grad is None else grad.contiguous() for grad in grads]
+        return gradients, (ctypes.c_void_p * len(grads))(*(None if g is None else g.data_ptr() for g in gradients))

@@ -224,10 +224,10 @@ def _stages(
     f: Derivative, tableau: Tableau, t: Tensor, h: Tensor, y: Tensor, first: Tensor, rows: Tensor | None
 ) -> list[Tensor]:
     """The derivatives k_i of a step from y, of which the first one is known."""
-    found = [first]
+    derivatives = [first]
     for time, weights in zip(tableau.times[1:], tableau.stages[1:], strict=True):
-        found.append(f(torch.add(t, h, alpha=time), _add(y, h, weights, found), rows))
-    return found
+        derivatives.append(f(torch.add(t, h, alpha=time), _add(y, h, weights, derivatives), rows))
+    return derivatives
 
 
 def _add(y: Tensor | None, h: Tensor, weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
