@@ -124,14 +124,14 @@ def fit(
         bool, typer.Option("--resume", help="Continue a run, with its own settings; longer with a larger budget.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run.")] = False,
-    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures into RUN/figures.")] = True,
+    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Plot figures into RUN/figures.")] = True,
     seed: Annotated[int | None, typer.Option("--seed", help="Decides all that is random.  [default: 0]")] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> int:
     """Learn the density of a table, of images or of audio.
 
-    Trains, validates on a tenth of the rows, keeps the best weights and draws figures. Interrupt it with Ctrl-C: the
+    Trains, validates on a tenth of the rows, keeps the best weights and plots figures. Interrupt it with Ctrl-C: the
     best so far is kept, and --resume goes on.
     """
     options = {"hidden": parse.whole_numbers(hidden, "--hidden"), "transforms": transforms}
@@ -313,7 +313,7 @@ def distill(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an earlier run; distil a model that is fast already.")
     ] = False,
-    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures into DIR/figures.")] = True,
+    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Plot figures into DIR/figures.")] = True,
     seed: Annotated[int | None, typer.Option("--seed", help="Decides all that is random.  [default: 0]")] = None,
     device: Device = None,
     as_json: Json = False,

@@ -156,8 +156,8 @@ def distill(summary: Mapping[str, Any]) -> str:
     of_kind = _sounds_lost if "sound" in report else _steps_lost if "straightness" in report else _rows_lost
     rows = of_kind(report)
     rows += [took, ("figures", f"{summary['run']}/figures" if summary["figures"] else "")]
-    said = [textwrap.fill(f"warning: {text}", 100, subsequent_indent="  ") for text in report["warnings"]]
-    return "\n".join([f"{head}; {_what(summary)}, {drawn} of each", *_table(rows), *said])
+    warned = [textwrap.fill(f"warning: {text}", 100, subsequent_indent="  ") for text in report["warnings"]]
+    return "\n".join([f"{head}; {_what(summary)}, {drawn} of each", *_table(rows), *warned])
 
 
 _KLS = (("KL(student || teacher)", "reverse_kl"), ("KL(teacher || student)", "forward_kl"))

@@ -60,7 +60,7 @@ def distill(
     """Distil a run into a student that samples in one parallel pass, or in a few steps, and say what was lost.
 
     The student of a continuous flow, of a table or of images, is that flow with its trajectories straightened, then
-    taught to follow them in a few Euler steps; it has samples and no likelihood. Any other student has a density, and
+    trained to follow them in a few Euler steps; it has samples and no likelihood. Any other student has a density, and
     lives within the teacher's preprocessing, which cancels in every log-ratio. That of a table learns from
     rows that the teacher draws: first to give them density (the forward KL), then by both Kullback-Leibler divergences.
     That of audio, a Parallel WaveNet, learns from sounds that the teacher draws in the contexts of recordings: first to
@@ -87,7 +87,7 @@ def distill(
         device: where to train; a GPU if there is one.
         resume: continue a run that was interrupted, with its own settings where none are given here.
         force: replace an earlier run; distil a teacher that is fast already.
-        figures: draw the figures.
+        figures: plot the figures.
         progress: show a bar on stderr.
         say: called with every note.
 
@@ -145,16 +145,16 @@ def distill(
         "seconds": sum(result.seconds for result in results.values()),
         "stopped": list(results.values())[-1].stopped,
     }
-    drawn: list[str] = []
+    plotted: list[str] = []
     if world.leads:
         save_weights(folder, flow)
         if facts["stopped"] != "interrupted":
             facts |= method.report(core, seed)
             facts["distillation"]["warnings"] += pace_warnings(facts["distillation"])
             if figures:
-                drawn = method.draw(folder, results)
+                plotted = method.plot(folder, results)
         save_metrics(folder, facts)
-    return {"run": os.fspath(out), **plain(facts), "figures": drawn}
+    return {"run": os.fspath(out), **plain(facts), "figures": plotted}
 
 
 def pace_warnings(report: Mapping[str, Any]) -> list[str]:

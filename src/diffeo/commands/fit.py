@@ -99,7 +99,7 @@ def fit(
         resume: continue a run that was interrupted, or train a finished one for more epochs or minutes, with its own
             settings where none are given here.
         force: replace an earlier run.
-        figures: draw the figures.
+        figures: plot the figures.
         progress: show a bar on stderr.
         say: called with every note on how the table was read.
 

@@ -38,22 +38,22 @@ class Stage:
 
 
 class Method(ABC):
-    """A teacher, the data that it is distilled by, and what a kind of student is taught by: stages and the report.
+    """A teacher, the data that it is distilled on, and how a kind of student is trained: its stages and the report.
 
     What student and teacher share, the preprocessing, cancels in every log-ratio: all flows here are those of the
     layers alone, and rows are in their units.
 
     Attributes:
-        run: the kind of run that can be distilled so.
-        teachers: what can be taught from in this way.
+        run: the kind of run that can be distilled in this way.
+        teachers: the flows that can be distilled in this way, in words.
         options: settings of a distillation that this kind of data alone has.
         students: what a student may be, as a recipe and arguments of it, the default first.
-        epochs: the budget for who does not choose.
+        epochs: the default budget.
         bfloat16: whether networks may multiply in bfloat16 in training.
-        student: the name of the one to teach.
+        student: the name of the one to train.
         opened: the teacher's run; ``path``, ``flow``, ``provenance``, ``device``: its own; ``description``: its data,
             as a run directory has them.
-        core, preprocessing: the teacher's flow taken apart; ``tutor`` is the core as it is learned from, solved no
+        core, preprocessing: the two parts of the teacher's flow; ``tutor`` is the core as used in training, solved no
             closer than to ``tolerance`` where it is continuous.
         stages: of the training, once the data are read; the last one ends at the student to keep.
     """
@@ -84,7 +84,7 @@ class Method(ABC):
 
     @classmethod
     def suits(cls, flow: Flow) -> bool:
-        """Whether a flow can be taught from in this way."""
+        """Whether a flow can be distilled in this way."""
         return True
 
     def shared(self) -> dict[str, Any]:
@@ -126,8 +126,8 @@ class Method(ABC):
         """Say what the student lost: "distillation", and "validation", the student's likelihood, where data are."""
 
     @abstractmethod
-    def draw(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
-        """Draw ``folder/figures/*.png`` of what was reported, and return their paths."""
+    def plot(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
+        """Plot ``folder/figures/*.png`` of what was reported, and return their paths."""
 
     def open_source(self, source: Any, open_data: Callable[[Any], T], say: Callable[[str], None]) -> T | None:
         """Open the data that were given, or else those that the run names; None, and a note, if these are gone."""

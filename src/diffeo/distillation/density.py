@@ -133,7 +133,7 @@ class DensityMethod(TableMethod):
             )
         return paces
 
-    def draw(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
+    def plot(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
         """KL over the training, pairs of columns, the teacher's likelihood of real rows and of the student's."""
         home = folder / "figures"
         home.mkdir(exist_ok=True)

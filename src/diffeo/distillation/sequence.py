@@ -172,7 +172,7 @@ class SequenceMethod(Method):
             "teacher_naive": pace(lambda count: generate_end_naively(self.core, drawn, z, context, count), steps),
         }
 
-    def draw(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
+    def plot(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
         """KL over the training, waveforms and spectrograms, the teacher's likelihood of all; some wavs of each."""
         home = folder / "figures"
         home.mkdir(exist_ok=True)

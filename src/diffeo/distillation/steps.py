@@ -37,7 +37,7 @@ __all__ = ["ImageSteps", "StepMethod", "TableSteps"]
 
 STEPS, MOST_STEPS = 4, 16  # beyond the most, a solver of higher order is better than distillation
 REUSED = 32  # epochs that learn from the same trajectories: solving then takes less time than learning
-PARTICLES = 300  # whose paths are drawn
+PARTICLES = 300  # whose paths are plotted
 SHOWN = 64  # images in a grid
 
 _STRAIGHT: dict[str, Any] = {"path": "linear", "coupling": "independent"}
@@ -106,7 +106,7 @@ class StepMethod(Method):
         return [flow]
 
     def check(self, flow: Flow) -> None:
-        """Refuse too many steps, and other paths or solvers than what is taught."""
+        """Refuse too many steps, and paths or solvers other than those that the student is trained for."""
         assert flow.recipe is not None  # it was built from one
         arguments = flow.recipe["arguments"]
         for name, value in self.students[self.student][1].items():
@@ -157,7 +157,7 @@ class StepMethod(Method):
         return self.judged(report, scores, self.real.which)
 
     @torch.no_grad()
-    def draw(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
+    def plot(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
         """The distance from the teacher by the number of steps, and what this kind of data has to show."""
         home = folder / "figures"
         home.mkdir(exist_ok=True)
@@ -167,7 +167,7 @@ class StepMethod(Method):
 
     @abstractmethod
     def show(self, home: Path) -> list[Path]:
-        """Draw what teacher and student make, into this folder, and return the paths."""
+        """Plot what teacher and student make, into this folder, and return the paths."""
 
 
 class TableSteps(StepMethod, TableMethod):
@@ -176,12 +176,12 @@ class TableSteps(StepMethod, TableMethod):
     batch_size, batches, validated, epochs = 512, 100, 4_096, 100
     scored, reported = 1_000, 1_000
     lr = 3e-3, 3e-3
-    drawn = 5_000
+    plotted = 5_000
 
     def show(self, home: Path) -> list[Path]:
         """Pairs of columns; of two without a context, particles on their way."""
         teacher, student = (self.flows[name] for name in ("teacher", "student"))
-        real, fake = (self.outwards(sample_in(flow, self.contexts, self.drawn)[0])[0] for flow in (teacher, student))
+        real, fake = (self.outwards(sample_in(flow, self.contexts, self.plotted)[0])[0] for flow in (teacher, student))
         plot_pairs(self.opened.schema, real, fake, home / "pairs.png", ("teacher", "student"))
         if tuple(teacher.event_shape) != (2,) or self.contexts is not None:
             return [home / "pairs.png"]

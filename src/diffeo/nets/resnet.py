@@ -120,9 +120,9 @@ class _Convolution(nn.Module):
     def __init__(self, inputs: int, outputs: int, size: int) -> None:
         super().__init__()
         self.in_channels, self.out_channels = inputs, outputs
-        drawn = nn.Conv2d(inputs, outputs, size)
-        self.bias: Any = drawn.bias
-        self.parametrizations: Any = nn.ModuleDict({"weight": _Normalized(drawn.weight)})
+        conv = nn.Conv2d(inputs, outputs, size)
+        self.bias: Any = conv.bias
+        self.parametrizations: Any = nn.ModuleDict({"weight": _Normalized(conv.weight)})
         self.padding = size // 2
 
     @property

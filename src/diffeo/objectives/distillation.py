@@ -1,4 +1,4 @@
-"""Distillation: a density that is slow to sample teaches one that samples in a single parallel pass."""
+"""Distillation: a student that samples in a single parallel pass learns a density that is slow to sample."""
 
 from __future__ import annotations
 

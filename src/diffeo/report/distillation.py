@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 MODES = 10  # clusters that the teacher's draws are divided into
-TOLD_APART = 5_000  # draws of each kind shown to a classifier
+CLASSIFIED = 5_000  # draws of each kind shown to a classifier
 CLUSTERED = 5_000  # draws of the teacher that clusters are found in
 
 # A student drops modes where it keeps less than this share of one, or where the forward KL is so many times the reverse
@@ -119,7 +119,7 @@ def compare_draws(draws: Draws, seed: int, centres: np.ndarray | None = None) ->
     log_weights = draws.log_p_s - draws.log_q_s
     weights = np.exp(log_weights - log_weights.max())
     extra = np.empty((len(real), 0)) if draws.context is None else draws.context.double().cpu().numpy()
-    teacher, student = (np.concatenate([part, extra], 1)[:TOLD_APART] for part in (real, fake))
+    teacher, student = (np.concatenate([part, extra], 1)[:CLASSIFIED] for part in (real, fake))
     return {
         **divergences(draws),
         "effective_sample_size": float(weights.sum() ** 2 / np.square(weights).sum() / len(weights)),
@@ -179,13 +179,13 @@ def warnings(report: dict[str, Any]) -> list[str]:
     texts: list[str] = []
     reverse, forward, modes = report["reverse_kl"], report["forward_kl"], report["modes"]
     student, teacher = report["entropy"]["student"], report["entropy"]["teacher"]
-    grant = 2 * (forward["stderr"] + LOPSIDED[0] * reverse["stderr"])
+    margin = 2 * (forward["stderr"] + LOPSIDED[0] * reverse["stderr"])
     if modes["lowest"] + 2 * modes["stderr"] < LEAST_RECALL:
         texts.append(
             f"the student drops modes: of one of {modes['modes']} clusters of the teacher's draws it keeps "
             f"{modes['lowest']:.0%}; give more minutes, or a larger student"
         )
-    elif forward["mean"] - grant > LOPSIDED[0] * max(reverse["mean"], 0.0) + LOPSIDED[1]:
+    elif forward["mean"] - margin > LOPSIDED[0] * max(reverse["mean"], 0.0) + LOPSIDED[1]:
         texts.append(
             f"the student leaves out some of what the teacher knows: the forward KL, {forward['mean']:.2f} nats, is "
             f"far above the reverse one, {reverse['mean']:.2f}; give more minutes, or a larger student"
@@ -247,7 +247,7 @@ def generate_naively(transform: Transform, z: Tensor, context: Tensor | None = N
 def divergence_curve(
     histories: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path, units: int = 1, unit: str = "row"
 ) -> None:
-    """Draw the divergence of student and teacher over training, stage after stage.
+    """Plot the divergence of student and teacher over training, stage after stage.
 
     Args:
         histories: of both stages, by what they minimise, the entries of ``diffeo.fit``'s history, in nats per row.
@@ -257,8 +257,8 @@ def divergence_curve(
     """
     from matplotlib.ticker import FuncFormatter
 
-    with figure(path, (6.4, 3.8)) as drawing:
-        axes = drawing.add_subplot()
+    with figure(path, (6.4, 3.8)) as fig:
+        axes = fig.add_subplot()
         before, lowest = 0, np.inf
         for (name, entries), colour in zip(histories.items(), (GREY, MODEL), strict=True):
             steps = before + np.array([entry["step"] for entry in entries])
@@ -277,7 +277,7 @@ def divergence_curve(
 
 
 def likelihoods(draws: Draws, real: np.ndarray | None, path: str | Path) -> None:
-    """Draw the teacher's log-likelihoods as histograms: of real rows (or its own draws), and of the student's draws.
+    """Plot the teacher's log-likelihoods as histograms: of real rows (or its own draws), and of the student's draws.
 
     Args:
         draws: of both.
@@ -288,8 +288,8 @@ def likelihoods(draws: Draws, real: np.ndarray | None, path: str | Path) -> None
     both = np.concatenate([first, draws.log_p_s])
     low, high = np.quantile(both, [0.005, 1.0])
     edges = np.linspace(low, high + 1e-6, 61)
-    with figure(path, (6.4, 3.4)) as drawing:
-        axes = drawing.add_subplot()
+    with figure(path, (6.4, 3.4)) as fig:
+        axes = fig.add_subplot()
         for values, label, style in (
             (first, name, {"histtype": "stepfilled", "color": REAL, "alpha": 0.35, "lw": 0}),
             (draws.log_p_s, "the student's rows", {"histtype": "step", "color": MODEL, "lw": 1.4}),

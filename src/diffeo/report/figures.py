@@ -15,7 +15,7 @@ from diffeo.report.style import GREY, MODEL, REAL, figure, shades
 __all__ = ["density_2d", "latents", "learning_curve", "pairs"]
 
 COLUMNS = 6  # columns shown in a grid of pairs, and latents
-FEW = 1500  # rows drawn as points, not as counts
+FEW = 1500  # rows plotted as points, not as counts
 
 
 def learning_curve(
@@ -26,12 +26,12 @@ def learning_curve(
     unit: str = "bits/dim",
     likelihood: bool = True,
 ) -> None:
-    """Draw the losses of training and validation, epoch by epoch, from a ``metrics.jsonl``.
+    """Plot the losses of training and validation, epoch by epoch, from a ``metrics.jsonl``.
 
     Args:
         metrics: the file.
         path: of the PNG.
-        dimensions: of an image or a sound: losses are then drawn in bits for each of them, else in nats per row.
+        dimensions: of an image or a sound: losses are then plotted in bits for each of them, else in nats per row.
         step: the distance of neighbouring values, in which those bits are counted.
         unit: what they are called.
         likelihood: whether the losses are negative log-likelihoods; else they have no unit.
@@ -49,8 +49,8 @@ def learning_curve(
         return scale * np.array(values, dtype=float)
 
     train, valid, error = offset + series("loss"), offset + series("val_loss"), series("val_stderr")
-    with figure(path, (6.4, 3.8)) as drawing:
-        axes = drawing.add_subplot()
+    with figure(path, (6.4, 3.8)) as fig:
+        axes = fig.add_subplot()
         marker = "o" if len(epoch) < 15 else None
         axes.plot(epoch, train, color=GREY, lw=1.2, marker=marker, ms=3, label="training")
         shown = [train]
@@ -104,10 +104,10 @@ def pairs(
     bins = int(np.clip(2.5 * len(real) ** (1 / 3), 10, 40 if count > 2 else 60))
     edges = [_edges(real[:, i], steps[i], bins) for i in range(count)]
     cloud = _points if len(real) < FEW else _counts
-    drawn = sampled[: len(real)] if len(real) < FEW else sampled  # as many points of each kind
+    plotted = sampled[: len(real)] if len(real) < FEW else sampled  # as many points of each kind
     size = 1.45 if count > 3 else 2.4
-    with figure(path, (max(size * count, 3.4) + 0.6, max(size * count, 2.6) + 0.7)) as drawing:
-        grid = drawing.subplots(count, count, squeeze=False)
+    with figure(path, (max(size * count, 3.4) + 0.6, max(size * count, 2.6) + 0.7)) as fig:
+        grid = fig.subplots(count, count, squeeze=False)
         for i in range(count):
             for j in range(count):
                 axes = grid[i, j]
@@ -116,7 +116,7 @@ def pairs(
                 elif i > j:
                     cloud(axes, real[:, [j, i]], edges[j], edges[i], (steps[j], steps[i]), REAL)
                 else:
-                    cloud(axes, drawn[:, [j, i]], edges[j], edges[i], (steps[j], steps[i]), MODEL)
+                    cloud(axes, plotted[:, [j, i]], edges[j], edges[i], (steps[j], steps[i]), MODEL)
                 axes.set_xlim(edges[j][0], edges[j][-1])
                 if i != j:
                     axes.set_ylim(edges[i][0], edges[i][-1])
@@ -129,10 +129,10 @@ def pairs(
                 axes.tick_params(labelbottom=below, bottom=below, labelleft=beside, left=beside)
             grid[count - 1, i].set_xlabel(_short(names[i]))
             grid[i, 0].set_ylabel(_short(names[i]) if count > 1 else "density")
-        drawing.align_ylabels(grid[:, 0])
-        _legend(drawing, (f"{whose[0]} (below the diagonal)", f"{whose[1]} (above)") if count > 1 else whose)
+        fig.align_ylabels(grid[:, 0])
+        _legend(fig, (f"{whose[0]} (below the diagonal)", f"{whose[1]} (above)") if count > 1 else whose)
         if real.shape[1] > count:
-            drawing.supxlabel(f"the first {count} of {real.shape[1]} columns", fontsize=8, color=GREY)
+            fig.supxlabel(f"the first {count} of {real.shape[1]} columns", fontsize=8, color=GREY)
 
 
 def _edges(values: np.ndarray, step: float, bins: int) -> np.ndarray:
@@ -202,11 +202,11 @@ def _counts(
     )
 
 
-def _legend(drawing: Any, labels: tuple[str, str]) -> None:
+def _legend(fig: Any, labels: tuple[str, str]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=REAL, alpha=0.6, label=labels[0]), Patch(color=MODEL, label=labels[1])]
-    drawing.legend(handles=handles, loc="outside upper center", ncols=2)
+    fig.legend(handles=handles, loc="outside upper center", ncols=2)
 
 
 def _short(name: str, length: int = 18) -> str:
@@ -230,8 +230,8 @@ def latents(scores: np.ndarray, path: str | Path, what: str = "data") -> None:
     theory = stats.norm.ppf((spots + 0.5) / n)
     chance = [stats.norm.ppf(stats.beta.ppf(level, spots + 1, n - spots)) for level in (0.005, 0.995)]
     reach = max(4.0, min(8.0, float(np.abs(scores[:, shown]).max())))
-    with figure(path, (1.7 * max(count, 2) + 0.5, 3.9)) as drawing:
-        grid = drawing.subplots(2, count, squeeze=False)
+    with figure(path, (1.7 * max(count, 2) + 0.5, 3.9)) as fig:
+        grid = fig.subplots(2, count, squeeze=False)
         for axes, i in zip(grid[0], shown, strict=True):
             bins = int(np.clip(2 * n ** (1 / 2.5), 12, 60))
             axes.hist(scores[:, i], bins=np.linspace(-4, 4, bins + 1), density=True, color=REAL, alpha=0.35, lw=0)
@@ -250,9 +250,7 @@ def latents(scores: np.ndarray, path: str | Path, what: str = "data") -> None:
         grid[1, 0].set_ylabel("latent quantile")
         which = "" if count == d else f": the {count} of {d} farthest from it"
         title = f"latents of {what} (blue), the base (black), the range of chance (99 %, grey){which}"
-        drawing.suptitle(
-            title if count > 3 else title.replace(", the range", "\nand the range"), fontsize=9, color=GREY
-        )
+        fig.suptitle(title if count > 3 else title.replace(", the range", "\nand the range"), fontsize=9, color=GREY)
 
 
 def density_2d(
@@ -263,7 +261,7 @@ def density_2d(
     path: str | Path,
     origins: Sequence[float] = (0.0, 0.0),
 ) -> None:
-    """Draw data, density and samples of a flow over the plane side by side, on the same scale.
+    """Plot data, density and samples of a flow over the plane side by side, on the same scale.
 
     Args:
         flow: a ``Flow`` of event shape (2,) without context.
@@ -293,8 +291,8 @@ def density_2d(
     norm = PowerNorm(0.6, 0, float(np.quantile(density, 0.995)) or 1.0)
     spans = [high - low for low, high in limits]
     equal = max(spans) < 3 * min(spans)
-    with figure(path, (10.2, 3.1 * (spans[1] / spans[0] if equal else 1.0) + 0.8)) as drawing:
-        panels = drawing.subplots(1, 3, sharex=True, sharey=True)
+    with figure(path, (10.2, 3.1 * (spans[1] / spans[0] if equal else 1.0) + 0.8)) as fig:
+        panels = fig.subplots(1, 3, sharex=True, sharey=True)
         for axes, title, where, values, colour in (
             (panels[0], f"data ({len(data):,} rows)", coarse, clouds[0], REAL),
             (panels[1], "density", edges, density, "#3B1C8C"),

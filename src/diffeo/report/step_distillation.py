@@ -131,7 +131,7 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
 
 
 def distance_curve(report: Mapping[str, Any], path: str | Path) -> None:
-    """Draw the distances from the teacher by the number of steps, beside what chance makes of none.
+    """Plot the distances from the teacher by the number of steps, beside what chance makes of none.
 
     Args:
         report: what ``compare_flows`` returns.
@@ -140,15 +140,15 @@ def distance_curve(report: Mapping[str, Any], path: str | Path) -> None:
     from matplotlib.ticker import FuncFormatter
 
     steps, reach = report["steps"], 2 * report["chance"]["std"]
-    with figure(path, (6.4, 3.8)) as drawing:
-        axes = drawing.add_subplot()
+    with figure(path, (6.4, 3.8)) as fig:
+        axes = fig.add_subplot()
         axes.axhspan(-reach, reach, color="#E4E4E4", lw=0)
         for name, by_steps in report["distances"].items():
             counts, distances = [int(count) for count in by_steps], [each["distance"] for each in by_steps.values()]
-            taught = name == "student" and steps is not None
-            label = f"{name} (taught {steps} steps)" if taught else name
+            few_steps = name == "student" and steps is not None
+            label = f"{name} (trained for {steps} steps)" if few_steps else name
             axes.plot(counts, distances, color=COLOURS[name], lw=1.5, marker="o", ms=3, label=label)
-            if taught:
+            if few_steps:
                 axes.plot(steps, by_steps[str(steps)]["distance"], "o", color=COLOURS[name], ms=8)
         axes.set_xscale("log", base=2)
         axes.set_yscale("symlog", linthresh=reach or 1e-6)

@@ -49,11 +49,11 @@ def figure(path: str | Path, size: tuple[float, float]) -> Iterator[Any]:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        drawing = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(drawing)
-        yield drawing
+        fig = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(fig)
+        yield fig
         with atomic_write(path) as temporary:
-            drawing.savefig(temporary, format="png", dpi=140)
+            fig.savefig(temporary, format="png", dpi=140)
 
 
 def shades(colour: str) -> Any:

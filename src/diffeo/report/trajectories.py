@@ -25,7 +25,7 @@ REACH = 2.8  # standard deviations
 
 @torch.no_grad()
 def plot(ode: ODE, base: Base, path: str | Path) -> None:
-    """Draw particles' paths from noise to data, a deformed grid, and the density at t = 0, .25, .5, .75, 1.
+    """Plot particles' paths from noise to data, a deformed grid, and the density at t = 0, .25, .5, .75, 1.
 
     Args:
         ode: of event shape (2,), without context.
@@ -42,8 +42,8 @@ def plot(ode: ODE, base: Base, path: str | Path) -> None:
     grid = ode.forward(torch.cat([rising, rising.flip(-1)]).flatten(0, 1)).unflatten(0, (34, 81)).cpu().numpy()
     edges = np.linspace(-REACH, REACH, CELLS + 1)
     densities = [_density(ode, base, time, edges) for time in TIMES]
-    with figure(path, (2.2 * (2 + len(TIMES)), 2.6)) as drawing:
-        paths, deformed, *panels = drawing.subplots(1, 2 + len(TIMES))
+    with figure(path, (2.2 * (2 + len(TIMES)), 2.6)) as fig:
+        paths, deformed, *panels = fig.subplots(1, 2 + len(TIMES))
         for axes in (paths, deformed, *panels):
             _plain(axes)
         _lines(paths, moved)
@@ -58,14 +58,14 @@ def plot(ode: ODE, base: Base, path: str | Path) -> None:
 
 
 def compare(moved: Mapping[str, Tensor], path: str | Path) -> None:
-    """Draw the particles' paths of several flows, from the same noise, beside each other.
+    """Plot the particles' paths of several flows, from the same noise, beside each other.
 
     Args:
         moved: where the particles of each pass, ``(times, particles, 2)``, by the name to show.
         path: of the PNG.
     """
-    with figure(path, (2.9 * len(moved), 3.2)) as drawing:
-        panels = np.atleast_1d(drawing.subplots(1, len(moved)))
+    with figure(path, (2.9 * len(moved), 3.2)) as fig:
+        panels = np.atleast_1d(fig.subplots(1, len(moved)))
         for axes, (name, passed) in zip(panels, moved.items(), strict=True):
             _plain(axes)
             _lines(axes, passed.cpu().numpy())
@@ -81,9 +81,9 @@ def animate(ode: ODE, base: Base, path: str | Path) -> None:
 
     times = np.linspace(0, 1, FRAMES)
     moved = ode.trajectory(base.sample((4 * PARTICLES,)), times.tolist()).cpu().numpy()
-    drawing = Figure(figsize=(3.2, 3.4), layout="constrained")
-    canvas = FigureCanvasAgg(drawing)
-    axes = drawing.add_subplot()
+    fig = Figure(figsize=(3.2, 3.4), layout="constrained")
+    canvas = FigureCanvasAgg(fig)
+    axes = fig.add_subplot()
     _plain(axes)
     (dots,) = axes.plot([], [], ".", color=MODEL, ms=2)
     frames = []

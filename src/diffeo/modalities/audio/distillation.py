@@ -52,16 +52,16 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     sound = report["sound"]
     student, teacher = report["entropy"]["student"], report["entropy"]["teacher"]
     wider = (student["mean"] - teacher["mean"]) / samples
-    grant = 2 * (student["stderr"] + teacher["stderr"]) / samples
+    margin = 2 * (student["stderr"] + teacher["stderr"]) / samples
     flat = {name: sound[name]["flatness"]["mean"] for name in ("student", "teacher", "real")}
     ratio, error = quotient(sound["student"]["flatness"], sound["teacher"]["flatness"])
-    heard = (
+    flatness = (
         f"its spectral flatness is {flat['student']:.3f}, the teacher's {flat['teacher']:.3f}, {flat['real']:.3f} real"
     )
-    comparison = f"its entropy is {wider:+.2f} nats per sample beside the teacher's, {heard}"
-    if wider - grant > OVER_DISPERSED or ratio - 2 * error > FLATTER:
+    comparison = f"its entropy is {wider:+.2f} nats per sample beside the teacher's, {flatness}"
+    if wider - margin > OVER_DISPERSED or ratio - 2 * error > FLATTER:
         texts.append(f"the student hisses: {comparison}; give more minutes")
-    elif wider + grant < -OVER_DISPERSED or ratio + 2 * error < 1 / FLATTER:
+    elif wider + margin < -OVER_DISPERSED or ratio + 2 * error < 1 / FLATTER:
         texts.append(f"the student buzzes: {comparison}; give more minutes")
     loud, error = quotient(sound["student"]["rms"], sound["real"]["rms"])
     if abs(loud - 1) - 2 * error > LOUDER:

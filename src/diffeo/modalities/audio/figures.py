@@ -41,10 +41,10 @@ def plot(run: Path, flow: Flow, x: Tensor, context: Tensor | None, rate: int, st
     """
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
-    drawn: list[str] = []
+    plotted: list[str] = []
 
     def path(name: str) -> Path:
-        drawn.append(str(folder / f"{name}.png"))
+        plotted.append(str(folder / f"{name}.png"))
         return folder / f"{name}.png"
 
     metrics = run / "train" / "metrics.jsonl"
@@ -62,11 +62,11 @@ def plot(run: Path, flow: Flow, x: Tensor, context: Tensor | None, rate: int, st
         for name, part in (("data", x), ("samples", sampled))
     }
     likelihoods(bits, path("likelihoods"))
-    return drawn
+    return plotted
 
 
 def sounds(parts: Mapping[str, Tensor], rate: int, path: str | Path) -> None:
-    """Draw sets of sounds ``(n, T)`` side by side, by name: three of each, evenly spaced, waveforms above spectrograms.
+    """Plot sets of sounds ``(n, T)`` side by side, by name: three of each, evenly spaced, waveforms above spectrograms.
 
     All spectrograms share one scale of dB, all waveforms one of amplitudes. Up to three sets: real, teacher, student.
     """
@@ -80,8 +80,8 @@ def sounds(parts: Mapping[str, Tensor], rate: int, path: str | Path) -> None:
     first = next(iter(parts))
     loudest = float(decibels[first].max())
     reach = 1.05 * max(float(part.abs().quantile(0.999)) for part in clips.values()) or 1.0
-    with figure(path, (4.2 * len(parts), 2.1 * rows + 0.4)) as drawing:
-        grid = drawing.subplots(
+    with figure(path, (4.2 * len(parts), 2.1 * rows + 0.4)) as fig:
+        grid = fig.subplots(
             2 * rows, len(parts), squeeze=False, gridspec_kw={"height_ratios": [1, 2] * rows}, sharex=True
         )
         for column, (name, colour) in enumerate(_coloured(parts).items()):
@@ -106,7 +106,7 @@ def sounds(parts: Mapping[str, Tensor], rate: int, path: str | Path) -> None:
 
 
 def likelihoods(parts: Mapping[str, np.ndarray], path: str | Path, whose: str = "model") -> None:
-    """Draw histograms of bits per sample (n,) under a model, of sets by name; up to three. ``whose`` names the model.
+    """Plot histograms of bits per sample (n,) under a model, of sets by name; up to three. ``whose`` names the model.
 
     A model's own samples should look to it as real sound does: fewer bits and they buzz, more and they hiss.
     """
@@ -117,8 +117,8 @@ def likelihoods(parts: Mapping[str, np.ndarray], path: str | Path, whose: str = 
     low, high = np.quantile(every, [0.0, 0.99]) if len(every) > 200 else (every.min(), every.max())
     margin = 0.04 * (high - low) or 0.5
     edges = np.linspace(low - margin, high + margin, int(np.clip(2.5 * len(every) ** (1 / 3), 8, 40)) + 1)
-    with figure(path, (6.4, 3.4)) as drawing:
-        axes = drawing.add_subplot()
+    with figure(path, (6.4, 3.4)) as fig:
+        axes = fig.add_subplot()
         for name, colour in _coloured(parts).items():
             part = values[name]
             mean = f": mean {part.mean():.2f}" if len(part) else ": none is finite"

@@ -46,10 +46,10 @@ def plot(
     """
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
-    drawn: list[str] = []
+    plotted: list[str] = []
 
     def path(name: str) -> Path:
-        drawn.append(str(folder / f"{name}.png"))
+        plotted.append(str(folder / f"{name}.png"))
         return folder / f"{name}.png"
 
     metrics = run / "train" / "metrics.jsonl"
@@ -93,16 +93,16 @@ def plot(
     inpaint(flow, x[:16], hidden, contexts, high=levels - 1.0, steps=2)
     steps = min(STEPS, int(2 * seconds / (time.monotonic() - started)))
     if steps < FEWEST_STEPS:
-        return drawn
+        return plotted
     completed = inpaint(flow, x[:16], hidden, contexts, high=levels - 1.0, steps=steps).x
     boards({"data": x[:16], "hidden": shown, "completed": completed}, top, path("inpainting"), side=4)
-    return drawn
+    return plotted
 
 
 def boards(parts: dict[str, Any], top: float, path: Path, side: int = 8) -> None:
-    """Draw named sets of images ``(n, C, H, W)``, values 0 .. top, as squares side by side."""
-    with figure(path, (4.1 * len(parts), 4.4)) as drawing:
-        panels = np.atleast_1d(drawing.subplots(1, len(parts)))
+    """Plot named sets of images ``(n, C, H, W)``, values 0 .. top, as squares side by side."""
+    with figure(path, (4.1 * len(parts), 4.4)) as fig:
+        panels = np.atleast_1d(fig.subplots(1, len(parts)))
         for axes, (title, images) in zip(panels, parts.items(), strict=True):
             pixels = (images.nan_to_num(0.0) / top).clamp(0, 1).cpu().numpy()
             _, channels, height, width = pixels.shape

@@ -21,7 +21,7 @@ from diffeo.transforms.ode import find_ode
 
 __all__ = ["plot_figures", "plot_pairs"]
 
-ROWS = 20_000  # drawn at most
+ROWS = 20_000  # plotted at most
 
 
 @torch.no_grad()

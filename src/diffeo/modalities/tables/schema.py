@@ -180,22 +180,22 @@ class Schema:
 
     def notes(self) -> list[str]:
         """Return lines that tell a user how columns were read, where it is not obvious."""
-        said = []
+        notes = []
         for c in self.columns:
             if c.kind == "constant" and c.name in self.context:
-                said.append(f"context column {c.name!r} is always {c.low:g}: it tells nothing and is ignored")
+                notes.append(f"context column {c.name!r} is always {c.low:g}: it tells nothing and is ignored")
         constant = [c for c in self.columns if c.kind == "constant" and c.name not in self.context]
         if constant:
-            said.append(f"always the same value, set aside, samples carry it back: {_listed(constant)}")
+            notes.append(f"always the same value, set aside, samples carry it back: {_listed(constant)}")
         grids: dict[float, list[Column]] = {}
         for c in self.feature_columns:
             if c.kind == "integer":
                 grids.setdefault(c.step, []).append(c)
-        said.extend(f"quantised, step {step:g}: {_listed(columns)}" for step, columns in grids.items())
+        notes.extend(f"quantised, step {step:g}: {_listed(columns)}" for step, columns in grids.items())
         levels = [c for c in self.feature_columns if c.kind == "levels"]
         if levels:
-            said.append(f"few irregular values, coded as ordered levels: {_listed(levels)}")
-        return said
+            notes.append(f"few irregular values, coded as ordered levels: {_listed(levels)}")
+        return notes
 
     def open(self, source: Any, missing: str | None = None, key: str | None = None) -> Table:
         """Open a table that has this schema's columns, in any order; without names, by position.

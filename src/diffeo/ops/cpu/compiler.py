@@ -247,8 +247,8 @@ def _failure(done: Done) -> BuildError:
     if done.code < 0:
         return BuildError(ended(done))
     lines = [line for line in done.output.splitlines() if line.strip()]
-    telling = next((line for line in lines if "error" in line), lines[0] if lines else "")
-    return BuildError(one_line(telling) or f"{ended(done)}, without a word")
+    first_error = next((line for line in lines if "error" in line), lines[0] if lines else "")
+    return BuildError(one_line(first_error) or f"{ended(done)}, without a word")
 
 
 def ended(done: Done) -> str:
