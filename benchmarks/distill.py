@@ -43,13 +43,12 @@ def centres(name: str) -> np.ndarray | None:
 def judge(teacher: diffeo.Flow, student: diffeo.Flow, modes: np.ndarray | None, seed: int) -> dict[str, Any]:
     """The report of a pair of runs' flows, by known modes where there are some."""
     core, preprocessing = teacher.core, teacher.preprocessing
-    own = student.core
     if modes is not None:
         points = torch.as_tensor(modes, dtype=torch.float32)
         for part in reversed(preprocessing):
             points = part.inverse(points)
         modes = points.numpy()
-    report = compare_draws(draw_both(own, core, None, REPORTED, seed), seed, modes)
+    report = compare_draws(draw_both(student.core, core, None, REPORTED, seed), seed, modes)
     return report | {"warnings": warnings(report)}
 
 
@@ -59,9 +58,8 @@ def reverse_only(teacher: diffeo.Flow, like: diffeo.Flow, seconds: float, seed: 
     torch.manual_seed(seed)
     flow = diffeo.build(like.recipe["name"], like.recipe["arguments"])
     core = teacher.core
-    own = flow.core
     diffeo.fit(
-        diffeo.Distillation(own, core, forward_share=0.0),
+        diffeo.Distillation(flow.core, core, forward_share=0.0),
         diffeo.SampleStream(core, batch_size=BATCH_SIZE, batches=BATCHES, seed=seed),
         validation=core.sample(2048), minutes=seconds / 60, patience=math.inf, seed=seed,
     )  # fmt: skip
@@ -75,11 +73,11 @@ def line(name: str, recipe: str, report: dict[str, Any], seconds: float, extra: 
         for part in (report["reverse_kl"], report["forward_kl"])
     ]
     modes, auc = report["modes"], report["classifier"]
-    apart = report["entropy"]["student"]["mean"] - report["entropy"]["teacher"]["mean"]
+    difference = report["entropy"]["student"]["mean"] - report["entropy"]["teacher"]["mean"]
     real, speed = extra.get("real_rows"), extra.get("rows_per_second", {})
     cells = [
         name, recipe, *kls, f"{modes['kept']} of {modes['modes']}", f"{modes['lowest']:.2f} ± {modes['stderr']:.2f}",
-        f"{apart:+.3f}", f"{report['effective_sample_size']:.0%}", f"{auc['auc']:.3f} ± {auc['stderr']:.3f}",
+        f"{difference:+.3f}", f"{report['effective_sample_size']:.0%}", f"{auc['auc']:.3f} ± {auc['stderr']:.3f}",
         f"{real['mean']:+.4f} ± {real['stderr']:.4f}" if real else "-",
         *(f"{speed[key]:,.0f}" if key in speed else "-" for key in ("student", "teacher", "teacher_naive")),
         f"{seconds:.0f}",
@@ -112,13 +110,13 @@ def measure(name: str, source: str, options: argparse.Namespace, folder: Path) -
         student = diffeo.load_run(out).flow
         report = judge(teacher, student, centres(name), options.seed)
         print(line(name, f"{kind}, default", report, summary["seconds"], summary["distillation"]), flush=True)
-        said = report["warnings"]
+        warned = report["warnings"]
         if options.ablation:
             alone = reverse_only(teacher, student, summary["seconds"], options.seed)
             report = judge(teacher, alone, centres(name), options.seed)
             print(line(name, f"{kind}, reverse KL alone", report, summary["seconds"], {}), flush=True)
-            said += [f"reverse KL alone: {text}" for text in report["warnings"]]
-        print("".join(f"\nwarning: {text}" for text in said))
+            warned += [f"reverse KL alone: {text}" for text in report["warnings"]]
+        print("".join(f"\nwarning: {text}" for text in warned))
 
 
 def main() -> None:

@@ -62,8 +62,8 @@ class EightGaussians(Base):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """The mixture's log-density."""
-        apart = (z[..., None, :] - self.get_buffer("centres")).square().sum(-1) / self.std**2
-        return torch.logsumexp(-0.5 * apart, -1) - math.log(8 * 2 * math.pi * self.std**2)
+        distances = (z[..., None, :] - self.get_buffer("centres")).square().sum(-1) / self.std**2
+        return torch.logsumexp(-0.5 * distances, -1) - math.log(8 * 2 * math.pi * self.std**2)
 
     def sample(self, shape: tuple[int, ...] = ()) -> Tensor:
         """Draw a centre, then its Gaussian."""
@@ -117,7 +117,7 @@ def measured(flow: diffeo.Flow, args: argparse.Namespace, seed: int, labels: boo
     return float(np.mean([distance(x[each], drawn[each]) for each in (context[:, 0] == 0, context[:, 0] == 1)]))
 
 
-def told(name: str, values: list[float], beside: str = "") -> None:
+def print_mean(name: str, values: list[float], beside: str = "") -> None:
     """Print a mean and its standard error."""
     error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     print(f"{name:28} {np.mean(values):.4f} +- {error:.4f}{f' ({beside})' * bool(beside)}", flush=True)
@@ -127,24 +127,24 @@ def transport(args: argparse.Namespace) -> None:
     """Run C2OT's table."""
     for labels in (False, True):
         for name in ("FM", "OT", "C2OT") if labels else ("FM", "OT"):
-            found: dict[str, list[float]] = {"euler-1": [], "adaptive": [], "seconds": []}
+            results: dict[str, list[float]] = {"euler-1": [], "adaptive": [], "seconds": []}
             for seed in range(args.seeds):
                 x, context = moons(args.rows, np.random.default_rng(seed))
                 torch.manual_seed(seed)
                 flow = transport_flow(2 if labels else 0)
                 objective = diffeo.FlowMatching(flow, pool=args.pool, **METHODS[name])
-                found["seconds"].append(train(objective, x, context if labels else None, args, seed))
-                found["euler-1"].append(measured(in_steps(flow, 1), args, seed, labels))
-                found["adaptive"].append(measured(flow, args, seed, labels))
-            for which, values in found.items():
+                results["seconds"].append(train(objective, x, context if labels else None, args, seed))
+                results["euler-1"].append(measured(in_steps(flow, 1), args, seed, labels))
+                results["adaptive"].append(measured(flow, args, seed, labels))
+            for which, values in results.items():
                 label = f"{name} {which}{' | class' if labels else ''}"
-                told(label, values, f"published: {PUBLISHED[label]}" if label in PUBLISHED else "")
+                print_mean(label, values, f"published: {PUBLISHED[label]}" if label in PUBLISHED else "")
 
 
 def likelihood(args: argparse.Namespace) -> None:
     """Compare NLLs with entropies."""
     for name in args.sets:
-        found: dict[str, list[float]] = {"KL": [], "KL (hutchinson)": [], "CPU minutes": []}
+        results: dict[str, list[float]] = {"KL": [], "KL (hutchinson)": [], "CPU minutes": []}
         for seed in range(args.seeds):
             x, fresh = (torch.from_numpy(load_builtin(name, n, s).x).float() for n, s in
                         ((args.rows, seed), (args.samples, seed + 10_000)))  # fmt: skip
@@ -155,14 +155,14 @@ def likelihood(args: argparse.Namespace) -> None:
                 diffeo.FlowMatching(flow, coupling=args.coupling, pool=args.pool), x, minutes=args.minutes,
                 batch_size=args.batch, lr=args.lr, seed=seed, patience=math.inf,
             )  # fmt: skip
-            found["CPU minutes"].append((time.process_time() - since) / 60)
+            results["CPU minutes"].append((time.process_time() - since) / 60)
             entropy = ENTROPY.get(name) or eight_gaussians_entropy()
             ode = split_ode(flow)[0]
             with torch.no_grad():
                 nll = -flow.log_prob(fresh)
-                found["KL"].append(float(nll.mean()) - entropy)
+                results["KL"].append(float(nll.mean()) - entropy)
                 estimated = with_ode(flow, ode.replaced(divergence="hutchinson"))
-                found["KL (hutchinson)"].append(float(-estimated.log_prob(fresh).mean()) - entropy)
+                results["KL (hutchinson)"].append(float(-estimated.log_prob(fresh).mean()) - entropy)
                 z = torch.randn(2000, 2)
                 away = float((ode.inverse(ode.forward(z)) - z).abs().max())
                 exact, z = copy.deepcopy(ode.replaced(rtol=1e-9, atol=1e-9)).double(), z[:200].double()
@@ -171,8 +171,8 @@ def likelihood(args: argparse.Namespace) -> None:
                 f"  {name}, seed {seed}: standard error {float(nll.std()) / len(nll) ** 0.5:.4f}; noise to data and "
                 f"back: at most {away:.1e} away, {closely:.1e} in float64 with a tolerance of 1e-9", flush=True,
             )  # fmt: skip
-        for which, values in found.items():
-            told(f"{name} {which}", values)
+        for which, values in results.items():
+            print_mean(f"{name} {which}", values)
 
 
 def eight_gaussians_entropy() -> float:
@@ -181,8 +181,8 @@ def eight_gaussians_entropy() -> float:
     angles = torch.arange(8).double() * (math.pi / 4)
     centres = 4 / math.sqrt(2) * torch.stack([angles.cos(), angles.sin()], 1)
     std = 0.5 / math.sqrt(2)
-    apart = torch.cdist(x, centres).square() / std**2
-    return float(-(torch.logsumexp(-0.5 * apart, 1) - math.log(8 * 2 * math.pi * std**2)).mean())
+    distances = torch.cdist(x, centres).square() / std**2
+    return float(-(torch.logsumexp(-0.5 * distances, 1) - math.log(8 * 2 * math.pi * std**2)).mean())
 
 
 def protein(args: argparse.Namespace) -> None:
@@ -191,7 +191,7 @@ def protein(args: argparse.Namespace) -> None:
 
     data = table.load(table.locate(None))
     for name in ("flow_matching", "maf", "nsf"):
-        found: dict[str, list[float]] = {"test NLL": [], "train seconds": [], "score seconds per 1,000 rows": []}
+        results: dict[str, list[float]] = {"test NLL": [], "train seconds": [], "score seconds per 1,000 rows": []}
         for seed in range(args.seeds):
             torch.manual_seed(seed)
             flow = diffeo.build(name, {"features": data.train.shape[1], "preprocess": []})
@@ -201,24 +201,24 @@ def protein(args: argparse.Namespace) -> None:
                 objective, data.train, validation=data.valid, minutes=args.minutes, batch_size=args.batch,
                 lr=1e-3 if name != "flow_matching" else args.lr, patience=math.inf, seed=seed,
             )  # fmt: skip
-            found["train seconds"].append(time.perf_counter() - started)
+            results["train seconds"].append(time.perf_counter() - started)
             test = data.test[: args.samples]
             started = time.perf_counter()
             with torch.no_grad():
                 nll = -flow.log_prob(test)
-            found["score seconds per 1,000 rows"].append((time.perf_counter() - started) / len(test) * 1000)
-            found["test NLL"].append(float(nll.mean()))
+            results["score seconds per 1,000 rows"].append((time.perf_counter() - started) / len(test) * 1000)
+            results["test NLL"].append(float(nll.mean()))
             print(f"  {name}, seed {seed}: standard error over rows {float(nll.std() / len(nll) ** 0.5):.4f}")
-        for which, values in found.items():
-            told(f"{name} {which}", values)
+        for which, values in results.items():
+            print_mean(f"{name} {which}", values)
 
 
 def steps(args: argparse.Namespace) -> None:
     """Straighten and distil."""
-    found: dict[str, list[float]] = {}
+    results: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
-        found.setdefault(name, []).append(value)
+        results.setdefault(name, []).append(value)
 
     for seed in range(args.seeds):
         x, _ = moons(args.rows, np.random.default_rng(seed))
@@ -239,8 +239,8 @@ def steps(args: argparse.Namespace) -> None:
                 ("flow", in_steps(flow, count)), ("reflow", in_steps(straight, count)), ("distilled", student),
             ):  # fmt: skip
                 note(f"{name}, {count} steps", measured(model, args, seed, False))
-    for name, values in sorted(found.items()):
-        told(
+    for name, values in sorted(results.items()):
+        print_mean(
             name,
             values,
             {"distilled, 1 steps": "asked: at most 0.10", "distilled, 4 steps": "asked: at most 0.06"}.get(name, ""),
@@ -250,7 +250,7 @@ def steps(args: argparse.Namespace) -> None:
 def images(args: argparse.Namespace) -> None:
     """Train by `diffeo fit` beside RealNVP at equal time."""
     for name in ("flow-matching", "realnvp"):
-        found: dict[str, list[float]] = {"validation bits/dim": [], "sample seconds per 100": []}
+        results: dict[str, list[float]] = {"validation bits/dim": [], "sample seconds per 100": []}
         for seed in range(args.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 run = (args.keep or Path(folder)) / f"{args.set}-{name}-{seed}"
@@ -261,14 +261,14 @@ def images(args: argparse.Namespace) -> None:
                     check=True, stdout=subprocess.PIPE, text=True,
                 )  # fmt: skip
                 facts = json.loads(done.stdout)["validation"]
-                found["validation bits/dim"].append(facts["bits_per_dim"])
+                results["validation bits/dim"].append(facts["bits_per_dim"])
                 print(f"  {name}, seed {seed}: {facts['nll']:.2f} +- {facts['stderr']:.2f} nats, {facts['rows']} rows")
                 started = time.perf_counter()
                 with torch.no_grad():
                     diffeo.load_run(run).flow.sample(100)
-                found["sample seconds per 100"].append(time.perf_counter() - started)
-        for which, values in found.items():
-            told(f"{args.set} {name} {which}", values)
+                results["sample seconds per 100"].append(time.perf_counter() - started)
+        for which, values in results.items():
+            print_mean(f"{args.set} {name} {which}", values)
 
 
 def main() -> None:

@@ -56,8 +56,8 @@ COLUMNS = [
 
 def main() -> None:
     """Trains the models and writes the table."""
-    given = sys.argv[1:]
-    cut = given.index("--") if "--" in given else len(given)
+    argv = sys.argv[1:]
+    cut = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [options] models ... [-- options of diffeo fit]",
@@ -68,12 +68,12 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for the run directories")
     parser.add_argument("--out", type=Path, help="a .md file for the table")
     parser.add_argument("--judge", action="store_true", help="judge runs that are in --keep already")
-    args = parser.parse_args(given[:cut])
+    args = parser.parse_args(argv[:cut])
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
             run = (args.keep or Path(folder)) / name
             if not args.judge:
-                train(name, run, args.minutes, args.seed, given[cut + 1 :])
+                train(name, run, args.minutes, args.seed, argv[cut + 1 :])
             result = {"model": name, "seed": args.seed, "minutes": args.minutes, **judge(name, run, args.seed)}
         print(json.dumps(result, indent=2), flush=True)
         if args.out:
@@ -108,7 +108,7 @@ def judge(name: str, run: Path, seed: int) -> dict[str, Any]:
     if context is not None:
         labels = torch.from_numpy(np.ascontiguousarray(test.labels))
         classes = torch.eye(context.shape[1])
-        scores = torch.stack([bijection.log_prob(y, given.expand(len(y), -1)) for given in classes], 1)
+        scores = torch.stack([bijection.log_prob(y, one_hot.expand(len(y), -1)) for one_hot in classes], 1)
         right = (scores.argmax(1) == labels).double()
         result["accuracy"] = [float(right.mean()), float(right.std() / len(right) ** 0.5)]
     result["machine"] = f"{machine(torch.get_num_threads(), 'cpu')}, torch {torch.__version__}"

@@ -62,18 +62,18 @@ class Reference(nn.Module):
             return self.net(x, context)
 
 
-def solvers(own: Velocity, features: int, log_det: bool) -> dict[str, Solve]:
+def solvers(velocity: Velocity, features: int, log_det: bool) -> dict[str, Solve]:
     """The same solve in each library."""
     import torchdiffeq
     import zuko
 
-    field = copy.deepcopy(own)
-    field.net = Reference(own.net)
+    field = copy.deepcopy(velocity)
+    field.net = Reference(velocity.net)
 
     def rows(t: Tensor, x: Tensor) -> Tensor:
         return t.to(x).expand(len(x))
 
-    def ours(z: Tensor, tolerance: float, read: nn.Module = own) -> tuple[Tensor, Tensor | None]:
+    def ours(z: Tensor, tolerance: float, read: nn.Module = velocity) -> tuple[Tensor, Tensor | None]:
         ode = ODE(read, (features,), rtol=tolerance, atol=tolerance)
         return ode.forward_and_log_det(z) if log_det else (ode.forward(z), None)
 
@@ -120,7 +120,7 @@ def solve(args: argparse.Namespace) -> None:
         for log_det in (False, True):
             with torch.no_grad():
                 truth, total = exact.forward_and_log_det(z.double())
-            found: dict[str, list[tuple[float, list[float]]]] = {}
+            results: dict[str, list[tuple[float, list[float]]]] = {}
             for tolerance in TOLERANCES:
                 for name, run in solvers(field, features, log_det).items():
                     with torch.no_grad():
@@ -128,17 +128,17 @@ def solve(args: argparse.Namespace) -> None:
                     error = (x - truth).square().mean().sqrt()
                     if got is not None:
                         error = torch.maximum(error, (got - total).square().mean().sqrt())
-                    found.setdefault(name, []).append((float(error), []))
+                    results.setdefault(name, []).append((float(error), []))
             for _ in range(args.rounds):
                 for index, tolerance in enumerate(TOLERANCES):
                     for name, run in solvers(field, features, log_det).items():
                         started = time.perf_counter()
                         with torch.no_grad():
                             run(z, tolerance)
-                        found[name][index][1].append(time.perf_counter() - started)
+                        results[name][index][1].append(time.perf_counter() - started)
             what = f"{features} columns, {len(z)} rows, {'with' if log_det else 'without'} log-det"
             for target in TARGETS:
-                times = {name: at_error(points, target) for name, points in found.items()}
+                times = {name: at_error(points, target) for name, points in results.items()}
                 ratios = ", ".join(f"{name} {1e3 * t:.1f} ms ({t / times['diffeo']:.2f}x)" for name, t in times.items())
                 print(f"{what}, error {target:g}: {ratios}", flush=True)
 
@@ -204,14 +204,14 @@ def train(args: argparse.Namespace) -> None:
         "torchcfm independent": lambda: theirs(ConditionalFlowMatcher(sigma=0.0)),
         "torchcfm optimal": lambda: theirs(ExactOptimalTransportConditionalFlowMatcher(sigma=0.0)),
     }
-    found: dict[str, list[float]] = {name: [] for name in runs}
+    results: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(args.rounds):
         for name, run in runs.items():
-            found[name].append(run())
-    for name, values in found.items():
+            results[name].append(run())
+    for name, values in results.items():
         print(f"{name:22} {statistics.median(values):8.0f} steps/s")
-    ours_, others = (statistics.median(found[f"{name} optimal"]) for name in ("diffeo", "torchcfm"))
-    price = statistics.median(found["diffeo independent"]) / ours_
+    ours_, others = (statistics.median(results[f"{name} optimal"]) for name in ("diffeo", "torchcfm"))
+    price = statistics.median(results["diffeo independent"]) / ours_
     print(f"optimal: diffeo {ours_ / others:.2f}x torchcfm; the coupling costs {price:.2f}x the independent one")
 
 

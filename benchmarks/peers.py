@@ -59,9 +59,9 @@ class Spec:
 
     def layers(self) -> list[tuple[int, int]]:
         """(inputs, outputs) of each dense layer of one conditioner."""
-        given = self.features // 2 if self.coupling else self.features
-        changed = self.features - given if self.coupling else self.features
-        return [(given, self.hidden), (self.hidden, self.hidden), (self.hidden, changed * self.per_feature)]
+        kept = self.features // 2 if self.coupling else self.features
+        changed = self.features - kept if self.coupling else self.features
+        return [(kept, self.hidden), (self.hidden, self.hidden), (self.hidden, changed * self.per_feature)]
 
     def parameters(self) -> int:
         """Weights and biases of all conditioners, masked ones included."""
@@ -213,9 +213,9 @@ def build_reference(spec: Spec) -> TorchModel:
     model = build_diffeo(spec)
 
     def alone(call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def run(given: Any) -> torch.Tensor:
+        def run(argument: Any) -> torch.Tensor:
             with ops.using("reference"):
-                return call(given)
+                return call(argument)
 
         return run
 

@@ -189,7 +189,7 @@ def run_default(data: Data, seed: int) -> Result:
 
 def report(results: list[Result], data: Data) -> list[str]:
     """A markdown table; the difference to diffeo is taken row by row, which its standard error profits from."""
-    own = next((r for r in results if r.name.startswith("diffeo")), None)
+    diffeo_result = next((r for r in results if r.name.startswith("diffeo")), None)
     lines = [
         "| model | parameters | test NLL, nats per row | minus diffeo's, row by row | median row | seconds"
         " | epochs | rows/s |",
@@ -197,8 +197,8 @@ def report(results: list[Result], data: Data) -> list[str]:
     ]
     for r in results:
         beside = "-"
-        if own is not None and r is not own:
-            gap = (r.nll - own.nll).double()
+        if diffeo_result is not None and r is not diffeo_result:
+            gap = (r.nll - diffeo_result.nll).double()
             beside = f"{float(gap.mean()):+.3f} +- {float(gap.std() / math.sqrt(len(gap))):.3f}"
         pace = f"{r.epochs:.1f} | {r.epochs * len(data.train) / r.seconds:,.0f}"
         lines.append(

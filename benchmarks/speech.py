@@ -55,8 +55,8 @@ def learn(run: Path, out: Path, options: argparse.Namespace) -> None:
     )  # fmt: skip
     print(show.distill(summary))
     print("\n| | asked for | measured |\n| --- | --- | ---: |")
-    for name, wanted, found in verdicts(summary["distillation"], summary["rate"]):
-        print(f"| {name} | {wanted} | {found} |")
+    for name, wanted, measured in verdicts(summary["distillation"], summary["rate"]):
+        print(f"| {name} | {wanted} | {measured} |")
     print(f"\n{time.monotonic() - started:.0f} s of wall-clock time in all\n", flush=True)
 
 
@@ -65,7 +65,7 @@ def verdicts(report: Mapping[str, Any], rate: int) -> list[tuple[str, str, str]]
     sound, speed = report["sound"], report["samples_per_second"]
     reverse, forward = report["reverse_kl"], report["forward_kl"]
     distances = {name: sound[name]["log_spectral_distance"] for name in ("teacher", "student")}
-    apart = distances["student"]["mean"] - distances["teacher"]["mean"]
+    difference = distances["student"]["mean"] - distances["teacher"]["mean"]
     loud = sound["student"]["rms"]["mean"] / sound["real"]["rms"]["mean"]
     flat, voiced = (", ".join(f"{part[key]['mean']:.3f} {name}" for name, part in sound.items())
                     for key in ("flatness", "voiced_share"))  # fmt: skip
@@ -77,7 +77,7 @@ def verdicts(report: Mapping[str, Any], rate: int) -> list[tuple[str, str, str]]
          f"{forward['per_dimension']:.4f} ± {forward['stderr_per_dimension']:.4f}"),
         ("likelihood lost on test recordings, bits per sample", "reported",
          f"{real['mean']:.3f} ± {real['stderr']:.3f}"),
-        ("log-spectral distance, student's - teacher's, dB", "<= 1", f"{apart:+.2f}"),
+        ("log-spectral distance, student's - teacher's, dB", "<= 1", f"{difference:+.2f}"),
         ("RMS, student's / real", "0.9 .. 1.1", f"{loud:.3f}"),
         ("spectral flatness", "beside real", flat),
         ("voiced share", "beside real", voiced),

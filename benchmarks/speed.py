@@ -221,13 +221,13 @@ class Busy:
             return (0.0, 0.0, 0.0)
         user, nice, system, _, _, irq, softirq, steal = fields
         busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-        own = os.times()
-        return busy, own.user + own.system, time.monotonic()
+        times = os.times()
+        return busy, times.user + times.system, time.monotonic()
 
     def others(self) -> float:
         """Percent of one processor taken by others, stolen time included."""
-        busy, own, now = (b - a for a, b in zip(self.start, self._read(), strict=True))
-        return 100 * max(0.0, busy - own) / max(now, 1e-9)
+        busy, ours, now = (b - a for a, b in zip(self.start, self._read(), strict=True))
+        return 100 * max(0.0, busy - ours) / max(now, 1e-9)
 
 
 def processor_entries() -> dict[str, str]:

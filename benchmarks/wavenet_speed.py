@@ -99,11 +99,11 @@ def main() -> None:
 
     if options.train:
         crops = torch.randn(8, rate)
-        given = None if context is None else context.expand(8, -1, -1)
+        contexts = None if context is None else context.expand(8, -1, -1)
 
         def step() -> None:
             teacher.zero_grad()
-            (-teacher.log_prob(crops, given).sum()).backward()
+            (-teacher.log_prob(crops, contexts).sum()).backward()
 
         seconds = statistics.median(timed(step, options.repeats))
         print(f"\ntraining: {seconds:.3f} s for 8 crops of a second, {8 * rate / seconds:,.0f} samples/s")

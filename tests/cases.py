@@ -99,8 +99,8 @@ class Swirl(nn.Module):
         return self.outer(h), ((1 - h.square()) * weights).sum(1)
 
     def _hidden(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        given = x if context is None else torch.cat([x, context], 1)
-        return torch.tanh(self.inner(given) + t[:, None] * self.time)
+        inputs = x if context is None else torch.cat([x, context], 1)
+        return torch.tanh(self.inner(inputs) + t[:, None] * self.time)
 
 
 def recipe(name: str, shape: tuple[int, ...], context: int = 0, **arguments: Any) -> Transform:

@@ -104,8 +104,8 @@ def wide(*values):
 def gradients(total, leaves):
     """The gradients of a sum by those leaves that are there."""
     there = [each for each in leaves if each is not None]
-    found = iter(torch.autograd.grad(total, there, retain_graph=True, materialize_grads=True))
-    return [None if each is None else next(found) for each in leaves]
+    derivatives = iter(torch.autograd.grad(total, there, retain_graph=True, materialize_grads=True))
+    return [None if each is None else next(derivatives) for each in leaves]
 
 
 def maps(cases):
@@ -194,8 +194,8 @@ def mapped_networks(cases):
                 shared = torch.randn(rows, net.spec.layers[0].units)
                 grad, grad_log = torch.randn(len(value), rows), torch.randn(rows)
                 leaves = x64, shared64, value64, *tensors64 = wide(x, shared, value if coupling else None, *tensors)
-                given = net.spec, univariate, x64, shared64, value64 if coupling else x64, tensors64
-                out, log_det = reference.mapped_network(*given, generate=False)
+                arguments = net.spec, univariate, x64, shared64, value64 if coupling else x64, tensors64
+                out, log_det = reference.mapped_network(*arguments, generate=False)
                 total = (grad * out).sum() + (grad_log * log_det).sum()
                 by_x, by_shared, by_value, *by_tensors = gradients(total, leaves)
                 layout = (len(value), *((1, len(value)) if coupling else (univariate.size, 1)))
@@ -211,7 +211,7 @@ def mapped_networks(cases):
                     (1e-3, 1e-4), mapping=[0, 0, *layout], grad=grad, grad_log=grad_log, **inputs,
                 )  # fmt: skip
                 for generate in (0, 1):
-                    out, log_det = reference.mapped_network(*given, generate=bool(generate))
+                    out, log_det = reference.mapped_network(*arguments, generate=bool(generate))
                     expected = {"out": out, "log_det": log_det}
                     cases.add("network", title, expected, (2e-5, 2e-5), mapping=[generate, 1, *layout], **inputs)
 
@@ -261,7 +261,7 @@ def wavenets(cases):
         out = reference.wavenet(net.spec, x64, shared64, tensors64)
         by_x, by_shared, *_ = gradients((grad * out).sum(), leaves)
         each_row = [gradients((grad[row] * out[row]).sum(), tensors64) for row in range(rows)]
-        parts = [torch.cat([each.flatten() for each in found]) for found in each_row]  # their sum is the caller's
+        parts = [torch.cat([each.flatten() for each in of_row]) for of_row in each_row]  # their sum is the caller's
         cases.add(
             "wavenet", str(shape), {"out": out, "x": by_x, "shared": by_shared, "weights": torch.stack(parts)},
             rows=rows, length=length, x=x, grad=grad, shared=shared,
@@ -312,13 +312,13 @@ def solves(cases):
             (3, 2, (7,), "elu", 5),
         ]:
             velocity, inputs = a_velocity(path, features, context, hidden, activation)
-            z, given = torch.randn(rows, features), torch.randn(rows, context) if context else None
+            z, contexts = torch.randn(rows, features), torch.randn(rows, context) if context else None
             z += z.sign()  # a state near zero would make the first step short
-            field = velocity.field(rows, given)
+            field = velocity.field(rows, contexts)
             stages = [[*weights, *[0.0] * (7 - len(weights))] for weights in DORMAND_PRINCE.stages]
             inputs |= {
                 "rows": rows, "stages": 7, "times": torch.tensor(DORMAND_PRINCE.times),
-                "coefficients": torch.tensor(stages), "error": torch.tensor(ERROR_WEIGHTS), "context": given,
+                "coefficients": torch.tensor(stages), "error": torch.tensor(ERROR_WEIGHTS), "context": contexts,
                 "field": [features, context, field.frequencies, list(PATHS).index(path)],
                 **network_inputs(field.network, field.tensors),
             }  # fmt: skip
@@ -330,7 +330,7 @@ def solves(cases):
                     for end, tolerance in ((start + 0.05 * (stop - start), 1.0), (stop, 1e-6)):
                         with torch.no_grad():
                             truth = exact.replaced(rtol=tolerance, atol=tolerance).solve(
-                                z.double(), start, end, None if given is None else given.double(), log_det=log_det
+                                z.double(), start, end, None if contexts is None else contexts.double(), log_det=log_det
                             )
                         parts = [truth.value, *([truth.log_det[:, None]] if log_det else [])]
                         *control, most = Control.of(y, start, end, tolerance, tolerance, 10_000)
@@ -348,17 +348,17 @@ def matchings(cases):
         for features, context, rows in [(2, 0, 77), (9, 1, 1), (5, 3, 5)]:
             velocity, inputs = a_velocity(path, features, context)
             noise, data, t = torch.randn(rows, features), torch.randn(rows, features) + 2, 0.9 * torch.rand(rows)
-            given = torch.randn(rows, context) if context else None
+            contexts = torch.randn(rows, context) if context else None
             exact = copy.deepcopy(velocity).double()
             a, s, da, ds = (each[:, None] for each in PATHS[path](t.double()))
             x = a * data + s * noise
             with torch.no_grad():
-                drift, _, apart, std = exact._gaussian(x, t.double())
-                seen = torch.cat([apart, exact._embedding(t.double(), given, None)], 1)
+                drift, _, standardized, std = exact._gaussian(x, t.double())
+                seen = torch.cat([standardized, exact._embedding(t.double(), contexts, None)], 1)
             expected = {"inputs": seen.mT, "std": std.mT, "target": (da * data + ds * noise - drift).mT}
             cases.add(
                 "matching", f"{path} {features}, {rows} rows", expected, rows=rows, noise=noise, data=data, t=t,
-                context=given, field=[features, context, len(velocity.multiples), list(PATHS).index(path)], **inputs,
+                context=contexts, field=[features, context, len(velocity.multiples), list(PATHS).index(path)], **inputs,
             )  # fmt: skip
 
 

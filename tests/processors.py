@@ -47,13 +47,13 @@ def installed(*programs: str) -> str | None:
 
 def builds() -> list[Build]:
     """Every compiler with every instruction set."""
-    found = []
+    every = []
     for family, programs in COMPILERS.items():
         program = installed(*programs)
         for processor, options in PROCESSORS.items():
             reason = f"{family} is not installed" if program is None else _lacks(processor)
-            found.append(Build(f"{family} {processor}", [program or family, *options], reason))
-    return found
+            every.append(Build(f"{family} {processor}", [program or family, *options], reason))
+    return every
 
 
 def _lacks(processor: str) -> str:

@@ -424,9 +424,9 @@ def test_faults_of_models_of_sound_are_found(fault, reason):
         good = check_sound(flow, x, None, RATE, HOP, 2.0**-15)
         assert (good["verdict"], good["reasons"]) == ("trustworthy", [])
         fault(flow, x)
-    found = check_sound(flow, x, None, RATE, HOP, 2.0**-15)
-    assert found["verdict"] != "trustworthy"
-    assert any(reason in text for text in found["reasons"]), found["reasons"]
+    report = check_sound(flow, x, None, RATE, HOP, 2.0**-15)
+    assert report["verdict"] != "trustworthy"
+    assert any(reason in text for text in report["reasons"]), report["reasons"]
 
 
 def test_another_rate_is_resampled(runs, tmp_path):

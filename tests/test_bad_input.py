@@ -108,7 +108,7 @@ OPTIONS = {
     "no minutes": (["--minutes", "-1"], ["minutes above 0", "-1"]),
     "no batch": (["--batch-size", "0"], ["batch size of at least 1", "0"]),
     "no rate": (["--lr", "0"], ["lr above 0"]),
-    "no portions": (["--accumulate", "0"], ["accumulate of at least 1", "0"]),
+    "no micro-batches": (["--accumulate", "0"], ["accumulate of at least 1", "0"]),
     "negative seed": (["--seed", "-1"], ["seed of at least 0", "-1"]),
     "unknown device": (["--device", "abacus"], ["'abacus'", "use cpu"]),
     "not a number": (["--epochs", "many"], ["--epochs", "diffeo fit --help"]),

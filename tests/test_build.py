@@ -175,9 +175,9 @@ def test_a_folder_of_another_user_is_not_used(place, monkeypatch, evil, way):
             os.chown(each, SOMEBODY, SOMEBODY, follow_symlinks=False)
     before = sorted(path.name for path in folder.iterdir())
     with pytest.warns(RuntimeWarning, match="built for this process alone.* belongs to another user"):
-        found = again()
-    assert found.library is not None
-    assert found.path is None
+        kernels = again()
+    assert kernels.library is not None
+    assert kernels.path is None
     assert not mark.exists()
     assert sorted(path.name for path in folder.iterdir()) == before
 
@@ -239,9 +239,9 @@ def test_relative_places_are_ignored(place, monkeypatch):
 def test_without_a_place_to_keep_it_it_is_built_for_one_process(place):
     (place / "cache").write_text("a file")
     with pytest.warns(RuntimeWarning, match="built for this process alone"):
-        found = build.kernels()
-    assert found.library is not None
-    assert found.path is None
+        kernels = build.kernels()
+    assert kernels.library is not None
+    assert kernels.path is None
 
 
 @needs_compiler
@@ -257,9 +257,9 @@ def test_no_compiler(monkeypatch, place):
     monkeypatch.setenv("PATH", str(place))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = build.kernels()
-    assert found.library is None
-    assert "no C compiler" in found.reason
+        kernels = build.kernels()
+    assert kernels.library is None
+    assert "no C compiler" in kernels.reason
 
 
 def test_switched_off(monkeypatch):
@@ -288,15 +288,15 @@ def test_cc_may_hold_arguments_which_win(monkeypatch, place, before):
     log = place / "log"
     cc = script(place / "my compiler", f'echo "$@" >> {log}\nexec {REAL} "$@"')
     monkeypatch.setenv("CC", f"{before}'{cc}' -O1 -DLABEL='a b'")
-    found = build.kernels()
-    assert found.library is not None
-    assert found.manifest["flags"][-2:] == ["-O1", "-DLABEL=a b"]
+    kernels = build.kernels()
+    assert kernels.library is not None
+    assert kernels.manifest["flags"][-2:] == ["-O1", "-DLABEL=a b"]
     compiled = [line for line in log.read_text().splitlines() if " -c " in line]
     assert len(compiled) == 2
     assert all(line.index("-O3") < line.index("-O1") for line in compiled)
     with monkeypatch.context() as patch:
         patch.setenv("CC", f"{before}'{cc}'")
-        assert again().path != found.path
+        assert again().path != kernels.path
 
 
 @needs_compiler
@@ -319,9 +319,9 @@ def test_a_compiler_that_knows_no_native_processor(monkeypatch, place):
 def test_a_compiler_without_openmp(monkeypatch, place):
     no = 'case "$*" in *-fopenmp*) echo "error: unsupported option -fopenmp" >&2; exit 1;; esac'
     monkeypatch.setenv("CC", script(place / "cc", f'{no}\nexec {REAL} "$@"'))
-    found = build.kernels()
-    assert found.library is not None
-    assert found.manifest["openmp"] is False
+    kernels = build.kernels()
+    assert kernels.library is not None
+    assert kernels.manifest["openmp"] is False
 
 
 @pytest.mark.parametrize(

@@ -87,18 +87,18 @@ def test_every_command_has_the_common_options(capsys):
 
 
 def test_fit_writes_a_run(made):
-    found = commands.info(made / "run")
-    assert [column["kind"] for column in found["columns"]] == [
+    facts = commands.info(made / "run")
+    assert [column["kind"] for column in facts["columns"]] == [
         "integer", "continuous", "continuous", "levels", "continuous", "integer", "constant",
     ]  # fmt: skip
-    metrics = found["metrics"]
+    metrics = facts["metrics"]
     assert metrics["rows"] == {"train": 540, "validation": 60}
     assert metrics["validation"]["bits"] == pytest.approx(metrics["validation"]["nll"] / np.log(2))
     assert 0 < metrics["validation"]["stderr"] < 5
     assert metrics["skipped_batches"] == 0
     assert (made / "run" / "train" / "metrics.jsonl").exists()
     assert not (made / "run" / "figures").exists()
-    json.dumps(found, allow_nan=False)
+    json.dumps(facts, allow_nan=False)
 
 
 def test_score(made, tmp_path, capsys):

@@ -183,9 +183,9 @@ def test_auxiliary_losses_see_draws_rows_and_context():
         return Distillation(student, teacher, forward_share=share, auxiliary=auxiliary)(x)
 
     torch.manual_seed(2)
-    apart = (student.sample(10) - x).square().sum(1)
-    assert torch.allclose(seeded([(0.5, Apart())]) - seeded(), 0.5 * apart, atol=1e-4)
-    assert torch.allclose(seeded([(0.5, Apart())], 1.0) - seeded(share=1.0), 0.5 * apart, atol=1e-4)
+    distance = (student.sample(10) - x).square().sum(1)
+    assert torch.allclose(seeded([(0.5, Apart())]) - seeded(), 0.5 * distance, atol=1e-4)
+    assert torch.allclose(seeded([(0.5, Apart())], 1.0) - seeded(share=1.0), 0.5 * distance, atol=1e-4)
     assert seen == [(True, None), (True, None)]
 
 
@@ -360,16 +360,16 @@ def test_mode_recall():
     assert (known["modes"], known["kept"]) == (4, 2)
     assert known["lowest"] == 0
     assert np.allclose(known["recall"], [0.4, 1.6, 2.0, 0.0], atol=0.15)
-    found = mode_recall(real, fake, 0)
-    assert found["lowest"] < 0.05
+    clustered = mode_recall(real, fake, 0)
+    assert clustered["lowest"] < 0.05
     assert mode_recall(real, real, 0)["kept"] == mode_recall(real, real, 0)["modes"]
 
 
-def test_a_student_that_is_no_faster_is_told():
+def test_a_student_that_is_no_faster_is_reported():
     assert pace_warnings({"rows_per_second": {"student": 10.0, "teacher": 1.0}}) == []
     speed = {"student": 50.0, "teacher": 100.0, "teacher_naive": 2.0}
-    (told,) = pace_warnings({"samples_per_second": speed})
-    assert "no faster than its teacher (50 a second to 100)" in told
+    (warning,) = pace_warnings({"samples_per_second": speed})
+    assert "no faster than its teacher (50 a second to 100)" in warning
     assert show._paces(speed, "rows", "naively") == (
         "student 50 rows/s, teacher 100 (2 times faster), teacher naively 2 (25.00 times slower)"
     )
@@ -399,11 +399,11 @@ def test_warnings_in_words():
 def test_naive_generation_is_the_incremental_one(context):
     flow = small("nsf", context=context).double()
     z = torch.randn(20, 3, dtype=torch.float64)
-    given = torch.randn(20, 2, dtype=torch.float64) if context else None
+    contexts = torch.randn(20, 2, dtype=torch.float64) if context else None
     with torch.no_grad():
-        naive = generate_naively(flow.transform, z, flow.normalize_context(given))
-        assert torch.allclose(naive, flow.decode(z, given), atol=1e-10)
-    assert pace(lambda rows: flow.sample((rows,), given[:1] if context else None), 20, seconds=0.01) > 0
+        naive = generate_naively(flow.transform, z, flow.normalize_context(contexts))
+        assert torch.allclose(naive, flow.decode(z, contexts), atol=1e-10)
+    assert pace(lambda rows: flow.sample((rows,), contexts[:1] if context else None), 20, seconds=0.01) > 0
 
 
 # the command
@@ -457,13 +457,13 @@ def test_the_command(run, teachers, tmp_path, capsys):
     assert student.schema == teacher.schema
     assert student.metrics["distillation"] == report
     assert student.provenance["distillation"]["teacher"]["model"] == "maf"
-    for own, its in zip(student.flow.preprocessing, teacher.flow.preprocessing, strict=True):
-        assert own.state_dict().keys() == its.state_dict().keys()
-        assert all(torch.equal(value, its.state_dict()[name]) for name, value in own.state_dict().items())
+    for part, original in zip(student.flow.preprocessing, teacher.flow.preprocessing, strict=True):
+        assert part.state_dict().keys() == original.state_dict().keys()
+        assert all(torch.equal(value, original.state_dict()[name]) for name, value in part.state_dict().items())
 
     assert main(["score", str(out), str(teachers / "people.csv"), "--out", str(tmp_path / "scores.csv")]) == 0
-    given = ["--given", "age=30"] if run == "given" else []
-    assert main(["sample", str(out), "-n", "50", "--out", str(tmp_path / "rows.csv"), *given]) == 0
+    context_option = ["--given", "age=30"] if run == "given" else []
+    assert main(["sample", str(out), "-n", "50", "--out", str(tmp_path / "rows.csv"), *context_option]) == 0
     assert list(pd.read_csv(tmp_path / "rows.csv").columns) == ["age", "height", "weight"]
     assert commands.info(out)["fast"] == ["sample"]
     assert commands.check(out, str(teachers / "people.csv"))["which"] == "rows held out of training"

@@ -30,10 +30,10 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # there is a run/ in it, which the command line made
     argv = ["fit", "wine", "--out", "run", "--model", "maf", "--hidden", "8", "--epochs", "1", "--no-figures"]
     assert main([*argv, "--force"]) == 0
-    found = blocks("README.md")
-    assert found
+    code_blocks = blocks("README.md")
+    assert code_blocks
     names = {}
-    for block in found:
+    for block in code_blocks:
         exec(re.sub(r"epochs=\d+", "epochs=1", block), names)
     assert isinstance(names["flow"], diffeo.Flow)
 

@@ -153,8 +153,8 @@ def test_a_copy_is_no_farther_than_chance_and_a_shrunken_flow_is(context):
     flow, shrunken = made(0.0), made(-0.5, solver="euler", steps=1)
     report = compare_flows({"teacher": flow, "student": copy.deepcopy(flow)}, contexts, 300, 0)
     chance = report["chance"]
-    for found in report["distances"].values():
-        for each in found.values():  # this velocity is straight, so any number of steps will do
+    for by_steps in report["distances"].values():
+        for each in by_steps.values():  # this velocity is straight, so any number of steps will do
             assert abs(each["distance"]) < 6 * chance["std"] + 0.01 * size
     assert abs(report["classifier"]["auc"] - 0.5) < 5 * report["classifier"]["stderr"]
     assert report["evaluations"]["teacher"] > 6
@@ -196,8 +196,8 @@ def teachers(tmp_path_factory):
     argv = ["fit", data, "--model", "flow-matching", "--epochs", "3", "--hidden", "8", "--set", "tolerance=1e-3"]
     argv += ["--batch-size", "64", "--no-figures"]
     assert main([*argv, "--out", str(folder / "plain"), "--drop", "label"]) == 0
-    given = ["--context", "label", "--set", "dropout=0.2", "--set", "path=cosine", "--set", "coupling=optimal"]
-    assert main([*argv, "--out", str(folder / "given"), *given]) == 0
+    options = ["--context", "label", "--set", "dropout=0.2", "--set", "path=cosine", "--set", "coupling=optimal"]
+    assert main([*argv, "--out", str(folder / "given"), *options]) == 0
     maf = ["--model", "maf", "--epochs", "1", "--hidden", "8", "--no-figures", "--drop", "label"]
     assert main(["fit", data, *maf, "--out", str(folder / "maf")]) == 0
 
@@ -248,8 +248,8 @@ def test_a_student_of_few_steps(run, steps, teachers, tmp_path, capsys):
     assert moved
     assert all("velocity.net" in name for name in moved), "only what is learned may differ"
 
-    given = ["--given", "label=1"] if run == "given" else []
-    assert main(["sample", str(out), "-n", "30", "--out", str(tmp_path / "new.csv"), *given]) == 0
+    options = ["--given", "label=1"] if run == "given" else []
+    assert main(["sample", str(out), "-n", "30", "--out", str(tmp_path / "new.csv"), *options]) == 0
     assert np.isfinite(pd.read_csv(tmp_path / "new.csv").to_numpy()).all()
     if run == "given":  # it can still be guided
         assert guided(student.flow, 2.0).sample((), torch.ones(5, 1)).isfinite().all()

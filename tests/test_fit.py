@@ -79,7 +79,7 @@ def test_learns_with_a_recipe_and_a_context():
 @pytest.mark.parametrize("kind", ["numpy", "float64", "readonly", "integers", "reversed", "big-endian", "frame"])
 def test_takes_arrays_of_any_type(kind):
     x = data()
-    given = {
+    rows = {
         "numpy": x.numpy(),
         "float64": x.double(),
         "readonly": np.frombuffer(x.numpy().tobytes(), np.float32).reshape(-1, 2),
@@ -89,7 +89,7 @@ def test_takes_arrays_of_any_type(kind):
         "frame": pd.DataFrame(x.numpy()),
     }[kind]
     flow, reference = Gaussian(), Gaussian()
-    train(flow, given)
+    train(flow, rows)
     train(reference, (x * 10).long().float() if kind == "integers" else x)
     assert torch.equal(weights(flow), weights(reference))
 
@@ -98,27 +98,27 @@ def test_same_seed_same_weights_and_caller_noise_untouched():
     start = recipes.maf(2, hidden=(8,), preprocess=[["dequantize", {"step": 0.1}]]).state_dict()
     torch.manual_seed(7)
     expected = torch.rand(3)
-    found = []
+    results = []
     for seed in (0, 0, 1):
         flow = recipes.maf(2, hidden=(8,), preprocess=[["dequantize", {"step": 0.1}]])
         flow.load_state_dict(start)
         torch.manual_seed(7)
         train(flow, data(), seed=seed)
         assert torch.equal(torch.rand(3), expected)
-        found.append(weights(flow))
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+        results.append(weights(flow))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
 
 
 class Stream:
     def __init__(self, batches):
-        self.given, self.epochs = batches, []
+        self.batches, self.epochs = batches, []
 
     def set_epoch(self, epoch):
         self.epochs.append(epoch)
 
     def __iter__(self):
-        return iter(self.given)
+        return iter(self.batches)
 
 
 def test_streams_of_batches():
@@ -143,8 +143,8 @@ def test_layers_set_themselves_from_many_rows(streamed):
     x = data(20_000)
     for batch_size in (50, 20_000):
         flow = Flow(StandardNormal(2), Standardize((2,)))
-        given = Stream(list(x.split(batch_size))) if streamed else x
-        source, _ = split(given, None, 0, batch_size=batch_size, seed=0, device=x.device, dtype=None)
+        examples = Stream(list(x.split(batch_size))) if streamed else x
+        source, _ = split(examples, None, 0, batch_size=batch_size, seed=0, device=x.device, dtype=None)
         initialise(MaximumLikelihood(flow), source, 0, x.device, attempts=1)
         seen = next(source.examples(0)).x
         assert len(seen) == EXAMPLES
@@ -190,7 +190,7 @@ def test_a_batch_larger_than_the_data_is_all_of_it():
 
 
 @pytest.mark.parametrize("parts", [2, 3, 7, 1000])
-def test_a_gradient_accumulated_over_portions_is_that_of_the_batch(parts):
+def test_a_gradient_accumulated_over_chunks_is_that_of_the_batch(parts):
     flows = [Gaussian().double() for _ in range(2)]
     x = data().double()
     context = torch.randn_like(x)

@@ -37,20 +37,20 @@ def make(name: str, features: int = 2, context: int = 0, dtype: torch.dtype = to
 @pytest.mark.parametrize("context", [0, 3])
 def test_shapes_follow_torch_distributions(name, context):
     flow = make(name, 5, context)
-    given = torch.randn(4, context) if context else None
+    contexts = torch.randn(4, context) if context else None
     batch = (4,) if context else ()
-    x = flow.sample((7, 2), given)
+    x = flow.sample((7, 2), contexts)
     assert x.shape == (7, 2, *batch, 5)
     assert not x.requires_grad
-    assert flow.log_prob(x, given).shape == (7, 2, *batch)
-    assert flow.sample((), given).shape == (*batch, 5)
-    assert flow.sample(6, given).shape == (6, *batch, 5)
-    assert flow.sample((0,), given).shape == (0, *batch, 5)
-    x, log_prob = flow.sample_and_log_prob((7,), given)
+    assert flow.log_prob(x, contexts).shape == (7, 2, *batch)
+    assert flow.sample((), contexts).shape == (*batch, 5)
+    assert flow.sample(6, contexts).shape == (6, *batch, 5)
+    assert flow.sample((0,), contexts).shape == (0, *batch, 5)
+    x, log_prob = flow.sample_and_log_prob((7,), contexts)
     assert log_prob.shape == (7, *batch)
-    assert torch.allclose(flow.log_prob(x, given), log_prob, atol=1e-8)
-    z = flow.encode(x, given)
-    assert torch.allclose(flow.decode(z, given), x, atol=1e-8)
+    assert torch.allclose(flow.log_prob(x, contexts), log_prob, atol=1e-8)
+    z = flow.encode(x, contexts)
+    assert torch.allclose(flow.decode(z, contexts), x, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", RECIPE_CASES)
@@ -67,11 +67,11 @@ def test_context_broadcasts_against_the_data(name):
 @pytest.mark.parametrize("context", [0, 3])
 def test_densities_integrate_to_one(name, context):
     flow = make(name, 2, context)
-    given = torch.randn(context) if context else None
-    reach = 1 + 1.3 * flow.sample(20000, given).abs().max().item()
+    contexts = torch.randn(context) if context else None
+    reach = 1 + 1.3 * flow.sample(20000, contexts).abs().max().item()
     side = torch.linspace(-reach, reach, 701, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
-    total = flow.log_prob(grid, given).logsumexp(0).exp() * (side[1] - side[0]) ** 2
+    total = flow.log_prob(grid, contexts).logsumexp(0).exp() * (side[1] - side[0]) ** 2
     assert abs(total.item() - 1) < 1e-3
 
 

@@ -231,12 +231,18 @@ def test_guidance_interpolates_and_has_no_likelihood():
     velocity = split_ode(flow)[0].velocity
     x, t, context = torch.randn(6, 2), torch.rand(6), torch.randn(6, 3)
     with torch.no_grad():
-        given, withheld = velocity(x, t, context), velocity(x, t, context, torch.zeros(6))
-        assert not torch.allclose(given, withheld)
-        assert torch.equal(withheld, velocity(x, t, 2 * context, torch.zeros(6))), "what is withheld must not matter"
-        for weight, expected in ((0.0, withheld), (1.0, given), (3.0, withheld + 3 * (given - withheld))):
-            found = split_ode(guided(flow, weight))[0].velocity(x, t, context)
-            assert torch.allclose(found, expected, atol=1e-5)
+        conditional, unconditional = velocity(x, t, context), velocity(x, t, context, torch.zeros(6))
+        assert not torch.allclose(conditional, unconditional)
+        assert torch.equal(unconditional, velocity(x, t, 2 * context, torch.zeros(6))), (
+            "what is withheld must not matter"
+        )
+        for weight, expected in (
+            (0.0, unconditional),
+            (1.0, conditional),
+            (3.0, unconditional + 3 * (conditional - unconditional)),
+        ):
+            result = split_ode(guided(flow, weight))[0].velocity(x, t, context)
+            assert torch.allclose(result, expected, atol=1e-5)
         assert torch.isfinite(guided(flow, 2.0).sample((), context)).all()
     with pytest.raises(ValueError, match="expected a velocity that has a likelihood, got Guided"):
         guided(flow, 2.0).log_prob(x, context)
@@ -248,7 +254,7 @@ def test_dropout_withholds_contexts_in_training_alone(monkeypatch):
     kept = []
     velocity = split_ode(flow)[0].velocity
     squared_error = velocity.squared_error
-    monkeypatch.setattr(velocity, "squared_error", lambda *given: kept.append(given[4]) or squared_error(*given))
+    monkeypatch.setattr(velocity, "squared_error", lambda *args: kept.append(args[4]) or squared_error(*args))
     objective.train()(torch.randn(1000, 2), torch.randn(1000, 3))
     objective.eval()(torch.randn(10, 2), torch.randn(10, 3))
     assert abs(kept[0].mean().item() - 0.5) < 0.1
@@ -266,9 +272,9 @@ def test_students_follow_their_teacher_and_refuse_likelihoods():
     diffeo.fit(objective, x, epochs=60, batch_size=100, lr=5e-3, validation=0)
     assert objective(x).mean().item() < 0.3 * before
     z = x[:, 0]
-    apart = (split_ode(student)[0].forward(z) - x[:, 2]).square().mean()
+    error = (split_ode(student)[0].forward(z) - x[:, 2]).square().mean()
     naive = (split_ode(few_steps(teacher, 2))[0].forward(z) - x[:, 2]).square().mean()
-    assert apart < naive
+    assert error < naive
     with pytest.raises(ValueError, match="expected at least 32 evaluations"):
         student.log_prob(torch.randn(2, 2))
 
@@ -284,8 +290,8 @@ def test_reflow_pairs_and_reports():
     x = torch.randn(50, 2)
     assert squared_wasserstein(x, x.flip(0)) == pytest.approx(0, abs=1e-9)
     assert squared_wasserstein(x, x + 2) == pytest.approx(8, rel=1e-4)
-    found = distance_by_steps(flow, flow.sample(200), steps=(1, 32))
-    assert found[1] > found[32]
+    distances = distance_by_steps(flow, flow.sample(200), steps=(1, 32))
+    assert distances[1] > distances[32]
 
 
 def test_objectives_follow_the_recipe():
@@ -306,8 +312,8 @@ def test_the_start_is_exact_for_gaussian_data(path):
     FlowMatching(flow.train(), path)(x)  # the first batch
     gaussian = torch.distributions.MultivariateNormal(x.mean(0), x.mT.cov())
     with torch.no_grad():
-        found = flow.eval().log_prob(x[:100])
-    assert torch.allclose(found, gaussian.log_prob(x[:100]), atol=2e-3)
+        log_prob = flow.eval().log_prob(x[:100])
+    assert torch.allclose(log_prob, gaussian.log_prob(x[:100]), atol=2e-3)
 
 
 class Narrow(torch.nn.Module):
@@ -392,8 +398,8 @@ def run(tmp_path_factory):
     np.savetxt(table, np.column_stack([x, label]), delimiter=",", header="x,y,label", comments="")
     argv = ["fit", str(table), "--model", "flow-matching", "--epochs", "2", "--hidden", "8"]
     argv += ["--set", "solver=euler", "--set", "steps=32"]
-    given = ["--context", "label", "--set", "dropout=0.2", "--set", "coupling=optimal", "--no-figures"]
-    assert main([*argv, "--out", str(folder / "given"), *given]) == 0
+    conditional = ["--context", "label", "--set", "dropout=0.2", "--set", "coupling=optimal", "--no-figures"]
+    assert main([*argv, "--out", str(folder / "given"), *conditional]) == 0
     with pytest.MonkeyPatch.context() as patch:  # small figures are figures
         patch.setattr("diffeo.report.trajectories.FRAMES", 4)
         patch.setattr("diffeo.modalities.tables.figures.ROWS", 400)
@@ -426,12 +432,12 @@ def test_samples_are_guided(run, capsys):
     assert np.allclose(plain, one, atol=1e-4)
     assert np.isfinite(more).all()
     assert not np.allclose(plain, more, atol=1e-4)
-    for name, given, weight, said in (
+    for name, options, weight, said in (
         ("run", [], "2", "run: guidance (--guidance) takes a conditional flow-matching run"),
         ("given", ["--given", "label=1"], "nan", "expected a finite weight of guidance"),
     ):
         capsys.readouterr()
-        assert main(["sample", str(run / name), "-n", "5", *given, "--guidance", weight]) == 2
+        assert main(["sample", str(run / name), "-n", "5", *options, "--guidance", weight]) == 2
         assert said in capsys.readouterr().err
 
 

@@ -102,10 +102,10 @@ def test_inpainting_climbs_and_keeps_what_is_shown(runs, tmp_path):
     x = torch.from_numpy(diffeo.data.open_images("digits").pixels[:4]).float()
     hidden = torch.zeros(1, 8, 8, dtype=torch.bool)
     hidden[:, 4:] = True
-    found = diffeo.inpaint(flow, x, hidden, high=16.0, steps=50)
-    assert torch.equal(found.x[:, :, :4].round(), x[:, :, :4])
-    assert (found.after > found.before).all()
-    assert ((found.x >= 0) & (found.x <= 16)).all()
+    result = diffeo.inpaint(flow, x, hidden, high=16.0, steps=50)
+    assert torch.equal(result.x[:, :, :4].round(), x[:, :, :4])
+    assert (result.after > result.before).all()
+    assert ((result.x >= 0) & (result.x <= 16)).all()
     with pytest.raises(ValueError, match="boolean mask"):
         diffeo.inpaint(flow, x, hidden.float(), high=16.0)
 

@@ -463,10 +463,10 @@ def test_a_full_disk_is_met_before_decoding(tmp_path, monkeypatch):
     refused(GREY / 255.0, "cannot write", "the disk is full", cache=tmp_path)
 
 
-def test_progress_is_told(tmp_path):
-    told = []
-    open_images(many(tmp_path / "set"), progress=lambda done, total: told.append((done, total)))
-    assert told == [(i + 1, 100) for i in range(100)]
+def test_progress_is_reported(tmp_path):
+    calls = []
+    open_images(many(tmp_path / "set"), progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(i + 1, 100) for i in range(100)]
 
 
 def test_torch_is_not_imported():

@@ -133,9 +133,12 @@ def test_inversion_equals_the_reference(plain, name, features, hidden, context, 
     transform = Autoregressive(univariate, MADE(features, univariate.size, hidden, context, activation, residual))
     randomise(transform)
     z = 2 * torch.randn(rows, features)
-    given = torch.randn(rows, context) if context else None
+    contexts = torch.randn(rows, context) if context else None
     with torch.no_grad():
-        fast, slow = transform.forward_and_log_det(z, given), plain(lambda: transform.forward_and_log_det(z, given))
+        fast, slow = (
+            transform.forward_and_log_det(z, contexts),
+            plain(lambda: transform.forward_and_log_det(z, contexts)),
+        )
     for a, b in zip(fast, slow, strict=True):
         assert torch.allclose(a, b, atol=2e-5, rtol=2e-5)
 
@@ -162,11 +165,11 @@ def test_network_equals_the_reference(plain, features, size, hidden, context, re
         net = MLP(features, features * size, hidden, context, activation, residual)
     randomise(net)
     x = 2 * torch.randn(rows, features)
-    given = torch.randn(rows, context) if context else None
+    contexts = torch.randn(rows, context) if context else None
     weights = torch.randn(features * size, rows)
 
     def results(by_feature):
-        leaves = [x.clone().requires_grad_(), *([] if given is None else [given.clone().requires_grad_()])]
+        leaves = [x.clone().requires_grad_(), *([] if contexts is None else [contexts.clone().requires_grad_()])]
         fed = leaves[0].mT.contiguous() if by_feature else leaves[0].mT
         out = net.outputs(fed, *leaves[1:])
         leaves += net.parameters()
@@ -174,7 +177,7 @@ def test_network_equals_the_reference(plain, features, size, hidden, context, re
 
     fast = results(True)
     with torch.no_grad():
-        assert torch.equal(net.outputs(x.mT, given), fast[0]), "the same without gradients"
+        assert torch.equal(net.outputs(x.mT, contexts), fast[0]), "the same without gradients"
     slow = plain(lambda: results(True))
     for each in (fast, results(False)):
         for a, b in zip(each, slow, strict=True):
@@ -203,11 +206,11 @@ def test_network_and_map_in_one_call(plain, name, coupling, features, hidden, co
         transform = Autoregressive(univariate, MADE(features, univariate.size, hidden, context, activation, residual))
     randomise(transform)
     x = torch.randn(rows, features)
-    given = torch.randn(rows, context) if context else None
+    contexts = torch.randn(rows, context) if context else None
     weights = torch.randn(rows, features)
 
     def results():
-        leaves = [x.clone().requires_grad_(), *([] if given is None else [given.clone().requires_grad_()])]
+        leaves = [x.clone().requires_grad_(), *([] if contexts is None else [contexts.clone().requires_grad_()])]
         z, log_det = transform.inverse_and_log_det(*leaves)
         leaves += transform.parameters()
         return z, log_det, *torch.autograd.grad((weights * z).sum() + log_det.cos().sum(), leaves)
@@ -216,7 +219,7 @@ def test_network_and_map_in_one_call(plain, name, coupling, features, hidden, co
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * (1 + b.abs().max().item()))
     with torch.no_grad():
         for method in (transform.inverse_and_log_det, transform.forward_and_log_det):
-            for a, b in zip(method(x, given), plain(lambda m=method: m(x, given)), strict=True):
+            for a, b in zip(method(x, contexts), plain(lambda m=method: m(x, contexts)), strict=True):
                 assert torch.allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
@@ -251,25 +254,25 @@ def test_the_squared_error_of_a_velocity_is_its_distance_from_the_path_s(
     randomise(velocity)
     velocity.initialize(2 * torch.randn(20, features) - 1, 0.5 * torch.randn(20, features) + 3)
     noise, data, t = torch.randn(rows, features), torch.randn(rows, features) + 2, 0.99 * torch.rand(rows)
-    given = torch.randn(rows, context) if context else None
+    contexts = torch.randn(rows, context) if context else None
     keep = torch.arange(rows).remainder(2).float() if withheld else None
     weights = torch.randn(rows)
 
     def results(net, error):
-        parts = [None if each is None else each.to(net.data_mean) for each in (noise, data, t, given, keep)]
+        parts = [None if each is None else each.to(net.data_mean) for each in (noise, data, t, contexts, keep)]
         errors = error(net, *parts)
         return errors, *torch.autograd.grad((weights * errors).sum(), list(net.parameters()))
 
-    def by_both(net, noise, data, t, given, keep):
+    def by_both(net, noise, data, t, contexts, keep):
         a, s, da, ds = (each[:, None] for each in PATHS[path](t))
-        return (net(a * data + s * noise, t, given, keep) - (da * data + ds * noise)).square().sum(1)
+        return (net(a * data + s * noise, t, contexts, keep) - (da * data + ds * noise)).square().sum(1)
 
     exact = results(copy.deepcopy(velocity).double(), by_both)
     fast = results(velocity, Velocity.squared_error)
-    monkeypatch.setattr("diffeo.ops.matching", lambda *given: None)
+    monkeypatch.setattr("diffeo.ops.matching", lambda *args: None)
     plain, wide = (results(each, Velocity.squared_error) for each in (velocity, copy.deepcopy(velocity).double()))
-    for found in (fast, plain, wide):
-        for a, b in zip(found, exact, strict=True):
+    for result in (fast, plain, wide):
+        for a, b in zip(result, exact, strict=True):
             slack = 1e-9 if a.dtype == torch.float64 else 1e-4
             assert torch.allclose(a.double(), b, rtol=slack, atol=slack * b.abs().max().item())
 
@@ -279,7 +282,7 @@ def test_kernels_are_taken_and_can_be_switched_off(monkeypatch):
     transform = Autoregressive(Affine(), MADE(4, 2))
     called = []
     original = ops.reference.invert_network
-    monkeypatch.setattr(ops.reference, "invert_network", lambda *given: called.append(1) or original(*given))
+    monkeypatch.setattr(ops.reference, "invert_network", lambda *args: called.append(1) or original(*args))
     z = torch.randn(3, 4)
     with torch.no_grad(), ops.using("cpu"):
         x, log_det = transform.forward_and_log_det(z)

@@ -65,14 +65,14 @@ def test_gradients_are_exact_in_both_directions(name):
     z, context = inputs(name, (2,))
     x = transform.forward(z, context).detach()
     parameters = tuple(transform.parameters())
-    given = () if context is None else (context.requires_grad_(),)
+    contexts = () if context is None else (context.requires_grad_(),)
     for method, value in (("forward_and_log_det", z), ("inverse_and_log_det", x)):
 
         def call(value, *rest, method=method):
-            return getattr(transform, method)(value, rest[0] if given else None)
+            return getattr(transform, method)(value, rest[0] if contexts else None)
 
         assert torch.autograd.gradcheck(
-            call, (value.detach().requires_grad_(), *given, *parameters), fast_mode=True, atol=1e-5
+            call, (value.detach().requires_grad_(), *contexts, *parameters), fast_mode=True, atol=1e-5
         )
 
 
@@ -150,12 +150,14 @@ def dependence(transform: Transform, this: Case) -> tuple[torch.Tensor, torch.Te
     """Largest absolute Jacobian entries of the map x -> z over many points, for inputs and for the context."""
     (features,) = this.event_shape
     x = torch.randn(64, features, dtype=torch.float64, requires_grad=True)
-    given = torch.randn(64, *this.context_shape, dtype=torch.float64, requires_grad=True) if this.contextual else None
-    z = transform.inverse(x, given)
+    contexts = (
+        torch.randn(64, *this.context_shape, dtype=torch.float64, requires_grad=True) if this.contextual else None
+    )
+    z = transform.inverse(x, contexts)
     by_x, by_context = [], []
     for i in range(features):
         grads = torch.autograd.grad(
-            z[:, i].sum(), (x, given) if this.contextual else (x,), retain_graph=True, allow_unused=True
+            z[:, i].sum(), (x, contexts) if this.contextual else (x,), retain_graph=True, allow_unused=True
         )
         by_x.append(grads[0].abs().amax(0))
         by_context.append(
@@ -225,9 +227,9 @@ def test_jacobians_of_both_directions_are_inverse_over_many_blocks(hidden, conte
     """The transposed solve, over more elements than one block holds."""
     transform = autoregressive(Affine(), 40, hidden, context, residual=True).double()
     randomise(transform)
-    z, given = torch.randn(40, dtype=torch.float64), torch.randn(context, dtype=torch.float64) if context else None
-    x = transform.forward(z, given).detach()
-    product = jacobian(transform, "forward", z, given) @ jacobian(transform, "inverse", x, given)
+    z, contexts = torch.randn(40, dtype=torch.float64), torch.randn(context, dtype=torch.float64) if context else None
+    x = transform.forward(z, contexts).detach()
+    product = jacobian(transform, "forward", z, contexts) @ jacobian(transform, "inverse", x, contexts)
     assert torch.allclose(product, torch.eye(40, dtype=torch.float64), atol=1e-10)
 
 

@@ -51,9 +51,9 @@ def contender(cpu=FAST, reference=FAST, wrong=None):
 
 @needs_kernels
 def test_every_kind_of_kernels_is_raced_and_right():
-    found = race.race()
-    assert tuple(found) == build.KINDS
-    for kind, each in found.items():
+    result = race.race()
+    assert tuple(result) == build.KINDS
+    for kind, each in result.items():
         assert "error" not in each, (kind, each)
         assert each["equal"], kind
 
@@ -83,39 +83,39 @@ def test_every_kind_is_asked_for_somewhere(monkeypatch):
     ids=lambda cases: " ".join(cases) if isinstance(cases, dict) else "",
 )
 def test_the_slower_one_is_not_used(cases, used):
-    found = race.race({"kind": cases}, CLOCK)["kind"]
-    assert found["used"] is used
-    assert found["equal"]
-    assert set(found["cases"]) == set(cases)
+    result = race.race({"kind": cases}, CLOCK)["kind"]
+    assert result["used"] is used
+    assert result["equal"]
+    assert set(result["cases"]) == set(cases)
 
 
 def test_who_was_interrupted_has_another_round():
     """The first call is not timed, and of the others the best one counts."""
-    found = race.race({"kind": {"case": contender([SLOW, SLOW, 1.3 * FAST, FAST])}}, CLOCK)["kind"]
-    assert found["used"]
-    assert found["ratio"] == 1
+    result = race.race({"kind": {"case": contender([SLOW, SLOW, 1.3 * FAST, FAST])}}, CLOCK)["kind"]
+    assert result["used"]
+    assert result["ratio"] == 1
 
 
 def test_who_lost_has_another_chance():
     pauses = iter([[SLOW] * 9])
-    found = race.race({"kind": {"case": lambda: contender(next(pauses, FAST), 0.9 * FAST)()}}, CLOCK)["kind"]
-    assert found["ratio"] == pytest.approx(1 / 0.9, abs=1e-3)
+    result = race.race({"kind": {"case": lambda: contender(next(pauses, FAST), 0.9 * FAST)()}}, CLOCK)["kind"]
+    assert result["ratio"] == pytest.approx(1 / 0.9, abs=1e-3)
 
 
 @pytest.mark.parametrize("wrong", [0.1, torch.tensor([0, torch.nan, 0]), torch.inf])
 def test_what_is_wrong_is_not_used_however_fast(wrong):
-    found = race.race({"kind": {"right": contender(FAST, SLOW), "wrong": contender(FAST, SLOW, wrong)}}, CLOCK)["kind"]
-    assert not found["equal"]
-    assert not found["used"]
+    result = race.race({"kind": {"right": contender(FAST, SLOW), "wrong": contender(FAST, SLOW, wrong)}}, CLOCK)["kind"]
+    assert not result["equal"]
+    assert not result["used"]
 
 
 def test_what_raises_is_not_used():
     def make():
         raise MemoryError("none left")
 
-    found = race.race({"kind": {"right": contender(FAST, SLOW), "bad": make}, "other": {"right": contender()}}, CLOCK)
-    assert found["kind"] == {"used": False, "equal": False, "error": "bad: MemoryError: none left"}
-    assert found["other"]["used"]
+    result = race.race({"kind": {"right": contender(FAST, SLOW), "bad": make}, "other": {"right": contender()}}, CLOCK)
+    assert result["kind"] == {"used": False, "equal": False, "error": "bad: MemoryError: none left"}
+    assert result["other"]["used"]
 
 
 @pytest.fixture
@@ -210,8 +210,8 @@ def test_a_library_that_computes_nonsense_is_not_used(place, monkeypatch):
     """Whether it crashes in its race or just gives wrong values."""
     monkeypatch.setattr(build, "_prove", REAL_PROVE)
     with pytest.warns(RuntimeWarning, match="wrong values|crashed"):
-        found = build.kernels()
-    assert found.library is None or found.lost == set(build.KINDS)
+        result = build.kernels()
+    assert result.library is None or result.lost == set(build.KINDS)
 
 
 @needs_compiler

@@ -174,9 +174,9 @@ def test_each_coupled_element_sees_the_kept_ones_and_the_context(name):
     by_x, by_context = torch.zeros(len(kept), len(kept)), torch.zeros(len(kept), CONTEXT)
     for _ in range(20):
         x, context = torch.randn(shape, dtype=torch.float64), torch.randn(CONTEXT, dtype=torch.float64)
-        found = torch.autograd.functional.jacobian(transform.inverse, (x, context))
-        by_x += found[0].reshape(len(kept), len(kept)).abs()
-        by_context += found[1].reshape(len(kept), CONTEXT).abs()
+        jacobians = torch.autograd.functional.jacobian(transform.inverse, (x, context))
+        by_x += jacobians[0].reshape(len(kept), len(kept)).abs()
+        by_context += jacobians[1].reshape(len(kept), CONTEXT).abs()
     allowed = torch.eye(len(kept)).bool() | (~kept[:, None] & kept[None, :])
     assert (by_x[~allowed] == 0).all()
     assert (by_x[allowed] > 0).all(), "in a small image every kept element is within reach"
@@ -236,21 +236,21 @@ def image_flow(name: str, context: int = 0, dtype: torch.dtype = torch.float64, 
 def test_image_flows_keep_all_promises_of_flows(name, context):
     flow = image_flow(name, context)
     shape = IMAGE_FLOWS[name][1]
-    given = torch.randn(4, context) if context else None
+    contexts = torch.randn(4, context) if context else None
     batch = (4,) if context else ()
-    x, log_prob = flow.sample_and_log_prob((2, 3), given)
+    x, log_prob = flow.sample_and_log_prob((2, 3), contexts)
     assert x.shape == (2, 3, *batch, *shape)
-    assert torch.allclose(flow.log_prob(x, given), log_prob, atol=1e-7)
-    z = flow.encode(x, given)
+    assert torch.allclose(flow.log_prob(x, contexts), log_prob, atol=1e-7)
+    z = flow.encode(x, contexts)
     assert z.shape == x.shape, "latents of images are images"
-    assert torch.allclose(flow.decode(z, given), x, atol=1e-7)
+    assert torch.allclose(flow.decode(z, contexts), x, atol=1e-7)
     if context:
-        assert (flow.log_prob(x[0, 0, 0], given[:2]).diff().abs() > 0).all(), "the context must matter"
+        assert (flow.log_prob(x[0, 0, 0], contexts[:2]).diff().abs() > 0).all(), "the context must matter"
     again = diffeo.build(flow.recipe["name"], flow.recipe["arguments"]).to(torch.float64).eval()
     again.load_state_dict(copy.deepcopy(flow.state_dict()))
     assert again.recipe == flow.recipe
-    assert torch.equal(again.log_prob(x, given), flow.log_prob(x, given))
-    assert flow.log_prob(x[:0], given).shape == (0, 3, *batch)
+    assert torch.equal(again.log_prob(x, contexts), flow.log_prob(x, contexts))
+    assert flow.log_prob(x[:0], contexts).shape == (0, 3, *batch)
 
 
 @pytest.mark.parametrize("name", IMAGE_FLOWS)
@@ -426,7 +426,7 @@ def test_networks_multiply_in_bfloat16_and_maps_never(name):
     assert torch.equal(flow.log_prob(x), exact), "outside the block nothing has changed"
 
 
-def test_images_are_taken_in_portions_of_so_many_elements(monkeypatch):
+def test_images_are_taken_in_chunks_of_so_many_elements(monkeypatch):
     flow = image_flow("realnvp")
     x = flow.sample(10)
     sizes = []

@@ -73,13 +73,13 @@ def test_solutions_are_those_of_scipy(direction):
     field = Swirl(3).double()
     randomise(field, 2.0)
     z = torch.randn(4, 3, dtype=torch.float64)
-    found = ODE(field, (3,), rtol=1e-9, atol=1e-9).solve(z, *direction).value.detach()
+    solution = ODE(field, (3,), rtol=1e-9, atol=1e-9).solve(z, *direction).value.detach()
 
     def f(t, y):
         with torch.no_grad():
             return field(torch.from_numpy(y)[None], torch.tensor([t], dtype=torch.float64))[0].numpy()
 
-    for row, start in zip(found, z, strict=True):
+    for row, start in zip(solution, z, strict=True):
         truth = solve_ivp(f, direction, start.numpy(), rtol=1e-11, atol=1e-12).y[:, -1]
         assert np.abs(row.numpy() - truth).max() < 1e-7
 
@@ -172,16 +172,16 @@ def test_traces_of_perceptrons(hidden, context):
     net = MLP(4, 4, hidden, context, "silu", residual=True).double()
     randomise(net, 1.0)
     x = torch.randn(3, 5, 4, dtype=torch.float64)
-    given = torch.randn(3, 5, context, dtype=torch.float64) if context else None
-    y, trace = net.with_trace(x, given)
-    assert torch.allclose(y, net(x, given))
+    contexts = torch.randn(3, 5, context, dtype=torch.float64) if context else None
+    y, trace = net.with_trace(x, contexts)
+    assert torch.allclose(y, net(x, contexts))
     with torch.no_grad():
-        assert torch.allclose(net.with_trace(x, given)[1], trace)
-    rows = None if given is None else given.flatten(0, 1)
+        assert torch.allclose(net.with_trace(x, contexts)[1], trace)
+    rows = None if contexts is None else contexts.flatten(0, 1)
     other = exact_trace(lambda x: net(x, rows), x.flatten(0, 1))
     assert torch.allclose(other[0], y.flatten(0, 1))
     assert torch.allclose(other[1], trace.flatten())
-    full = torch.autograd.functional.jacobian(lambda x: net(x, None if given is None else given[1, 2]), x[1, 2])
+    full = torch.autograd.functional.jacobian(lambda x: net(x, None if contexts is None else contexts[1, 2]), x[1, 2])
     assert torch.allclose(full.trace(), trace[1, 2])
 
 
@@ -315,24 +315,26 @@ def test_solves_in_one_call_equal_the_reference(plain, path, direction, features
     field = known(path, features, context, hidden, activation, droppable=bool(context))
     z = torch.randn(70, features)
     z += z.sign()  # a state near zero would make the first step short
-    given = torch.randn(70, context) if context else None
+    contexts = torch.randn(70, context) if context else None
     exact = ODE(copy.deepcopy(field).double(), (features,), rtol=1e-9, atol=1e-9)
     start, stop = direction
     near = start + 0.02 * (stop - start)  # so near that one step leads there, however its length is chosen
     ode = ODE(field, (features,), rtol=1e-5, atol=1e-5)
 
-    def error(found, truth):
-        parts = [found.value - truth.value]
-        if found.log_det is not None:
-            parts.append((found.log_det - truth.log_det)[:, None])
+    def error(solution, truth):
+        parts = [solution.value - truth.value]
+        if solution.log_det is not None:
+            parts.append((solution.log_det - truth.log_det)[:, None])
         return torch.cat(parts, 1).abs().amax(1).median()
 
     for log_det in (False, True):
         with torch.no_grad():
-            truth = exact.solve(z.double(), start, stop, None if given is None else given.double(), log_det=True)
+            truth = exact.solve(z.double(), start, stop, None if contexts is None else contexts.double(), log_det=True)
             runs = [
-                lambda log_det=log_det: ode.solve(z, start, stop, given, log_det=log_det),
-                lambda log_det=log_det: ode.replaced(rtol=1.0, atol=1.0).solve(z, start, near, given, log_det=log_det),
+                lambda log_det=log_det: ode.solve(z, start, stop, contexts, log_det=log_det),
+                lambda log_det=log_det: ode.replaced(rtol=1.0, atol=1.0).solve(
+                    z, start, near, contexts, log_det=log_det
+                ),
             ]
             (fast, fast_step), (slow, slow_step) = [run() for run in runs], [plain(run) for run in runs]
         assert error(fast, truth) < 1.5 * error(slow, truth) + ode.rtol
@@ -353,7 +355,7 @@ def test_what_the_kernel_does_not_know_is_left_to_the_reference(monkeypatch):
     z = torch.randn(4, 3)
     read = []
     forward = Velocity.forward
-    monkeypatch.setattr(Velocity, "forward", lambda self, *given: read.append(1) or forward(self, *given))
+    monkeypatch.setattr(Velocity, "forward", lambda self, *args: read.append(1) or forward(self, *args))
     field = known()
     other = Other(field.net, (3,), field.path)
     custom = Velocity(field.net, (3,), lambda t: PATHS["linear"](t))
@@ -389,19 +391,19 @@ def test_rows_in_lanes_do_not_know_each_other(log_det):
     threads = torch.get_num_threads()
     with torch.no_grad():
         try:
-            found = []
+            solutions = []
             for count in (1, 3):
                 torch.set_num_threads(count)
-                found.append(ode.solve(z, 0.0, 1.0, context, log_det=log_det))
+                solutions.append(ode.solve(z, 0.0, 1.0, context, log_det=log_det))
         finally:
             torch.set_num_threads(threads)
-        hard, easy = (int(each(found[0].evaluations)) for each in (torch.argmax, torch.argmin))
-        assert found[0].evaluations[hard] >= 1.5 * found[0].evaluations[easy]
+        hard, easy = (int(each(solutions[0].evaluations)) for each in (torch.argmax, torch.argmin))
+        assert solutions[0].evaluations[hard] >= 1.5 * solutions[0].evaluations[easy]
         for row in (0, hard, easy, 2999):
-            found.append(ode.solve(z[row], 0.0, 1.0, context[row], log_det=log_det))
-            for a, b in zip(found[0], found[-1], strict=True):
+            solutions.append(ode.solve(z[row], 0.0, 1.0, context[row], log_det=log_det))
+            for a, b in zip(solutions[0], solutions[-1], strict=True):
                 assert a is None or torch.equal(a[row], b)
-        for a, b in zip(*found[:2], strict=True):
+        for a, b in zip(*solutions[:2], strict=True):
             assert a is None or torch.equal(a, b)
         assert ode.solve(z[:0], 0.0, 1.0, context[:0], log_det=log_det).value.shape == (0, 2)
 

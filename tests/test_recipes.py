@@ -62,7 +62,7 @@ def test_every_recipe_that_has_a_map_takes_another():
 
 @pytest.mark.parametrize("name", WITH_A_MAP)
 @pytest.mark.parametrize(
-    "given",
+    "univariate",
     [
         "spline",
         {"name": "spline", "bins": 4},
@@ -72,10 +72,10 @@ def test_every_recipe_that_has_a_map_takes_another():
     ],
     ids=str,
 )
-def test_a_map_is_taken_remembered_and_rebuilt(name, given):
+def test_a_map_is_taken_remembered_and_rebuilt(name, univariate):
     recipe = name.partition("-")[0]
-    flow = RECIPES[recipe](**WITH_A_MAP[name], univariate=given)
-    expected = as_univariate(given)
+    flow = RECIPES[recipe](**WITH_A_MAP[name], univariate=univariate)
+    expected = as_univariate(univariate)
     assert repr(expected) in map(repr, maps(flow))
     arguments = json.loads(json.dumps(flow.recipe["arguments"]))
     assert arguments["univariate"] == describe(expected)

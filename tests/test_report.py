@@ -190,8 +190,8 @@ def test_continuous_part():
 @pytest.mark.parametrize("base", [StandardNormal(3), StandardLogistic(3), Uniform(3, low=-1.0, high=2.0)])
 def test_normal_scores_of_the_base_are_normal(base):
     scores = normal_scores(base, base.sample((5000,)))
-    found = normality(scores, ["z1", "z2", "z3"])
-    assert min(found["p"], found["radius_p"], found["covariance_p"]) > 1e-3
+    result = normality(scores, ["z1", "z2", "z3"])
+    assert min(result["p"], result["radius_p"], result["covariance_p"]) > 1e-3
     assert np.isfinite(normal_scores(StandardLogistic(3), torch.full((1, 3), 300.0))).all()
 
 
@@ -201,12 +201,12 @@ def test_normality_sees_each_kind_of_fault():
     names = ["z1", "z2", "z3"]
     wide, tied, dependent = z.copy(), z.copy(), z.copy()
     wide[:, 1] *= 1.3
-    found = normality(wide, names)
-    assert (found["column"], found["p"] < 1e-6) == ("z2", True)
+    result = normality(wide, names)
+    assert (result["column"], result["p"] < 1e-6) == ("z2", True)
     tied[:, 2] = 0.3 * z[:, 0] + np.sqrt(1 - 0.09) * z[:, 2]
-    found = normality(tied, names)
-    assert set(found["covariance_columns"]) == {"z1", "z3"}
-    assert found["covariance_p"] < 1e-6
+    result = normality(tied, names)
+    assert set(result["covariance_columns"]) == {"z1", "z3"}
+    assert result["covariance_p"] < 1e-6
     # each dimension normal, none correlated, and yet not independent
     dependent[:, 2] = np.abs(z[:, 2]) * np.sign(z[:, 0] * z[:, 1]) * 1.0
     dependent[:, 1] = z[:, 0] * np.where(generator.random(3000) < 0.5, 1, -1)
@@ -222,8 +222,8 @@ def test_two_sample_tests():
     assert projection_test(a, b, 0)["p"] > 0.01
     b[:, 2] += 0.5
     assert classifier_test(a, b, 0)["auc"] > 0.58
-    found = projection_test(a, b, 0)
-    assert (found["column"], found["p"] < 1e-6) == (2, True)
+    result = projection_test(a, b, 0)
+    assert (result["column"], result["p"] < 1e-6) == (2, True)
     # equal margins, another dependence: only directions and the classifier can see it
     c = a.copy()
     c[:, 1] = c[:, 0]

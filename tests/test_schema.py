@@ -131,9 +131,9 @@ def test_decimal_grids_come_back_exactly(generator):
     for step, low, places in [(0.1, 0, 1), (0.01, -3.17, 2), (0.05, 1e4, 2), (2.5, 0.3, 1), (1e-5, 0, 5)]:
         column = np.round(low + step * generator.integers(0, 300, 20_000), places)
         schema = inferred(x=column, y=generator.standard_normal(20_000))
-        found = schema.columns[0]
-        assert found.kind == "integer"
-        assert found.step == pytest.approx(step, rel=1e-9)
+        described = schema.columns[0]
+        assert described.kind == "integer"
+        assert described.step == pytest.approx(step, rel=1e-9)
         values = np.stack([column, column], axis=1)
         np.testing.assert_array_equal(schema.decode(schema.encode(values).x)[:, 0], column)
 
@@ -141,23 +141,23 @@ def test_decimal_grids_come_back_exactly(generator):
 def test_a_grid_printed_with_five_digits(generator):
     k = np.round(generator.standard_normal(30_000) * 50).clip(-70, 281)
     column = np.array([float(f"{v - 0.975071:.5g}") for v in k])
-    found = kind_of(column)
-    assert (found.kind, found.step) == ("integer", 1.0)
-    assert found.low == pytest.approx(k.min() - 0.975071, abs=1e-6)
-    assert found.high == pytest.approx(k.max() - 0.975071, abs=1e-6)
+    described = kind_of(column)
+    assert (described.kind, described.step) == ("integer", 1.0)
+    assert described.low == pytest.approx(k.min() - 0.975071, abs=1e-6)
+    assert described.high == pytest.approx(k.max() - 0.975071, abs=1e-6)
     # Printed values differ from the grid by up to 0.005; equal cells must become equal numbers.
-    encoded, off = found.encode(column)
+    encoded, off = described.encode(column)
     assert not off.any()
-    np.testing.assert_allclose(encoded, k - 0.975071 - found.origin, atol=1e-5)
+    np.testing.assert_allclose(encoded, k - 0.975071 - described.origin, atol=1e-5)
 
 
 def test_float_noise_hides_no_grid(generator):
     k = generator.integers(0, 200, 20_000)
     for column in (k * 0.1, np.cumsum(np.full(200, 0.1))[k], (k * 0.1).astype(np.float32), (k - 70.3) / 41.7):
-        found = kind_of(column)
-        assert found.kind == "integer"
-        assert found.step == pytest.approx(0.1 if column[k == 0][0] > -1 else 1 / 41.7)
-        assert round((found.high - found.low) / found.step) == np.ptp(k)
+        described = kind_of(column)
+        assert described.kind == "integer"
+        assert described.step == pytest.approx(0.1 if column[k == 0][0] > -1 else 1 / 41.7)
+        assert round((described.high - described.low) / described.step) == np.ptp(k)
     thirds = kind_of(k / 3)
     assert thirds.step == pytest.approx(1 / 3)
     for column in (k % 20 / 20, ((k % 20 - 9.7) / 5.3).astype(np.float32)):
@@ -171,8 +171,8 @@ def test_float_noise_hides_no_grid(generator):
 def test_a_few_stray_values_hide_no_grid(generator):
     column = generator.integers(1, 98, 7200) / 100
     column[[5, 600]] = 0.515, 0.5219
-    found = kind_of(column)
-    assert (found.kind, found.step, found.slack) == ("integer", 0.01, 0.5)
+    described = kind_of(column)
+    assert (described.kind, described.step, described.slack) == ("integer", 0.01, 0.5)
 
 
 def test_whole_numbers(generator):
@@ -289,10 +289,10 @@ def test_context(generator):
     encoded = schema.encode(values)
     years = schema.columns[2]
     np.testing.assert_array_equal(encoded.context, np.stack([table["year"] - years.origin, table["k"]], axis=1))
-    given = np.array([[2e6 + 9, 1, 8.5]])  # a context may take any value
-    back = schema.decode(np.array([[0.5]]), given)
+    context = np.array([[2e6 + 9, 1, 8.5]])  # a context may take any value
+    back = schema.decode(np.array([[0.5]]), context)
     np.testing.assert_array_equal(back, [[0.5, 8.5, 2e6 + 9, 1]])
-    np.testing.assert_array_equal(schema.encode_context(given), [[2e6 + 9 - years.origin, 8.5]])
+    np.testing.assert_array_equal(schema.encode_context(context), [[2e6 + 9 - years.origin, 8.5]])
     source = frame(k=[1], other=[5], same=[1], year=[2e6])
     np.testing.assert_array_equal(next(schema.open_context(source).batches()), [[2e6, 1, 1]])
     with pytest.raises(UserError, match="lacks column 'same'"):

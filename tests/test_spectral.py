@@ -95,13 +95,13 @@ def test_the_power_loss_hears_a_sound_that_is_too_quiet():
     loss = diffeo.PowerLoss()
     x = torch.stack([VOICE, NOISE])
     torch.testing.assert_close(loss(x, x), torch.zeros(2, dtype=torch.float64))
-    delayed, whisper = VOICE.roll(1), NOISE * sound.rms(VOICE) / sound.rms(NOISE)
-    assert loss(delayed[None], VOICE[None]) < 0.05 * loss(whisper[None], VOICE[None])
+    delayed, too_quiet = VOICE.roll(1), NOISE * sound.rms(VOICE) / sound.rms(NOISE)
+    assert loss(delayed[None], VOICE[None]) < 0.05 * loss(too_quiet[None], VOICE[None])
     assert loss(x, x.flip(0)).shape == (2,)
     # Noise is most like other noise at its own loudness, not where it is quieter.
     one, other = NOISE[None, :4000], NOISE[None, 4000:8000]
-    found = [float(loss(scale * one, other)) for scale in (0.7, 0.8, 0.9, 1.0, 1.1, 1.3)]
-    assert 2 <= found.index(min(found)) <= 4
+    losses = [float(loss(scale * one, other)) for scale in (0.7, 0.8, 0.9, 1.0, 1.1, 1.3)]
+    assert 2 <= losses.index(min(losses)) <= 4
     with pytest.raises(ValueError, match="same shape"):
         loss(x, x[:1])
     with pytest.raises(ValueError, match="at least a sample"):
@@ -142,6 +142,6 @@ def test_flatness_and_voices():
     silent = torch.cat([VOICE, torch.zeros(8000, dtype=torch.float64)])
     assert sound.voiced_share(silent, RATE) > 0.9, "silence counts neither way"
     assert math.isnan(sound.voiced_share(NOISE[:100], RATE))
-    found = sound.measures([NOISE, NOISE[:4000]], RATE)
-    assert found["rms"]["mean"] == pytest.approx(0.1, rel=0.02)
-    assert 0 < found["flatness"]["stderr"] < 0.05
+    measured = sound.measures([NOISE, NOISE[:4000]], RATE)
+    assert measured["rms"]["mean"] == pytest.approx(0.1, rel=0.02)
+    assert 0 < measured["flatness"]["stderr"] < 0.05

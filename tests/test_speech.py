@@ -60,11 +60,11 @@ def teachers(tmp_path_factory):
 def test_a_student_of_sound(teachers, tmp_path, capsys):
     student, teacher = diffeo.load_run(teachers.student), diffeo.load_run(teachers.run)
     assert (student.flow.fast, student.schema) == ({"sample"}, teacher.schema)
-    for own, its in zip(student.flow.preprocessing, teacher.flow.preprocessing, strict=True):
-        assert all(torch.equal(value, its.state_dict()[name]) for name, value in own.state_dict().items())
-    found = student.metrics
-    report = found["distillation"]
-    assert found["stages"].keys() == {"encoded", "reverse"}
+    for copied, original in zip(student.flow.preprocessing, teacher.flow.preprocessing, strict=True):
+        assert all(torch.equal(value, original.state_dict()[name]) for name, value in copied.state_dict().items())
+    metrics = student.metrics
+    report = metrics["distillation"]
+    assert metrics["stages"].keys() == {"encoded", "reverse"}
     assert (report["dimensions"], report["rows"], report["non_finite"]) == (150, 4, 0)
     for key in ("reverse_kl", "forward_kl"):
         assert report[key]["stderr"] > 0
@@ -92,17 +92,17 @@ def test_a_student_is_drawn_what_its_teacher_draws(teachers):
     """In the contexts of the training recordings; the noise follows from the place in the training."""
     method = sequence.SequenceMethod(open_run(teachers.run), "parallel_wavenet")
     method.read(None, {}, 0, lambda text: None)
-    stream, (held_out, given) = method.training_data(method.stages[0], method.flow, 3)
+    stream, (held_out, contexts) = method.training_data(method.stages[0], method.flow, 3)
     assert held_out.shape == (4, 150)
-    assert given.shape == (4, *method.core.context_shape)
+    assert contexts.shape == (4, *method.core.context_shape)
     for epoch in (0, 1):
         stream.set_epoch(epoch)
         method.dataset.x.set_epoch(epoch)
         drawn, real = list(stream), list(method.dataset.x)
         assert len(drawn) == len(stream) == len(real)
-        for (x, context), (its, same) in zip(drawn, real, strict=True):
+        for (x, context), (recording, same) in zip(drawn, real, strict=True):
             assert torch.equal(context, same)
-            assert x.shape == its.shape
+            assert x.shape == recording.shape
             assert torch.isfinite(method.core.log_prob(x, context)).all()
         again = [x for x, _ in stream]
         assert all(torch.equal(x, other) for (x, _), other in zip(drawn, again, strict=True))

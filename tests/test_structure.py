@@ -43,15 +43,17 @@ def rank(module: str) -> int:
 
 
 def imports(path: Path) -> set[str]:
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("diffeo."):
-            found.add(node.module.removeprefix("diffeo."))
+            modules.add(node.module.removeprefix("diffeo."))
         elif isinstance(node, ast.ImportFrom) and node.module == "diffeo":
-            found.update(alias.name for alias in node.names)
+            modules.update(alias.name for alias in node.names)
         elif isinstance(node, ast.Import):
-            found.update(alias.name.removeprefix("diffeo.") for alias in node.names if alias.name.startswith("diffeo."))
-    return found - {"__version__"}
+            modules.update(
+                alias.name.removeprefix("diffeo.") for alias in node.names if alias.name.startswith("diffeo.")
+            )
+    return modules - {"__version__"}
 
 
 def test_imports_go_one_way():

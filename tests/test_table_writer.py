@@ -119,23 +119,23 @@ except UserError as error:
 class FullDisk(io.BytesIO):
     """A file on a disk that has room for so many bytes."""
 
-    room = 0
+    capacity = 0
 
     def write(self, data):
-        if self.tell() + len(data) > self.room:
+        if self.tell() + len(data) > self.capacity:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return super().write(data)
 
 
 @pytest.mark.parametrize("extension", [e for e in EXTENSIONS if e != ".npz"])  # that one waits in a file of its own
-@pytest.mark.parametrize("room", [0, 200, 20_000])
-def test_the_message_of_a_full_disk(tmp_path, monkeypatch, extension, room):
+@pytest.mark.parametrize("capacity", [0, 200, 20_000])
+def test_the_message_of_a_full_disk(tmp_path, monkeypatch, extension, capacity):
     def write():
         with TableWriter(tmp_path / f"a{extension}", ["x", "y"]) as writer:
             for _ in range(10):
                 writer.write(np.random.default_rng(0).random((1000, 2)))
 
-    monkeypatch.setattr(FullDisk, "room", room)
+    monkeypatch.setattr(FullDisk, "capacity", capacity)
     monkeypatch.setattr("pathlib.Path.open", lambda *_, **__: FullDisk())
     with pytest.raises(UserError, match=rf"cannot write .*a{extension}: the disk is full; free some space"):
         write()

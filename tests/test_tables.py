@@ -400,14 +400,14 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, extension):
     peak = 0
     tracemalloc.start()
     try:
-        found = 0.0
+        summed = 0.0
         for batch in table.batches(rows=2000):
-            found += batch.sum()
+            summed += batch.sum()
             peak = max(peak, pa.total_allocated_bytes() - before)
         peak += tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert found == pytest.approx(total)
+    assert summed == pytest.approx(total)
     limit = {".csv": 60e6, ".parquet": 6e6}.get(extension, 4e6)  # the whole is 8e6; csv reads some blocks of 4e6 ahead
     assert peak < limit
 

@@ -44,8 +44,8 @@ TRACEABLE = [(name, context) for name, context in CASES if name != "flow-matchin
 def make(name, context):
     flow = FLOWS[name](context)
     flow.train()
-    x, given = inputs(flow, 20)
-    flow.log_prob(x, given)  # sets what data set
+    x, contexts = inputs(flow, 20)
+    flow.log_prob(x, contexts)  # sets what data set
     randomise(flow, 0.5)
     return flow.eval()
 
@@ -69,12 +69,12 @@ def revived(tmp_path_factory):
     for name, context in CASES:
         torch.manual_seed(0)
         flow = make(name, context)
-        x, given = inputs(flow, 6)
+        x, contexts = inputs(flow, 6)
         with torch.no_grad():
-            found = {native: _scored(flow, x, given, native) for native in ("cpu", "reference")}
-        flow.log_prob(x, given).sum().backward()  # whatever a backward pass leaves behind
-        cases[f"{name}-{context}"] = found
-        torch.save({"flow": pickle.dumps(flow), "x": x, "context": given}, folder / f"{name}-{context}.pt")
+            results = {native: _scored(flow, x, contexts, native) for native in ("cpu", "reference")}
+        flow.log_prob(x, contexts).sum().backward()  # whatever a backward pass leaves behind
+        cases[f"{name}-{context}"] = results
+        torch.save({"flow": pickle.dumps(flow), "x": x, "context": contexts}, folder / f"{name}-{context}.pt")
         torch.save(flow, folder / f"{name}-{context}.flow")
         try:
             import cloudpickle
@@ -103,15 +103,15 @@ def revived(tmp_path_factory):
     return cases, torch.load(folder / "found")
 
 
-def _scored(flow, x, given, native):
+def _scored(flow, x, contexts, native):
     with ops.using(native):
-        return flow.log_prob(x, given)
+        return flow.log_prob(x, contexts)
 
 
 @pytest.mark.parametrize(("name", "context"), CASES)
 def test_a_flow_pickles_and_scores_to_the_same_bits_in_a_fresh_process(revived, name, context):
-    cases, found = revived
-    of_case = {key: value for key, value in found.items() if key[0] == f"{name}-{context}"}
+    cases, results = revived
+    of_case = {key: value for key, value in results.items() if key[0] == f"{name}-{context}"}
     assert {by for _, by, _ in of_case} >= {"pickle", "torch"}
     for (_, by, native), log_prob in of_case.items():
         assert torch.equal(log_prob, cases[f"{name}-{context}"][native]), (by, native)
@@ -120,55 +120,55 @@ def test_a_flow_pickles_and_scores_to_the_same_bits_in_a_fresh_process(revived, 
 @pytest.mark.parametrize(("name", "context"), CASES)
 def test_a_call_is_the_log_density_and_a_copy_is_free(name, context):
     flow = make(name, context)
-    x, given = inputs(flow, 4)
+    x, contexts = inputs(flow, 4)
     with torch.no_grad():
-        assert torch.equal(flow(x, given), flow.log_prob(x, given))
+        assert torch.equal(flow(x, contexts), flow.log_prob(x, contexts))
         again = copy.deepcopy(flow)
-        assert torch.equal(again(x, given), flow(x, given))
+        assert torch.equal(again(x, contexts), flow(x, contexts))
         for parameter in again.parameters():
             parameter.add_(0.1)
-        assert not torch.equal(again(x, given), flow(x, given)), "the kernels read the copy's weights"
+        assert not torch.equal(again(x, contexts), flow(x, contexts)), "the kernels read the copy's weights"
 
 
 @pytest.mark.parametrize(("name", "context"), TRACEABLE)
 def test_vmap_over_rows_and_over_an_ensemble(name, context):
     flows = [make(name, context) for _ in range(3)]
-    x, given = inputs(flows[0], 4)
+    x, contexts = inputs(flows[0], 4)
     with torch.no_grad():
-        rows = (x,) if given is None else (x, given)
+        rows = (x,) if contexts is None else (x, contexts)
         assert close(vmap(flows[0])(*rows), flows[0](*rows))
         parameters, buffers = stack_module_state(flows)
 
         def one(parameters, buffers):
             return functional_call(flows[0], (parameters, buffers), rows)
 
-        for found, flow in zip(vmap(one)(parameters, buffers), flows, strict=True):
-            assert close(found, flow(*rows))
+        for scored, flow in zip(vmap(one)(parameters, buffers), flows, strict=True):
+            assert close(scored, flow(*rows))
 
 
 @pytest.mark.parametrize(("name", "context"), CASES)
 def test_jacobians_by_torch_func_equal_autograd(name, context):
     flow = make(name, context)
-    x, given = inputs(flow, 2)
-    rest = () if given is None else (given,)
+    x, contexts = inputs(flow, 2)
+    rest = () if contexts is None else (contexts,)
     leaf = x.clone().requires_grad_()
     (expected,) = torch.autograd.grad(flow(leaf, *rest).sum(), leaf)
-    found = jacrev(lambda x: flow(x, *rest))(x)  # (2, 2, *event): rows do not know each other
-    assert close(found[0, 0], expected[0], 1e-2)
-    assert close(found[1, 1], expected[1], 1e-2)
-    assert found[0, 1].abs().max() == 0
+    jacobian = jacrev(lambda x: flow(x, *rest))(x)  # (2, 2, *event): rows do not know each other
+    assert close(jacobian[0, 0], expected[0], 1e-2)
+    assert close(jacobian[1, 1], expected[1], 1e-2)
+    assert jacobian[0, 1].abs().max() == 0
 
 
 @pytest.mark.parametrize(("name", "context"), TRACEABLE)
 def test_an_exported_program_scores_other_rows_and_other_numbers_of_them(name, context):
     flow = make(name, context)
-    x, given = inputs(flow, 5)
-    rest = () if given is None else (given,)
+    x, contexts = inputs(flow, 5)
+    rest = () if contexts is None else (contexts,)
     rows = torch.export.Dim("rows", min=2, max=4096)
     program = torch.export.export(flow, (x, *rest), dynamic_shapes=({0: rows}, *({0: rows} for _ in rest)))
     for count in (2, 9):
-        x, given = inputs(flow, count)
-        rest = () if given is None else (given,)
+        x, contexts = inputs(flow, count)
+        rest = () if contexts is None else (contexts,)
         assert close(program.module()(x, *rest), flow(x, *rest).detach())
     x[1].view(-1)[0] = torch.nan
     scored = program.module()(x, *rest)
@@ -178,22 +178,22 @@ def test_an_exported_program_scores_other_rows_and_other_numbers_of_them(name, c
 @pytest.mark.parametrize("name", ["realnvp", "maf", "iaf", "nsf", "realnvp-image", "wavenet"])
 def test_a_compiled_flow_is_one_graph(name):
     flow = make(name, 3)
-    x, given = inputs(flow, 5)
+    x, contexts = inputs(flow, 5)
     torch._dynamo.reset()
     compiled = torch.compile(flow, backend="eager", fullgraph=True)
-    assert close(compiled(x, given), flow(x, given))
+    assert close(compiled(x, contexts), flow(x, contexts))
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize(("name", "context"), TRACEABLE)
 def test_a_trace_records_what_the_reference_computes(name, context):
     flow = make(name, context)
-    x, given = inputs(flow, 5)
-    rest = () if given is None else (given,)
+    x, contexts = inputs(flow, 5)
+    rest = () if contexts is None else (contexts,)
     with torch.no_grad():
         traced = torch.jit.trace(flow, (x, *rest))
-        x, given = inputs(flow, 5)
-        rest = () if given is None else (given,)
+        x, contexts = inputs(flow, 5)
+        rest = () if contexts is None else (contexts,)
         assert close(traced(x, *rest), flow(x, *rest))
 
 
@@ -202,13 +202,13 @@ def test_forward_mode_derivatives_are_not_lost():
     flow = make("maf", 0)
     x, direction = torch.randn(4, 5), torch.randn(4, 5)
     with torch.no_grad():
-        _, found = torch.func.jvp(flow, (x,), (direction,))
+        _, derivative = torch.func.jvp(flow, (x,), (direction,))
         with torch.autograd.forward_ad.dual_level():
             dual = flow(torch.autograd.forward_ad.make_dual(x, direction))
-            assert close(torch.autograd.forward_ad.unpack_dual(dual).tangent, found)
+            assert close(torch.autograd.forward_ad.unpack_dual(dual).tangent, derivative)
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(flow(leaf).sum(), leaf)
-    assert close(found, (gradient * direction).sum(1), 1e-3)
+    assert close(derivative, (gradient * direction).sum(1), 1e-3)
 
 
 def test_rows_that_are_not_finite_are_nan_where_nothing_can_be_raised():

@@ -74,8 +74,8 @@ def test_one_call_equals_adamw_and_the_average():
     assert update._fused is not None
     for (name, p), q in zip(fast.named_parameters(), slow.parameters(), strict=True):
         assert torch.allclose(p, q, rtol=1e-5, atol=1e-6), name
-    for own, other in zip(update.average.averages, average.averages, strict=True):
-        assert torch.allclose(own, other, rtol=1e-5, atol=1e-6)
+    for fused, other in zip(update.average.averages, average.averages, strict=True):
+        assert torch.allclose(fused, other, rtol=1e-5, atol=1e-6)
     for p, q in zip(fast.parameters(), slow.parameters(), strict=True):
         for key, other in optimizer.state.get(q, {}).items() if q.numel() else ():  # of nothing there is no address
             assert torch.allclose(update.optimizer.state[p][key], other, rtol=1e-5, atol=1e-12), key
@@ -84,7 +84,7 @@ def test_one_call_equals_adamw_and_the_average():
 @needs_compiler
 @pytest.mark.parametrize("largest", [5, 90_000])
 def test_the_number_of_threads_changes_no_bit(largest):
-    found = []
+    results = []
     start, threads = Parts(largest), torch.get_num_threads()
     for count in (1, 3):
         torch.set_num_threads(count)
@@ -96,14 +96,14 @@ def test_the_number_of_threads_changes_no_bit(largest):
                 set_gradients(module, step)
                 norms.append(update.norm())
                 update.take(1.0, 0.5)
-            found.append([*norms, *module.parameters(), *update.average.averages])
+            results.append([*norms, *module.parameters(), *update.average.averages])
         finally:
             torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("kernels", [False, True])
-def test_what_is_stored_resumes_to_the_same_bits_and_with_the_other_twin(kernels, plain):
+def test_what_is_stored_resumes_to_the_same_bits_and_with_the_other_implementation(kernels, plain):
     make, other = (update_of, plain) if kernels else (plain, update_of)
     start = Parts(17)
     whole = copy.deepcopy(start)
@@ -172,7 +172,7 @@ def test_no_average_is_the_weights_themselves(plain):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_types_take_the_plain_twin(dtype):
+def test_other_types_take_the_reference(dtype):
     module = Parts(17).to(dtype)
     before = [p.clone() for p in module.parameters()]
     update = update_of(module)

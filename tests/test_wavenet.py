@@ -16,7 +16,7 @@ from diffeo.transforms import Affine, Autoregressive, MixtureOfLogistics, Shift
 SMALL = {"channels": 6, "layers": 3, "skip": 8}
 HOP, CHANNELS, LENGTH = 5, 3, 23
 FRAMES = -(-LENGTH // HOP)
-GIVEN = [0, CHANNELS]
+CONTEXTS = [0, CHANNELS]
 
 
 def teacher(context: int = 0, dtype: torch.dtype = torch.float64, length: int = LENGTH, **more) -> diffeo.Flow:
@@ -37,13 +37,13 @@ def frames(rows: int, context: int, dtype: torch.dtype = torch.float64) -> torch
 
 
 @pytest.mark.parametrize("head", ["gaussian", "logistics"])
-@pytest.mark.parametrize("context", GIVEN)
+@pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("kernel", [2, 3])
 def test_incremental_inversion_equals_one_pass_per_sample(head, context, kernel):
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         flow = teacher(context, dtype, head=head, kernel=kernel)
-        z, given = flow.base.sample((4,)), frames(4, context, dtype)
-        layer, normal = flow.transform.transforms[0], flow.normalize_context(given)
+        z, contexts = flow.base.sample((4,)), frames(4, context, dtype)
+        layer, normal = flow.transform.transforms[0], flow.normalize_context(contexts)
         with torch.no_grad():
             x, log_det = layer.forward_and_log_det(z, normal)
             naive = torch.zeros_like(x)
@@ -71,16 +71,16 @@ def test_the_kernel_equals_the_reference(plain, shape):
     channels, layers, cycles, kernel, skip, context, hop, length, rows = shape
     net = WaveNet(3, channels, layers, cycles, kernel, skip, context, hop)
     randomise(net, 0.8)
-    given = torch.randn(rows, context, -(-length // hop), requires_grad=True) if context else None
+    contexts = torch.randn(rows, context, -(-length // hop), requires_grad=True) if context else None
     x, weights = torch.randn(length, rows, requires_grad=True), torch.randn(3, length, rows)
-    leaves = [x, *([] if given is None else [given]), *net.parameters()]
+    leaves = [x, *([] if contexts is None else [contexts]), *net.parameters()]
 
     def results(shared):
         out = net(x, shared)
         return out, *torch.autograd.grad((weights * out).sum(), leaves, allow_unused=True, materialize_grads=True)
 
-    one = None if given is None else given[:1]  # a context for all rows
-    for shared in (given, one):
+    one = None if contexts is None else contexts[:1]  # a context for all rows
+    for shared in (contexts, one):
         fast, slow = results(shared), plain(lambda shared=shared: results(shared))
         for a, b in zip(fast, slow, strict=True):
             assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * (1 + (b.abs().max().item() if b.numel() else 0)))
@@ -101,9 +101,12 @@ def test_inversion_in_one_call_equals_the_reference(plain, univariate, shape):
     transform = Autoregressive(map_, WaveNet(map_.size, channels, layers, cycles, kernel, skip, context, hop))
     randomise(transform, 0.8)
     z = torch.randn(rows, length)
-    given = torch.randn(rows, context, -(-length // hop)) if context else None
+    contexts = torch.randn(rows, context, -(-length // hop)) if context else None
     with torch.no_grad():
-        fast, slow = transform.forward_and_log_det(z, given), plain(lambda: transform.forward_and_log_det(z, given))
+        fast, slow = (
+            transform.forward_and_log_det(z, contexts),
+            plain(lambda: transform.forward_and_log_det(z, contexts)),
+        )
     for a, b in zip(fast, slow, strict=True):
         assert torch.allclose(a, b, atol=2e-5, rtol=2e-5)
 
@@ -125,14 +128,14 @@ def test_a_row_cut_into_pieces_is_read_as_in_one():
     """With more threads than rows; pieces begin far enough before their first output."""
     net = WaveNet(2, 6, 4, 2, skip=8, context=2, hop=50)
     randomise(net, 0.8)
-    x, given = torch.randn(4010, 1), torch.randn(1, 2, 81)
+    x, contexts = torch.randn(4010, 1), torch.randn(1, 2, 81)
     threads = torch.get_num_threads()
     with torch.no_grad():
         try:
             torch.set_num_threads(1)
-            whole = net(x, given)
+            whole = net(x, contexts)
             torch.set_num_threads(5)
-            pieces = net(x, given)
+            pieces = net(x, contexts)
         finally:
             torch.set_num_threads(threads)
     assert torch.allclose(whole, pieces, atol=1e-6)
@@ -199,10 +202,10 @@ def test_each_output_sees_its_frame_and_its_neighbours_and_earlier_ones_in_all_c
     """One frame ahead by the convolution over frames; back as far as the layers reach."""
     net = WaveNet(2, context=CHANNELS, hop=HOP, **SMALL).double()
     randomise(net)
-    x, given = torch.randn(LENGTH, 64, dtype=torch.float64), frames(64, CHANNELS).requires_grad_()
-    out = net(x, given)
+    x, contexts = torch.randn(LENGTH, 64, dtype=torch.float64), frames(64, CHANNELS).requires_grad_()
+    out = net(x, contexts)
     for t in range(LENGTH):
-        (by_frames,) = torch.autograd.grad(out[:, t].sum(), given, retain_graph=True)
+        (by_frames,) = torch.autograd.grad(out[:, t].sum(), contexts, retain_graph=True)
         seen = by_frames.abs().amax(0) > 0  # (CHANNELS, FRAMES)
         # the first layer reads the context at its own time, and the taps of later layers reach back from there
         reach = net.receptive_field - 1 - net.dilations[0]
@@ -211,15 +214,15 @@ def test_each_output_sees_its_frame_and_its_neighbours_and_earlier_ones_in_all_c
         assert torch.equal(seen, expected.expand(CHANNELS, -1)), t
 
 
-@pytest.mark.parametrize("context", GIVEN)
+@pytest.mark.parametrize("context", CONTEXTS)
 def test_a_flow_of_another_length_is_the_same_model(context):
-    flow, given = teacher(context), frames(2, context)
+    flow, contexts = teacher(context), frames(2, context)
     size = LENGTH - 2 * HOP
     short = flow.resized((size,), (context, FRAMES - 2) if context else ())
     z = flow.base.sample((2,))
-    x = flow.decode(z, given)
-    y = short.decode(z[:, :size], None if given is None else given[..., : FRAMES - 2])
-    same = size if given is None else (FRAMES - 3) * HOP  # the last frame has lost its neighbour
+    x = flow.decode(z, contexts)
+    y = short.decode(z[:, :size], None if contexts is None else contexts[..., : FRAMES - 2])
+    same = size if contexts is None else (FRAMES - 3) * HOP  # the last frame has lost its neighbour
     assert torch.allclose(y[:, :same], x[:, :same])
     again = diffeo.build(short.recipe["name"], short.recipe["arguments"])
     assert (again.event_shape, again.context_shape) == (short.event_shape, short.context_shape)
@@ -235,24 +238,27 @@ def test_noise_of_a_fixed_shape_is_not_resized():
 
 def test_statistics_are_one_for_all_samples_and_one_per_channel_of_the_context():
     flow = diffeo.wavenet(LENGTH, CHANNELS, hop=HOP, **SMALL).train()
-    x, given = 3 + 2 * torch.randn(50, LENGTH), torch.randn(50, CHANNELS, FRAMES) * torch.tensor([[1.0], [5.0], [0.1]])
-    given[:, 2] = 0  # a label that no recording has
-    flow.log_prob(x, given)
+    x, contexts = (
+        3 + 2 * torch.randn(50, LENGTH),
+        torch.randn(50, CHANNELS, FRAMES) * torch.tensor([[1.0], [5.0], [0.1]]),
+    )
+    contexts[:, 2] = 0  # a label that no recording has
+    flow.log_prob(x, contexts)
     standard = flow.transform.transforms[1]
     assert standard.mean.shape == ()
     assert torch.allclose(standard.std, x.std(correction=0))
-    normal = flow.normalize_context(given)
+    normal = flow.normalize_context(contexts)
     assert torch.allclose(normal.mean((0, 2)), torch.zeros(3), atol=1e-5)
     assert torch.allclose(normal.std((0, 2), correction=0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-4)
 
 
-@pytest.mark.parametrize("context", GIVEN)
+@pytest.mark.parametrize("context", CONTEXTS)
 def test_a_student_learns_by_maximum_likelihood_on_foreign_audio(context):
     """The gradient of the sequential direction, by the transposed solve, equals that of finite differences."""
-    flow, given = student(context), frames(2, context)
-    x = flow.sample(() if context else 2, given)
+    flow, contexts = student(context), frames(2, context)
+    x = flow.sample(() if context else 2, contexts)
     x = x + 0.1 * torch.randn_like(x)
-    loss = -flow.log_prob(x, given).sum()
+    loss = -flow.log_prob(x, contexts).sum()
     loss.backward()
     for name, parameter in flow.named_parameters():
         assert parameter.grad is not None, name
@@ -261,26 +267,26 @@ def test_a_student_learns_by_maximum_likelihood_on_foreign_audio(context):
             values = []
             for sign in (1, -1):
                 parameter.add_(sign * 1e-5 * direction)
-                values.append(-flow.log_prob(x, given).sum())
+                values.append(-flow.log_prob(x, contexts).sum())
                 parameter.sub_(sign * 1e-5 * direction)
         expected = (values[0] - values[1]) / 2e-5
         assert torch.isclose((parameter.grad * direction).sum(), expected, rtol=1e-4, atol=1e-6), name
 
 
-@pytest.mark.parametrize("context", GIVEN)
+@pytest.mark.parametrize("context", CONTEXTS)
 def test_a_collapsed_chain_equals_the_chain(context):
-    flow, given = student(context), frames(4, context)
+    flow, contexts = student(context), frames(4, context)
     z = flow.base.sample((4,))
-    x, location, log_scale = collapsed(flow, z, given)
-    assert torch.allclose(x, flow.decode(z, given), atol=1e-12)
+    x, location, log_scale = collapsed(flow, z, contexts)
+    assert torch.allclose(x, flow.decode(z, contexts), atol=1e-12)
     assert torch.allclose(location + log_scale.exp() * z, x, atol=1e-12)
     log_prob = flow.base.log_prob(z) - log_scale.sum(-1)
-    assert torch.allclose(flow.log_prob(x, given), log_prob, atol=1e-8)
+    assert torch.allclose(flow.log_prob(x, contexts), log_prob, atol=1e-8)
     # as the formula: m = sum_k m_k prod_{j > k} s_j, so m_t and s_t do not change with z_t
     for t in (0, 11, LENGTH - 1):
         moved = z.clone()
         moved[:, t] += 1
-        _, other_location, other_scale = collapsed(flow, moved, given)
+        _, other_location, other_scale = collapsed(flow, moved, contexts)
         assert torch.allclose(other_location[:, : t + 1], location[:, : t + 1], atol=1e-12)
         assert torch.equal(other_scale[:, : t + 1], log_scale[:, : t + 1])
         assert t == LENGTH - 1 or not torch.allclose(other_location[:, t + 1], location[:, t + 1])
@@ -288,10 +294,10 @@ def test_a_collapsed_chain_equals_the_chain(context):
 
 @pytest.mark.parametrize("head", ["gaussian", "logistics"])
 def test_conditional_densities_multiply_to_the_density(head):
-    flow, given = teacher(CHANNELS, head=head), frames(4, CHANNELS)
-    x = flow.sample((), given)
-    density = Conditionals(flow, x, given)
-    assert torch.allclose(density.log_prob(x).sum(-1), flow.log_prob(x, given))
+    flow, contexts = teacher(CHANNELS, head=head), frames(4, CHANNELS)
+    x = flow.sample((), contexts)
+    density = Conditionals(flow, x, contexts)
+    assert torch.allclose(density.log_prob(x).sum(-1), flow.log_prob(x, contexts))
     grid = torch.linspace(-60, 60, 20001, dtype=torch.float64)
     total = density.log_prob(grid[:, None, None].expand(-1, *x.shape)).exp().sum(0) * (grid[1] - grid[0])
     assert torch.allclose(total, torch.ones_like(total), atol=1e-3)
@@ -335,19 +341,19 @@ def test_the_encoded_kl_of_a_density_to_itself_is_zero(head):
     assert encoded_kl(one, other, x).abs().max() < 1e-8
 
 
-@pytest.mark.parametrize("context", GIVEN)
+@pytest.mark.parametrize("context", CONTEXTS)
 def test_the_encoded_kl_is_a_sum_of_divergences(context):
     """Over rows of the teacher's, its mean is that of the KLs of each position's Gaussians, the student's read at z."""
-    one, other, given = student(context), teacher(context), frames(2, context)
-    given = None if given is None else given[:1].expand(500, -1, -1)
+    one, other, contexts = student(context), teacher(context), frames(2, context)
+    contexts = None if contexts is None else contexts[:1].expand(500, -1, -1)
     with torch.no_grad():
-        x = other.sample(() if context else 500, given)
-        estimate = encoded_kl(one, other, x, given)
-        _, m, log_s = collapsed(one, other.encode(x, given), given)
-        density = Conditionals(other, x, given)
-        apart, log_slope = density.normalize(m)  # (m - m_p) / s_p and -ln s_p
+        x = other.sample(() if context else 500, contexts)
+        estimate = encoded_kl(one, other, x, contexts)
+        _, m, log_s = collapsed(one, other.encode(x, contexts), contexts)
+        density = Conditionals(other, x, contexts)
+        standardized, log_slope = density.normalize(m)  # (m - m_p) / s_p and -ln s_p
         log_ratio = log_s + log_slope
-        closed = (log_ratio + 0.5 * ((1 + apart.square()) * torch.exp(-2 * log_ratio) - 1)).sum(-1)
+        closed = (log_ratio + 0.5 * ((1 + standardized.square()) * torch.exp(-2 * log_ratio) - 1)).sum(-1)
     gap = estimate - closed
     assert closed.min() > 0
     assert gap.mean().abs() <= 4 * gap.std() / math.sqrt(len(gap))
@@ -363,23 +369,23 @@ def test_the_encoded_kl_teaches_the_student_alone():
         encoded_kl(student(noise="logistic"), other, other.sample(2))
 
 
-@pytest.mark.parametrize("context", GIVEN)
-def test_a_pair_is_one_reading_of_both_divergences(context, monkeypatch):
-    one, other, given = student(context), teacher(context), frames(5, context)
-    x = other.sample(() if context else 5, given)
-    draw, reverse, forward = PairedKL()(one, other, x, given)
-    z = other.encode(x, given)
-    assert torch.allclose(draw, one.decode(z, given))
-    assert torch.allclose(forward, encoded_kl(one, other, x, given))
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_pair_is_one_pass_for_both_divergences(context, monkeypatch):
+    one, other, contexts = student(context), teacher(context), frames(5, context)
+    x = other.sample(() if context else 5, contexts)
+    draw, reverse, forward = PairedKL()(one, other, x, contexts)
+    z = other.encode(x, contexts)
+    assert torch.allclose(draw, one.decode(z, contexts))
+    assert torch.allclose(forward, encoded_kl(one, other, x, contexts))
     mixed = Distillation(one, other, estimator=PairedKL(), forward_estimator=None, forward_share=0.25)
-    assert torch.allclose(mixed(x, given), 0.75 * reverse + 0.25 * forward)
+    assert torch.allclose(mixed(x, contexts), 0.75 * reverse + 0.25 * forward)
     monkeypatch.setattr(one.base, "sample", lambda shape: z)
-    assert torch.allclose(reverse, ConditionalKL()(one, other, x, given)[1])
-    mixed(x, given).sum().backward()
+    assert torch.allclose(reverse, ConditionalKL()(one, other, x, contexts)[1])
+    mixed(x, contexts).sum().backward()
     assert all(parameter.grad is not None for parameter in one.parameters())
     assert all(parameter.grad is None for parameter in (*other.parameters(), *mixed.teacher.parameters()))
     with pytest.raises(ValueError, match="expected the same noise in student and teacher, got StandardLogistic and"):
-        PairedKL()(student(context, noise="logistic"), other, x, given)
+        PairedKL()(student(context, noise="logistic"), other, x, contexts)
 
 
 def test_the_pair_of_a_density_and_itself_is_one_sound():
@@ -390,14 +396,14 @@ def test_the_pair_of_a_density_and_itself_is_one_sound():
     assert max(reverse.abs().max(), forward.abs().max()) < 1e-8
 
 
-@pytest.mark.parametrize("context", GIVEN)
+@pytest.mark.parametrize("context", CONTEXTS)
 def test_the_closed_form_equals_monte_carlo(context):
-    one, other, given = student(context), teacher(context), frames(2, context)
-    given = None if given is None else given[:1].expand(4000, -1, -1)
+    one, other, contexts = student(context), teacher(context), frames(2, context)
+    contexts = None if contexts is None else contexts[:1].expand(4000, -1, -1)
     x = torch.zeros(4000, LENGTH)
     with torch.no_grad():
-        draw, closed = ConditionalKL(regularizer=0)(one, other, x, given)
-        single = one.log_prob(draw, given) - other.log_prob(draw, given)
+        draw, closed = ConditionalKL(regularizer=0)(one, other, x, contexts)
+        single = one.log_prob(draw, contexts) - other.log_prob(draw, contexts)
         gap = single - closed
         assert gap.mean().abs() <= 4 * gap.std() / math.sqrt(len(gap))
         assert closed.std() < single.std(), "what the closed form is for"
@@ -426,10 +432,10 @@ def test_entropy_is_that_of_the_noise_and_the_scale(noise):
     flow = student(noise=noise)
     z = flow.base.sample((2000,))
     x, _, log_scale = collapsed(flow, z)
-    own = entropy(flow, log_scale)
+    entropies = entropy(flow, log_scale)
     if noise == "logistic":
-        assert torch.equal(own, log_scale + 2), "H = ln s + 2"
-    gap = own.sum(-1) + flow.log_prob(x)  # E -log p is the entropy
+        assert torch.equal(entropies, log_scale + 2), "H = ln s + 2"
+    gap = entropies.sum(-1) + flow.log_prob(x)  # E -log p is the entropy
     assert gap.mean().abs() <= 4 * gap.std() / math.sqrt(len(gap))
 
 
