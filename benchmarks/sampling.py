@@ -1,6 +1,6 @@
 """Sampling an autoregressive flow: time and memory against D and the batch, the error of the incremental inversion.
 
-`python benchmarks/sampling.py --out docs/images` draws sampling.png and prints the numbers. The models are MAFs with
+`python benchmarks/sampling.py --out docs/images` plots sampling.png and prints the numbers. The models are MAFs with
 5 transforms and hidden layers (H, H); `naive` inverts them as other libraries do, by one pass of the network per
 element. Peak memory is what a fresh process adds while it samples. Errors are those of 100,000 samples of a MAF trained
 for a few hundred steps: the largest |x - naive x| in float32 and float64.
@@ -105,7 +105,7 @@ def errors(count: int, features: int, hidden: int) -> dict[str, float]:
     return result
 
 
-def draw(by_dimension: list[dict], by_batch: list[dict], path: Path) -> None:
+def plot(by_dimension: list[dict], by_batch: list[dict], path: Path) -> None:
     """Time and memory against D and against the batch."""
     import matplotlib
 
@@ -155,7 +155,7 @@ def main() -> None:
         rows["batch"].append({"batch": batch, **measured(64, batch)})
         print(f"D 64, {batch:6d} rows: " + line(rows["batch"][-1]), flush=True)
     if args.out:
-        draw(rows["D"], rows["batch"], args.out / "sampling.png")
+        plot(rows["D"], rows["batch"], args.out / "sampling.png")
     if args.errors:
         for name, value in errors(args.errors, 64, 256).items():
             print(f"{name}: {value:.3g}", flush=True)

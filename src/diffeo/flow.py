@@ -49,7 +49,7 @@ def bits_per_dim(log_prob: Tensor, dims: int, step: float = 1.0) -> Tensor:
 
 
 def _above(module: str) -> Any:
-    """A module of a layer above this one: what a flow is asked for, but what stands on flows does."""
+    """Import a module that is built on flows, for what a flow is asked for and that module does."""
     return import_module(module)
 
 
@@ -244,7 +244,7 @@ class Flow(nn.Module):
     def _in_chunks(
         self, function: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]], rows: Tensor, context: Tensor | None
     ) -> list[Tensor]:
-        """Call on chunks of the rows where no gradient needs the whole, and join what comes back."""
+        """Call the function on chunks of the rows, unless gradients need them all at once, and join the results."""
         size = _CHUNK if self.training else max(1, min(_CHUNK, _ELEMENTS // rows.shape[1:].numel()))
         if torch.is_grad_enabled() or ops.tracing() or len(rows) <= size:
             return list(function(rows, context))
@@ -255,7 +255,7 @@ class Flow(nn.Module):
         return [torch.cat(column) for column in zip(*parts, strict=True)]
 
     def normalize_context(self, context: Tensor | None) -> Tensor | None:
-        """Give the context as the transform sees it."""
+        """Normalize the context, as the transform takes it."""
         if context is None or self.context_transform is None:
             return context
         return self.context_transform.inverse(context)

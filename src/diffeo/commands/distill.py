@@ -32,7 +32,7 @@ from diffeo.training.weights import digest
 
 __all__ = ["distill"]
 
-# Of those that suit a run the first one has the student for who does not choose.
+# The first method that suits a run provides the default student.
 METHODS: tuple[type[Method], ...] = (TableSteps, DensityMethod, ImageSteps, SequenceMethod)
 
 
@@ -158,7 +158,7 @@ def distill(
 
 
 def pace_warnings(report: Mapping[str, Any]) -> list[str]:
-    """Say so where a student is not worth having: a teacher that remembers what it has read can be faster."""
+    """Warn where the student is no faster than its teacher, as a teacher with a cache can be."""
     speed = report.get("samples_per_second") or report.get("rows_per_second") or {}
     if not speed or speed["student"] >= speed["teacher"]:
         return []
@@ -169,7 +169,7 @@ def pace_warnings(report: Mapping[str, Any]) -> list[str]:
 
 
 def _method(teacher: OpenRun, student: str | None) -> Method:
-    """Choose how to train a student of this name, or else the first one that the teacher can have."""
+    """Choose the method for a student of this name, by default the first one that suits the teacher."""
     methods = [method for method in METHODS if isinstance(teacher, method.run)]
     fitting = [method for method in methods if method.suits(teacher.flow)]
     if not fitting:
@@ -194,7 +194,7 @@ def _earlier_settings(out: str | os.PathLike[str], earlier: Mapping[str, Any] | 
 
 
 def _student(method: Method, chosen: Mapping[str, Any], seed: int) -> Flow:
-    """Build the student with what it has from its teacher; its initial weights follow the seed."""
+    """Build the student, with what it takes over from its teacher; the seed decides its initial weights."""
     recipe, arguments = method.students[method.student]
     shared = method.shared()
     for argument in shared:
@@ -215,7 +215,7 @@ def _student(method: Method, chosen: Mapping[str, Any], seed: int) -> Flow:
 
 
 def _origin(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the student comes from. Data and seed are the teacher's: they tell which rows it was never shown."""
+    """Where the student comes from. Data and seed are the teacher's: they say which rows it was not trained on."""
     assert method.flow.recipe is not None
     recorded = method.provenance
     return provenance(
@@ -241,7 +241,7 @@ def _train(
     world: World,
     say: Callable[[str], None],
 ) -> dict[str, FitResult]:
-    """Run the stages, each with a checkpoint of its own: one that is over only gives its weights back."""
+    """Run the stages, each with its own checkpoint; a finished one only restores its weights."""
     results: dict[str, FitResult] = {}
     for number, stage in enumerate(method.stages, start=1):
         folder = out / "train" / stage.name

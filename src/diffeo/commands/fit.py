@@ -36,7 +36,7 @@ CHUNK = 2**22  # numbers scored at a time
 FIGURES, FIGURES_SECONDS = (
     0.1,
     10.0,
-)  # what figures may take: this share of the training's time, at least so many seconds
+)  # time for figures: this share of the training's, but at least so many seconds
 
 
 def fit(
@@ -171,7 +171,7 @@ def _recognize(source: Any, settings: Mapping[str, Any]) -> Modality:
 
 
 def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int) -> Flow:
-    """Build the model; its initial weights follow from the seed."""
+    """Build the model; the seed decides its initial weights."""
     if earlier is not None:
         name, arguments = earlier["recipe"]["name"], earlier["recipe"]["arguments"]
     else:
@@ -194,7 +194,7 @@ def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, A
 
 
 def _objective(flow: Flow, dataset: Dataset) -> Objective:
-    """What the model is trained by; what cannot be trained so is refused before any work."""
+    """Return the training objective; a model that it cannot train is refused before any work."""
     assert flow.recipe is not None
     try:
         objective = objective_of(flow)

@@ -1,4 +1,4 @@
-"""What a training was asked for: checked before any work, kept in the run directory for resuming."""
+"""The settings of a training: checked before any work, kept in the run directory for resuming."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def earlier_settings(run: str | os.PathLike[str], model: Mapping[str, Any]) -> d
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse what can be refused before the data are read.
+    """Check the settings as far as possible before the data are read.
 
     Raises:
         UserError: for an unknown model, or a number out of its range.
@@ -62,7 +62,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def refuse_foreign(options: Mapping[str, Sequence[str]], kind: str, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that other kinds of data alone have.
+    """Refuse settings that only other kinds of data have.
 
     Args:
         options: the names of such settings, by kind.

@@ -1,4 +1,4 @@
-"""What a distillation must know of a teacher, whatever it models."""
+"""What distillation needs from a teacher, whatever it models."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training: what is minimised, the share of the budget that it has, and its learning rate."""
+    """A part of the training: what is minimised, its share of the budget, and its learning rate."""
 
     name: str
     says: str
@@ -76,7 +76,7 @@ class Method(ABC):
         self.tutor = self.loosened(self.core)
 
     def loosened(self, flow: Flow) -> Flow:
-        """The same flow, solved no closer than to learn from takes; weights are shared."""
+        """The same flow, solved only as accurately as training needs; weights are shared."""
         ode = find_ode(flow.transform)
         if ode is None or ode.steps is not None:
             return flow
@@ -88,16 +88,16 @@ class Method(ABC):
         return True
 
     def shared(self) -> dict[str, Any]:
-        """Return the arguments of its recipe that the student has from its teacher."""
+        """Return the arguments of the recipe that the student takes over from its teacher."""
         assert self.flow.recipe is not None  # it was built from one
         return {name: self.flow.recipe["arguments"][name] for name in ("features", "context", "preprocess")}
 
     def inherited(self, flow: Flow) -> list[nn.Module]:
-        """Return the parts that the student has from its teacher, state and all, of either of them."""
+        """Return the parts of either flow whose state the student takes over from its teacher."""
         return [*flow.preprocessing, *([] if flow.context_transform is None else [flow.context_transform])]
 
     def check(self, flow: Flow) -> None:
-        """Refuse a student that is not what it is to be: by default, one that does not sample in one pass.
+        """Refuse an unsuitable student: by default, one that does not sample in one pass.
 
         Raises:
             UserError: for such a student.
@@ -111,10 +111,10 @@ class Method(ABC):
 
     @abstractmethod
     def training_data(self, stage: Stage, student: Flow, seed: int) -> tuple[Any, tuple[Tensor, Tensor | None]]:
-        """Return what a stage is trained on, given the student that the ones before have left.
+        """Return the data that a stage is trained on, given the student from the stages before.
 
         Returns:
-            A stream of (rows, contexts), and the rows, with their contexts, that tell which weights to keep.
+            A stream of (rows, contexts) for training, and the rows and contexts for validation.
         """
 
     @abstractmethod

@@ -34,8 +34,8 @@ from diffeo.transforms import Autoregressive
 __all__ = ["DensityMethod", "TableMethod"]
 
 BATCH_SIZE, BATCHES = 512, 100  # rows per step, steps per epoch
-VALIDATED = 4_096  # rows of the teacher's that tell which weights to keep
-REPORTED = 20_000  # draws of each that the report is of
+VALIDATED = 4_096  # rows of the teacher's for validation
+REPORTED = 20_000  # draws of each for the report
 TIMED = 1_000  # rows drawn at a time where speed is measured
 
 
@@ -64,7 +64,7 @@ class TableMethod(Method):
 
 
 class DensityMethod(TableMethod):
-    """Students with a density, by rows that the teacher draws as they are needed: none is overfitted."""
+    """Students with a density, trained on ever fresh rows of the teacher's, so that none is overfitted."""
 
     teachers = "tables"
     students = {  # noqa: RUF012 - a constant
@@ -74,7 +74,7 @@ class DensityMethod(TableMethod):
         "nsf-coupling": ("nsf", {"structure": "coupling", "affine": True}),
     }
     epochs = 100
-    # The reverse KL is asked for last: far from the teacher its gradients explode, and alone it leaves modes out. The
+    # The reverse KL comes last: far from the teacher its gradients explode, and alone it leaves modes out. The
     # forward KL needs no WarmStart, whose error an unfinished student makes small by shrinking to the mean row.
     stages = (
         Stage("forward", "forward KL", partial(Distillation, forward_share=1.0), 0.65, 1e-2),
@@ -82,7 +82,7 @@ class DensityMethod(TableMethod):
     )
 
     def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
-        """Find real rows and contexts, and warn of a teacher that takes long to ask."""
+        """Find real rows and contexts, and warn if the teacher is slow to sample and to score."""
         super().read(source, settings, seed, say)
         if not self.core.fast:
             say("a density learns slowly from a continuous flow, each of whose draws and densities is a solve; give "

@@ -33,8 +33,8 @@ __all__ = ["SequenceMethod"]
 
 BATCH_SIZE = 1  # crops per step and process: their many samples are examples enough, and more steps matter more
 TEACHER_BATCHES = {"cpu": 8, "cuda": 256}  # that it draws at a time: on a GPU many rows take as long as one
-VALIDATED = 16  # held-out crops that tell which weights to keep
-REPORTED = 16  # held-out crops that the report is of
+VALIDATED = 16  # held-out crops for validation
+REPORTED = 16  # held-out crops for the report
 NAIVE = 50  # samples that are drawn naively, to time it
 FORWARD_SHARE = 0.1  # of the encoded KL in the last stage: it keeps what the reverse one leaves out
 POWER = 2.0  # weight of the power loss: without it the student is too quiet, at half of the RMS, for all its small KL

@@ -52,7 +52,7 @@ class StepMethod(Method):
 
     Attributes:
         batch_size, batches: rows per step, and steps per epoch.
-        validated: pairs or trajectories that tell which weights to keep.
+        validated: pairs or trajectories for validation.
         scored: real rows whose likelihood is compared.
         reported: rows of a set that is compared with others, or drawn at a time where speed is measured.
         lr: of both stages.
@@ -92,17 +92,17 @@ class StepMethod(Method):
 
     @classmethod
     def suits(cls, flow: Flow) -> bool:
-        """Whether it is continuous."""
+        """Whether the flow is continuous."""
         return find_ode(flow.transform) is not None
 
     def shared(self) -> dict[str, Any]:
-        """All but how trajectories are made and followed."""
+        """All arguments but those of the path and of the solver."""
         assert self.flow.recipe is not None  # it was built from one
         changed = self.students[self.student][1]
         return {name: value for name, value in self.flow.recipe["arguments"].items() if name not in changed}
 
     def inherited(self, flow: Flow) -> list[nn.Module]:
-        """All of it."""
+        """The whole flow."""
         return [flow]
 
     def check(self, flow: Flow) -> None:
@@ -171,7 +171,7 @@ class StepMethod(Method):
 
 
 class TableSteps(StepMethod, TableMethod):
-    """Of a table."""
+    """Students of a table's flow."""
 
     batch_size, batches, validated, epochs = 512, 100, 4_096, 100
     scored, reported = 1_000, 1_000
@@ -192,7 +192,7 @@ class TableSteps(StepMethod, TableMethod):
 
 
 class ImageSteps(StepMethod):
-    """Of images."""
+    """Students of a flow of images."""
 
     run = ImageRun
     tolerance = 1e-3

@@ -22,7 +22,7 @@ FREQUENCIES = 6  # of the sinusoidal time embedding: what is sharp in the data i
 
 
 def embedding_size(context: int, droppable: bool = False) -> int:
-    """How many numbers a network of a velocity is given beside x: the time's, the context's and whether it is there."""
+    """How many inputs a velocity's network has besides x: the time's, the context's, and whether there is one."""
     return 2 * FREQUENCIES + 1 + context + droppable
 
 
@@ -180,7 +180,7 @@ class Velocity(KnowsArguments, nn.Module):
         return torch.addcmul(da * m1 + ds * m0, slope, residual), slope, residual / std, std
 
     def _embedding(self, t: Tensor, context: Tensor | None, keep: Tensor | None) -> Tensor:
-        """What the network gets beside x: the time, its sines and cosines, and the context."""
+        """What the network gets besides x: the time, its sines and cosines, and the context."""
         angles = t[:, None] * self.multiples
         parts = [t[:, None], angles.sin(), angles.cos()]
         if self.context_size:

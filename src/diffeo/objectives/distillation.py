@@ -197,7 +197,7 @@ class Distillation(_FromTeacher):
         return loss
 
     def _show(self, x: Tensor, context: Tensor | None) -> None:
-        """Let layers that set themselves from data see the rows: draws tell them nothing."""
+        """Initialise data-dependent layers from the rows; draws of the student would tell them nothing."""
         if self.training and any(not part.initialized for part in self._waiting):
             with torch.no_grad():
                 self.flow.log_prob(x, context, nan="propagate")

@@ -1,7 +1,7 @@
 """The operations that must be fast, each with one definition and any number of backends.
 
 ``reference`` defines them in plain PyTorch. ``cpu`` computes them in C where a compiler is at hand, and can be deleted.
-Who calls an operation does not know which backend answers: these functions choose.
+The caller of an operation does not know which backend computes it: these functions choose.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def adaptive(
 
 
 def matching(field: FieldSpec, noise: Tensor, data: Tensor, t: Tensor) -> Matching | None:
-    """What flow matching asks of a velocity's network between noise and data; None where it is left to the velocity.
+    """Inputs and targets of a velocity's network in flow matching; None where the velocity computes them itself.
 
     Args:
         field: the velocity.

@@ -71,10 +71,10 @@ def by_shape(vectors: T, *, images: T) -> T:
 def recipe(**presets: Mapping[str, Any]) -> Callable[[Callable[P, Flow]], Callable[P, Flow]]:
     """Let every flow of a recipe remember the arguments it was made from, and give names to sets of arguments.
 
-    What is given is taken. What is not, the ``preset`` decides if it says anything of it, or else the default in the
-    signature does (``by_shape``: that of the event's shape). Remembered is every argument's value, and no preset's
-    name: a flow that was stored stays what it was when presets and defaults change. A flow of a univariate map without
-    a name remembers nothing, as one that was made by hand.
+    Arguments that are passed win, then those of the ``preset``, then the defaults in the signature (``by_shape``: the
+    one for the event's shape). The flow remembers every argument's value and not the preset's name: a stored flow stays
+    what it was when presets and defaults change. A flow of a univariate map without a name remembers nothing, like one
+    made by hand.
     """
 
     def decorate(make: Callable[P, Flow]) -> Callable[P, Flow]:

@@ -102,7 +102,7 @@ def check(
     limits: Thresholds = THRESHOLDS,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Examine a flow on rows that it should describe, best ones that it was not trained on.
+    """Examine a flow on rows that it should describe, preferably not those that it was trained on.
 
     Args:
         flow: a flow over events of D elements.

@@ -1,4 +1,4 @@
-"""What a student lost of its teacher: both divergences, entropies, modes, likelihood of real data, and speed."""
+"""What a student loses against its teacher: both divergences, entropies, modes, likelihood of real data, and speed."""
 
 from __future__ import annotations
 

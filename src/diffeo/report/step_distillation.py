@@ -1,4 +1,4 @@
-"""What a student of few steps lost of its teacher: distances by the number of steps, straightness, speed."""
+"""What a student of few steps loses against its teacher: distances by the number of steps, straightness, speed."""
 
 from __future__ import annotations
 

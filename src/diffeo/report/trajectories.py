@@ -74,7 +74,7 @@ def compare(moved: Mapping[str, Tensor], path: str | Path) -> None:
 
 @torch.no_grad()
 def animate(ode: ODE, base: Base, path: str | Path) -> None:
-    """Write an animation (GIF) of particles on their way from noise to data; arguments as those of ``draw``."""
+    """Write an animation (GIF) of particles on their way from noise to data; arguments as those of ``plot``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image

@@ -170,7 +170,7 @@ class Stream:
 
 
 def _chunk_size(x: Tensor, batch_size: int) -> int:
-    """Return how many rows like those of x to show at once to layers that set their statistics."""
+    """Return the number of rows like those of x to show at once to layers that set their statistics."""
     return min(EXAMPLES, max(batch_size, EXAMPLE_ELEMENTS // max(1, x.shape[1:].numel())))
 
 

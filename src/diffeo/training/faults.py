@@ -62,7 +62,7 @@ def _place(data: Tensor, bad: Tensor, rows: Tensor | None) -> str:
 
 @contextmanager
 def _watch(root: nn.Module) -> Iterator[list[str]]:
-    """Note, inside the block, the calls within ``root`` whose output is not finite; the innermost one comes first."""
+    """Record, inside the block, the calls within ``root`` whose output is not finite, the innermost one first."""
     places: list[str] = []
     watched: list[tuple[nn.Module, str]] = []
 

@@ -16,7 +16,7 @@ Groups = dict[str, dict[str, Tensor]]
 
 
 class Update:
-    """AdamW on the trainable parameters of a module, and the moving average of what comes of it.
+    """AdamW on the trainable parameters of a module, and the moving average of the weights.
 
     In float32 on the CPU the norm of the gradients is one call, and all the rest another one (``ops.fused_update``).
 

@@ -26,7 +26,7 @@ JACOBIANS = 4  # of them
 def check_sound(
     flow: Flow, x: Tensor, context: Tensor | None, rate: int, hop: int, step: float, seed: int = 0
 ) -> dict[str, Any]:
-    """Examine a flow on sounds that it should describe, best ones that it was not trained on.
+    """Examine a flow on sounds that it should describe, preferably not those that it was trained on.
 
     It is ``check`` for what has thousands of elements: the latents of all times are one sample of the base's element,
     and draws are not distinguished from data by a classifier, but by how they sound.

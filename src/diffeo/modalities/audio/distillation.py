@@ -1,4 +1,4 @@
-"""What a student of sound lost of its teacher: how both sound beside the recordings, and how fast they are."""
+"""What a student of sound loses against its teacher: how both sound beside the recordings, and how fast they are."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ def quotient(numerator: Mapping[str, float], denominator: Mapping[str, float]) -
 def generate_end_naively(flow: Flow, x: Tensor, z: Tensor, context: Tensor | None, steps: int) -> Tensor:
     """Generate the last samples of x = f(z) ``(N, T)``, each by one pass over the receptive field before it.
 
-    For comparison only: so WaveNets without a memory do it, and the sampling of a ``Flow`` gives the same.
+    For comparison only: this is how WaveNets without a cache do it; sampling from the ``Flow`` gives the same.
 
     Args:
         flow: one WaveNet, and maps of single samples.
-        x: what comes before the end; (its end is not looked at).
+        x: the samples before the end (the end itself is ignored).
         z: the noise of all.
         context: ``(N, channels, frames)``, or None.
         steps: how many samples.

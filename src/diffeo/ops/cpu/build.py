@@ -92,7 +92,7 @@ class Kernels(NamedTuple):
 
     @property
     def lanes(self) -> int | None:
-        """How many numbers a vector of the kernels holds, where they tell."""
+        """How many numbers a vector of the kernels holds, where that is known."""
         tell = None if self.library is None else getattr(self.library, "vector_lanes", None)
         return None if tell is None else tell()
 
@@ -317,7 +317,7 @@ def _processor() -> str:
 
 
 def _show(text: str) -> None:
-    """Tell who watches a terminal what takes so long."""
+    """Say on a terminal what takes so long."""
     if sys.stderr is not None and sys.stderr.isatty():
         print(f"diffeo: {text}", file=sys.stderr)
 
