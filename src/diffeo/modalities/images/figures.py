@@ -83,7 +83,7 @@ def plot(
         boards(anew, top, path("scales"), side=4)
 
     if not flow.fast:  # hundreds of gradients of the density would take longer than the training
-        return drawn
+        return plotted
     hidden = torch.zeros(x.shape[1:], dtype=torch.bool, device=device)
     hidden[:, x.shape[2] // 2 :] = True
     shown = torch.where(hidden, 0.5 * top, x[:16])
