@@ -13,8 +13,8 @@ import math
 import numpy as np
 import torch
 
-from diffeo import bits_per_dim
 from diffeo.data import FULL_SCALE, Audio, open_audio
+from diffeo.flow import bits_per_dim
 
 STEP = 1 / FULL_SCALE
 

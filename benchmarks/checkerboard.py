@@ -30,7 +30,7 @@ def main() -> None:
         started = time.monotonic()
         commands.fit("checkerboard", Path(folder) / "run", minutes=options.minutes, seed=options.seed, figures=False)
         seconds = time.monotonic() - started
-        flow = diffeo.load_run(Path(folder) / "run").flow
+        flow = diffeo.training.load_run(Path(folder) / "run").flow
     fresh = torch.as_tensor(load_builtin("checkerboard", 100_000, seed=options.seed + 1_000_003).x)
     with torch.no_grad():
         nll = -flow.log_prob(fresh)

@@ -56,11 +56,11 @@ def reverse_only(teacher: diffeo.Flow, like: diffeo.Flow, seconds: float, seed: 
     """A student of the same kind, trained by the reverse KL alone for as long."""
     assert like.recipe is not None
     torch.manual_seed(seed)
-    flow = diffeo.build(like.recipe["name"], like.recipe["arguments"])
+    flow = diffeo.recipes.build(like.recipe["name"], like.recipe["arguments"])
     core = teacher.core
     diffeo.fit(
         diffeo.Distillation(flow.core, core, forward_share=0.0),
-        diffeo.SampleStream(core, batch_size=BATCH_SIZE, batches=BATCHES, seed=seed),
+        diffeo.training.SampleStream(core, batch_size=BATCH_SIZE, batches=BATCHES, seed=seed),
         validation=core.sample(2048), minutes=seconds / 60, patience=math.inf, seed=seed,
     )  # fmt: skip
     return flow.eval()
@@ -98,7 +98,7 @@ def measure(name: str, source: str, options: argparse.Namespace, folder: Path) -
     started = time.monotonic()
     run = folder / f"{name}-teacher"
     fitted = commands.fit(source, run, model="maf", minutes=options.teacher_minutes, seed=options.seed, figures=False)
-    teacher = diffeo.load_run(run).flow
+    teacher = diffeo.training.load_run(run).flow
     nll = fitted["validation"]
     print(f"\n{name}: MAF, held-out NLL {nll['nll']:.4f} ± {nll['stderr']:.4f}, {time.monotonic() - started:.0f} s\n")
     print("\n".join(HEAD), flush=True)
@@ -107,7 +107,7 @@ def measure(name: str, source: str, options: argparse.Namespace, folder: Path) -
         summary = commands.distill(
             run, out, student=kind, minutes=options.minutes, seed=options.seed, figures=options.figures
         )
-        student = diffeo.load_run(out).flow
+        student = diffeo.training.load_run(out).flow
         report = judge(teacher, student, centres(name), options.seed)
         print(line(name, f"{kind}, default", report, summary["seconds"], summary["distillation"]), flush=True)
         warned = report["warnings"]

@@ -96,7 +96,9 @@ def transport_flow(context: int, **ode: object) -> diffeo.Flow:
     return diffeo.Flow(EightGaussians(), ODE(velocity, (2,), **ode), context_shape=(context,) if context else ())
 
 
-def train(objective: diffeo.Objective, x: Tensor, context: Tensor | None, args: argparse.Namespace, seed: int) -> float:
+def train(
+    objective: diffeo.objectives.Objective, x: Tensor, context: Tensor | None, args: argparse.Namespace, seed: int
+) -> float:
     """Train for args.steps steps; seconds."""
     started = time.perf_counter()
     batch = min(args.batch, len(x))
@@ -194,7 +196,7 @@ def protein(args: argparse.Namespace) -> None:
         results: dict[str, list[float]] = {"test NLL": [], "train seconds": [], "score seconds per 1,000 rows": []}
         for seed in range(args.seeds):
             torch.manual_seed(seed)
-            flow = diffeo.build(name, {"features": data.train.shape[1], "preprocess": []})
+            flow = diffeo.recipes.build(name, {"features": data.train.shape[1], "preprocess": []})
             started = time.perf_counter()
             objective = diffeo.FlowMatching(flow) if name == "flow_matching" else diffeo.MaximumLikelihood(flow)
             diffeo.fit(
@@ -226,15 +228,15 @@ def steps(args: argparse.Namespace) -> None:
         flow = transport_flow(0)
         train(diffeo.FlowMatching(flow, coupling="optimal", pool=args.pool), x, None, args, seed)
         note("straightness: flow", straightness(flow))
-        pairs = diffeo.reflow_pairs(flow, args.rows)
+        pairs = diffeo.objectives.reflow_pairs(flow, args.rows)
         straight = transport_flow(0)
         straight.load_state_dict(flow.state_dict())
         train(diffeo.FlowMatching(straight), pairs, None, args, seed)
         note("straightness: after reflow", straightness(straight))
         for count in (1, 2, 4):
-            student = diffeo.few_steps(straight, count)
+            student = diffeo.objectives.few_steps(straight, count)
             examples = diffeo.objectives.trajectories(straight, args.rows, count)
-            train(diffeo.StepMatching(student), examples, None, args, seed)
+            train(diffeo.objectives.StepMatching(student), examples, None, args, seed)
             for name, model in (
                 ("flow", in_steps(flow, count)), ("reflow", in_steps(straight, count)), ("distilled", student),
             ):  # fmt: skip
@@ -265,7 +267,7 @@ def images(args: argparse.Namespace) -> None:
                 print(f"  {name}, seed {seed}: {facts['nll']:.2f} +- {facts['stderr']:.2f} nats, {facts['rows']} rows")
                 started = time.perf_counter()
                 with torch.no_grad():
-                    diffeo.load_run(run).flow.sample(100)
+                    diffeo.training.load_run(run).flow.sample(100)
                 results["sample seconds per 100"].append(time.perf_counter() - started)
         for which, values in results.items():
             print_mean(f"{args.set} {name} {which}", values)

@@ -202,7 +202,7 @@ def build_diffeo(spec: Spec) -> TorchModel:
     if spec.spline:
         structure = "coupling" if spec.coupling else "autoregressive"
         arguments |= {"bins": spec.bins, "bound": spec.bound, "structure": structure}
-    flow = diffeo.build("nsf" if spec.spline else spec.family, {"features": spec.features, **arguments})
+    flow = diffeo.recipes.build("nsf" if spec.spline else spec.family, {"features": spec.features, **arguments})
     return TorchModel(spec, flow, flow.log_prob, flow.sample)
 
 

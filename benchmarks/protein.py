@@ -156,7 +156,7 @@ def run_diffeo(family: str, data: Data, seconds: float, seed: int, lr: float) ->
     import diffeo
 
     torch.manual_seed(seed)
-    flow = diffeo.RECIPES[family](features=COLUMNS, transforms=5, hidden=(128, 128), preprocess=())
+    flow = diffeo.recipes.RECIPES[family](features=COLUMNS, transforms=5, hidden=(128, 128), preprocess=())
     start = time.perf_counter()
     result = diffeo.fit(
         diffeo.MaximumLikelihood(flow), data.train, validation=data.valid, minutes=seconds / 60, batch_size=BATCH,
@@ -180,7 +180,7 @@ def run_default(data: Data, seed: int) -> Result:
         subprocess.run([*command, "fit", f"{folder}/fit.csv", "--out", str(run), "--seed", str(seed)], check=True)
         subprocess.run([*command, "score", str(run), f"{folder}/test.csv", "--out", str(scores)], check=True)
         log_prob = np.genfromtxt(scores, delimiter=",", skip_header=1, ndmin=2)[:, -1]
-        loaded = diffeo.load_run(run)
+        loaded = diffeo.training.load_run(run)
     parameters = sum(p.numel() for p in loaded.flow.parameters() if p.requires_grad)
     facts = loaded.metrics
     name, epochs = f"diffeo default ({facts['model']})", facts["steps"] * BATCH / len(data.train)

@@ -31,7 +31,7 @@ HIDDEN = 512
 def model(features: int, hidden: int = HIDDEN) -> diffeo.Flow:
     """The MAF of all measurements, with weights that do something."""
     torch.manual_seed(0)
-    flow = diffeo.build("maf", {"features": features, "hidden": (hidden, hidden), "preprocess": ()})
+    flow = diffeo.recipes.build("maf", {"features": features, "hidden": (hidden, hidden), "preprocess": ()})
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter) / max(1, parameter.shape[-1]) ** 0.5)

@@ -105,7 +105,7 @@ class Swirl(nn.Module):
 
 def recipe(name: str, shape: tuple[int, ...], context: int = 0, **arguments: Any) -> Transform:
     small = {"hidden": (6,), "activation": "silu", "transforms": 2, **arguments}
-    return diffeo.build(name, {"features": shape, "context": context, **small}).transform
+    return diffeo.recipes.build(name, {"features": shape, "context": context, **small}).transform
 
 
 def over_time(univariate: Univariate, context: int = 0, hop: int = 1, **net: Any) -> Autoregressive:

@@ -32,7 +32,7 @@ ESTIMATORS = [reparameterized, path_gradient]
 
 def small(recipe, context=0, **arguments):
     """A flow of three columns, away from its start, which is the identity."""
-    flow = diffeo.build(
+    flow = diffeo.recipes.build(
         recipe, {"features": 3, "context": context, "transforms": 2, "hidden": [8], "preprocess": [], **arguments}
     )
     randomise(flow, 0.3)
@@ -452,7 +452,7 @@ def test_the_command(run, teachers, tmp_path, capsys):
     assert report["rows_per_second"].keys() == {"student", "teacher", "teacher_naive"}
     assert sorted(path.name for path in (out / "figures").iterdir()) == ["kl.png", "likelihoods.png", "pairs.png"]
 
-    student, teacher = diffeo.load_run(out), diffeo.load_run(teachers / run)
+    student, teacher = diffeo.training.load_run(out), diffeo.training.load_run(teachers / run)
     assert student.flow.fast == {"sample"}
     assert student.schema == teacher.schema
     assert student.metrics["distillation"] == report
@@ -557,7 +557,7 @@ def test_an_interrupted_command_goes_on(teachers, distilled, tmp_path, monkeypat
     monkeypatch.setattr(checkpoints, "save_checkpoint", original)
     assert written == ["forward", "forward", "both"]
     with pytest.raises(diffeo.UserError, match="has no weights yet"):
-        diffeo.load_run(out)
+        diffeo.training.load_run(out)
     commands.distill(teachers / "run", out, resume=True, figures=False)
-    whole, resumed = (diffeo.load_run(path).flow.state_dict() for path in (distilled, out))
+    whole, resumed = (diffeo.training.load_run(path).flow.state_dict() for path in (distilled, out))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())

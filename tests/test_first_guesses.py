@@ -86,7 +86,7 @@ def test_fit_takes_a_flow():
         (diffeo.maf(2, hidden=(8,)), diffeo.MaximumLikelihood),
         (diffeo.flow_matching(2, hidden=(8,)), diffeo.FlowMatching),
     ):
-        other = diffeo.build(flow.recipe["name"], flow.recipe["arguments"])
+        other = diffeo.recipes.build(flow.recipe["name"], flow.recipe["arguments"])
         other.load_state_dict(flow.state_dict())
         diffeo.fit(flow, x, epochs=2)
         diffeo.fit(objective(other), x, epochs=2)

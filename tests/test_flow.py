@@ -28,7 +28,7 @@ RECIPE_CASES = {
 def make(name: str, features: int = 2, context: int = 0, dtype: torch.dtype = torch.float64, **more) -> diffeo.Flow:
     recipe, arguments = RECIPE_CASES[name]
     arguments = {"hidden": (16, 16), "activation": "silu", "transforms": 3, **arguments, **more}
-    flow = diffeo.build(recipe, {"features": features, "context": context, **arguments})
+    flow = diffeo.recipes.build(recipe, {"features": features, "context": context, **arguments})
     randomise(flow)
     return flow.to(dtype).eval()
 
@@ -128,7 +128,7 @@ def test_distribution_is_a_torch_distribution(name):
 @pytest.mark.parametrize("name", RECIPE_CASES)
 def test_recipes_are_remembered_and_rebuilt(name):
     flow = make(name, 5, 2)
-    other = diffeo.build(flow.recipe["name"], flow.recipe["arguments"]).to(torch.float64).eval()
+    other = diffeo.recipes.build(flow.recipe["name"], flow.recipe["arguments"]).to(torch.float64).eval()
     other.load_state_dict(copy.deepcopy(flow.state_dict()))
     x, context = torch.randn(9, 5), torch.randn(9, 2)
     assert torch.equal(flow.log_prob(x, context), other.log_prob(x, context))
@@ -137,7 +137,7 @@ def test_recipes_are_remembered_and_rebuilt(name):
 @pytest.mark.parametrize("name", RECIPE_CASES)
 def test_a_fresh_flow_is_the_standardised_base(name):
     recipe, arguments = RECIPE_CASES[name]
-    flow = diffeo.build(recipe, {"features": 3, **arguments}).train()
+    flow = diffeo.recipes.build(recipe, {"features": 3, **arguments}).train()
     x = 5 * torch.randn(500, 3) + 100
     flow.log_prob(x)
     z = flow.eval().encode(x)
@@ -241,9 +241,9 @@ def test_many_samples_are_finite(name):
         (lambda f, c: f.sample(-1), "without negative sizes"),
         (lambda f, c: diffeo.maf(0), "expected positive"),
         (lambda f, c: diffeo.realnvp(1), "expected features >= 2"),
-        (lambda f, c: diffeo.build("mfa", {}), "expected a recipe among nice, realnvp, maf, iaf, nsf"),
-        (lambda f, c: diffeo.build("maf", {"featurs": 2}), "takes no argument 'featurs'"),
-        (lambda f, c: diffeo.build("maf", {"features": "two"}), "recipe 'maf' cannot be made"),
+        (lambda f, c: diffeo.recipes.build("mfa", {}), "expected a recipe among nice, realnvp, maf, iaf, nsf"),
+        (lambda f, c: diffeo.recipes.build("maf", {"featurs": 2}), "takes no argument 'featurs'"),
+        (lambda f, c: diffeo.recipes.build("maf", {"features": "two"}), "recipe 'maf' cannot be made"),
         (lambda f, c: diffeo.maf(2, activation="sigmoid"), "expected an activation among"),
         (lambda f, c: diffeo.maf(2, preprocess=["straighten"]), "expected preprocessing among"),
         (lambda f, c: diffeo.nsf(2, structure="ring"), "expected structure among"),

@@ -300,7 +300,7 @@ def test_objectives_follow_the_recipe():
     assert isinstance(objective, FlowMatching)
     assert (objective.pool, objective.dropout) == (64, 0.1)
     assert isinstance(objective_of(diffeo.maf(2)), diffeo.MaximumLikelihood)
-    rebuilt = diffeo.build(flow.recipe["name"], flow.recipe["arguments"])
+    rebuilt = diffeo.recipes.build(flow.recipe["name"], flow.recipe["arguments"])
     rebuilt.load_state_dict(flow.state_dict())
 
 

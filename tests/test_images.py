@@ -57,7 +57,7 @@ def test_small_images_are_learned_element_by_element(side, count, name):
     """And the fewer there are, the more is done against overfitting."""
     data = ImageDataset(np.random.default_rng(0).integers(0, 256, (count, side, side)).astype(np.uint8), {}, 0)
     model, arguments = data.default_model()
-    training = data.training(diffeo.build(model, {"features": data.features, **SMALL}))
+    training = data.training(diffeo.recipes.build(model, {"features": data.features, **SMALL}))
     assert model == name
     if name == "nsf":
         assert arguments["dropout"] == pytest.approx(min(0.1, 160 / data.rows), abs=1e-4)
@@ -98,7 +98,7 @@ def test_a_label_decides(runs, tmp_path):
 
 
 def test_inpainting_climbs_and_keeps_what_is_shown(runs, tmp_path):
-    flow = diffeo.load_run(runs / "digits").flow
+    flow = diffeo.training.load_run(runs / "digits").flow
     x = torch.from_numpy(diffeo.data.open_images("digits").pixels[:4]).float()
     hidden = torch.zeros(1, 8, 8, dtype=torch.bool)
     hidden[:, 4:] = True

@@ -96,7 +96,7 @@ def test_a_flattened_transform_sees_rows_of_pixels():
         (lambda: ResNet(1, 1, activation="sigmoid"), "expected an activation among"),
         (lambda: Rescale((1,), low=1.0, high=1.0), "expected low < high, got 1.0 and 1.0"),
         (lambda: Rescale((1,), high=math.inf), "expected low < high"),
-        (lambda: diffeo.bits_per_dim(torch.zeros(1), 0), "expected dims >= 1, got 0"),
+        (lambda: diffeo.flow.bits_per_dim(torch.zeros(1), 0), "expected dims >= 1, got 0"),
         (lambda: diffeo.realnvp((3, 4)), r"expected features as a number or as \(channels, height, width\)"),
         (lambda: diffeo.realnvp((1, 0, 4)), "expected"),
         (lambda: diffeo.realnvp((3, 1, 1)), "expected a mask with both True and False"),
@@ -104,8 +104,11 @@ def test_a_flattened_transform_sees_rows_of_pixels():
         (lambda: diffeo.glow(8), "even sides for glow"),
         (lambda: diffeo.glow((1, 4, 4), scales=0), "expected at least one scale, got 0"),
         (lambda: diffeo.realnvp((1, 4, 4), preset="huge"), "expected a preset among paper for 'realnvp', got 'huge'"),
-        (lambda: diffeo.build("iaf", {"features": 3, "preset": "paper"}), "recipe 'iaf' takes no argument 'preset'"),
-        (lambda: diffeo.build("realnvp", {"features": [1, 4, "4"]}), "recipe 'realnvp' cannot be made"),
+        (
+            lambda: diffeo.recipes.build("iaf", {"features": 3, "preset": "paper"}),
+            "recipe 'iaf' takes no argument 'preset'",
+        ),
+        (lambda: diffeo.recipes.build("realnvp", {"features": [1, 4, "4"]}), "recipe 'realnvp' cannot be made"),
     ],
 )
 def test_mistakes_are_named(call, message):
@@ -226,7 +229,7 @@ IMAGE_FLOWS = {
 
 def image_flow(name: str, context: int = 0, dtype: torch.dtype = torch.float64, **more) -> diffeo.Flow:
     recipe, shape, arguments = IMAGE_FLOWS[name]
-    flow = diffeo.build(recipe, {"features": shape, "context": context, **arguments, **more})
+    flow = diffeo.recipes.build(recipe, {"features": shape, "context": context, **arguments, **more})
     randomise(flow)
     return flow.to(dtype).eval()
 
@@ -246,7 +249,7 @@ def test_image_flows_keep_all_promises_of_flows(name, context):
     assert torch.allclose(flow.decode(z, contexts), x, atol=1e-7)
     if context:
         assert (flow.log_prob(x[0, 0, 0], contexts[:2]).diff().abs() > 0).all(), "the context must matter"
-    again = diffeo.build(flow.recipe["name"], flow.recipe["arguments"]).to(torch.float64).eval()
+    again = diffeo.recipes.build(flow.recipe["name"], flow.recipe["arguments"]).to(torch.float64).eval()
     again.load_state_dict(copy.deepcopy(flow.state_dict()))
     assert again.recipe == flow.recipe
     assert torch.equal(again.log_prob(x, contexts), flow.log_prob(x, contexts))
@@ -256,7 +259,7 @@ def test_image_flows_keep_all_promises_of_flows(name, context):
 @pytest.mark.parametrize("name", IMAGE_FLOWS)
 def test_a_fresh_image_flow_is_the_standardised_base_and_sets_itself_once(name):
     recipe, shape, arguments = IMAGE_FLOWS[name]
-    flow = diffeo.build(recipe, {"features": shape, **arguments}).train()
+    flow = diffeo.recipes.build(recipe, {"features": shape, **arguments}).train()
     x = 5 * torch.randn(300, *shape) + 100
     with torch.no_grad():
         flow.log_prob(x)
@@ -319,7 +322,7 @@ def test_realnvp_has_the_layout_of_its_paper(packed):
     ],
 )
 def test_scales_follow_from_divisibility(recipe, shape, arguments, counts):
-    flow = diffeo.build(recipe, {"features": shape, **arguments})
+    flow = diffeo.recipes.build(recipe, {"features": shape, **arguments})
     scales = latent_scales(flow.transform, flow.event_shape)
     assert scales.shape == shape
     assert scales.flatten().bincount().tolist() == counts
@@ -345,7 +348,7 @@ def test_glow_steps_are_couplings_matrices_and_norms():
 
 
 def test_presets_are_named_arguments():
-    paper = diffeo.build("realnvp", {"features": [3, 8, 8], "preset": "paper", "hidden": [5]})
+    paper = diffeo.recipes.build("realnvp", {"features": [3, 8, 8], "preset": "paper", "hidden": [5]})
     arguments = paper.recipe["arguments"]
     assert (arguments["kernels"], arguments["scales"], arguments["packed"]) == ([3, 3], 2, False)
     assert arguments["hidden"] == [5], "what is given replaces the preset's"
@@ -360,7 +363,7 @@ def test_presets_are_named_arguments():
 
 def test_nice_is_that_of_its_paper():
     flow = diffeo.nice((1, 28, 28), preset="paper", preprocess=[["dequantize", {}], ["rescale", {"high": 256}]])
-    assert isinstance(flow.base, diffeo.StandardLogistic)
+    assert isinstance(flow.base, diffeo.bases.StandardLogistic)
     flattened, rescale, dequantize = flow.transform
     assert isinstance(rescale, Rescale)
     assert isinstance(dequantize, Dequantize)
@@ -451,9 +454,9 @@ def test_a_uniform_model_has_exactly_eight_bits():
     pixels = torch.randint(256, (20, *shape))
     for transform in (Chain([Rescale(shape, 0, 256), Dequantize(shape)]), Dequantize(shape)):
         high = 1.0 if isinstance(transform, Chain) else 256.0
-        flow = diffeo.Flow(diffeo.Uniform(shape, 0.0, high), transform)
+        flow = diffeo.Flow(diffeo.bases.Uniform(shape, 0.0, high), transform)
         for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
-            bits = diffeo.bits_per_dim(flow.to(dtype).log_prob(pixels), 60)
+            bits = diffeo.flow.bits_per_dim(flow.to(dtype).log_prob(pixels), 60)
             assert (bits - 8).abs().max().item() <= tolerance
         sample = flow.sample(2000)
         assert (sample.min(), sample.max()) == (0, 255)
@@ -487,11 +490,11 @@ PREPROCESSED = {
 @pytest.mark.parametrize("name", PREPROCESSED)
 @pytest.mark.parametrize("recipe", ["realnvp", "glow", "nice"])
 def test_images_of_bytes_are_scored_and_sampled(recipe, name):
-    flow = diffeo.build(recipe, {"features": (1, 8, 8), "preprocess": PREPROCESSED[name], **SMALL}).train()
+    flow = diffeo.recipes.build(recipe, {"features": (1, 8, 8), "preprocess": PREPROCESSED[name], **SMALL}).train()
     x = torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8)
     x[0], x[1] = 0, 255
     flow.log_prob(x)
-    bits = diffeo.bits_per_dim(flow.eval().log_prob(x), 64)
+    bits = diffeo.flow.bits_per_dim(flow.eval().log_prob(x), 64)
     assert torch.isfinite(bits).all()
     torch.manual_seed(1)
     scaled = x + torch.rand(x.shape)  # the draw of dequantisation

@@ -137,7 +137,7 @@ def test_dequantize_spreads_values_over_their_cells_and_brings_them_back():
 
 def test_dequantized_likelihood_is_that_of_the_discrete_values():
     """A uniform density over the cells gives each of 8 values probability 1/8: log-likelihood -log 8, exactly."""
-    flow = diffeo.Flow(diffeo.Uniform(1, low=0.0, high=8.0), Dequantize((1,)))
+    flow = diffeo.Flow(diffeo.bases.Uniform(1, low=0.0, high=8.0), Dequantize((1,)))
     x = torch.randint(8, (50, 1))
     assert torch.allclose(flow.log_prob(x), torch.full((50,), -math.log(8)))
     assert set(flow.sample(500).flatten().tolist()) == set(range(8))
@@ -149,7 +149,7 @@ def test_logit_opens_the_range_and_outside_the_density_is_zero():
     z = logit.forward(x)
     assert z[0].item() == pytest.approx(math.log(1e-6 / (1 - 1e-6)))
     assert z[2].item() == pytest.approx(-math.log(1e-6 / (1 - 1e-6)))
-    flow = diffeo.Flow(diffeo.StandardLogistic(1), Logit((1,), low=-2.0, high=6.0))
+    flow = diffeo.Flow(diffeo.bases.StandardLogistic(1), Logit((1,), low=-2.0, high=6.0))
     assert torch.allclose(flow.log_prob(x), torch.full((3,), -math.log(8.0)), atol=1e-5)
     assert flow.log_prob(torch.tensor([[-3.0], [7.0], [1e30]])).tolist() == [-math.inf] * 3
 

@@ -80,7 +80,7 @@ def test_a_map_is_taken_remembered_and_rebuilt(name, univariate):
     arguments = json.loads(json.dumps(flow.recipe["arguments"]))
     assert arguments["univariate"] == describe(expected)
     randomise(flow)
-    other = diffeo.build(recipe, arguments)
+    other = diffeo.recipes.build(recipe, arguments)
     other.load_state_dict(flow.state_dict())
     x = torch.randn(7, *flow.event_shape)
     assert torch.equal(flow.eval().log_prob(x), other.eval().log_prob(x))
@@ -129,7 +129,7 @@ def test_bad_maps_are_named(value, error, message):
     with pytest.raises(error, match=message):
         as_univariate(value)
     with pytest.raises(ValueError, match=message):
-        diffeo.build("maf", {"features": 3, "univariate": value})
+        diffeo.recipes.build("maf", {"features": 3, "univariate": value})
 
 
 def test_a_map_that_forgets_its_arguments_is_refused(monkeypatch):
@@ -157,15 +157,15 @@ def test_a_map_that_forgets_its_arguments_is_refused(monkeypatch):
 )
 def test_arguments_as_earlier_versions_stored_them_make_the_same_flow(name, stored, bound):
     """Affine maps were wired in, with their bound among the recipe's arguments."""
-    (kind,) = {repr(each) for each in maps(diffeo.build(name, stored))}
+    (kind,) = {repr(each) for each in maps(diffeo.recipes.build(name, stored))}
     assert kind == repr(Affine(bound))
     plain = {argument: value for argument, value in stored.items() if argument != "bound"}
     with pytest.raises(ValueError, match=f"recipe '{name}' takes no argument 'sudo'"):
-        diffeo.build(name, {**plain, "sudo": 1})
+        diffeo.recipes.build(name, {**plain, "sudo": 1})
 
 
 def test_splines_as_earlier_versions_stored_them_make_the_same_flow():
-    flow = diffeo.build("nsf", {"features": 3, **SMALL, "bins": 5, "bound": 4.0, "affine": True})
+    flow = diffeo.recipes.build("nsf", {"features": 3, **SMALL, "bins": 5, "bound": 4.0, "affine": True})
     expected = Composed(RationalQuadraticSpline(5, 4.0), Affine(2.0))
     assert {repr(each) for each in maps(flow)} == {repr(expected)}
 

@@ -138,7 +138,7 @@ def test_conditional_and_discrete(x):
 @pytest.mark.parametrize("recipe", ["iaf", "nice"])
 def test_other_recipes(x, recipe):
     """A flow whose scoring is sequential, and one with another base."""
-    flow = diffeo.build(recipe, {"features": 3, "transforms": 2, "hidden": [8]})
+    flow = diffeo.recipes.build(recipe, {"features": 3, "transforms": 2, "hidden": [8]})
     with torch.no_grad():
         flow.train().log_prob(x)
     report = check(flow, x[:300])

@@ -82,7 +82,7 @@ def test_a_window_keeps_a_tone_from_leaking():
 
 def test_gradients_are_finite_at_silence():
     x = torch.zeros(2, 400, dtype=torch.float64, requires_grad=True)
-    loss = diffeo.PowerLoss((32, 64))
+    loss = diffeo.objectives.PowerLoss((32, 64))
     for y in (torch.zeros_like(x), NOISE[:800].reshape(2, 400)):
         (loss(x, y).sum() + log_mel(x.float(), RATE, 10, 64, 16).sum()).backward()
         assert torch.isfinite(x.grad).all()
@@ -92,7 +92,7 @@ def test_gradients_are_finite_at_silence():
 
 
 def test_the_power_loss_hears_a_sound_that_is_too_quiet():
-    loss = diffeo.PowerLoss()
+    loss = diffeo.objectives.PowerLoss()
     x = torch.stack([VOICE, NOISE])
     torch.testing.assert_close(loss(x, x), torch.zeros(2, dtype=torch.float64))
     delayed, too_quiet = VOICE.roll(1), NOISE * sound.rms(VOICE) / sound.rms(NOISE)
@@ -105,9 +105,9 @@ def test_the_power_loss_hears_a_sound_that_is_too_quiet():
     with pytest.raises(ValueError, match="same shape"):
         loss(x, x[:1])
     with pytest.raises(ValueError, match="at least a sample"):
-        diffeo.PowerLoss(segment=0)
+        diffeo.objectives.PowerLoss(segment=0)
     with pytest.raises(ValueError, match="at least 4"):
-        diffeo.PowerLoss(())
+        diffeo.objectives.PowerLoss(())
 
 
 def test_bad_spectra_are_refused():

@@ -58,7 +58,7 @@ def teachers(tmp_path_factory):
 
 
 def test_a_student_of_sound(teachers, tmp_path, capsys):
-    student, teacher = diffeo.load_run(teachers.student), diffeo.load_run(teachers.run)
+    student, teacher = diffeo.training.load_run(teachers.student), diffeo.training.load_run(teachers.run)
     assert (student.flow.fast, student.schema) == ({"sample"}, teacher.schema)
     for copied, original in zip(student.flow.preprocessing, teacher.flow.preprocessing, strict=True):
         assert all(torch.equal(value, original.state_dict()[name]) for name, value in copied.state_dict().items())
@@ -119,8 +119,11 @@ def test_a_contrast_takes_two_sounds_at_a_time(teachers, monkeypatch):
 
 def test_bits_lost_are_those_that_scoring_finds(teachers):
     """The report's likelihood, within the preprocessing, and that of the whole flows differ by noise alone."""
-    bits = [diffeo.load_run(run).metrics["validation"]["bits_per_sample"] for run in (teachers.student, teachers.run)]
-    lost = diffeo.load_run(teachers.student).metrics["distillation"]["real_rows"]
+    bits = [
+        diffeo.training.load_run(run).metrics["validation"]["bits_per_sample"]
+        for run in (teachers.student, teachers.run)
+    ]
+    lost = diffeo.training.load_run(teachers.student).metrics["distillation"]["real_rows"]
     # of four crops here, of all held-out ones there
     assert abs(bits[0] - bits[1] - lost["mean"]) < 0.5
 
@@ -138,7 +141,7 @@ def test_a_mixture_has_a_student_of_logistic_noise(teachers, tmp_path, capsys):
         "without memory",
     ):
         assert text in said
-    recipe = diffeo.load_run(out).flow.recipe
+    recipe = diffeo.training.load_run(out).flow.recipe
     assert recipe["arguments"]["noise"] == "logistic"
     assert not (out / "sounds").exists()
 
@@ -159,7 +162,7 @@ def test_an_interrupted_distillation_goes_on(teachers, tmp_path, monkeypatch):
         commands.distill(teachers.run, out, figures=False, **TINY)
     monkeypatch.setattr(checkpoints, "save_checkpoint", original)
     commands.distill(teachers.run, out, resume=True, figures=False)
-    whole, resumed = (diffeo.load_run(path).flow.state_dict() for path in (teachers.student, out))
+    whole, resumed = (diffeo.training.load_run(path).flow.state_dict() for path in (teachers.student, out))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 

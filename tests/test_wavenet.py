@@ -224,14 +224,14 @@ def test_a_flow_of_another_length_is_the_same_model(context):
     y = short.decode(z[:, :size], None if contexts is None else contexts[..., : FRAMES - 2])
     same = size if contexts is None else (FRAMES - 3) * HOP  # the last frame has lost its neighbour
     assert torch.allclose(y[:, :same], x[:, :same])
-    again = diffeo.build(short.recipe["name"], short.recipe["arguments"])
+    again = diffeo.recipes.build(short.recipe["name"], short.recipe["arguments"])
     assert (again.event_shape, again.context_shape) == (short.event_shape, short.context_shape)
     assert set(map(id, short.parameters())) == set(map(id, flow.parameters()))
     assert short.transform.transforms[1].std is flow.transform.transforms[1].std
 
 
 def test_noise_of_a_fixed_shape_is_not_resized():
-    flow = diffeo.Flow(diffeo.GaussianMixture(4), diffeo.maf(4).transform)
+    flow = diffeo.Flow(diffeo.bases.GaussianMixture(4), diffeo.maf(4).transform)
     with pytest.raises(ValueError, match="expected noise that has any shape, got GaussianMixture"):
         flow.resized((5,))
 
@@ -483,7 +483,7 @@ def test_mixture_keeps_its_gradient_far_from_its_mass():
     params = torch.tensor([0.0, 0.0, -1.0, 1.0, -3.0, -3.0]).reshape(6, 1).expand(-1, 4).clone().requires_grad_()
     x = torch.tensor([-1e4, -50.0, 50.0, 1e4])
     z, log_slope = MixtureOfLogistics(2).inverse_and_log_det(x, params)
-    log_prob = diffeo.StandardLogistic(()).log_prob(z) + log_slope
+    log_prob = diffeo.bases.StandardLogistic(()).log_prob(z) + log_slope
     (by_params,) = torch.autograd.grad(log_prob.sum(), params)
     assert torch.isfinite(log_prob).all()
     outer = by_params.reshape(3, 2, 4)
@@ -499,7 +499,7 @@ def test_mixture_has_the_density_of_its_components():
     weights, means, scales = params[:3].softmax(0), params[3:6], (7 * torch.tanh(params[6:] / 7)).exp()
     part = torch.sigmoid((x - means) / scales)
     assert torch.allclose(
-        (diffeo.StandardLogistic(()).log_prob(z) + log_slope).exp(), (weights * part * (1 - part) / scales).sum(0)
+        (diffeo.bases.StandardLogistic(()).log_prob(z) + log_slope).exp(), (weights * part * (1 - part) / scales).sum(0)
     )
 
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "flow": "Flow FlowDistribution bits_per_dim",
-    "bases": "StandardNormal StandardLogistic Uniform GaussianMixture",
-    "recipes": "RECIPES build nice realnvp glow maf iaf nsf wavenet parallel_wavenet flow_matching",
-    "objectives": "Objective MaximumLikelihood Distillation WarmStart ConditionalKL PairedKL PowerLoss FlowMatching"
-    " StepMatching few_steps guided reflow_pairs",
-    "training": "fit load load_run SampleStream",
+    "flow": "Flow",
+    "bases": "StandardNormal",
+    "recipes": "nice realnvp glow maf iaf nsf wavenet parallel_wavenet flow_matching",
+    "objectives": "MaximumLikelihood FlowMatching Distillation",
+    "training": "fit load",
     "inpainting": "inpaint",
-    "": "transforms nets data spectral",
+    "": "bases commands data nets objectives recipes training transforms",
 }
 _HOME = {name: home for home, names in _NAMES.items() for name in names.split()}
 
@@ -25,40 +24,14 @@ __all__ = [*_HOME, "UserError"]
 from diffeo.errors import UserError
 
 if TYPE_CHECKING:
-    from diffeo import data, nets, spectral, transforms
-    from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal, Uniform
-    from diffeo.flow import Flow, FlowDistribution, bits_per_dim
+    from diffeo import bases, commands, data, nets, objectives, recipes, training, transforms
+    from diffeo.bases import StandardNormal
+    from diffeo.flow import Flow
     from diffeo.inpainting import inpaint
-    from diffeo.objectives import (
-        ConditionalKL,
-        Distillation,
-        FlowMatching,
-        MaximumLikelihood,
-        Objective,
-        PairedKL,
-        PowerLoss,
-        StepMatching,
-        WarmStart,
-        few_steps,
-        guided,
-        reflow_pairs,
-    )
-    from diffeo.recipes import (
-        RECIPES,
-        build,
-        flow_matching,
-        glow,
-        iaf,
-        maf,
-        nice,
-        nsf,
-        parallel_wavenet,
-        realnvp,
-        wavenet,
-    )
+    from diffeo.objectives import Distillation, FlowMatching, MaximumLikelihood
+    from diffeo.recipes import flow_matching, glow, iaf, maf, nice, nsf, parallel_wavenet, realnvp, wavenet
     from diffeo.training.fit import fit
-    from diffeo.training.run import load, load_run
-    from diffeo.training.sampled import SampleStream
+    from diffeo.training.run import load
 
 
 def __getattr__(name: str) -> Any:
