@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import diffeo
 from cases import CONTEXT, convolutional, make, randomise
 from diffeo import flow as flow_module
+from diffeo.flow import bits_per_dim
 from diffeo.nets import MLP, ResNet
 from diffeo.nets.precision import bfloat16
 from diffeo.transforms import (
@@ -96,7 +97,7 @@ def test_a_flattened_transform_sees_rows_of_pixels():
         (lambda: ResNet(1, 1, activation="sigmoid"), "expected an activation among"),
         (lambda: Rescale((1,), low=1.0, high=1.0), "expected low < high, got 1.0 and 1.0"),
         (lambda: Rescale((1,), high=math.inf), "expected low < high"),
-        (lambda: diffeo.flow.bits_per_dim(torch.zeros(1), 0), "expected dims >= 1, got 0"),
+        (lambda: bits_per_dim(torch.zeros(1), 0), "expected dims >= 1, got 0"),
         (lambda: diffeo.realnvp((3, 4)), r"expected features as a number or as \(channels, height, width\)"),
         (lambda: diffeo.realnvp((1, 0, 4)), "expected"),
         (lambda: diffeo.realnvp((3, 1, 1)), "expected a mask with both True and False"),
@@ -456,7 +457,7 @@ def test_a_uniform_model_has_exactly_eight_bits():
         high = 1.0 if isinstance(transform, Chain) else 256.0
         flow = diffeo.Flow(diffeo.bases.Uniform(shape, 0.0, high), transform)
         for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
-            bits = diffeo.flow.bits_per_dim(flow.to(dtype).log_prob(pixels), 60)
+            bits = bits_per_dim(flow.to(dtype).log_prob(pixels), 60)
             assert (bits - 8).abs().max().item() <= tolerance
         sample = flow.sample(2000)
         assert (sample.min(), sample.max()) == (0, 255)
@@ -494,7 +495,7 @@ def test_images_of_bytes_are_scored_and_sampled(recipe, name):
     x = torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8)
     x[0], x[1] = 0, 255
     flow.log_prob(x)
-    bits = diffeo.flow.bits_per_dim(flow.eval().log_prob(x), 64)
+    bits = bits_per_dim(flow.eval().log_prob(x), 64)
     assert torch.isfinite(bits).all()
     torch.manual_seed(1)
     scaled = x + torch.rand(x.shape)  # the draw of dequantisation
