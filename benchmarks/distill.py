@@ -98,7 +98,7 @@ def measure(name: str, source: str, options: argparse.Namespace, folder: Path) -
     started = time.monotonic()
     run = folder / f"{name}-teacher"
     fitted = commands.fit(source, run, model="maf", minutes=options.teacher_minutes, seed=options.seed, figures=False)
-    teacher = diffeo.training.load_run(run).flow
+    teacher = diffeo.load(run)
     nll = fitted["validation"]
     print(f"\n{name}: MAF, held-out NLL {nll['nll']:.4f} ± {nll['stderr']:.4f}, {time.monotonic() - started:.0f} s\n")
     print("\n".join(HEAD), flush=True)
@@ -107,7 +107,7 @@ def measure(name: str, source: str, options: argparse.Namespace, folder: Path) -
         summary = commands.distill(
             run, out, student=kind, minutes=options.minutes, seed=options.seed, figures=options.figures
         )
-        student = diffeo.training.load_run(out).flow
+        student = diffeo.load(out)
         report = judge(teacher, student, centres(name), options.seed)
         print(line(name, f"{kind}, default", report, summary["seconds"], summary["distillation"]), flush=True)
         warned = report["warnings"]

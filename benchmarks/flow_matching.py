@@ -267,7 +267,7 @@ def images(args: argparse.Namespace) -> None:
                 print(f"  {name}, seed {seed}: {facts['nll']:.2f} +- {facts['stderr']:.2f} nats, {facts['rows']} rows")
                 started = time.perf_counter()
                 with torch.no_grad():
-                    diffeo.training.load_run(run).flow.sample(100)
+                    diffeo.load(run).sample(100)
                 results["sample seconds per 100"].append(time.perf_counter() - started)
         for which, values in results.items():
             print_mean(f"{args.set} {name} {which}", values)

@@ -330,7 +330,7 @@ def test_bits_are_those_of_16_bit_values(tmp_path):
     for i in range(12):
         write(tmp_path / "noise" / f"{i}.wav", np.rint(1000 * generator.standard_normal(400)) / 2**15)
     commands.fit(tmp_path / "noise", tmp_path / "run", epochs=1, lr=1e-6, crop=0.2, arguments=SMALL, figures=False)
-    flow = diffeo.training.load_run(tmp_path / "run").flow
+    flow = diffeo.load(tmp_path / "run")
     expected = math.log2(1000 * math.sqrt(2 * math.pi * math.e))
     scores = commands.score(tmp_path / "run", tmp_path / "noise", tmp_path / "s.csv")
     assert scores["bits_per_sample"] == pytest.approx(expected, abs=0.1)
@@ -437,9 +437,7 @@ def test_another_rate_is_resampled(runs, tmp_path):
 
 
 def test_clips_shorter_than_the_receptive_field(runs, tmp_path):
-    reach = next(
-        m.receptive_field for m in diffeo.training.load_run(runs.run).flow.modules() if hasattr(m, "receptive_field")
-    )
+    reach = next(m.receptive_field for m in diffeo.load(runs.run).modules() if hasattr(m, "receptive_field"))
     write(tmp_path / "low_short.wav", tone(0.004))
     assert reach > 4
     summary = commands.score(runs.run, tmp_path / "low_short.wav", tmp_path / "s.csv")

@@ -194,7 +194,7 @@ def test_context_of_samples(refused, made, tmp_path):
 
 
 def test_shapes_in_python(made):
-    flow, conditional = (diffeo.training.load_run(made / name).flow for name in ("run", "given"))
+    flow, conditional = (diffeo.load(made / name) for name in ("run", "given"))
     with pytest.raises(ValueError, match=r"expected x of shape \(\*batch, 3\), got \(5, 4\)"):
         flow.log_prob(torch.zeros(5, 4))
     with pytest.raises(ValueError, match="expected no context, got one"):

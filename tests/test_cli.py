@@ -260,7 +260,7 @@ def test_same_seed_same_weights(made, tmp_path):
 
 
 def test_python_and_command_line_share_runs(made, tmp_path):
-    flow = diffeo.training.load_run(made / "run").flow
+    flow = diffeo.load(made / "run")
     assert flow.sample(3).shape == (3, 6)
     summary = commands.score(made / "run", mixed(), tmp_path / "s.csv")
     assert summary["mean"] == pytest.approx(-commands.info(made / "run")["metrics"]["train"]["nll"], abs=1.0)

@@ -559,5 +559,5 @@ def test_an_interrupted_command_goes_on(teachers, distilled, tmp_path, monkeypat
     with pytest.raises(diffeo.UserError, match="has no weights yet"):
         diffeo.training.load_run(out)
     commands.distill(teachers / "run", out, resume=True, figures=False)
-    whole, resumed = (diffeo.training.load_run(path).flow.state_dict() for path in (distilled, out))
+    whole, resumed = (diffeo.load(path).state_dict() for path in (distilled, out))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())

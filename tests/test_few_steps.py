@@ -302,7 +302,7 @@ def test_a_density_can_learn_from_a_continuous_flow(teachers, tmp_path, capsys):
     tiny = ["--set", "hidden=[8]", "--set", "transforms=1", "--no-figures"]
     summary = distilled(capsys, teachers / "plain", "--out", out, "--student", "iaf", *tiny)
     assert np.isfinite(summary["distillation"]["forward_kl"]["mean"])
-    assert diffeo.training.load_run(out).flow.fast == {"sample"}
+    assert diffeo.load(out).fast == {"sample"}
 
 
 def test_the_report_in_words(teachers, tmp_path, capsys):
@@ -385,6 +385,6 @@ def test_an_interrupted_distillation_goes_on(killed, teachers, tmp_path, monkeyp
         commands.distill(teachers / "given", tmp_path / "cut", **options)
     monkeypatch.setattr(checkpoints, "save_checkpoint", original)
     commands.distill(teachers / "given", tmp_path / "cut", resume=True, figures=False)
-    whole, resumed = (diffeo.training.load_run(tmp_path / name).flow.state_dict() for name in ("whole", "cut"))
+    whole, resumed = (diffeo.load(tmp_path / name).state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert written[-1] == killed

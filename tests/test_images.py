@@ -98,7 +98,7 @@ def test_a_label_decides(runs, tmp_path):
 
 
 def test_inpainting_climbs_and_keeps_what_is_shown(runs, tmp_path):
-    flow = diffeo.training.load_run(runs / "digits").flow
+    flow = diffeo.load(runs / "digits")
     x = torch.from_numpy(diffeo.data.open_images("digits").pixels[:4]).float()
     hidden = torch.zeros(1, 8, 8, dtype=torch.bool)
     hidden[:, 4:] = True

@@ -141,7 +141,7 @@ def test_a_mixture_has_a_student_of_logistic_noise(teachers, tmp_path, capsys):
         "without memory",
     ):
         assert text in said
-    recipe = diffeo.training.load_run(out).flow.recipe
+    recipe = diffeo.load(out).recipe
     assert recipe["arguments"]["noise"] == "logistic"
     assert not (out / "sounds").exists()
 
@@ -162,7 +162,7 @@ def test_an_interrupted_distillation_goes_on(teachers, tmp_path, monkeypatch):
         commands.distill(teachers.run, out, figures=False, **TINY)
     monkeypatch.setattr(checkpoints, "save_checkpoint", original)
     commands.distill(teachers.run, out, resume=True, figures=False)
-    whole, resumed = (diffeo.training.load_run(path).flow.state_dict() for path in (teachers.student, out))
+    whole, resumed = (diffeo.load(path).state_dict() for path in (teachers.student, out))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
