@@ -63,6 +63,7 @@ def test_context_broadcasts_against_the_data(name):
     assert not torch.allclose(log_prob[:, 0], log_prob[:, 1]), "the context must matter"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPE_CASES)
 @pytest.mark.parametrize("context", [0, 3])
 def test_densities_integrate_to_one(name, context):
@@ -83,6 +84,7 @@ def test_one_dimensional_densities_integrate_to_one(name):
     assert abs(total.item() - 1) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPE_CASES)
 def test_samples_match_the_density(name):
     """Chi-square of sample counts in cells against the integrated density; false alarms: 1 in 10,000 per case."""

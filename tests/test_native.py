@@ -76,6 +76,7 @@ def test_no_compiler_warns_of_anything(name, tmp_path):
         assert (done.returncode, said) == (0, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gcc native", "gcc x86-64-v3", "gcc x86-64", "clang native"])
 def test_sanitizers_find_nothing(name, tmp_path, cases, monkeypatch):
     command = [*command_of(name, tmp_path), "-O1", *SANITIZERS]
@@ -85,6 +86,7 @@ def test_sanitizers_find_nothing(name, tmp_path, cases, monkeypatch):
     drive(command, tmp_path, cases)
 
 
+@pytest.mark.slow
 def test_an_emulated_aarch64_gives_the_values_of_the_reference(tmp_path, cases):
     command = [*command_of("aarch64", tmp_path), "-O2", "-static"]
     if QEMU is None:

@@ -232,6 +232,7 @@ def test_hutchinson_is_unbiased_and_fixed_within_a_solve():
     assert torch.allclose(estimate, jacobian.sum((1, 2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
 def test_gradients_of_likelihoods(divergence):
     """Adaptive against many fixed steps: the same function, so the same gradient."""

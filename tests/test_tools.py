@@ -108,6 +108,7 @@ def _scored(flow, x, contexts, native):
         return flow.log_prob(x, contexts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "context"), CASES)
 def test_a_flow_pickles_and_scores_to_the_same_bits_in_a_fresh_process(revived, name, context):
     cases, results = revived
@@ -159,6 +160,7 @@ def test_jacobians_by_torch_func_equal_autograd(name, context):
     assert jacobian[0, 1].abs().max() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "context"), TRACEABLE)
 def test_an_exported_program_scores_other_rows_and_other_numbers_of_them(name, context):
     flow = make(name, context)
@@ -252,6 +254,7 @@ def test_while_anything_traces_the_reference_runs(monkeypatch):
 LAWS = "round_trip or log_det_is or incremental"
 
 
+@pytest.mark.slow
 def test_without_the_c_backend_the_laws_hold(tmp_path):
     """Its folder deleted, the package imports, and the tests of values pass."""
     source = Path(diffeo.__file__).parent
