@@ -66,7 +66,7 @@ def test_draws_are_used_again_in_other_orders(context):
 
 
 def test_steps_can_withhold_their_context():
-    flow = moving(3, dropout=0.5)
+    flow = moving(3, droppable=True)
     objective = StepMatching(few_steps(flow, 2), dropout=0.5)
     kept = []
     velocity = split_ode(objective.flow)[0].velocity
@@ -85,7 +85,7 @@ def test_steps_can_withhold_their_context():
 
 
 def test_few_steps_are_fast_and_have_no_likelihood():
-    flow = moving(3, dropout=0.5)
+    flow = moving(3, droppable=True)
     ode = split_ode(flow)[0]
     assert (ode.fast, ode.has_log_det) == (set(), True)
     assert (in_steps(flow, 4).fast, in_steps(flow, 4).has_log_prob) == ({"sample"}, False)

@@ -227,7 +227,7 @@ def test_maximum_likelihood_trains_the_same_flow():
 
 
 def test_guidance_interpolates_and_has_no_likelihood():
-    flow = moving(2, 3, dropout=0.2)
+    flow = moving(2, 3, droppable=True)
     velocity = split_ode(flow)[0].velocity
     x, t, context = torch.randn(6, 2), torch.rand(6), torch.randn(6, 3)
     with torch.no_grad():
@@ -249,7 +249,7 @@ def test_guidance_interpolates_and_has_no_likelihood():
 
 
 def test_dropout_withholds_contexts_in_training_alone(monkeypatch):
-    flow = moving(2, 3, dropout=0.5)
+    flow = moving(2, 3, droppable=True)
     objective = FlowMatching(flow, dropout=0.5)
     kept = []
     velocity = split_ode(flow)[0].velocity
@@ -295,8 +295,9 @@ def test_reflow_pairs_and_reports():
 
 
 def test_objectives_follow_the_recipe():
-    flow = small(2, 3, path="cosine", coupling="optimal", pool=64, dropout=0.1)
-    objective = objective_of(flow)
+    flow = small(2, 3, path="cosine", droppable=True)
+    objective = objective_of(flow, coupling="optimal", pool=64, dropout=0.1)
+    assert flow.default_objective().path == objective.path
     assert isinstance(objective, FlowMatching)
     assert (objective.pool, objective.dropout) == (64, 0.1)
     assert isinstance(objective_of(diffeo.maf(2)), diffeo.MaximumLikelihood)
@@ -336,8 +337,8 @@ def test_mistakes_are_named():
         (lambda: FlowMatching(diffeo.maf(2)), "expected a flow whose transform is one ODE"),
         (lambda: guided(small(2, 3), 2.0), "expected a conditional velocity that knows its context withheld"),
         (lambda: guided(flow, 2.0), "expected a conditional velocity that knows its context withheld"),
-        (lambda: guided(small(2, 3, dropout=0.1), math.nan), "expected a finite weight of guidance"),
-        (lambda: small(dropout=0.1), "expected a context that can be withheld"),
+        (lambda: guided(small(2, 3, droppable=True), math.nan), "expected a finite weight of guidance"),
+        (lambda: small(droppable=True), "expected a context that can be withheld"),
         (lambda: StepMatching(flow), "expected a student that samples in Euler steps"),
         (lambda: few_steps(flow, 0), "expected at least one step, got 0"),
         (lambda: FlowMatching(narrow)(torch.randn(5, 2)), r"velocity of the shape of its input \(5, 2\), got \(5, 1\)"),

@@ -19,6 +19,7 @@ from diffeo.flow import Flow
 from diffeo.modalities import modalities, recognize
 from diffeo.modalities.base import Dataset, Modality, Words
 from diffeo.objectives import Objective, objective_of
+from diffeo.objectives.choice import SETTINGS
 from diffeo.recipes import build
 from diffeo.report.statistics import likelihood_facts
 from diffeo.training import FitResult, create_run, provenance, read_model, save_metrics
@@ -76,7 +77,8 @@ def fit(
             array or a frame.
         out: the run directory to make.
         model: a recipe's name, with dashes or underscores; by default ``default_model`` chooses.
-        arguments: arguments of the recipe that replace the default ones.
+        arguments: arguments of the recipe that replace the default ones, and settings of the objective: ``coupling``,
+            ``time``, ``pool`` and ``dropout`` of flow matching.
         context: columns that the density shall be conditional on; of images, "label" for their class; of audio, "mel"
             for log-mel features, "label" for what the files' names say.
         drop: columns to leave out.
@@ -135,7 +137,7 @@ def fit(
         for note in dataset.notes if world.leads else ():
             say(note)
         flow = _flow(dataset, settings, earlier, seed)
-        objective = _objective(flow, dataset)
+        objective = _objective(flow, dataset, settings)
         if earlier is None and world.leads:
             data = {"name": dataset.name, "sha256": dataset.hash, "rows": dataset.total, "test": dataset.tested}
             origin = provenance(data=data, seed=seed, settings=settings)
@@ -178,11 +180,14 @@ def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, A
         name, arguments = dataset.default_model()
     if settings.get("model", name) != name:
         name, arguments = settings["model"], {}
+    chosen = {key: value for key, value in settings.get("arguments", {}).items() if key not in SETTINGS.get(name, ())}
+    if name == "flow_matching" and settings.get("arguments", {}).get("dropout"):
+        chosen["droppable"] = True
     arguments = {"preprocess": dataset.preprocessing(name), **arguments}
     sizes = {"features": dataset.features, "context": dataset.context_size, **dataset.sizes}
     seed_noise(torch.device("cpu"), derive(seed, "weights"))
     try:
-        flow = build(name, {**arguments, **settings.get("arguments", {}), **sizes})
+        flow = build(name, {**arguments, **chosen, **sizes})
     except ValueError as error:
         raise UserError(f"model {name!r}: {error}") from error
     if not flow.has_log_prob:
@@ -193,11 +198,13 @@ def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, A
     return flow
 
 
-def _objective(flow: Flow, dataset: Dataset) -> Objective:
+def _objective(flow: Flow, dataset: Dataset, settings: Mapping[str, Any]) -> Objective:
     """Return the training objective; a model that it cannot train is refused before any work."""
     assert flow.recipe is not None
+    names = SETTINGS.get(flow.recipe["name"], ())
+    chosen = {name: value for name, value in settings.get("arguments", {}).items() if name in names}
     try:
-        objective = objective_of(flow)
+        objective = objective_of(flow, **chosen)
     except ValueError as error:
         raise UserError(f"model {flow.recipe['name']!r}: {error}") from error
     batch = min(dataset.batch_size, dataset.rows)

@@ -40,7 +40,8 @@ REUSED = 32  # epochs that learn from the same trajectories: solving then takes 
 PARTICLES = 300  # whose paths are plotted
 SHOWN = 64  # images in a grid
 
-_STRAIGHT: dict[str, Any] = {"path": "linear", "coupling": "independent"}
+DROPOUT = 0.1  # of a teacher that can be guided: the share of contexts that is withheld from the student, too
+_STRAIGHT: dict[str, Any] = {"path": "linear"}
 
 
 class StepMethod(Method):
@@ -77,7 +78,7 @@ class StepMethod(Method):
     def __init__(self, opened: OpenRun, student: str) -> None:
         super().__init__(opened, student)
         assert self.flow.recipe is not None  # it was built from one
-        dropout = self.flow.recipe["arguments"]["dropout"]
+        dropout = DROPOUT if self.flow.recipe["arguments"]["droppable"] else 0.0
         stages = [
             Stage(
                 "reflow", "straighter trajectories",

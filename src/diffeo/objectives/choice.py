@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffeo.flow import Flow
 from diffeo.objectives.base import Objective
 from diffeo.objectives.flow_matching import FlowMatching
 from diffeo.objectives.likelihood import MaximumLikelihood
 
-__all__ = ["as_objective", "objective_of"]
+__all__ = ["SETTINGS", "as_objective", "objective_of"]
+
+# What an objective can be told besides its flow, by the recipe of the flows that it trains.
+SETTINGS: dict[str, tuple[str, ...]] = {"flow_matching": ("coupling", "time", "pool", "dropout")}
 
 
-def objective_of(flow: Flow) -> Objective:
-    """Return maximum likelihood, or flow matching with the arguments that the recipe remembers."""
+def objective_of(flow: Flow, **settings: Any) -> Objective:
+    """Return maximum likelihood, or flow matching if the recipe is that, with these settings of it (``SETTINGS``).
+
+    Raises:
+        ValueError: for bad settings.
+    """
     recipe = flow.recipe
     if recipe is None or recipe["name"] != "flow_matching":
-        return MaximumLikelihood(flow)
-    chosen = {name: recipe["arguments"][name] for name in ("path", "coupling", "time", "pool", "dropout")}
-    return FlowMatching(flow, **chosen)
+        return MaximumLikelihood(flow, **settings)
+    return FlowMatching(flow, recipe["arguments"]["path"], **settings)
 
 
 def as_objective(value: Objective | Flow) -> Objective:

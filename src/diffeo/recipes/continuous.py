@@ -28,10 +28,7 @@ def flow_matching(
     hidden: Sequence[int] = by_shape((128, 128, 128, 128, 128), images=(32, 64)),
     activation: str = "silu",
     path: str = "linear",
-    coupling: Literal["independent", "optimal"] = "independent",
-    time: Literal["uniform", "logit-normal"] = "uniform",
-    pool: int = 1024,
-    dropout: float = 0.0,
+    droppable: bool = False,
     solver: str = "dopri5",
     tolerance: float = by_shape(1e-6, images=1e-4),
     max_evaluations: int = 10_000,
@@ -50,12 +47,9 @@ def flow_matching(
         context: how many numbers the density is conditioned on, 0 for none.
         hidden: widths of the hidden layers; on images, channels of each level of the U-Net.
         activation: "relu", "silu", "tanh" ...; see ``diffeo.nets.MLP``.
-        path: between noise and data. This, ``coupling``, ``time``, ``pool`` and ``dropout`` are those of
-            ``FlowMatching``: what ``diffeo fit`` trains by.
-        coupling: of noise and data.
-        time: how times are drawn.
-        pool: rows that are coupled together.
-        dropout: the share of rows whose context is withheld; with it the flow can be guided.
+        path: between noise and data; see ``FlowMatching``, whose other settings belong to the training.
+        droppable: whether the context can be withheld, as ``FlowMatching(flow, dropout=0.1)`` does: the flow can then
+            be guided.
         solver: of the ODE; see ``diffeo.transforms.ODE``.
         tolerance: relative and absolute, of every step. On images the spread of the estimated divergence exceeds the
             error of 1e-4.
@@ -69,7 +63,7 @@ def flow_matching(
     """
     shape = event_shape(features)
     image = len(shape) > 1
-    embedding = embedding_size(context, dropout > 0)
+    embedding = embedding_size(context, droppable)
     size = math.prod(shape)
     net: nn.Module = (
         UNet(shape[0], hidden, embedding, activation)
@@ -77,7 +71,7 @@ def flow_matching(
         else MLP(size, size, hidden, embedding, activation, residual=True)
     )
     ode = ODE(
-        Velocity(net, shape, get_path(path), context, droppable=dropout > 0),
+        Velocity(net, shape, get_path(path), context, droppable=droppable),
         shape,
         solver=solver,
         rtol=tolerance,

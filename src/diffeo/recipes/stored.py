@@ -16,4 +16,9 @@ def renewed(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(arguments)
     if name in _AFFINE and "bound" in result and "univariate" not in result:
         result["univariate"] = {"name": "affine", "bound": result.pop("bound")}
+    if name == "flow_matching":  # these were among them once; they are settings of the objective
+        for setting in ("coupling", "time", "pool"):
+            result.pop(setting, None)
+        result["droppable"] = result.get("droppable", result.pop("dropout", 0.0) > 0)
+        result.pop("dropout", None)
     return result
