@@ -34,11 +34,11 @@ from diffeo.transforms import (
 
 __all__ = ["CONTENDERS", "main", "race"]
 
-SLOWER = 1.1  # times as long as the reference: who takes longer has lost
+SLOWER = 1.1  # times as long as the reference: kernels that take longer lose
 TOLERANCE = 1e-3  # of the norm of the difference, relative
 _SURE = 0.7, 1.5  # outside of these no other round is needed
 _ROUNDS = 5
-_CHANCES = 3  # for who lost: the verdict lasts, and the machine may have been busy
+_CHANCES = 3  # for kernels that lose: the verdict lasts, and the machine may have been busy
 _SECONDS = 0.03  # for each contender; the first round is always run
 
 Run = Callable[[], Sequence[Tensor]]

@@ -71,7 +71,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def default_model(self) -> tuple[str, dict[str, Any]]:
-        """Return the recipe, and its arguments but for the preprocessing, for who does not choose."""
+        """Return the default recipe, and its arguments but for the preprocessing."""
 
     @abstractmethod
     def preprocessing(self, model: str) -> list[Any]:

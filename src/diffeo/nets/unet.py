@@ -28,7 +28,7 @@ class UNet(KnowsArguments, nn.Module):
     Args:
         channels: of x.
         hidden: channels of each level, the finest first.
-        embedding: how many numbers (time and context) there are beside x.
+        embedding: how many numbers (time and context) there are besides x.
         activation: a name in ``ACTIVATIONS``.
 
     Raises:

@@ -11,7 +11,7 @@ from diffeo.objectives.likelihood import MaximumLikelihood
 
 __all__ = ["SETTINGS", "as_objective", "objective_of"]
 
-# What an objective can be told besides its flow, by the recipe of the flows that it trains.
+# The arguments that an objective takes besides its flow, by the recipe of the flows that it trains.
 SETTINGS: dict[str, tuple[str, ...]] = {"flow_matching": ("coupling", "time", "pool", "dropout")}
 
 

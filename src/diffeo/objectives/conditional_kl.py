@@ -160,7 +160,7 @@ def _read_at(student: Any, x: Tensor, location: Tensor, log_scale: Tensor) -> Te
 
 
 def check_noise(student: Any, teacher: Any) -> None:
-    """Raise ValueError unless both have the same noise, as whoever reads one's latents with the other must."""
+    """Raise ValueError unless both have the same noise, without which their latents cannot be compared."""
     if type(teacher.base) is not type(student.base):
         names = (type(flow.base).__name__ for flow in (student, teacher))
         raise ValueError("expected the same noise in student and teacher, got {} and {}".format(*names))

@@ -1,4 +1,4 @@
-"""The run directory: a model and all that is known of it, in files that anybody may open."""
+"""The run directory: a model and all that is known of it, in files of open formats."""
 
 import json
 import math
