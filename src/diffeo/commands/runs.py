@@ -30,7 +30,7 @@ def open_for(
         UserError: for a bad run directory, or an option that its kind of data has no use for.
     """
     opened = open_run(run, device)
-    chosen = {name: value for name, value in options.items() if value}
+    chosen = {name: value for name, value in options.items() if value is not None}
     foreign = [name for name in chosen if name not in opened.options.get(command, ())]
     if foreign:
         option, data = OPTIONS.get(foreign[0], foreign[0]), opened.words.data

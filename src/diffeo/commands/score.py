@@ -60,7 +60,7 @@ def score(
     Raises:
         UserError: for bad input, a bad run directory or an output that cannot be written.
     """
-    options = {"keep": keep, "missing": missing if missing != "error" else None}
+    options = {"keep": list(keep) or None, "missing": missing if missing != "error" else None}
     opened, options = open_for("score", run, device, options)
     with_likelihood(opened)
     scoring = opened.scoring(source, options)
