@@ -196,7 +196,7 @@ def _build_into(path: Path, compiler: Compiler) -> None:
             manifest["version"] = compiler.version()
             asked = features(compiler, Path(folder))
             manifest["instructions"], manifest["openmp"] = asked.instruction_set, bool(asked.threads)
-            manifest["flags"] = [*FLAGS, *asked.native, *asked.threads[:1], *compiler.arguments]
+            manifest["flags"] = [*FLAGS, *asked.native, *asked.threads, *compiler.arguments]
             built = compile_library(compiler, asked, _sources("*.c"), Path(folder), _SECONDS)
             manifest["seconds"] = round(time.monotonic() - started, 2)
             content = built.read_bytes()

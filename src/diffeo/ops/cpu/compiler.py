@@ -85,12 +85,14 @@ class Features(NamedTuple):
 
     Attributes:
         native: the option for this processor.
-        threads: what compiles and links with OpenMP; empty where it has none.
+        threads: what compiles with OpenMP; empty where it has none.
+        link: what links with it.
         instruction_set: its name.
     """
 
     native: list[str]
     threads: list[str]
+    link: list[str]
     instruction_set: str
 
 
@@ -142,12 +144,14 @@ def features(compiler: Compiler, folder: Path) -> Features:
     instruction_set = next((name for macro, name in _INSTRUCTION_SETS.items() if macro in known), "unknown")
     probe = folder / "probe.c"
     probe.write_text("int n;\nvoid f(void) {\n#pragma omp parallel\n    n++;\n}\n")
-    threads = ["-fopenmp", *torch_openmp()]
-    linked = run(
-        [*compiler.command, *FLAGS, *compiler.arguments, "-shared", "-o", "probe.so", "probe.c", *threads],
-        _PROBE_SECONDS, folder,
-    )  # fmt: skip
-    return Features(native, threads if linked.code == 0 else [], instruction_set)  # clang may come without OpenMP
+    threads, link = ["-fopenmp"], ["-fopenmp", *torch_openmp()]
+    if "__clang__" in known and torch_openmp():  # see openmp.c: clang's own runtime is left out
+        threads, link = ["-fopenmp", "-DDIFFEO_GOMP"], torch_openmp()
+    for step in (["-fsyntax-only", "probe.c", *threads], ["-shared", "-o", "probe.so", "probe.c", *link]):
+        if run([*compiler.command, *FLAGS, *compiler.arguments, *step], _PROBE_SECONDS, folder).code:
+            threads, link = [], []  # clang may come without OpenMP
+            break
+    return Features(native, threads, link, instruction_set)
 
 
 def compile_library(compiler: Compiler, asked: Features, sources: Sequence[Path], folder: Path, seconds: float) -> Path:
@@ -159,7 +163,7 @@ def compile_library(compiler: Compiler, asked: Features, sources: Sequence[Path]
     if not sources:
         raise BuildError("there are no sources")
     end = time.monotonic() + seconds
-    options = [*FLAGS, *asked.native, *asked.threads[:1], *compiler.arguments]
+    options = [*FLAGS, *asked.native, *asked.threads, *compiler.arguments]
     objects = [f"{source.stem}.o" for source in sources]
     with ExitStack() as stack:
         started = [
@@ -169,7 +173,8 @@ def compile_library(compiler: Compiler, asked: Features, sources: Sequence[Path]
         for each in started:
             _must_succeed(each.finish(end - time.monotonic()))
     target = folder / "kernels.so"
-    link = [*compiler.command, *options, "-shared", "-o", target.name, *objects, *asked.threads, "-lm"]
+    flags = [*FLAGS, *asked.native, *compiler.arguments]
+    link = [*compiler.command, *flags, "-shared", "-o", target.name, *objects, *asked.link, "-lm"]
     _must_succeed(run(link, end - time.monotonic(), folder))
     if not target.is_file():
         raise BuildError("it ended well, but wrote no library")
