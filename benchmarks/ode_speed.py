@@ -218,7 +218,7 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=("solve", "train"))
+    parser.add_argument("parts", nargs="*", metavar="{solve,train}", help="both without")
     parser.add_argument("--features", type=int, nargs="+", default=[2, 9])
     parser.add_argument("--batch-solve", type=int, nargs="+", default=[200, 2000], help="rows to solve for")
     parser.add_argument("--rows", type=int, default=20_000, help="training rows")
@@ -227,6 +227,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if unknown := set(args.parts) - {"solve", "train"}:
+        parser.error(f"expected solve or train, got {unknown.pop()}")
     if args.threads:
         torch.set_num_threads(args.threads)
     for part in args.parts or ("solve", "train"):
