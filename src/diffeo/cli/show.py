@@ -72,12 +72,11 @@ def _likelihood(part: Mapping[str, Any]) -> str:
 
 
 def _stopped(summary: Mapping[str, Any]) -> str:
-    why = {
-        "budget": "the budget is used up",
-        "patience": "validation has not improved for long (early stopping)",
-        "interrupted": "interrupted",
-    }.get(summary["stopped"], summary["stopped"])
-    return f"best in epoch {summary['best_epoch']}; stopped: {why}"
+    best, why = summary["best_epoch"], summary["stopped"]
+    if why == "patience":
+        waited = _many(summary["epochs"] - best, "epoch")
+        return f"best in epoch {best}; stopped early: validation has not improved for {waited}"
+    return f"best in epoch {best}; stopped: {'the budget is used up' if why == 'budget' else why}"
 
 
 def score(summary: Mapping[str, Any]) -> str:
