@@ -183,6 +183,7 @@ def test_mistakes_get_one_line(teachers, tmp_path, capsys):
     assert "expected contrast in [0, 1), got 1" in refused(run, "--contrast", 1)
     assert "expected forward share in [0, 1), got 1" in refused(run, "--forward-share", 1)
     assert "expected power of at least 0" in refused(run, "--power", -1)
+    assert "expected a student of affine autoregressive maps" in refused(run, "--set", "univariate=spline")
     assert "has no context to tell apart" in refused(teachers.plain, "--contrast", 0.3)
     assert "samples in one pass already" in refused(teachers.student)
     assert "only a wavenet can be distilled" in refused(teachers.student, "--force")

@@ -22,7 +22,7 @@ from diffeo.modalities.audio.distillation import compare_sounds, generate_end_na
 from diffeo.modalities.audio.recordings import save_wavs
 from diffeo.modalities.audio.run import AudioRun
 from diffeo.objectives import Distillation, PowerLoss
-from diffeo.objectives.conditional_kl import PairedKL, encoded_kl
+from diffeo.objectives.conditional_kl import PairedKL, collapsed, encoded_kl
 from diffeo.report.distillation import divergence_curve, divergences, draw_both, pace
 from diffeo.report.statistics import likelihood_facts, mean_and_error
 from diffeo.training import FitResult
@@ -87,6 +87,17 @@ class SequenceMethod(Method):
             Stage("encoded", "forward KL, encoded", encoded, 0.2, 3e-3),
             Stage("reverse", "reverse KL, regularised", both, 0.8, 1e-3),
         )
+
+    def check(self, flow: Flow) -> None:
+        """Refuse a student, too, whose conditionals are not known in closed form: one of maps that are not affine."""
+        super().check(flow)
+        z = flow.base.sample((1,))
+        context = z.new_zeros(1, *flow.context_shape) if flow.context_shape else None
+        try:
+            with torch.no_grad():
+                collapsed(flow.core, z, context)
+        except ValueError as error:
+            raise UserError(f"student {self.student!r}: {error}") from error
 
     def _recordings(self, source: Any) -> Audio:
         """Open the recordings that were given, or else those that the run names."""

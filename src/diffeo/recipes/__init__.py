@@ -51,4 +51,4 @@ def build(name: str, arguments: Mapping[str, Any]) -> Flow:
     try:
         return RECIPES[name](**arguments)
     except (TypeError, AttributeError, RuntimeError, KeyError) as error:
-        raise ValueError(f"recipe {name!r} cannot be made from {arguments}: {error}") from error
+        raise ValueError(f"recipe {name!r} cannot be made from these arguments: {error}") from error

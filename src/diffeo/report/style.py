@@ -9,7 +9,7 @@ from typing import Any
 
 from diffeo.atomic import atomic_write
 
-__all__ = ["GREY", "MODEL", "OTHER", "REAL", "figure", "shades"]
+__all__ = ["GREY", "MODEL", "OTHER", "REAL", "Figures", "figure", "shades"]
 
 # Okabe and Ito's palette: real data are always blue, what the model makes always vermilion, and
 # what a second model makes green.
@@ -63,3 +63,28 @@ def shades(colour: str) -> Any:
     red, green, blue = to_rgb(colour)
     colours: Any = ["white", colour, (0.35 * red, 0.35 * green, 0.35 * blue)]
     return LinearSegmentedColormap.from_list(colour, colours)
+
+
+class Figures:
+    """The figures of a run directory: called with a name, it returns the path to plot to, and notes it.
+
+    Attributes:
+        folder: ``run/figures``, made if need be.
+        plotted: the paths given out.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run, self.folder = run, run / "figures"
+        self.folder.mkdir(exist_ok=True)
+        self.plotted: list[str] = []
+
+    def __call__(self, name: str, suffix: str = ".png") -> Path:
+        """Return where to plot this one."""
+        path = self.folder / f"{name}{suffix}"
+        self.plotted.append(str(path))
+        return path
+
+    def metrics(self) -> Path | None:
+        """What the training wrote of its epochs, if it wrote any."""
+        path = self.run / "train" / "metrics.jsonl"
+        return path if path.is_file() and path.stat().st_size else None

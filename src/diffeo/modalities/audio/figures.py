@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffeo.flow import Flow, bits_per_dim
 from diffeo.report.figures import learning_curve
-from diffeo.report.style import MODEL, OTHER, REAL, figure
+from diffeo.report.style import MODEL, OTHER, REAL, Figures, figure
 from diffeo.spectral import magnitudes
 from diffeo.training.seeding import derive, seed_noise
 
@@ -39,16 +39,8 @@ def plot(run: Path, flow: Flow, x: Tensor, context: Tensor | None, rate: int, st
         step: the distance of neighbouring values, in which bits are counted.
         seed: of all that is random.
     """
-    folder = run / "figures"
-    folder.mkdir(exist_ok=True)
-    plotted: list[str] = []
-
-    def path(name: str) -> Path:
-        plotted.append(str(folder / f"{name}.png"))
-        return folder / f"{name}.png"
-
-    metrics = run / "train" / "metrics.jsonl"
-    if metrics.is_file() and metrics.stat().st_size:
+    path = Figures(run)
+    if metrics := path.metrics():
         learning_curve(metrics, path("learning_curve"), dimensions=x[0].numel(), step=step, unit="bits/sample")
     device = flow.base.device_marker.device
     seed_noise(device, derive(seed, "figures"))
@@ -62,7 +54,7 @@ def plot(run: Path, flow: Flow, x: Tensor, context: Tensor | None, rate: int, st
         for name, part in (("data", x), ("samples", sampled))
     }
     likelihoods(bits, path("likelihoods"))
-    return plotted
+    return path.plotted
 
 
 def sounds(parts: Mapping[str, Tensor], rate: int, path: str | Path) -> None:

@@ -14,7 +14,7 @@ from diffeo.flow import Flow
 from diffeo.inpainting import inpaint
 from diffeo.objectives import MaximumLikelihood, objective_of
 from diffeo.report.figures import learning_curve
-from diffeo.report.style import figure
+from diffeo.report.style import Figures, figure
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.multiscale import latent_scales
 
@@ -44,16 +44,8 @@ def plot(
         seed: of all that is random.
         seconds: for completing images.
     """
-    folder = run / "figures"
-    folder.mkdir(exist_ok=True)
-    plotted: list[str] = []
-
-    def path(name: str) -> Path:
-        plotted.append(str(folder / f"{name}.png"))
-        return folder / f"{name}.png"
-
-    metrics = run / "train" / "metrics.jsonl"
-    if metrics.is_file() and metrics.stat().st_size:
+    path = Figures(run)
+    if metrics := path.metrics():
         likelihood = isinstance(objective_of(flow), MaximumLikelihood)
         learning_curve(metrics, path("learning_curve"), dimensions=x[0].numel(), likelihood=likelihood)
     device = flow.base.device_marker.device
@@ -83,7 +75,7 @@ def plot(
         boards(anew, top, path("scales"), side=4)
 
     if not flow.fast:  # hundreds of gradients of the density would take longer than the training
-        return plotted
+        return path.plotted
     hidden = torch.zeros(x.shape[1:], dtype=torch.bool, device=device)
     hidden[:, x.shape[2] // 2 :] = True
     shown = torch.where(hidden, 0.5 * top, x[:16])
@@ -93,10 +85,10 @@ def plot(
     inpaint(flow, x[:16], hidden, contexts, high=levels - 1.0, steps=2)
     steps = min(STEPS, int(2 * seconds / (time.monotonic() - started)))
     if steps < FEWEST_STEPS:
-        return plotted
+        return path.plotted
     completed = inpaint(flow, x[:16], hidden, contexts, high=levels - 1.0, steps=steps).x
     boards({"data": x[:16], "hidden": shown, "completed": completed}, top, path("inpainting"), side=4)
-    return plotted
+    return path.plotted
 
 
 def boards(parts: dict[str, Any], top: float, path: Path, side: int = 8) -> None:

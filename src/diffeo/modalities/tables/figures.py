@@ -16,6 +16,7 @@ from diffeo.objectives import MaximumLikelihood, objective_of
 from diffeo.report import figures, trajectories
 from diffeo.report.latents import normal_scores
 from diffeo.report.numerics import continuous_part
+from diffeo.report.style import Figures
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.ode import find_ode
 
@@ -33,16 +34,8 @@ def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
     Raises:
         UserError: if they cannot be written.
     """
-    folder = run / "figures"
-    folder.mkdir(exist_ok=True)
-    plotted = []
-
-    def path(name: str) -> Path:
-        plotted.append(str(folder / f"{name}.png"))
-        return folder / f"{name}.png"
-
-    metrics = run / "train" / "metrics.jsonl"
-    if metrics.is_file() and metrics.stat().st_size:
+    path = Figures(run)
+    if metrics := path.metrics():
         likelihood = isinstance(objective_of(flow), MaximumLikelihood)
         figures.learning_curve(metrics, path("learning_curve"), likelihood=likelihood)
 
@@ -72,9 +65,8 @@ def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
         ode = find_ode(flow.transform)
         if ode is not None:
             trajectories.plot(ode, flow.base, path("trajectories"))
-            plotted.append(str(folder / "trajectories.gif"))
-            trajectories.animate(ode, flow.base, plotted[-1])
-    return plotted
+            trajectories.animate(ode, flow.base, path("trajectories", ".gif"))
+    return path.plotted
 
 
 def plot_pairs(
