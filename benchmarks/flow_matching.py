@@ -34,7 +34,6 @@ from diffeo.bases import Base
 from diffeo.data import ENTROPY, load_builtin
 from diffeo.nets import MLP, Velocity
 from diffeo.nets.velocity import embedding_size
-from diffeo.objectives.flow_matching import split_ode, with_ode
 from diffeo.objectives.paths import get_path
 from diffeo.report.transport import in_steps, straightness
 from diffeo.transforms import ODE
@@ -159,11 +158,11 @@ def likelihood(args: argparse.Namespace) -> None:
             )  # fmt: skip
             results["CPU minutes"].append((time.process_time() - since) / 60)
             entropy = ENTROPY.get(name) or eight_gaussians_entropy()
-            ode = split_ode(flow)[0]
+            ode = flow.ode
             with torch.no_grad():
                 nll = -flow.log_prob(fresh)
                 results["KL"].append(float(nll.mean()) - entropy)
-                estimated = with_ode(flow, ode.replaced(divergence="hutchinson"))
+                estimated = flow.with_ode(divergence="hutchinson")
                 results["KL (hutchinson)"].append(float(-estimated.log_prob(fresh).mean()) - entropy)
                 z = torch.randn(2000, 2)
                 away = float((ode.inverse(ode.forward(z)) - z).abs().max())

@@ -21,7 +21,6 @@ from diffeo.distillation import steps as steps_module
 from diffeo.distillation.steps import ImageSteps, TableSteps
 from diffeo.flow import Flow
 from diffeo.objectives import StepMatching, few_steps, guided, reflow_pairs, trajectories
-from diffeo.objectives.flow_matching import split_ode
 from diffeo.report.step_distillation import compare_flows, warnings
 from diffeo.report.transport import in_steps, paths, squared_wasserstein, straightness
 from diffeo.training import checkpoint as checkpoints
@@ -32,7 +31,7 @@ from diffeo.transforms import ODE, Chain
 def moving(context=0, **options):
     """A flow of two columns whose velocity is not at its start."""
     flow = diffeo.flow_matching(2, context, **{"hidden": (16, 16), "preprocess": [], **options})
-    randomise(split_ode(flow)[0].velocity.net, 0.3)
+    randomise(flow.ode.velocity.net, 0.3)
     return flow.eval()
 
 
@@ -69,7 +68,7 @@ def test_steps_can_withhold_their_context():
     flow = moving(3, droppable=True)
     objective = StepMatching(few_steps(flow, 2), dropout=0.5)
     kept = []
-    velocity = split_ode(objective.flow)[0].velocity
+    velocity = objective.flow.ode.velocity
     velocity.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[3] if len(inputs) > 3 else None))
     context = torch.randn(400, 3)
     x = trajectories(flow, 400, 2, context)
@@ -86,7 +85,7 @@ def test_steps_can_withhold_their_context():
 
 def test_few_steps_are_fast_and_have_no_likelihood():
     flow = moving(3, droppable=True)
-    ode = split_ode(flow)[0]
+    ode = flow.ode
     assert (ode.fast, ode.has_log_det) == (set(), True)
     assert (in_steps(flow, 4).fast, in_steps(flow, 4).has_log_prob) == ({"sample"}, False)
     assert (in_steps(flow, 32).fast, in_steps(flow, 32).has_log_prob) == (set(), True)
@@ -238,7 +237,7 @@ def test_a_student_of_few_steps(run, steps, teachers, tmp_path, capsys):
     )
 
     student, teacher = diffeo.training.load_run(out), diffeo.training.load_run(teachers / run)
-    ode = split_ode(student.flow)[0]
+    ode = student.flow.ode
     assert (ode.solver, ode.steps) == ("euler", steps or 4)
     assert student.flow.context_shape == teacher.flow.context_shape
     assert student.metrics["distillation"] == report

@@ -13,12 +13,10 @@ from cases import randomise
 from diffeo.cli import main
 from diffeo.objectives import FlowMatching, StepMatching, few_steps, guided, objective_of, reflow_pairs, trajectories
 from diffeo.objectives.couplings import assign
-from diffeo.objectives.flow_matching import split_ode, with_ode
 from diffeo.objectives.paths import PATHS
 from diffeo.report.transport import distance_by_steps, squared_wasserstein, straightness
 from diffeo.training.batches import Rows, Stream
 from diffeo.training.pairs import REUSED, Pairs
-from diffeo.transforms import ODE
 
 
 def small(features=2, context=0, **options):
@@ -28,7 +26,7 @@ def small(features=2, context=0, **options):
 def moving(features=2, context=0, **options):
     """A flow whose velocity is not at its start."""
     flow = small(features, context, **options)
-    randomise(split_ode(flow)[0].velocity.net)
+    randomise(flow.ode.velocity.net)
     return flow.eval()
 
 
@@ -68,7 +66,7 @@ def test_the_loss_is_the_squared_distance_from_the_path_s_velocity(path, monkeyp
         return point.data[:, None] * x + point.noise[:, None] * z
 
     target = torch.autograd.functional.jvp(between, t, torch.ones_like(t))[1]
-    velocity = split_ode(flow)[0].velocity
+    velocity = flow.ode.velocity
     assert torch.allclose(losses, (velocity(between(t), t) - target).square().sum(1))
 
 
@@ -77,7 +75,7 @@ def test_the_path_starts_from_the_base_and_from_normalized_data():
     flow = small()
     objective = FlowMatching(flow).train()
     objective(x)
-    ode, (standardize,) = split_ode(flow)
+    ode, (standardize,) = flow.ode, flow.preprocessing
     assert torch.allclose(standardize.mean, x.mean(0), atol=1e-3)
     assert ode.velocity.initialized
     for name, value in (("data_mean", 0.0), ("noise_mean", 0.0), ("data_std", 1.0), ("noise_std", 1.0)):
@@ -168,7 +166,7 @@ def test_optimal_pairs_are_shorter_and_training_repeats_itself():
         diffeo.fit(objective, x, epochs=2, batch_size=100, lr=1e-2)
         weights.append(torch.cat([p.detach().flatten() for p in flow.parameters()]))
         z = objective.couple(x[:200])
-        normal = split_ode(flow)[1][0].inverse(x[:200])
+        normal = flow.preprocessing[0].inverse(x[:200])
         lengths = [(each - normal).square().sum(1).mean().item() for each in (z, flow.base.sample((200,)))]
     assert torch.equal(*weights)
     assert lengths[0] < 0.6 * lengths[1]
@@ -228,7 +226,7 @@ def test_maximum_likelihood_trains_the_same_flow():
 
 def test_guidance_interpolates_and_has_no_likelihood():
     flow = moving(2, 3, droppable=True)
-    velocity = split_ode(flow)[0].velocity
+    velocity = flow.ode.velocity
     x, t, context = torch.randn(6, 2), torch.rand(6), torch.randn(6, 3)
     with torch.no_grad():
         conditional, unconditional = velocity(x, t, context), velocity(x, t, context, torch.zeros(6))
@@ -241,7 +239,7 @@ def test_guidance_interpolates_and_has_no_likelihood():
             (1.0, conditional),
             (3.0, unconditional + 3 * (conditional - unconditional)),
         ):
-            result = split_ode(guided(flow, weight))[0].velocity(x, t, context)
+            result = guided(flow, weight).ode.velocity(x, t, context)
             assert torch.allclose(result, expected, atol=1e-5)
         assert torch.isfinite(guided(flow, 2.0).sample((), context)).all()
     with pytest.raises(ValueError, match="expected a velocity that has a likelihood, got Guided"):
@@ -252,7 +250,7 @@ def test_dropout_withholds_contexts_in_training_alone(monkeypatch):
     flow = moving(2, 3, droppable=True)
     objective = FlowMatching(flow, dropout=0.5)
     kept = []
-    velocity = split_ode(flow)[0].velocity
+    velocity = flow.ode.velocity
     squared_error = velocity.squared_error
     monkeypatch.setattr(velocity, "squared_error", lambda *args: kept.append(args[4]) or squared_error(*args))
     objective.train()(torch.randn(1000, 2), torch.randn(1000, 3))
@@ -265,15 +263,15 @@ def test_students_follow_their_teacher_and_refuse_likelihoods():
     teacher = moving()
     x = trajectories(teacher, 400, 2)
     assert x.shape == (400, 3, 2)
-    assert torch.allclose(split_ode(teacher)[0].forward(x[:, 0]), x[:, 2], atol=1e-4)
+    assert torch.allclose(teacher.ode.forward(x[:, 0]), x[:, 2], atol=1e-4)
     student = few_steps(teacher, 2)
     objective = StepMatching(student)
     before = objective(x).mean().item()
     diffeo.fit(objective, x, epochs=60, batch_size=100, lr=5e-3, validation=0)
     assert objective(x).mean().item() < 0.3 * before
     z = x[:, 0]
-    error = (split_ode(student)[0].forward(z) - x[:, 2]).square().mean()
-    naive = (split_ode(few_steps(teacher, 2))[0].forward(z) - x[:, 2]).square().mean()
+    error = (student.ode.forward(z) - x[:, 2]).square().mean()
+    naive = (few_steps(teacher, 2).ode.forward(z) - x[:, 2]).square().mean()
     assert error < naive
     with pytest.raises(ValueError, match="expected at least 32 evaluations"):
         student.log_prob(torch.randn(2, 2))
@@ -317,6 +315,31 @@ def test_the_start_is_exact_for_gaussian_data(path):
     assert torch.allclose(log_prob, gaussian.log_prob(x[:100]), atol=2e-3)
 
 
+def test_a_flow_knows_its_ode():
+    flow = moving()
+    assert flow.ode is flow.transform.transforms[0] is flow.core.ode
+    assert diffeo.maf(2).ode is None
+    coarse = flow.with_ode(solver="euler", steps=2)
+    assert (coarse.ode.solver, coarse.ode.steps, coarse.recipe) == ("euler", 2, None)
+    assert coarse.ode.velocity is flow.ode.velocity
+    assert coarse.preprocessing == flow.preprocessing
+    assert not coarse.has_log_prob
+    assert flow.has_log_prob, "the flow itself stays as it is"
+    exact = flow.with_ode(rtol=1e-9)
+    assert (exact.ode.rtol, exact.ode.atol) == (1e-9, flow.ode.atol)
+    z = torch.randn(50, 2)
+    x = z
+    for t in (0.0, 0.5):
+        x = x + 0.5 * flow.ode.velocity(x, torch.full((50,), t))
+    assert torch.allclose(coarse.core.decode(z), x, atol=1e-6)
+
+
+def test_only_a_continuous_flow_is_solved_otherwise():
+    for flow in (diffeo.maf(2), diffeo.Flow(diffeo.StandardNormal(2), [diffeo.transforms.LU(2), moving().ode])):
+        with pytest.raises(ValueError, match="expected a flow whose transform is one ODE behind its preprocessing"):
+            flow.with_ode(rtol=1e-3)
+
+
 class Narrow(torch.nn.Module):
     """A velocity that has forgotten a column: without a check it would be broadcast."""
 
@@ -326,7 +349,7 @@ class Narrow(torch.nn.Module):
 
 def test_mistakes_are_named():
     flow = small()
-    narrow = with_ode(small(), ODE(Narrow(), (2,)))
+    narrow = small().with_ode(Narrow())
     for make, message in (
         (lambda: FlowMatching(flow, "straight"), "expected a path among linear, cosine, vp, got 'straight'"),
         (lambda: FlowMatching(flow, coupling="best"), "expected coupling among independent, optimal, got 'best'"),
@@ -388,7 +411,7 @@ def test_bad_rows_cost_a_step():
     flow = small()
     result = diffeo.fit(FlowMatching(flow), x, epochs=2, batch_size=50, validation=0)
     assert result.skipped == 2
-    assert torch.isfinite(split_ode(flow)[0].velocity.data_std).all()
+    assert torch.isfinite(flow.ode.velocity.data_std).all()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from diffeo.report.compare import classifier_test, projection_test
 from diffeo.report.latents import normal_scores, normality
 from diffeo.report.numerics import continuous_part
 from diffeo.transforms import LU, Chain, Dequantize, Standardize, Transform
-from diffeo.transforms.ode import find_ode
 
 ROWS = 2000
 
@@ -163,7 +162,7 @@ def test_thresholds_decide(x):
 def test_a_solver_leaves_what_its_tolerance_allows():
     """A continuous flow that is right is trusted, though its solves are further off than the maps of others may be."""
     flow = diffeo.flow_matching(3, hidden=(8,), tolerance=1e-5, preprocess=())
-    ode = find_ode(flow.transform)
+    ode = flow.ode
     limits = THRESHOLDS.solved(ode)
     assert limits.log_det == (pytest.approx(1e-3), pytest.approx(0.1))
     assert limits.round_trip_max == (pytest.approx(1e-2), pytest.approx(1.0))

@@ -16,8 +16,9 @@ from torch.distributions import Distribution, constraints
 from diffeo import ops
 from diffeo.bases import Base
 from diffeo.transforms.base import Chain, Transform, as_shape, expect_transform
+from diffeo.transforms.ode import ODE
 
-__all__ = ["Flow", "FlowDistribution", "bits_per_dim"]
+__all__ = ["Flow", "FlowDistribution", "bits_per_dim", "expect_ode"]
 
 # Without gradients, rows are taken in chunks of this many, so that memory does not grow with their number; of images
 # in fewer, of about this many elements, except in training mode, where the first chunk sets data-dependent layers.
@@ -105,9 +106,19 @@ class Flow(nn.Module):
         return self.transform.has_log_det
 
     @property
+    def parts(self) -> list[Transform]:
+        """The transforms in the order of generation: layers, then preprocessing."""
+        return list(self.transform) if isinstance(self.transform, Chain) else [self.transform]
+
+    @property
+    def ode(self) -> ODE | None:
+        """The ODE that has to be solved, or None; in a continuous flow it is the only layer."""
+        return next((part for part in self.transform.modules() if isinstance(part, ODE)), None)
+
+    @property
     def preprocessing(self) -> list[Transform]:
         """The transforms that bring data into the units of the layers, in the order of generation; perhaps none."""
-        parts = list(self.transform) if isinstance(self.transform, Chain) else [self.transform]
+        parts = self.parts
         count = len(parts)
         while count > 1 and parts[count - 1].preprocesses:
             count -= 1
@@ -116,9 +127,25 @@ class Flow(nn.Module):
     @property
     def core(self) -> Flow:
         """The flow of the layers alone, in their units; modules are shared, not copied."""
-        parts = list(self.transform) if isinstance(self.transform, Chain) else [self.transform]
-        layers = Chain(parts[: len(parts) - len(self.preprocessing)])
-        flow = Flow(self.base, layers, self.event_shape, self.context_shape, self.context_transform)
+        return self._of(self.parts[: len(self.parts) - len(self.preprocessing)])
+
+    def with_ode(self, velocity: nn.Module | None = None, **changes: Any) -> Flow:
+        """The same continuous flow, solved otherwise: with another velocity, solver or tolerance.
+
+        Modules are shared, not copied. It belongs to no recipe.
+
+        Args:
+            velocity: by default the one that it has, shared.
+            changes: further arguments of ``ODE``, such as ``solver="euler", steps=4``; the others stay as they are.
+
+        Raises:
+            ValueError: for a flow that is not continuous, or bad arguments.
+        """
+        return self._of([expect_ode(self).replaced(velocity, **changes), *self.parts[1:]])
+
+    def _of(self, parts: Iterable[Transform]) -> Flow:
+        """The same flow of other transforms."""
+        flow = Flow(self.base, parts, self.event_shape, self.context_shape, self.context_transform)
         return flow.train(self.training)
 
     def default_objective(self) -> Any:
@@ -330,6 +357,21 @@ class Flow(nn.Module):
         for part in parts:
             bad = bad | ~torch.isfinite(part).flatten(1).all(1)
         return bad
+
+
+def expect_ode(flow: Flow) -> ODE:
+    """Return the ODE of a continuous flow.
+
+    Args:
+        flow: one whose first transform, in the order of generation, is its only ODE.
+
+    Raises:
+        ValueError: for any other.
+    """
+    first, *rest = flow.parts
+    if not isinstance(first, ODE) or any(isinstance(part, ODE) for part in rest):
+        raise ValueError("expected a flow whose transform is one ODE behind its preprocessing, got another")
+    return first
 
 
 class FlowDistribution(Distribution):

@@ -15,11 +15,9 @@ from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.modalities.base import OpenRun
 from diffeo.objectives import Objective
-from diffeo.objectives.flow_matching import with_ode
 from diffeo.report.statistics import likelihood_facts, mean_and_error
 from diffeo.training import FitResult
 from diffeo.transforms import Chain
-from diffeo.transforms.ode import find_ode
 
 __all__ = ["Method", "Stage"]
 
@@ -77,10 +75,10 @@ class Method(ABC):
 
     def loosened(self, flow: Flow) -> Flow:
         """The same flow, solved only as accurately as training needs; weights are shared."""
-        ode = find_ode(flow.transform)
+        ode = flow.ode
         if ode is None or ode.steps is not None:
             return flow
-        return with_ode(flow, ode.replaced(rtol=max(ode.rtol, self.tolerance), atol=max(ode.atol, self.tolerance)))
+        return flow.with_ode(rtol=max(ode.rtol, self.tolerance), atol=max(ode.atol, self.tolerance))
 
     @classmethod
     def suits(cls, flow: Flow) -> bool:

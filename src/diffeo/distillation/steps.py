@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from diffeo.distillation.base import Method, Stage
 from diffeo.distillation.density import TableMethod
 from diffeo.errors import UserError
-from diffeo.flow import Flow
+from diffeo.flow import Flow, expect_ode
 from diffeo.modalities.base import Examples, OpenRun
 from diffeo.modalities.images import figures as image_figures
 from diffeo.modalities.images.dataset import gains_by_bfloat16
 from diffeo.modalities.images.run import ImageRun
 from diffeo.modalities.tables.figures import plot_pairs
 from diffeo.objectives import FlowMatching, StepMatching, reflow_pairs, trajectories
-from diffeo.objectives.flow_matching import split_ode, with_ode
 from diffeo.report import trajectories as report_trajectories
 from diffeo.report.distillation import pace
 from diffeo.report.step_distillation import compare_flows, distance_curve, sample_in, warnings
@@ -31,7 +30,6 @@ from diffeo.report.transport import in_steps, paths
 from diffeo.training import FitResult
 from diffeo.training.sampled import SampleStream
 from diffeo.training.seeding import derive, seed_noise
-from diffeo.transforms.ode import find_ode
 
 __all__ = ["ImageSteps", "StepMethod", "TableSteps"]
 
@@ -94,7 +92,7 @@ class StepMethod(Method):
     @classmethod
     def suits(cls, flow: Flow) -> bool:
         """Whether the flow is continuous."""
-        return find_ode(flow.transform) is not None
+        return flow.ode is not None
 
     def shared(self) -> dict[str, Any]:
         """All arguments but those of the path and of the solver."""
@@ -125,10 +123,10 @@ class StepMethod(Method):
         source = self.tutor
         draw: Callable[..., Tensor] = reflow_pairs
         if stage.name == "steps":
-            straight = copy.deepcopy(split_ode(student)[0].velocity).requires_grad_(False).eval()
-            self.straight = with_ode(student, split_ode(self.core)[0].replaced(straight)).eval()
+            straight = copy.deepcopy(expect_ode(student).velocity).requires_grad_(False).eval()
+            self.straight = self.core.with_ode(straight).eval()
             source = self.loosened(self.straight)
-            draw = partial(trajectories, steps=split_ode(student)[0].steps or STEPS)
+            draw = partial(trajectories, steps=expect_ode(student).steps or STEPS)
         held_out = SampleStream(
             source, self.contexts, batch_size=self.validated, batches=1, seed=derive(seed, "validation"), draw=draw
         )
@@ -216,7 +214,7 @@ class ImageSteps(StepMethod):
     def show(self, home: Path) -> list[Path]:
         """What teacher and student make of the same noise."""
         teacher, student = (self.flows[name] for name in ("teacher", "student"))
-        steps = split_ode(student)[0].steps or STEPS
+        steps = expect_ode(student).steps or STEPS
         shown = {"teacher": teacher} if self.student == "few-steps" else dict(self.flows)
         for name, flow in (("teacher", teacher), ("student", student)):
             shown[f"{name} in {steps} steps"] = in_steps(flow, steps)

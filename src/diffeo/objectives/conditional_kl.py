@@ -246,8 +246,7 @@ def entropy(flow: Any, log_scale: Tensor) -> Tensor:
 
 
 def _continuous(flow: Any) -> list[Transform]:
-    parts = list(flow.transform) if isinstance(flow.transform, Chain) else [flow.transform]
-    return [part for part in parts if not isinstance(part, Dequantize)]
+    return [part for part in flow.parts if not isinstance(part, Dequantize)]
 
 
 def _affine(parts: Sequence[Transform]) -> bool:

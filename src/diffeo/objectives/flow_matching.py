@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from diffeo.bases import StandardNormal
-from diffeo.flow import Flow
+from diffeo.flow import Flow, expect_ode
 from diffeo.nets.velocity import Guided, Velocity
 from diffeo.objectives.base import Objective
 from diffeo.objectives.couplings import CONDITION_WEIGHT, assign
 from diffeo.objectives.paths import get_path
-from diffeo.transforms import ODE, Chain, Transform
 from diffeo.transforms.ode import expect_velocity
 
-__all__ = ["FlowMatching", "check_dropout", "guided", "keeps_context", "split_ode", "with_ode"]
+__all__ = ["FlowMatching", "check_dropout", "guided", "keeps_context"]
 
 LATEST = 0.999  # beyond, where a path has a pole at the data, no time is drawn
 
@@ -75,15 +74,14 @@ class FlowMatching(Objective):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the squared error of each example, summed over its elements, (N,)."""
-        ode, steps = split_ode(self.flow)
         noise = None
         if x.dim() == len(self.flow.event_shape) + 2 and x.shape[1] == 2:
             noise, x = x.unbind(1)
         with torch.no_grad():
-            rows, contexts = self._normalized(steps, x, context)
+            rows, contexts = self._normalized(x, context)
             if noise is None:
                 noise = self.flow.base.sample((len(rows),))
-            velocity = ode.velocity
+            velocity = self.flow.ode.velocity
             if self.training and len(rows) > 1 and hasattr(velocity, "initialized") and not velocity.initialized:
                 # An error of the noise's mean would have no end where a path has a pole.
                 velocity.initialize(None if isinstance(self.flow.base, StandardNormal) else noise, rows)
@@ -100,16 +98,16 @@ class FlowMatching(Objective):
     @torch.no_grad()
     def couple(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Draw noise for a pool of rows and return it in the order of optimal transport."""
-        rows, contexts = self._normalized(split_ode(self.flow)[1], x, context)
+        rows, contexts = self._normalized(x, context)
         z: Tensor = self.flow.base.sample((len(rows),))
         return z[assign(z, rows, contexts if self.condition_weight else None, self.condition_weight)]
 
-    def _normalized(self, steps: list[Transform], x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _normalized(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The rows where the ODE has its end, and the context as the velocity takes it."""
         rows, contexts, _ = self.flow._rows(x, context, self.flow.event_shape, "x")
         contexts = self.flow.normalize_context(contexts)
-        for step in reversed(steps):
-            rows = step.inverse(rows, contexts)
+        for part in reversed(self.flow.parts[1:]):
+            rows = part.inverse(rows, contexts)
         return rows, contexts
 
     def _times(self, count: int, like: Tensor) -> Tensor:
@@ -127,7 +125,7 @@ def check_dropout(flow: Flow, dropout: float) -> None:
     Raises:
         ValueError: for these, or a flow without its ODE.
     """
-    ode, _ = split_ode(flow)
+    ode = expect_ode(flow)
     if not 0 <= dropout < 1:
         raise ValueError(f"expected dropout in [0, 1), got {dropout}")
     if dropout and not getattr(ode.velocity, "droppable", False):
@@ -139,31 +137,10 @@ def keeps_context(t: Tensor, context: Tensor | None, dropout: float) -> Tensor |
     return None if context is None or not dropout else (torch.rand_like(t) >= dropout).to(t.dtype)
 
 
-def split_ode(flow: Flow) -> tuple[ODE, list[Transform]]:
-    """Return a flow's ODE, and the preprocessing on its data's side in the order of generation.
-
-    Raises:
-        ValueError: for a transform that is not one ODE, first in the order of generation, and preprocessing.
-    """
-    first, *rest = list(flow.transform) if isinstance(flow.transform, Chain) else [flow.transform]
-    if not isinstance(first, ODE) or any(isinstance(part, ODE) for part in rest):
-        raise ValueError("expected a flow whose transform is one ODE behind its preprocessing, got another")
-    return first, rest
-
-
-def with_ode(flow: Flow, ode: ODE) -> Flow:
-    """Return the flow with another ODE in the place of its own; everything else is shared."""
-    changed = Flow(
-        flow.base, Chain([ode, *split_ode(flow)[1]]), flow.event_shape, flow.context_shape, flow.context_transform
-    )
-    return changed.train(flow.training)
-
-
 def guided(flow: Flow, weight: float) -> Flow:
     """Return a conditional flow that samples with classifier-free guidance (see ``Guided``); weights are shared.
 
     Raises:
         ValueError: for a flow without context, or one trained without label dropout.
     """
-    ode, _ = split_ode(flow)
-    return with_ode(flow, ode.replaced(Guided(ode.velocity, weight)))
+    return flow.with_ode(Guided(expect_ode(flow).velocity, weight))

@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import Tensor
 
-from diffeo.flow import Flow
+from diffeo.flow import Flow, expect_ode
 from diffeo.objectives.base import Objective
-from diffeo.objectives.flow_matching import check_dropout, keeps_context, split_ode, with_ode
+from diffeo.objectives.flow_matching import check_dropout, keeps_context
 from diffeo.transforms.ode import expect_velocity
 
 __all__ = ["StepMatching", "few_steps", "reflow_pairs", "trajectories"]
@@ -34,7 +34,7 @@ class StepMatching(Objective):
 
     def __init__(self, flow: Flow, dropout: float = 0.0) -> None:
         super().__init__(flow)
-        ode, _ = split_ode(flow)
+        ode = expect_ode(flow)
         if ode.solver != "euler" or ode.steps is None:
             raise ValueError(f"expected a student that samples in Euler steps (few_steps), got solver {ode.solver!r}")
         check_dropout(flow, dropout)
@@ -42,7 +42,7 @@ class StepMatching(Objective):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the squared error of a random step of each trajectory, (N,)."""
-        ode, _ = split_ode(self.flow)
+        velocity = self.flow.ode.velocity
         steps, event = self.steps, tuple(self.flow.event_shape)
         if tuple(x.shape[1:]) != (steps + 1, *event):
             raise ValueError(f"expected trajectories (N, {steps + 1}, {event}), got shape {tuple(x.shape)}")
@@ -51,8 +51,8 @@ class StepMatching(Objective):
         here, there = x[rows, index], x[rows, index + 1]
         t, contexts = index.to(x.dtype) / steps, self.flow.normalize_context(context)
         keep = keeps_context(t, contexts, self.dropout if self.training else 0.0)
-        velocity = ode.velocity(here, t, contexts) if keep is None else ode.velocity(here, t, contexts, keep)
-        return (expect_velocity(velocity, here) - (there - here) * steps).square().flatten(1).sum(1)
+        output = velocity(here, t, contexts) if keep is None else velocity(here, t, contexts, keep)
+        return (expect_velocity(output, here) - (there - here) * steps).square().flatten(1).sum(1)
 
 
 def few_steps(flow: Flow, steps: int) -> Flow:
@@ -63,8 +63,7 @@ def few_steps(flow: Flow, steps: int) -> Flow:
     Raises:
         ValueError: for a flow without its ODE, or no step.
     """
-    ode, _ = split_ode(flow)
-    return with_ode(flow, ode.replaced(copy.deepcopy(ode.velocity), solver="euler", steps=steps))
+    return flow.with_ode(copy.deepcopy(expect_ode(flow).velocity), solver="euler", steps=steps)
 
 
 @torch.no_grad()
@@ -91,4 +90,4 @@ def trajectories(flow: Flow, count: int, steps: int, context: Tensor | None = No
     """
     z = flow.base.sample((count,))
     times = torch.linspace(0, 1, steps + 1).tolist()
-    return split_ode(flow)[0].trajectory(z, times, flow.normalize_context(context)).movedim(0, 1)
+    return expect_ode(flow).trajectory(z, times, flow.normalize_context(context)).movedim(0, 1)

@@ -18,7 +18,7 @@ from diffeo.report.compare import classifier_test, projection_test
 from diffeo.report.latents import FAR, normal_scores, normality
 from diffeo.report.numerics import consistency, continuous_part, log_det_error, off_data, round_trip
 from diffeo.report.statistics import mean_and_error
-from diffeo.transforms.ode import ODE, find_ode
+from diffeo.transforms.ode import ODE
 
 __all__ = ["IMAGES", "THRESHOLDS", "Thresholds", "check", "judge"]
 
@@ -157,8 +157,7 @@ def check(
         report["latents"] = normality(scores, [f"z{i + 1}" for i in range(scores.shape[1])])
     report["samples"] = _compare(x, drawn, context, bounds, names, seed)
     report["likelihood"] = _likelihood(log_prob, y, context, seed)
-    ode = find_ode(flow.transform)
-    report["verdict"], report["reasons"] = judge(report, limits if ode is None else limits.solved(ode))
+    report["verdict"], report["reasons"] = judge(report, limits if flow.ode is None else limits.solved(flow.ode))
     return report
 
 

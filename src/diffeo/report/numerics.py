@@ -19,7 +19,7 @@ WIDEST = 512  # event elements; beyond it a Jacobian by autograd takes too long
 
 def continuous_part(flow: Flow, x: Tensor) -> tuple[Flow, Tensor]:
     """Return the flow without its dequantisation, and the rows dequantised: a bijection and points to try it on."""
-    transforms = list(flow.transform) if isinstance(flow.transform, Chain) else [flow.transform]
+    transforms = flow.parts
     kept = [t for t in transforms if not isinstance(t, Dequantize)]
     if len(kept) == len(transforms):
         return flow, x

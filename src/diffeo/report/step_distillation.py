@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from diffeo.errors import UserError
-from diffeo.flow import Flow
-from diffeo.objectives.flow_matching import split_ode
+from diffeo.flow import Flow, expect_ode
 from diffeo.report.compare import classifier_test
 from diffeo.report.style import MODEL, OTHER, REAL, figure
 from diffeo.report.transport import in_steps, squared_wasserstein, straightness
@@ -68,7 +67,7 @@ def compare_flows(flows: Mapping[str, Flow], contexts: Tensor | None, rows: int,
     teacher_sets = [draws("teacher", teacher, number) for number in range(4)]
     distances = [squared_wasserstein(teacher_sets[i], teacher_sets[j]) for i, j in ((0, 1), (2, 3), (0, 2), (1, 3))]
     chance = {"mean": float(np.mean(distances)), "std": float(np.std(distances, ddof=1))}
-    steps = split_ode(student)[0].steps
+    steps = expect_ode(student).steps
     counts = sorted({*STEPS, *([] if steps is None else [steps])})
 
     def beyond_chance(name: str, flow: Flow) -> dict[str, float]:
@@ -107,7 +106,7 @@ def pick(contexts: Tensor | None, rows: int) -> Tensor | None:
 
 def _evaluations(flow: Flow, rows: int, context: Tensor | None) -> float:
     """Of the velocity, for a row on average."""
-    solution = split_ode(flow)[0].solve(flow.base.sample((rows,)), 0.0, 1.0, flow.normalize_context(context))
+    solution = expect_ode(flow).solve(flow.base.sample((rows,)), 0.0, 1.0, flow.normalize_context(context))
     return float(solution.evaluations.double().mean())
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffeo.flow import Flow
+from diffeo.flow import Flow, expect_ode
 from diffeo.objectives.couplings import assign
-from diffeo.objectives.flow_matching import split_ode, with_ode
 
 __all__ = ["distance_by_steps", "in_steps", "paths", "squared_wasserstein", "straightness"]
 
@@ -51,7 +50,7 @@ def paths(flow: Flow, z: Tensor, context: Tensor | None = None, steps: int = 32)
 
     They end before the preprocessing: ``(steps + 1, rows, *event)``.
     """
-    ode, _ = split_ode(flow)
+    ode = expect_ode(flow)
     parts = ode.steps or steps
     ode = ode.replaced(steps=ode.steps and 1)
     return ode.trajectory(z, np.linspace(0, 1, parts + 1).tolist(), flow.normalize_context(context))
@@ -68,4 +67,4 @@ def distance_by_steps(
 
 def in_steps(flow: Flow, steps: int) -> Flow:
     """The same continuous flow, sampled in so many Euler steps; weights are shared."""
-    return with_ode(flow, split_ode(flow)[0].replaced(solver="euler", steps=steps))
+    return flow.with_ode(solver="euler", steps=steps)

@@ -18,7 +18,7 @@ from diffeo.nets.trace import estimated_trace, exact_trace
 from diffeo.ops.reference.solvers import FIXED, Control, fixed, replay
 from diffeo.transforms.base import Transform, as_shape
 
-__all__ = ["ODE", "Solution", "Solves", "find_ode", "watched_solves"]
+__all__ = ["ODE", "Solution", "Solves", "watched_solves"]
 
 ADAPTIVE = "dopri5"
 FEWEST = 32  # evaluations in fixed steps, below which what is integrated beside a solution is not its density
@@ -294,8 +294,3 @@ def expect_velocity(v: Tensor, x: Tensor) -> Tensor:
     if v.shape != x.shape:
         raise ValueError(f"expected a velocity of the shape of its input {tuple(x.shape)}, got {tuple(v.shape)}")
     return v
-
-
-def find_ode(transform: nn.Module) -> ODE | None:
-    """Return the ODE among the parts of a transform, if there is one."""
-    return next((part for part in transform.modules() if isinstance(part, ODE)), None)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.inpainting import inpaint
-from diffeo.objectives import MaximumLikelihood, objective_of
 from diffeo.report.figures import learning_curve
 from diffeo.report.style import Figures, figure
 from diffeo.training.seeding import derive, seed_noise
@@ -46,7 +45,7 @@ def plot(
     """
     path = Figures(run)
     if metrics := path.metrics():
-        likelihood = isinstance(objective_of(flow), MaximumLikelihood)
+        likelihood = flow.ode is None
         learning_curve(metrics, path("learning_curve"), dimensions=x[0].numel(), likelihood=likelihood)
     device = flow.base.device_marker.device
     seed_noise(device, derive(seed, "figures"))

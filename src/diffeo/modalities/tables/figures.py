@@ -12,13 +12,11 @@ from diffeo.flow import Flow
 from diffeo.modalities.base import ENOUGH
 from diffeo.modalities.tables.rows import Split, TableStream
 from diffeo.modalities.tables.schema import Schema
-from diffeo.objectives import MaximumLikelihood, objective_of
 from diffeo.report import figures, trajectories
 from diffeo.report.latents import normal_scores
 from diffeo.report.numerics import continuous_part
 from diffeo.report.style import Figures
 from diffeo.training.seeding import derive, seed_noise
-from diffeo.transforms.ode import find_ode
 
 __all__ = ["plot_figures", "plot_pairs"]
 
@@ -36,7 +34,7 @@ def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
     """
     path = Figures(run)
     if metrics := path.metrics():
-        likelihood = isinstance(objective_of(flow), MaximumLikelihood)
+        likelihood = flow.ode is None
         figures.learning_curve(metrics, path("learning_curve"), likelihood=likelihood)
 
     device = flow.base.device_marker.device
@@ -62,10 +60,9 @@ def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
     if schema.features == 2 and not schema.context_size and not any(grid.step for grid in schema.discrete):
         origins = [column.origin for column in schema.feature_columns]
         figures.density_2d(flow, real_columns, sampled_columns, schema.feature_names, path("density"), origins)
-        ode = find_ode(flow.transform)
-        if ode is not None:
-            trajectories.plot(ode, flow.base, path("trajectories"))
-            trajectories.animate(ode, flow.base, path("trajectories", ".gif"))
+        if flow.ode is not None:
+            trajectories.plot(flow.ode, flow.base, path("trajectories"))
+            trajectories.animate(flow.ode, flow.base, path("trajectories", ".gif"))
     return path.plotted
 
 
