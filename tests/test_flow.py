@@ -2,7 +2,9 @@
 
 import copy
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -256,6 +258,27 @@ def test_many_samples_are_finite(name):
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(make("maf"), make("maf", 2, 3))
+
+
+@pytest.mark.parametrize(
+    "shape", [2.5, 2.0, "3", "", b"3", -1, True, None, (2, 1.5), (True,), (3, "4"), np.array([2, 3]), torch.ones(2)]
+)
+def test_what_is_no_sample_shape_is_named(shape):
+    flow = make("maf")
+    for draw in (flow.sample, flow.sample_and_log_prob):
+        with pytest.raises(ValueError, match=f"^expected a sample shape .*, got {re.escape(repr(shape))}$"):
+            draw(shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((), ()), (0, (0,)), (3, (3,)), ([3, 4], (3, 4)), (torch.Size([2]), (2,)), (np.int64(3), (3,)),
+        (torch.tensor(3), (3,)), ((np.int64(3), torch.tensor(2)), (3, 2)),
+    ],
+)  # fmt: skip
+def test_sample_shapes_are_whole_numbers_or_sequences_of_them(shape, expected):
+    assert make("maf").sample(shape).shape == (*expected, 2)
 
 
 def test_arrays_that_are_no_tensors_are_named():

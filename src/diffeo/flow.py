@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Literal
 
@@ -288,11 +288,8 @@ class Flow(nn.Module):
         return self.context_transform.inverse(context)
 
     def _noise(self, shape: int | Sequence[int], context: Tensor | None) -> tuple[Tensor, torch.Size]:
-        shape = (operator.index(shape),) if hasattr(shape, "__index__") else tuple(shape)
-        if any(size < 0 for size in shape):
-            raise ValueError(f"expected a sample shape without negative sizes, got {shape}")
+        batch = _as_sample_shape(shape)
         self._check_context(context)
-        batch = torch.Size(shape)
         if context is not None:
             batch += context.shape[: context.dim() - len(self.context_shape)]
         return self.base.sample(batch), batch
@@ -441,6 +438,15 @@ class FlowDistribution(Distribution):
         outer = value.shape[: value.dim() - len(self.event_shape)]
         batch = torch.broadcast_shapes(outer, self.batch_shape)
         return self.flow.log_prob(value.expand(*batch, *self.event_shape), self.context)
+
+
+def _as_sample_shape(shape: Any) -> torch.Size:
+    """The shape of so many samples: ``(n,)`` for a number n."""
+    sizes: Any = shape if isinstance(shape, Sequence) and not isinstance(shape, str | bytes) else (shape,)
+    with suppress(TypeError, ValueError, RuntimeError):  # of values that are no whole numbers
+        if not any(isinstance(size, bool) or size < 0 for size in sizes):
+            return torch.Size(sizes)
+    raise ValueError(f"expected a sample shape without negative sizes, such as 10 or (3, 4), got {shape!r}")
 
 
 def _sizes(shape: torch.Size) -> str:
