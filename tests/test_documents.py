@@ -1,5 +1,6 @@
 """What README and CONTRIBUTING say to type does what they say."""
 
+import inspect
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import torch
 
 import diffeo
 from cases import autoregressive, coupling, randomise
+from diffeo import bases, nets, objectives, recipes, training, transforms
 from diffeo.cli import main
 from diffeo.transforms import Elementwise, half_mask, univariate
 
@@ -104,3 +106,62 @@ def test_a_map_that_is_added_fits_stores_loads_and_scores_from_the_command_line(
     scores = np.loadtxt(tmp_path / "scores.csv", delimiter=",", skiprows=1)
     assert scores.shape == (300,)
     assert np.isfinite(scores).all()
+
+
+def arguments(function) -> set[str]:
+    """What a docstring says of arguments, by name: in its sections Args and Attributes."""
+    text = (inspect.getdoc(function) or "") + "\n"
+    sections = re.findall(r"^(?:Args|Attributes):\n((?:    .*\n|\n)*)", text, re.MULTILINE)
+    entries = re.findall(r"^    ([\w*][\w*, ]*):", "".join(sections), re.MULTILINE)
+    return {name.strip(" *") for entry in entries for name in entry.split(",")}
+
+
+def parameters(function) -> set[str]:
+    return {name for name in inspect.signature(function).parameters if name not in ("self", "cls")}
+
+
+def public_callables():
+    """Functions and classes by their public names, methods of the classes, and where the docstring of each may be.
+
+    A constructor's arguments are in the docstring of the class, a method's in its own or in that of one it overrides.
+    """
+    seen = set()
+    for module in (diffeo, bases, objectives, recipes, training, transforms, nets):
+        for name in module.__all__:
+            value = getattr(module, name)
+            if not callable(value) or value in seen:
+                continue
+            seen.add(value)
+            if not inspect.isclass(value):
+                yield pytest.param(value, [value], id=name)
+                continue
+            ours = [kind for kind in value.__mro__ if kind.__module__.startswith("diffeo.")]
+            if any("__init__" in vars(kind) for kind in ours):
+                yield pytest.param(value, [value], id=name)
+            for key, method in vars(value).items():
+                method = getattr(method, "__func__", method)
+                if not key.startswith("_") and inspect.isfunction(method):
+                    overridden = [getattr(kind, key) for kind in ours if key in vars(kind)]
+                    yield pytest.param(method, overridden, id=f"{name}.{key}")
+
+
+@pytest.mark.parametrize(("function", "described"), [*public_callables()])
+def test_docstrings_name_every_argument(function, described):
+    assert all(inspect.getdoc(each) for each in described)
+    assert parameters(function) <= set().union(*map(arguments, described))
+
+
+def test_an_argument_without_a_word_is_seen():
+    def scale(x, factor=2.0, *rest, **more):
+        """Return a multiple.
+
+        Args:
+            x: what is scaled: a tensor
+                factor: is not an entry, being indented further.
+            rest, more: unused.
+
+        Returns:
+            factor: not an argument.
+        """
+
+    assert parameters(scale) - arguments(scale) == {"factor"}

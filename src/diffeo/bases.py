@@ -38,18 +38,40 @@ class Base(KnowsArguments, nn.Module, ABC):
 
     @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
-        """Log-density of z, of shape ``(*batch,)``."""
+        """Return the log-density of noise, in nats.
+
+        Args:
+            z: ``(*batch, *event)``.
+
+        Returns:
+            ``(*batch,)``.
+        """
 
     @abstractmethod
     def sample(self, shape: Sequence[int] = ()) -> Tensor:
-        """Draw noise of shape ``(*shape, *event)``."""
+        """Draw noise.
+
+        Args:
+            shape: how many, ``()`` for one.
+
+        Returns:
+            ``(*shape, *event)``.
+        """
 
     def _sum(self, value: Tensor) -> Tensor:
         return sum_event(value, len(self.event_shape))
 
 
 class StandardNormal(Base):
-    """log p(z) = -sum_i (z_i^2 + log 2 pi) / 2."""
+    """log p(z) = -sum_i (z_i^2 + log 2 pi) / 2.
+
+    Args:
+        event_shape: the shape of one example, a number for vectors.
+
+    Raises:
+        ValueError: for sizes below 1.
+        TypeError: for sizes that are no whole numbers.
+    """
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Gaussian log-density."""
@@ -62,7 +84,15 @@ class StandardNormal(Base):
 
 
 class StandardLogistic(Base):
-    """log p(z) = -sum_i (softplus(z_i) + softplus(-z_i)), the prior of NICE (arXiv:1410.8516)."""
+    """log p(z) = -sum_i (softplus(z_i) + softplus(-z_i)), the prior of NICE (arXiv:1410.8516).
+
+    Args:
+        event_shape: the shape of one example, a number for vectors.
+
+    Raises:
+        ValueError: for sizes below 1.
+        TypeError: for sizes that are no whole numbers.
+    """
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Logistic log-density."""

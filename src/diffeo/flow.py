@@ -149,7 +149,7 @@ class Flow(nn.Module):
         return flow.train(self.training)
 
     def default_objective(self) -> Any:
-        """What it is trained by: maximum likelihood, or flow matching if the recipe is that."""
+        """Return what it is trained by: maximum likelihood, or flow matching if the recipe is that."""
         return _above("diffeo.objectives").objective_of(self)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
@@ -166,7 +166,18 @@ class Flow(nn.Module):
         _above("diffeo.training.run").save(self, path, force)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """``log_prob``, so that what wraps a module's call (``torch.export``, DDP) finds the density."""
+        """Return ``log_prob``, so that what wraps a module's call (``torch.export``, DDP) finds the density.
+
+        Args:
+            x: ``(*batch, *event)``.
+            context: broadcastable to ``(*batch, *context_shape)``.
+
+        Returns:
+            ``(*batch,)``, in nats.
+
+        Raises:
+            ValueError: as ``log_prob``.
+        """
         return self.log_prob(x, context)
 
     def log_prob(
@@ -206,7 +217,18 @@ class Flow(nn.Module):
         return log_prob.reshape(batch)
 
     def sample(self, shape: int | Sequence[int] = (), context: Tensor | None = None) -> Tensor:
-        """Draw samples ``(*shape, *batch, *event)``, without gradients (``sample_and_log_prob`` keeps them)."""
+        """Draw samples, without gradients (``sample_and_log_prob`` keeps them).
+
+        Args:
+            shape: how many, a number or a shape, for every context.
+            context: ``(*batch, *context_shape)``.
+
+        Returns:
+            ``(*shape, *batch, *event)``, in the units of the data.
+
+        Raises:
+            ValueError: for what is no shape, or a missing or superfluous context.
+        """
         with torch.no_grad():
             z, batch = self._noise(shape, context)
             rows, contexts, _ = self._rows(z, context, self.base.event_shape, "z", batch)
@@ -216,20 +238,53 @@ class Flow(nn.Module):
     def sample_and_log_prob(
         self, shape: int | Sequence[int] = (), context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw samples with their log-densities at the price of sampling alone; differentiable (if the base is)."""
+        """Draw samples with their log-densities at the price of sampling alone; differentiable (if the base is).
+
+        Args:
+            shape: how many, a number or a shape, for every context.
+            context: ``(*batch, *context_shape)``.
+
+        Returns:
+            Samples ``(*shape, *batch, *event)`` and their log-densities ``(*shape, *batch)``, in nats, in their units.
+
+        Raises:
+            ValueError: for what is no shape, or a missing or superfluous context.
+        """
         z, batch = self._noise(shape, context)
         rows, contexts, _ = self._rows(z, context, self.base.event_shape, "z", batch)
         x, log_prob = self._in_chunks(self._generate, rows, contexts)
         return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Normalize: z = f^-1(x)."""
+        """Normalize: z = f^-1(x).
+
+        Args:
+            x: ``(*batch, *event)``.
+            context: broadcastable to ``(*batch, *context_shape)``.
+
+        Returns:
+            Noise, ``(*batch, *base.event_shape)``.
+
+        Raises:
+            ValueError: for a wrong shape, or a missing or superfluous context.
+        """
         rows, contexts, batch = self._rows(x, context, self.event_shape, "x")
         (z,) = self._in_chunks(lambda x, c: (self.transform.inverse(x, self.normalize_context(c)),), rows, contexts)
         return z.reshape(*batch, *self.base.event_shape)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Generate: x = f(z)."""
+        """Generate: x = f(z).
+
+        Args:
+            z: ``(*batch, *base.event_shape)``.
+            context: broadcastable to ``(*batch, *context_shape)``.
+
+        Returns:
+            Data, ``(*batch, *event)``.
+
+        Raises:
+            ValueError: for a wrong shape, or a missing or superfluous context.
+        """
         rows, contexts, batch = self._rows(z, context, self.base.event_shape, "z")
         (x,) = self._in_chunks(lambda z, c: (self.transform.forward(z, self.normalize_context(c)),), rows, contexts)
         return x.reshape(*batch, *self.event_shape)
@@ -257,7 +312,14 @@ class Flow(nn.Module):
         return flow
 
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
-        """The density given a context, as a ``torch.distributions.Distribution``."""
+        """Return the density given a context, as a ``torch.distributions.Distribution``.
+
+        Args:
+            context: ``(*batch, *context_shape)``, or None.
+
+        Raises:
+            ValueError: for a missing or superfluous context, or one of a wrong shape.
+        """
         return FlowDistribution(self, context)
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
@@ -282,7 +344,14 @@ class Flow(nn.Module):
         return [torch.cat(column) for column in zip(*parts, strict=True)]
 
     def normalize_context(self, context: Tensor | None) -> Tensor | None:
-        """Normalize the context, as the transform takes it."""
+        """Normalize the context, as the transform takes it.
+
+        Args:
+            context: ``(*batch, *context_shape)``, or None, which it stays.
+
+        Returns:
+            The same shape.
+        """
         if context is None or self.context_transform is None:
             return context
         return self.context_transform.inverse(context)
@@ -405,7 +474,14 @@ class FlowDistribution(Distribution):
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
-        """The same density over a larger batch, without copying the flow."""
+        """Return the same density over a larger batch, without copying the flow.
+
+        Args:
+            batch_shape: one that the present one broadcasts to.
+
+        Raises:
+            RuntimeError: for one that it does not.
+        """
         shape = torch.Size(batch_shape)
         torch.empty(self.batch_shape).expand(shape)  # raises for shapes that do not fit
         context = self.context
@@ -414,12 +490,25 @@ class FlowDistribution(Distribution):
         return FlowDistribution(self.flow, context, shape)
 
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """Draw without gradients."""
+        """Draw without gradients.
+
+        Args:
+            sample_shape: how many for each element of the batch.
+
+        Returns:
+            ``(*sample, *batch, *event)``.
+        """
         with torch.no_grad():
             return self._draw(sample_shape)
 
     def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
-        """Draw with gradients through the transform, ``(*sample, *batch, *event)``.
+        """Draw with gradients through the transform.
+
+        Args:
+            sample_shape: how many for each element of the batch.
+
+        Returns:
+            ``(*sample, *batch, *event)``.
 
         Raises:
             NotImplementedError: for a base whose samples are not differentiable in its parameters.
@@ -434,7 +523,17 @@ class FlowDistribution(Distribution):
         return self.flow.decode(z, self.context)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of ``(*sample, *batch, *event)``."""
+        """Return the log-density of values.
+
+        Args:
+            value: ``(*sample, *batch, *event)``.
+
+        Returns:
+            ``(*sample, *batch)``, in nats.
+
+        Raises:
+            ValueError: as ``Flow.log_prob``.
+        """
         outer = value.shape[: value.dim() - len(self.event_shape)]
         batch = torch.broadcast_shapes(outer, self.batch_shape)
         return self.flow.log_prob(value.expand(*batch, *self.event_shape), self.context)

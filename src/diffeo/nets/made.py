@@ -68,11 +68,27 @@ class MADE(Feedforward):
         self.features, self.size, self.degrees = features, size, degrees
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """One parallel pass: x ``(features, rows)``, context ``(rows, context)`` to ``(size, features, rows)``."""
+        """Give all parameters in one parallel pass.
+
+        Args:
+            x: ``(features, rows)``.
+            context: ``(rows, context)``, or None.
+
+        Returns:
+            ``(size, features, rows)``.
+        """
         return self.spec.params(self.outputs(x, context), self.size)
 
     def invert(self, univariate: ops.Univariate, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Solve x_i = f(z_i; self(x)_i) for z ``(rows, features)``: x, log|det dx/dz|; no gradients, one pass's price.
+        """Solve x_i = f(z_i; self(x)_i) incrementally, at about the price of one pass, without gradients.
+
+        Args:
+            univariate: the map f.
+            z: ``(rows, features)``.
+            context: ``(rows, context)``, or None.
+
+        Returns:
+            x ``(rows, features)`` and log|det dx/dz| ``(rows,)``.
 
         Raises:
             ValueError: for z of another shape.
@@ -82,7 +98,18 @@ class MADE(Feedforward):
     def solve_transposed(
         self, x: Tensor, context: Tensor | None, by_params: Tensor, diagonal: Tensor, grad: Tensor
     ) -> Tensor:
-        """Solve J^T u = grad for the Jacobian of an inversion; see ``reference.solve_transposed_network``."""
+        """Solve J^T u = grad for the Jacobian J = dz/dx of an inversion; see ``reference.solve_transposed_network``.
+
+        Args:
+            x: where the network is linearised, ``(features, rows)``.
+            context: ``(rows, context)``, or None.
+            by_params: dz_i/dparams_i, ``(size, features, rows)``.
+            diagonal: dz_i/dx_i at fixed parameters, ``(features, rows)``.
+            grad: ``(features, rows)``.
+
+        Returns:
+            u ``(features, rows)``.
+        """
         return reference.solve_transposed_network(
             self.spec, self.degrees, x, self._shared(context), self._tensors(), by_params, diagonal, grad
         )

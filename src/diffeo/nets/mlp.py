@@ -56,7 +56,15 @@ class MLP(Feedforward):
         return self.layers[0].in_features, self.layers[-1].out_features
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map x ``(*batch, inputs)`` and the context ``(*batch, context)`` to ``(*batch, outputs)``."""
+        """Apply the network.
+
+        Args:
+            x: ``(*batch, inputs)``.
+            context: ``(*batch, context)``, or None.
+
+        Returns:
+            ``(*batch, outputs)``.
+        """
         rows = x.reshape(-1, x.shape[-1])
         contexts = None if context is None else context.reshape(-1, context.shape[-1])
         return self.outputs(rows.mT, contexts).mT.reshape(*x.shape[:-1], self.layers[-1].out_features)
@@ -72,6 +80,10 @@ class MLP(Feedforward):
         """Map as ``forward`` does, outputs like inputs, and return tr dy/dx ``(*batch,)`` as well.
 
         The tangents of all inputs go through a layer in one product: ``(units, inputs * rows)``.
+
+        Args:
+            x: ``(*batch, inputs)``.
+            context: ``(*batch, context)``, or None.
         """
         contexts = None if context is None else context.reshape(-1, context.shape[-1])
         h, first = with_slope(soften, x.reshape(-1, x.shape[-1]).mT)  # (inputs, rows)

@@ -72,7 +72,15 @@ class ResNet(KnowsArguments, nn.Module):
         return self.first.in_channels, self.last.out_channels
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Map x ``(*batch, inputs, H, W)`` and the context ``(*batch, context)`` to ``(*batch, outputs, H, W)``."""
+        """Apply the network.
+
+        Args:
+            x: ``(*batch, inputs, H, W)``.
+            context: ``(*batch, context)``, or None.
+
+        Returns:
+            ``(*batch, outputs, H, W)``.
+        """
         images = x.reshape(-1, *x.shape[-3:])  # (rows, inputs, H, W)
         contexts = None if context is None else soften(context).reshape(-1, context.shape[-1])
         with autocast(images):

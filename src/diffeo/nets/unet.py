@@ -56,7 +56,15 @@ class UNet(KnowsArguments, nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map x ``(rows, channels, H, W)`` and the embedding ``(rows, embedding)`` to the shape of x."""
+        """Apply the network.
+
+        Args:
+            x: ``(rows, channels, H, W)``.
+            embedding: of time and context, ``(rows, embedding)``.
+
+        Returns:
+            The shape of x.
+        """
         with autocast(x):
             embedded = self.embed(embedding)
             h = soften(x)

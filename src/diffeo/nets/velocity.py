@@ -81,7 +81,12 @@ class Velocity(KnowsArguments, nn.Module):
 
     @torch.no_grad()
     def initialize(self, noise: Tensor | None, data: Tensor) -> None:
-        """Start from the Gaussian fits of these rows of noise and of data, ``(rows, *event)``; None: standard noise."""
+        """Start from the Gaussian fits of noise and data.
+
+        Args:
+            noise: ``(rows, *event)``; None for standard noise.
+            data: ``(rows, *event)``.
+        """
         for name, rows in (("noise", noise), ("data", data)):
             if rows is None:
                 continue  # mean 0 and std 1, as they are
@@ -137,7 +142,16 @@ class Velocity(KnowsArguments, nn.Module):
         return F.mse_loss(std * self.net(standardized, embedding), target, reduction="none").flatten(1).sum(1)
 
     def with_divergence(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The velocity and its divergence ``(rows,)``, exactly."""
+        """Return the velocity and its divergence, exactly.
+
+        Args:
+            x: the points, ``(rows, *event)``.
+            t: the times, ``(rows,)``.
+            context: ``(rows, context)``, or None.
+
+        Returns:
+            The shape of x, and ``(rows,)``.
+        """
         drift, slope, standardized, std = self._gaussian(x, t)
         embedding = self._embedding(t, context, None)
         if hasattr(self.net, "with_trace"):
@@ -147,7 +161,13 @@ class Velocity(KnowsArguments, nn.Module):
         return torch.addcmul(drift, std, correction), slope.flatten(1).sum(1) + trace
 
     def field(self, rows: int, context: Tensor | None, keep: Tensor | None = None) -> ops.FieldSpec | None:
-        """Describe the velocity of rows, given their contexts; None where there is no such description."""
+        """Describe the velocity of rows for the kernels, given their contexts; None where there is no such description.
+
+        Args:
+            rows: how many.
+            context: ``(rows, context)``, or None.
+            keep: ``(rows,)``, 1 where the context is given, 0 where it is withheld; None gives it everywhere.
+        """
         path = getattr(self.path, "spec", None)
         if type(self) is not Velocity or type(self.net) is not MLP or path is None or in_bfloat16():
             return None
@@ -223,7 +243,16 @@ class Guided(KnowsArguments, nn.Module):
         self.velocity, self.weight = velocity, weight
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """The guided velocity, by one forward pass of twice the rows."""
+        """Return the guided velocity, by one forward pass of twice the rows.
+
+        Args:
+            x: the points, ``(rows, *event)``.
+            t: the times, ``(rows,)``.
+            context: ``(rows, context)``.
+
+        Raises:
+            ValueError: without a context.
+        """
         if context is None:
             raise ValueError("expected a context to guide by, got none")
         keep = torch.cat([torch.zeros_like(t), torch.ones_like(t)])

@@ -91,13 +91,28 @@ class WaveNet(KnowsArguments, nn.Module):
         return 1 + (self.kernel - 1) * sum(self.dilations)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; memory that was for training alone is given back after it."""
+        """Set the mode; memory that was for training alone is given back after it.
+
+        Args:
+            mode: whether to train.
+        """
         if not mode:
             ops.release(self.spec)
         return super().train(mode)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """One parallel pass: x ``(T, rows)``, context ``(rows, context, frames)`` to ``(size, T, rows)``."""
+        """Give all parameters in one parallel pass.
+
+        Args:
+            x: ``(T, rows)``.
+            context: ``(rows, context, frames)``, or None.
+
+        Returns:
+            ``(size, T, rows)``.
+
+        Raises:
+            ValueError: for a context of another number of frames.
+        """
         shared = self._shared(context, len(x))
         return ops.wavenet(self.spec, x.mT, shared, self._tensors()).permute(1, 2, 0)
 
@@ -110,18 +125,49 @@ class WaveNet(KnowsArguments, nn.Module):
         *,
         generate: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Map values ``(T, rows)`` by the parameters at x; the log-derivatives are summed over time, ``(rows,)``."""
+        """Map values by the parameters that the network gives at x.
+
+        Args:
+            univariate: the map.
+            x: what the network sees, ``(T, rows)``.
+            value: what is mapped, ``(T, rows)``.
+            context: ``(rows, context, frames)``, or None.
+            generate: whether to map noise to data, not data to noise.
+
+        Returns:
+            The mapped values ``(T, rows)`` and the log-derivatives summed over time, ``(rows,)``.
+        """
         mapped, log_det = ops.map_values(univariate, value, self(x, context), generate=generate)
         return mapped, log_det.sum(0)
 
     def invert(self, univariate: ops.Univariate, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Solve x_t = f(z_t; self(x)_t) for z ``(rows, T)``, sample by sample: x, log|det dx/dz|; no gradients."""
+        """Solve x_t = f(z_t; self(x)_t) sample by sample, without gradients.
+
+        Args:
+            univariate: the map f.
+            z: ``(rows, T)``.
+            context: ``(rows, context, frames)``, or None.
+
+        Returns:
+            x ``(rows, T)`` and log|det dx/dz| ``(rows,)``.
+        """
         return ops.invert_wavenet(self.spec, univariate, z, self._shared(context, z.shape[1]), self._tensors())
 
     def solve_transposed(
         self, x: Tensor, context: Tensor | None, by_params: Tensor, diagonal: Tensor, grad: Tensor
     ) -> Tensor:
-        """Solve J^T u = grad for the Jacobian of an inversion; see ``reference.solve_transposed_wavenet``."""
+        """Solve J^T u = grad for the Jacobian J = dz/dx of an inversion; see ``reference.solve_transposed_wavenet``.
+
+        Args:
+            x: where the network is linearised, ``(rows, T)``.
+            context: ``(rows, context, frames)``, or None.
+            by_params: dz_t/dparams_t, ``(size, T, rows)``.
+            diagonal: dz_t/dx_t at fixed parameters, ``(T, rows)``.
+            grad: ``(T, rows)``.
+
+        Returns:
+            u ``(T, rows)``.
+        """
         return reference.solve_transposed_wavenet(
             self.spec, x.mT, self._shared(context, len(x)), self._tensors(), by_params, diagonal, grad
         )

@@ -28,10 +28,25 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return the loss of each example."""
+        """Return the loss of each example.
+
+        Args:
+            x: ``(N, *event)``; pairs (z, x) ``(N, 2, *event)`` where ``fit`` couples them with noise.
+            context: ``(N, *context)``, or None.
+
+        Returns:
+            ``(N,)``, differentiable in the parameters of ``flow``.
+        """
 
     def couple(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return a noise of its own for each row of a pool, of the shape of x.
+        """Return a noise of its own for each row of a pool.
+
+        Args:
+            x: the rows, ``(pool, *event)``.
+            context: of each row, ``(pool, *context)``.
+
+        Returns:
+            The shape of x.
 
         Raises:
             NotImplementedError: for an objective that pairs data with nothing.

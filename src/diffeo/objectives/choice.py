@@ -16,10 +16,15 @@ SETTINGS: dict[str, tuple[str, ...]] = {"flow_matching": ("coupling", "time", "p
 
 
 def objective_of(flow: Flow, **settings: Any) -> Objective:
-    """Return maximum likelihood, or flow matching if the recipe is that, with these settings of it (``SETTINGS``).
+    """Return what a flow is trained by: maximum likelihood, or flow matching if the recipe is that.
+
+    Args:
+        flow: a density.
+        settings: arguments of the objective, such as ``coupling`` of flow matching; ``SETTINGS`` lists them by recipe.
 
     Raises:
         ValueError: for bad settings.
+        TypeError: for settings that the objective does not have.
     """
     recipe = flow.recipe
     if recipe is None or recipe["name"] != "flow_matching":
@@ -29,6 +34,9 @@ def objective_of(flow: Flow, **settings: Any) -> Objective:
 
 def as_objective(value: Objective | Flow) -> Objective:
     """Return an objective as it is, and for a flow the one that it is trained by.
+
+    Args:
+        value: an objective or a flow.
 
     Raises:
         TypeError: for anything else.

@@ -105,7 +105,11 @@ class PairedKL(ConditionalKL):
     same m_t and s_t of z_<t: of a student alike to its teacher, s is x. The rows must be the teacher's own draws, or
     their noise is no noise. The price of the forward KL is one pass of the teacher without a gradient.
 
-    It is an estimator of both for ``Distillation``, and has the arguments of ``ConditionalKL``.
+    It is an estimator of both for ``Distillation``.
+
+    Args:
+        draws: values per position where there is no closed form.
+        regularizer: weight of (ln s_p - ln s_q)^2, added per position where both are Gaussian.
 
     Raises:
         ValueError: as ``ConditionalKL``, and for a student of other noise than the teacher's.
@@ -114,7 +118,14 @@ class PairedKL(ConditionalKL):
     def __call__(  # type: ignore[override]
         self, student: Any, teacher: Any, x: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the student's draws ``(N, T)``, reverse and forward KL, ``(N,)`` each, in nats per example."""
+        """Return the student's draws ``(N, T)``, reverse and forward KL, ``(N,)`` each, in nats per example.
+
+        Args:
+            student: a flow whose transform is a chain of affine autoregressive maps in one order.
+            teacher: a flow of one autoregressive layer.
+            x: the teacher's own draws, ``(N, T)``.
+            context: ``(N, *context)``.
+        """
         check_noise(student, teacher)
         z, log_p = _encoded(teacher, x, context)
         draw, location, log_scale = collapsed(student, z, context)
@@ -136,6 +147,12 @@ def encoded_kl(student: Any, teacher: Any, x: Tensor, context: Tensor | None = N
     teacher's conditionals, at which the reverse KL explodes: it is a warm start.
 
     It is a forward estimator for ``Distillation``.
+
+    Args:
+        student: a flow whose transform is a chain of affine autoregressive maps in one order.
+        teacher: an invertible flow, whose noise is that of the student.
+        x: rows of the teacher's, ``(N, T)``.
+        context: ``(N, *context)``.
 
     Raises:
         ValueError: for a student that is no such chain, or of other noise than the teacher's.

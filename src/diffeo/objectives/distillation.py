@@ -29,25 +29,56 @@ class Estimator(Protocol):
     """Draws of the student, one in each row's context, and an estimate of the reverse KL from each of them."""
 
     def __call__(self, student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return draws (N, *event), differentiable, and KL(student || teacher) in nats per example, (N,)."""
+        """Return draws (N, *event), differentiable, and KL(student || teacher) in nats per example, (N,).
+
+        Args:
+            student: the flow that is trained.
+            teacher: the density that it learns.
+            x: rows ``(N, *event)``, of which the number alone counts.
+            context: ``(N, *context)``, or None.
+        """
 
 
 class PairedEstimator(Protocol):
     """Both KLs by one forward pass of the student, at rows that are the teacher's own."""
 
     def __call__(self, student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return draws (N, *event), KL(student || teacher) and KL(teacher || student), (N,), all differentiable."""
+        """Return draws (N, *event), KL(student || teacher) and KL(teacher || student), (N,), all differentiable.
+
+        Args:
+            student: the flow that is trained.
+            teacher: the density that it learns.
+            x: rows ``(N, *event)`` of the teacher's.
+            context: ``(N, *context)``, or None.
+        """
 
 
 class ForwardEstimator(Protocol):
     """An estimate of the forward KL from each row of the teacher's, or of the data that it models."""
 
     def __call__(self, student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> Tensor:
-        """Return KL(teacher || student) in nats per example, (N,), differentiable."""
+        """Return KL(teacher || student) in nats per example, (N,), differentiable.
+
+        Args:
+            student: the flow that is trained.
+            teacher: the density that it learns.
+            x: rows ``(N, *event)`` of the teacher's.
+            context: ``(N, *context)``, or None.
+        """
 
 
 def foreign_likelihood(student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> Tensor:
-    """log p(x) - log q(x), q the student's density of foreign rows: of an IAF, one incremental inversion."""
+    """log p(x) - log q(x), q the student's density of foreign rows: of an IAF, one incremental inversion.
+
+    Args:
+        student: the flow that is trained.
+        teacher: the density that it learns.
+        x: rows ``(N, *event)`` of the teacher's, or of the data that it models.
+        context: ``(N, *context)``, or None.
+
+    Returns:
+        ``(N,)``, in nats.
+    """
     with torch.no_grad():
         log_p: Tensor = teacher.log_prob(x, context, nan="propagate")
     log_q: Tensor = student.log_prob(x, context, nan="propagate")
@@ -55,7 +86,17 @@ def foreign_likelihood(student: Any, teacher: Any, x: Tensor, context: Tensor | 
 
 
 def reparameterized(student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """log q(s) - log p(s) of one draw s = f(z): the student's density comes with the draw, at no further price."""
+    """log q(s) - log p(s) of one draw s = f(z): the student's density comes with the draw, at no further price.
+
+    Args:
+        student: the flow that is trained.
+        teacher: the density that it learns.
+        x: rows ``(N, *event)``, of which the number alone counts.
+        context: ``(N, *context)``, or None.
+
+    Returns:
+        Draws ``(N, *event)`` and the estimates ``(N,)``, in nats.
+    """
     draw, log_q = _draw(student, x, context)
     return draw, log_q - teacher.log_prob(draw, context, nan="propagate")
 
@@ -66,6 +107,15 @@ def path_gradient(student: Any, teacher: Any, x: Tensor, context: Tensor | None)
     What is left out, the gradient of log q at a fixed s, has mean 0; without it, the variance falls to 0 as the student
     comes to match the teacher. The density of a draw under fixed weights takes the student's inverse: of an IAF, one
     incremental inversion. Roeder et al. 2017, arXiv:1703.09194.
+
+    Args:
+        student: the flow that is trained.
+        teacher: the density that it learns.
+        x: rows ``(N, *event)``, of which the number alone counts.
+        context: ``(N, *context)``, or None.
+
+    Returns:
+        Draws ``(N, *event)`` and the estimates ``(N,)``, in nats.
     """
     draw, _ = _draw(student, x, context)
     fixed = {f"flow.{name}": parameter.detach() for name, parameter in student.named_parameters()}

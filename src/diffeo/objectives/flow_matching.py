@@ -122,6 +122,10 @@ class FlowMatching(Objective):
 def check_dropout(flow: Flow, dropout: float) -> None:
     """Refuse a share of contexts to withhold that is no share, or where the velocity needs its context.
 
+    Args:
+        flow: a continuous flow.
+        dropout: the share of rows whose context is withheld.
+
     Raises:
         ValueError: for these, or a flow without its ODE.
     """
@@ -133,12 +137,25 @@ def check_dropout(flow: Flow, dropout: float) -> None:
 
 
 def keeps_context(t: Tensor, context: Tensor | None, dropout: float) -> Tensor | None:
-    """Which rows at times t ``(rows,)`` keep their context, 1 or 0, a random share being left out; None is all."""
+    """Draw which rows keep their context, a random share being left out.
+
+    Args:
+        t: times of the rows, ``(rows,)``.
+        context: ``(rows, *context)``, or None.
+        dropout: the share of rows whose context is withheld.
+
+    Returns:
+        ``(rows,)``, 1 where it is kept and 0 elsewhere; None where all keep it.
+    """
     return None if context is None or not dropout else (torch.rand_like(t) >= dropout).to(t.dtype)
 
 
 def guided(flow: Flow, weight: float) -> Flow:
     """Return a conditional flow that samples with classifier-free guidance (see ``Guided``); weights are shared.
+
+    Args:
+        flow: a continuous flow with a context.
+        weight: of guidance: 0 withholds the context, 1 is the flow itself, more follows the context more closely.
 
     Raises:
         ValueError: for a flow without context, or one trained without label dropout.

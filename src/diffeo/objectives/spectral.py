@@ -42,7 +42,19 @@ class PowerLoss(nn.Module):
         self.segment = segment
 
     def forward(self, x: Tensor, y: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return the loss of each example (N,), for x and y of shape (N, T); an auxiliary loss of ``Distillation``."""
+        """Return the loss of each example; an auxiliary loss of ``Distillation``.
+
+        Args:
+            x: sounds ``(N, T)``.
+            y: those that x is compared with, ``(N, T)``.
+            context: not used.
+
+        Returns:
+            ``(N,)``, in units of mean power.
+
+        Raises:
+            ValueError: for x and y of different shapes.
+        """
         if x.shape != y.shape:
             raise ValueError(f"expected two sounds of the same shape, got {tuple(x.shape)} and {tuple(y.shape)}")
         terms = [(self._power(x, size) - self._power(y, size)).square().sum(-2).mean(-1) for size in self.sizes]

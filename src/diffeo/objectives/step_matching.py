@@ -60,6 +60,10 @@ def few_steps(flow: Flow, steps: int) -> Flow:
 
     A student has samples but no likelihood, which it refuses.
 
+    Args:
+        flow: the teacher.
+        steps: of Euler's method, from noise to data.
+
     Raises:
         ValueError: for a flow without its ODE, or no step.
     """
@@ -84,9 +88,19 @@ def reflow_pairs(flow: Flow, count: int, context: Tensor | None = None) -> Tenso
 
 @torch.no_grad()
 def trajectories(flow: Flow, count: int, steps: int, context: Tensor | None = None) -> Tensor:
-    """Return where the flow's ODE carries noise at t = 0, 1/steps, ..., 1: ``(count, steps + 1, *event)``.
+    """Return where the flow's ODE carries noise at t = 0, 1/steps, ..., 1, before the preprocessing.
 
-    They end before the preprocessing; arguments as in ``reflow_pairs``.
+    Args:
+        flow: a continuous flow.
+        count: of trajectories.
+        steps: equal parts of the time.
+        context: of each trajectory, ``(count, *context)``.
+
+    Returns:
+        ``(count, steps + 1, *event)``, without gradients.
+
+    Raises:
+        ValueError: for a flow that is not continuous.
     """
     z = flow.base.sample((count,))
     times = torch.linspace(0, 1, steps + 1).tolist()

@@ -64,7 +64,12 @@ class _ByShape:
 
 
 def by_shape(vectors: T, *, images: T) -> T:
-    """The default of a recipe's argument that is one for vectors and another for images."""
+    """The default of a recipe's argument that is one for vectors and another for images.
+
+    Args:
+        vectors: the default where ``features`` is a number.
+        images: the default where it is a shape (C, H, W).
+    """
     return cast(T, _ByShape(vectors, images))  # ``recipe`` puts one of them in its place
 
 
@@ -75,6 +80,13 @@ def recipe(**presets: Mapping[str, Any]) -> Callable[[Callable[P, Flow]], Callab
     one for the event's shape). The flow remembers every argument's value and not the preset's name: a stored flow stays
     what it was when presets and defaults change. A flow of a univariate map without a name remembers nothing, like one
     made by hand.
+
+    Args:
+        presets: sets of arguments by name.
+
+    Raises:
+        ValueError: when the recipe is called, for an unknown preset.
+        TypeError: likewise, for arguments that it does not have.
     """
 
     def decorate(make: Callable[P, Flow]) -> Callable[P, Flow]:
@@ -116,6 +128,9 @@ def recipe(**presets: Mapping[str, Any]) -> Callable[[Callable[P, Flow]], Callab
 def event_shape(features: Features) -> tuple[int, ...]:
     """The shape of one example, (n,) or (C, H, W), of a recipe's features.
 
+    Args:
+        features: a number of columns, or a shape (C, H, W).
+
     Raises:
         ValueError: for a shape that is no image's.
         TypeError: for anything but whole numbers.
@@ -156,6 +171,9 @@ def assemble(base: Base, layers: Sequence[Transform], context: int, preprocess: 
         layers: transforms in the order of generation; those of vectors see an image flattened.
         context: how many numbers the layers are conditioned on; they are standardised.
         preprocess: as in ``preprocessing``.
+
+    Raises:
+        ValueError: for unknown preprocessing.
     """
     shape = base.event_shape
     if max(layer.event_dim for layer in layers) < len(shape):

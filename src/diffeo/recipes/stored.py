@@ -12,7 +12,12 @@ _AFFINE = ("realnvp", "maf", "iaf", "glow", "parallel_wavenet")
 
 
 def renewed(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a recipe takes today for arguments as any version stored them: of the same flow, to the bit."""
+    """Return what a recipe takes today for arguments as any version stored them: of the same flow, to the bit.
+
+    Args:
+        name: of the recipe.
+        arguments: as they were stored.
+    """
     result = dict(arguments)
     if name in _AFFINE and "bound" in result and "univariate" not in result:
         result["univariate"] = {"name": "affine", "bound": result.pop("bound")}

@@ -14,6 +14,13 @@ class Average:
 
     The ramp lets the average forget the random start; decay 0 makes it a plain copy. Buffers are not averaged: whoever
     uses the average uses the model's current buffers.
+
+    Args:
+        parameters: what is averaged.
+        decay: d once the ramp is over, in [0, 1).
+
+    Raises:
+        ValueError: for a decay out of this range.
     """
 
     def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
@@ -36,7 +43,12 @@ class Average:
         torch._foreach_lerp_(self.averages, self.parameters, 1 - self.advance())
 
     def restore(self, averages: Sequence[Tensor], updates: int) -> None:
-        """Take up an average where it was left after so many updates."""
+        """Take up an average where it was left after so many updates.
+
+        Args:
+            averages: one per parameter.
+            updates: how many there were.
+        """
         self.updates = updates
         self._copy(self.averages, [a.to(current.device) for a, current in zip(averages, self.averages, strict=True)])
 

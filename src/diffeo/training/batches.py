@@ -243,7 +243,12 @@ def default_patience(batches: int | None, epochs: int | None) -> int:
 
 
 def fingerprint(x: Tensor, context: Tensor | None = None) -> str:
-    """Return a SHA-256 of the data: shapes, types and contents (of more than 1 GiB, of evenly spaced rows)."""
+    """Return a SHA-256 of the data: shapes, types and contents (of more than 1 GiB, of evenly spaced rows).
+
+    Args:
+        x: ``(N, *event)``.
+        context: ``(N, *context)``, or None.
+    """
     sha = hashlib.sha256()
     for name, data in (("x", x), ("context", context)):
         if data is not None:

@@ -34,9 +34,15 @@ MAX_BAD_IN_A_ROW = 50
 class FitResult:
     """What a training came to.
 
-    ``history`` holds one dict per epoch, as ``metrics.jsonl`` does. ``best_loss`` is the validation loss of the weights
-    that were kept, those of ``best_epoch`` (from 1); without validation data, the last epoch's training loss.
-    ``stopped`` says why it ended: "budget", "patience" or "interrupted".
+    Attributes:
+        history: one dict per epoch, as ``metrics.jsonl`` has them.
+        best_epoch: the epoch, from 1, whose weights were kept.
+        best_loss: their validation loss; without validation data, the last epoch's training loss.
+        epochs: how many there were.
+        steps: how many there were, the skipped ones included.
+        skipped: batches with a non-finite loss or gradient.
+        seconds: how long it took, resumed trainings together.
+        stopped: why it ended: "budget", "patience" or "interrupted".
     """
 
     history: list[dict[str, Any]]

@@ -53,7 +53,16 @@ StrPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory that was read: the flow in evaluation mode, and what ``model.json`` says of it."""
+    """A run directory that was read: the flow, and what ``model.json`` says of it.
+
+    Attributes:
+        path: the folder.
+        flow: in evaluation mode.
+        recipe: the name and arguments that the flow was built from.
+        schema: what the data are, or None.
+        metrics: plain data.
+        provenance: versions, command, date, and what else was said of its origin.
+    """
 
     path: Path
     flow: Flow
@@ -64,7 +73,11 @@ class Run:
 
 
 def provenance(**extra: Any) -> dict[str, Any]:
-    """Return where a model comes from: versions, command and date, and what else is given (seed, data's hash)."""
+    """Return where a model comes from: versions, command and date.
+
+    Args:
+        extra: what else is to be said, plain data by name (the seed, the data's hash).
+    """
     return {
         "versions": {
             "diffeo": diffeo.__version__,
@@ -121,7 +134,15 @@ def create_run(
 
 @contextmanager
 def claimed(folder: Path, may_exist: bool) -> Iterator[None]:
-    """Prove that a run directory can be made here before any work; remove a new one again if the block fails."""
+    """Prove that a run directory can be made here before any work; remove a new one again if the block fails.
+
+    Args:
+        folder: where.
+        may_exist: whether a run may be there, which is resumed or replaced.
+
+    Raises:
+        UserError: if the folder holds something else, or cannot be written.
+    """
     new = not folder.exists()
     _claim(folder, may_exist)
     try:
@@ -149,7 +170,11 @@ def _claim(folder: Path, force: bool = False) -> None:
 
 
 def plain(data: Any) -> Any:
-    """Return the data with None for NaN and infinities, which JSON does not know."""
+    """Return plain data with None for NaN and infinities, which JSON does not know.
+
+    Args:
+        data: mappings, sequences, numbers, strings and None.
+    """
     if isinstance(data, Mapping):
         return {str(key): plain(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
@@ -158,12 +183,32 @@ def plain(data: Any) -> Any:
 
 
 def save_weights(path: StrPath, flow: nn.Module) -> str:
-    """Write the flow's weights into its run directory, atomically, and return their SHA-256."""
+    """Write the flow's weights into its run directory, atomically.
+
+    Args:
+        path: the run directory.
+        flow: whose state is written.
+
+    Returns:
+        The SHA-256 of the weights, which the file holds as well.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
     return save_tensors(Path(path) / WEIGHTS, flow.state_dict(), {"format": str(FORMAT)})
 
 
 def save_metrics(path: StrPath, metrics: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
-    """Add metrics (plain data) to those in the run directory, and the settings that led to them, atomically."""
+    """Add metrics to those in a run directory, atomically.
+
+    Args:
+        path: the run directory.
+        metrics: plain data by name.
+        settings: those that led to the metrics, plain data, to keep in the provenance.
+
+    Raises:
+        UserError: if it is not a run directory, or cannot be written.
+    """
     model = read_model(path)
     model["metrics"] = {**model["metrics"], **plain(metrics)}
     if settings is not None:
@@ -174,6 +219,9 @@ def save_metrics(path: StrPath, metrics: Mapping[str, Any], settings: Mapping[st
 
 def read_model(path: StrPath) -> dict[str, Any]:
     """Return what ``model.json`` says: format, diffeo, recipe, schema, metrics and provenance.
+
+    Args:
+        path: a run directory.
 
     Raises:
         UserError: if it is not a run directory, or its description is damaged or of a newer format.
@@ -215,7 +263,17 @@ def read_model(path: StrPath) -> dict[str, Any]:
 
 
 def save(flow: Flow, path: StrPath, force: bool = False) -> None:
-    """Write a run directory of a flow as it is; see ``Flow.save``."""
+    """Write a run directory of a flow as it is; see ``Flow.save``.
+
+    Args:
+        flow: made by a recipe, or by hand from parts of diffeo.
+        path: a folder that does not exist or is empty.
+        force: replace a run that is there.
+
+    Raises:
+        UserError: if it cannot be written.
+        ValueError: for a flow with parts that are not diffeo's.
+    """
     create_run(path, flow, provenance=provenance(), force=force)
     save_weights(path, flow)
 
@@ -235,6 +293,10 @@ def load(path: StrPath, device: str | torch.device = "cpu") -> Flow:
 
 def load_run(path: StrPath, device: str | torch.device = "cpu") -> Run:
     """Rebuild the flow of a run directory from its recipe and load its weights; no code that came with them is run.
+
+    Args:
+        path: a run directory.
+        device: where to put the flow.
 
     Raises:
         UserError: if anything about the directory is wrong, or the device does not exist.
@@ -293,7 +355,11 @@ def load_run(path: StrPath, device: str | torch.device = "cpu") -> Run:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder is a run directory, finished or not, sound or damaged."""
+    """Return whether a folder is a run directory, finished or not, sound or damaged.
+
+    Args:
+        folder: which may not exist.
+    """
     if not (folder / MODEL).is_file():
         return False
     if (folder / WEIGHTS).exists() or (folder / "train").is_dir():

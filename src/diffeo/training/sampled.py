@@ -53,7 +53,11 @@ class SampleStream:
         return self.batches
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next: it decides the draws."""
+        """Say which epoch comes next: it decides the draws.
+
+        Args:
+            epoch: its number, from 0.
+        """
         self.epoch = epoch
 
     @property

@@ -111,6 +111,10 @@ class Autoregressive(Transform):
     def conditionals(self, x: Tensor, context: Tensor | None = None) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """The map of each element given those before it in x, from one parallel pass.
 
+        Args:
+            x: ``(*batch, *event)``.
+            context: ``(*batch, *context)``, or None.
+
         Returns:
             A function of values y ``(*draws, *x.shape)``, which normalizes every y_i by the parameters that x_<i gives:
             z_i and log|dz_i/dy_i|, of y's shape.

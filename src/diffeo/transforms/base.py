@@ -21,6 +21,9 @@ _OPPOSITE = {"forward": "inverse", "inverse": "forward"}
 def as_shape(shape: int | Sequence[int]) -> torch.Size:
     """The shape of one example: ``(n,)`` for a number n of elements.
 
+    Args:
+        shape: a number or a sequence of numbers.
+
     Raises:
         TypeError: for anything but whole numbers.
         ValueError: for sizes below 1.
@@ -35,7 +38,12 @@ def as_shape(shape: int | Sequence[int]) -> torch.Size:
 
 
 def sum_event(value: Tensor, event_dim: int) -> Tensor:
-    """Sum a value ``(*batch, *event)`` over its last ``event_dim`` dimensions: ``(*batch,)``."""
+    """Sum a value ``(*batch, *event)`` over its last ``event_dim`` dimensions: ``(*batch,)``.
+
+    Args:
+        value: ``(*batch, *event)``.
+        event_dim: the rank of the event, 0 for none.
+    """
     return value.sum(dim=tuple(range(-event_dim, 0))) if event_dim else value
 
 
@@ -63,11 +71,27 @@ class Transform(KnowsArguments, nn.Module, ABC):
 
     @abstractmethod
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Generate: x = f(z) and log|det df/dz|."""
+        """Generate: x = f(z) and log|det df/dz|.
+
+        Args:
+            z: ``(*batch, *event)``.
+            context: ``(*batch, *context)``, or None.
+
+        Returns:
+            x, of the shape of z, and the log-determinant, ``(*batch,)``.
+        """
 
     @abstractmethod
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Normalize: z = f^-1(x) and log|det df^-1/dx|."""
+        """Normalize: z = f^-1(x) and log|det df^-1/dx|.
+
+        Args:
+            x: ``(*batch, *event)``.
+            context: ``(*batch, *context)``, or None.
+
+        Returns:
+            z, of the shape of x, and the log-determinant, ``(*batch,)``.
+        """
 
     def forward_and_log_diagonal(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Generate: x = f(z) and log|dx_i/dz_i| of each element, for a transform that keeps one order throughout.
@@ -75,13 +99,31 @@ class Transform(KnowsArguments, nn.Module, ABC):
         Where each element depends on itself and on the ones before it alone, these are the diagonal of the Jacobian,
         of the shape of x, and log|det| is their sum.
 
+        Args:
+            z: ``(*batch, *event)``.
+            context: ``(*batch, *context)``, or None.
+
+        Returns:
+            x and the logs, both of the shape of z.
+
         Raises:
             ValueError: for a transform without such an order.
         """
         return self._diagonal("forward_and_log_det", z, context)
 
     def inverse_and_log_diagonal(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Normalize: z = f^-1(x) and log|dz_i/dx_i| of each element; see ``forward_and_log_diagonal``."""
+        """Normalize: z = f^-1(x) and log|dz_i/dx_i| of each element; see ``forward_and_log_diagonal``.
+
+        Args:
+            x: ``(*batch, *event)``.
+            context: ``(*batch, *context)``, or None.
+
+        Returns:
+            z and the logs, both of the shape of x.
+
+        Raises:
+            ValueError: for a transform without such an order.
+        """
         return self._diagonal("inverse_and_log_det", x, context)
 
     def _diagonal(self, method: str, value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -91,11 +133,21 @@ class Transform(KnowsArguments, nn.Module, ABC):
         return result
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Generate: x = f(z)."""
+        """Generate: x = f(z).
+
+        Args:
+            z: ``(*batch, *event)``.
+            context: ``(*batch, *context)``, or None.
+        """
         return self.forward_and_log_det(z, context)[0]
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Normalize: z = f^-1(x)."""
+        """Normalize: z = f^-1(x).
+
+        Args:
+            x: ``(*batch, *event)``.
+            context: ``(*batch, *context)``, or None.
+        """
         return self.inverse_and_log_det(x, context)[0]
 
     def _batch_shape(self, value: Tensor) -> torch.Size:
@@ -104,6 +156,9 @@ class Transform(KnowsArguments, nn.Module, ABC):
 
 def expect_transform(value: Any) -> Transform:
     """Return a value that is a transform.
+
+    Args:
+        value: anything.
 
     Raises:
         TypeError: for what is none.
@@ -263,7 +318,11 @@ class DataDependent(Transform):
 
     @abstractmethod
     def initialize(self, x: Tensor) -> None:
-        """Set the parameters so that these rows ``(rows, *event)`` come out normalised."""
+        """Set the parameters so that these rows ``(rows, *event)`` come out normalised.
+
+        Args:
+            x: at least two rows, all finite.
+        """
 
     def _see(self, x: Tensor) -> None:
         if self.training and not self.initialized:

@@ -19,17 +19,32 @@ __all__ = ["Coupling", "alternating_mask", "checkerboard_mask", "half_mask"]
 
 
 def half_mask(features: int, *, flip: bool = False) -> Tensor:
-    """True on the first half (rounded up) of ``features`` elements; ``flip`` gives the other half."""
+    """Return a mask that is True on the first half (rounded up) of the elements.
+
+    Args:
+        features: how many elements.
+        flip: True on the other half instead.
+    """
     return (torch.arange(features) < (features + 1) // 2) ^ flip
 
 
 def alternating_mask(features: int, *, flip: bool = False) -> Tensor:
-    """True on the elements 0, 2, 4, ...; ``flip`` gives 1, 3, 5, ... (NICE's odd/even partition)."""
+    """Return a mask that is True on the elements 0, 2, 4, ... (NICE's odd/even partition).
+
+    Args:
+        features: how many elements.
+        flip: True on 1, 3, 5, ... instead.
+    """
     return (torch.arange(features) % 2 == 0) ^ flip
 
 
 def checkerboard_mask(shape: Sequence[int], *, flip: bool = False) -> Tensor:
-    """True where row + column is even, in every channel of ``shape`` (C, H, W); ``flip`` gives the other colour."""
+    """Return a mask that is True where row + column is even, in every channel.
+
+    Args:
+        shape: of the image, (C, H, W).
+        flip: True where it is odd instead.
+    """
     channels, height, width = shape
     board = (torch.arange(height)[:, None] + torch.arange(width)) % 2 == 0
     return (board ^ flip).repeat(channels, 1, 1)

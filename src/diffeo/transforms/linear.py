@@ -49,12 +49,23 @@ class Permutation(Transform):
 
     @classmethod
     def reversing(cls, features: int, event_dim: int = 1) -> Permutation:
-        """Last first."""
+        """Return the permutation that puts the last first.
+
+        Args:
+            features: how many elements.
+            event_dim: the rank of the event, whose first dimension is permuted.
+        """
         return cls(torch.arange(features - 1, -1, -1), event_dim)
 
     @classmethod
     def random(cls, features: int, seed: int, event_dim: int = 1) -> Permutation:
-        """A permutation drawn from the seed, so that it is the same wherever it is rebuilt."""
+        """Return a permutation drawn from the seed, so that it is the same wherever it is rebuilt.
+
+        Args:
+            features: how many elements.
+            seed: decides it.
+            event_dim: the rank of the event, whose first dimension is permuted.
+        """
         return cls(torch.randperm(features, generator=torch.Generator().manual_seed(seed)), event_dim)
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -137,7 +137,15 @@ class ODE(Transform):
         self.divergence = divergence
 
     def replaced(self, velocity: nn.Module | None = None, **changes: Any) -> ODE:
-        """Another ODE with some arguments replaced; a velocity that is not replaced is shared."""
+        """Return another ODE with some arguments replaced.
+
+        Args:
+            velocity: by default the one that it has, shared.
+            changes: arguments of the constructor, by name.
+
+        Raises:
+            ValueError: for bad arguments.
+        """
         arguments = {
             "solver": self.solver, "rtol": self.rtol, "atol": self.atol, "steps": self.steps,
             "divergence": self.divergence, "max_evaluations": self.max_evaluations, **changes,
@@ -228,7 +236,19 @@ class ODE(Transform):
         )
 
     def trajectory(self, value: Tensor, times: Sequence[float], context: Tensor | None = None) -> Tensor:
-        """Carry points from the first time to each of the others in turn, ``(len(times), *batch, *event)``."""
+        """Carry points from the first time to each of the others in turn.
+
+        Args:
+            value: the points at the first time, ``(*batch, *event)``.
+            times: noise is at 0, data are at 1.
+            context: ``(*batch, *context)``.
+
+        Returns:
+            ``(len(times), *batch, *event)``.
+
+        Raises:
+            ValueError: as ``solve``, see the class.
+        """
         passed = [value]
         for start, stop in pairwise(times):
             passed.append(self.solve(passed[-1], start, stop, context).value)
@@ -287,6 +307,10 @@ class ODE(Transform):
 
 def expect_velocity(v: Tensor, x: Tensor) -> Tensor:
     """Return a velocity at x, which must have its shape.
+
+    Args:
+        v: a velocity.
+        x: where it was taken.
 
     Raises:
         ValueError: if it has another.

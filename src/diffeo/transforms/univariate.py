@@ -54,20 +54,52 @@ class Univariate(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in kept.items())})"
 
     def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Generate: x and log|dx/dz|, both of z's shape."""
+        """Generate: x and log|dx/dz|.
+
+        Args:
+            z: values of any shape.
+            params: ``(size, *z.shape)``; all zeros give the identity.
+
+        Returns:
+            x and the log-derivatives, both of the shape of z.
+        """
         return ops.map_values(self, z, params, generate=True)
 
     def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalize: z and log|dz/dx|, both of x's shape."""
+        """Normalize: z and log|dz/dx|.
+
+        Args:
+            x: values of any shape.
+            params: ``(size, *x.shape)``; all zeros give the identity.
+
+        Returns:
+            z and the log-derivatives, both of the shape of x.
+        """
         return ops.map_values(self, x, params, generate=False)
 
     @abstractmethod
     def generate(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``forward_and_log_det`` returns, in PyTorch's operations."""
+        """Return what ``forward_and_log_det`` does, in PyTorch's operations.
+
+        Args:
+            z: values of any shape.
+            params: ``(size, *z.shape)``; all zeros give the identity.
+
+        Returns:
+            x and the log-derivatives, both of the shape of z.
+        """
 
     @abstractmethod
     def normalize(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """What ``inverse_and_log_det`` returns, in PyTorch's operations."""
+        """Return what ``inverse_and_log_det`` does, in PyTorch's operations.
+
+        Args:
+            x: values of any shape.
+            params: ``(size, *x.shape)``; all zeros give the identity.
+
+        Returns:
+            z and the log-derivatives, both of the shape of x.
+        """
 
     def specs(self) -> tuple[MapSpec, ...] | None:
         """The map as a chain of maps with a name, in the order of generation; None where it is none."""
@@ -416,6 +448,10 @@ def describe(
     univariate: Univariate, known: Mapping[str, Callable[..., Univariate]] = UNIVARIATES
 ) -> dict[str, Any] | list[Any] | None:
     """Write a map down as plain data, which ``as_univariate`` makes it from; None for a map that has no name.
+
+    Args:
+        univariate: a map.
+        known: classes of maps by name.
 
     Raises:
         ValueError: for a map that does not keep its arguments under their names.
