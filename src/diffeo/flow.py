@@ -165,12 +165,13 @@ class Flow(nn.Module):
         """
         _above("diffeo.training.run").save(self, path, force)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, nan: Literal["error", "propagate"] = "error") -> Tensor:
         """Return ``log_prob``, so that what wraps a module's call (``torch.export``, DDP) finds the density.
 
         Args:
             x: ``(*batch, *event)``.
             context: broadcastable to ``(*batch, *context_shape)``.
+            nan: what becomes of rows that hold NaN or infinity, as in ``log_prob``.
 
         Returns:
             ``(*batch,)``, in nats.
@@ -178,7 +179,7 @@ class Flow(nn.Module):
         Raises:
             ValueError: as ``log_prob``.
         """
-        return self.log_prob(x, context)
+        return self.log_prob(x, context, nan)
 
     def log_prob(
         self, x: Tensor, context: Tensor | None = None, nan: Literal["error", "propagate"] = "error"
@@ -230,10 +231,7 @@ class Flow(nn.Module):
             ValueError: for what is no shape, or a missing or superfluous context.
         """
         with torch.no_grad():
-            z, batch = self._noise(shape, context)
-            rows, contexts, _ = self._rows(z, context, self.base.event_shape, "z", batch)
-            (x,) = self._in_chunks(lambda z, c: (self.transform.forward(z, self.normalize_context(c)),), rows, contexts)
-            return x.reshape(*batch, *self.event_shape)
+            return self.decode(self._noise(shape, context), context)
 
     def sample_and_log_prob(
         self, shape: int | Sequence[int] = (), context: Tensor | None = None
@@ -250,8 +248,7 @@ class Flow(nn.Module):
         Raises:
             ValueError: for what is no shape, or a missing or superfluous context.
         """
-        z, batch = self._noise(shape, context)
-        rows, contexts, _ = self._rows(z, context, self.base.event_shape, "z", batch)
+        rows, contexts, batch = self._rows(self._noise(shape, context), context, self.base.event_shape, "z")
         x, log_prob = self._in_chunks(self._generate, rows, contexts)
         return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
 
@@ -356,12 +353,12 @@ class Flow(nn.Module):
             return context
         return self.context_transform.inverse(context)
 
-    def _noise(self, shape: int | Sequence[int], context: Tensor | None) -> tuple[Tensor, torch.Size]:
+    def _noise(self, shape: int | Sequence[int], context: Tensor | None) -> Tensor:
         batch = _as_sample_shape(shape)
         self._check_context(context)
         if context is not None:
             batch += context.shape[: context.dim() - len(self.context_shape)]
-        return self.base.sample(batch), batch
+        return self.base.sample(batch)
 
     def _check_context(self, context: Tensor | None) -> None:
         rank = len(self.context_shape)
@@ -376,12 +373,7 @@ class Flow(nn.Module):
             )
 
     def _rows(
-        self,
-        value: Tensor,
-        context: Tensor | None,
-        event_shape: torch.Size,
-        name: str,
-        batch: torch.Size | None = None,
+        self, value: Tensor, context: Tensor | None, event_shape: torch.Size, name: str
     ) -> tuple[Tensor, Tensor | None, torch.Size]:
         """Check, cast, broadcast and flatten: ``(rows, *event)``, ``(rows, *context)`` and the batch shape."""
         if not isinstance(value, Tensor):
@@ -392,10 +384,9 @@ class Flow(nn.Module):
         self._check_context(context)
         marker = self.base.device_marker
         value = value.to(marker.dtype)
-        if batch is None:
-            batch = value.shape[: value.dim() - rank]
+        batch = value.shape[: value.dim() - rank]
         if context is None:
-            return value.expand(*batch, *event_shape).reshape(math.prod(batch), *event_shape), None, batch
+            return value.reshape(math.prod(batch), *event_shape), None, batch
         context = context.to(marker.dtype)
         outer = context.shape[: context.dim() - len(self.context_shape)]
         try:

@@ -73,18 +73,13 @@ class ConditionalKL:
         Returns:
             Draws ``(N, T)``, differentiable, and ``(N,)``.
         """
-        draw, location, log_scale = collapsed(student, student.base.sample((len(x),)), context)
-        return draw, self._divergence(student, teacher, draw, location, log_scale, context)
+        chain = collapsed(student, student.base.sample((len(x),)), context)
+        return chain[0], self._divergence(student, teacher, chain, context)
 
     def _divergence(
-        self,
-        student: Any,
-        teacher: Any,
-        draw: Tensor,
-        location: Tensor,
-        log_scale: Tensor,
-        context: Tensor | None,
+        self, student: Any, teacher: Any, chain: tuple[Tensor, Tensor, Tensor], context: Tensor | None
     ) -> Tensor:
+        draw, location, log_scale = chain
         density = Conditionals(teacher, draw, context)
         if density.gaussian and isinstance(student.base, StandardNormal):
             standardized, log_slope = density.normalize(location)  # (m_q - m_p) / s_p and -ln s_p
@@ -126,11 +121,9 @@ class PairedKL(ConditionalKL):
             x: the teacher's own draws, ``(N, T)``.
             context: ``(N, *context)``.
         """
-        check_noise(student, teacher)
-        z, log_p = _encoded(teacher, x, context)
-        draw, location, log_scale = collapsed(student, z, context)
-        reverse = self._divergence(student, teacher, draw, location, log_scale, context)
-        return draw, reverse, log_p - _read_at(student, x, location, log_scale)
+        chain, log_p = _at_encoding(student, teacher, x, context)
+        reverse = self._divergence(student, teacher, chain, context)
+        return chain[0], reverse, log_p - _log_prob_at(student, x, chain)
 
 
 def encoded_kl(student: Any, teacher: Any, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -157,21 +150,24 @@ def encoded_kl(student: Any, teacher: Any, x: Tensor, context: Tensor | None = N
     Raises:
         ValueError: for a student that is no such chain, or of other noise than the teacher's.
     """
+    chain, log_p = _at_encoding(student, teacher, x, context)
+    return log_p - _log_prob_at(student, x, chain)
+
+
+def _at_encoding(
+    student: Any, teacher: Any, x: Tensor, context: Tensor | None
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """The student collapsed at the noise of which the teacher makes x, and ln p(x)."""
     check_noise(student, teacher)
-    z, log_p = _encoded(teacher, x, context)
-    _, location, log_scale = collapsed(student, z, context)
-    return log_p - _read_at(student, x, location, log_scale)
+    with torch.no_grad():
+        z, log_det = teacher.transform.inverse_and_log_det(x, teacher.normalize_context(context))
+        log_p = teacher.base.log_prob(z) + log_det
+    return collapsed(student, z, context), log_p
 
 
-@torch.no_grad()
-def _encoded(teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The noise of which the teacher makes x, and ln p(x)."""
-    z, log_det = teacher.transform.inverse_and_log_det(x, teacher.normalize_context(context))
-    return z, teacher.base.log_prob(z) + log_det
-
-
-def _read_at(student: Any, x: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
+def _log_prob_at(student: Any, x: Tensor, chain: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """The log-density of x under the conditionals of a collapsed chain."""
+    _, location, log_scale = chain
     log_q: Tensor = student.base.log_prob((x - location) * torch.exp(-log_scale)) - log_scale.sum(-1)
     return log_q
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Iterable
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,58 +13,13 @@ from diffeo.objectives.base import Objective
 from diffeo.objectives.conditional_kl import check_noise
 from diffeo.transforms import DataDependent, Dequantize, Standardize
 
-__all__ = [
-    "Distillation",
-    "Estimator",
-    "ForwardEstimator",
-    "PairedEstimator",
-    "WarmStart",
-    "foreign_likelihood",
-    "path_gradient",
-    "reparameterized",
-]
+__all__ = ["Distillation", "WarmStart", "foreign_likelihood", "path_gradient", "reparameterized"]
+
+T = TypeVar("T")
 
 
-class Estimator(Protocol):
-    """Draws of the student, one in each row's context, and an estimate of the reverse KL from each of them."""
-
-    def __call__(self, student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return draws (N, *event), differentiable, and KL(student || teacher) in nats per example, (N,).
-
-        Args:
-            student: the flow that is trained.
-            teacher: the density that it learns.
-            x: rows ``(N, *event)``, of which the number alone counts.
-            context: ``(N, *context)``, or None.
-        """
-
-
-class PairedEstimator(Protocol):
-    """Both KLs by one forward pass of the student, at rows that are the teacher's own."""
-
-    def __call__(self, student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return draws (N, *event), KL(student || teacher) and KL(teacher || student), (N,), all differentiable.
-
-        Args:
-            student: the flow that is trained.
-            teacher: the density that it learns.
-            x: rows ``(N, *event)`` of the teacher's.
-            context: ``(N, *context)``, or None.
-        """
-
-
-class ForwardEstimator(Protocol):
-    """An estimate of the forward KL from each row of the teacher's, or of the data that it models."""
-
-    def __call__(self, student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> Tensor:
-        """Return KL(teacher || student) in nats per example, (N,), differentiable.
-
-        Args:
-            student: the flow that is trained.
-            teacher: the density that it learns.
-            x: rows ``(N, *event)`` of the teacher's.
-            context: ``(N, *context)``, or None.
-        """
+# What estimates a KL is called with student, teacher, rows (N, *event) and contexts (N, *context) or None.
+_Estimator = Callable[[Any, Any, Tensor, Tensor | None], T]
 
 
 def foreign_likelihood(student: Any, teacher: Any, x: Tensor, context: Tensor | None) -> Tensor:
@@ -118,26 +73,14 @@ def path_gradient(student: Any, teacher: Any, x: Tensor, context: Tensor | None)
         Draws ``(N, *event)`` and the estimates ``(N,)``, in nats.
     """
     draw, _ = _draw(student, x, context)
-    fixed = {f"flow.{name}": parameter.detach() for name, parameter in student.named_parameters()}
-    log_q = torch.func.functional_call(_LogProb(student), fixed, (draw, context))
+    fixed = {name: parameter.detach() for name, parameter in student.named_parameters()}
+    log_q = torch.func.functional_call(student, fixed, (draw, context), {"nan": "propagate"})
     return draw, log_q - teacher.log_prob(draw, context, nan="propagate")
 
 
 def _draw(student: Any, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     drawn: tuple[Tensor, Tensor] = student.sample_and_log_prob((len(x),) if context is None else (), context)
     return drawn
-
-
-class _LogProb(nn.Module):
-    """A flow's density as a module's call, the form that ``functional_call`` takes."""
-
-    def __init__(self, flow: nn.Module) -> None:
-        super().__init__()
-        self.flow: Any = flow
-
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        log_prob: Tensor = self.flow.log_prob(x, context, nan="propagate")
-        return log_prob
 
 
 class _FromTeacher(Objective):
@@ -182,8 +125,10 @@ class Distillation(_FromTeacher):
     Args:
         student: the flow to train, fast to sample.
         teacher: a density of the same events and contexts: ``log_prob(x, context, nan=)``, differentiable in x.
-        estimator: of the reverse KL; of both, if there is no other for the forward KL.
-        forward_estimator: of the forward KL, or None.
+        estimator: of the reverse KL, called with (student, teacher, x, context): it returns draws ``(N, *event)`` and
+            the KL ``(N,)`` in nats, both differentiable; and the forward KL ``(N,)`` as well, if there is no other
+            estimator of that, from rows that are the teacher's own.
+        forward_estimator: of the forward KL, called alike: it returns the KL ``(N,)``, differentiable; or None.
         forward_share: w, the weight of the forward KL.
         contrast: the weight gamma of the contrastive term of the paper, -gamma KL(student || teacher given another
             row's context), 0.3 there: a student of a strong condition must not ignore it. It takes batches of two rows
@@ -200,8 +145,8 @@ class Distillation(_FromTeacher):
         student: nn.Module,
         teacher: nn.Module,
         *,
-        estimator: Estimator | PairedEstimator = reparameterized,
-        forward_estimator: ForwardEstimator | None = foreign_likelihood,
+        estimator: _Estimator[tuple[Tensor, ...]] = reparameterized,
+        forward_estimator: _Estimator[Tensor] | None = foreign_likelihood,
         forward_share: float = 0.5,
         contrast: float = 0.0,
         auxiliary: Iterable[tuple[float, nn.Module]] = (),
@@ -222,11 +167,11 @@ class Distillation(_FromTeacher):
         pairs = list(auxiliary)
         self.weights = [weight for weight, _ in pairs]
         self.auxiliary = nn.ModuleList(module for _, module in pairs)
-        self._waiting = [part for part in self.flow.modules() if isinstance(part, DataDependent)]
+        self._data_dependent = [part for part in self.flow.modules() if isinstance(part, DataDependent)]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the loss of each row, shape (N,)."""
-        self._show(x, context)
+        self._initialize(x, context)
         w, forward = self.forward_share, x.new_zeros(())
         if w and self.forward_estimator is not None:
             forward = self.forward_estimator(self.flow, self.teacher, x, context)
@@ -246,9 +191,9 @@ class Distillation(_FromTeacher):
             loss = loss + weight * module(draw, x, context)
         return loss
 
-    def _show(self, x: Tensor, context: Tensor | None) -> None:
-        """Initialise data-dependent layers from the rows; draws of the student would tell them nothing."""
-        if self.training and any(not part.initialized for part in self._waiting):
+    def _initialize(self, x: Tensor, context: Tensor | None) -> None:
+        """Initialise data-dependent layers from the rows; the student's draws know nothing of the data."""
+        if self.training and any(not part.initialized for part in self._data_dependent):
             with torch.no_grad():
                 self.flow.log_prob(x, context, nan="propagate")
 

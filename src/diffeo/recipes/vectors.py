@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffeo.bases import StandardLogistic, StandardNormal
 from diffeo.flow import Flow
@@ -33,6 +33,8 @@ from diffeo.transforms import (
 )
 
 __all__ = ["iaf", "maf", "nice", "nsf", "realnvp"]
+
+Net = Callable[[int, int], nn.Module]
 
 
 @recipe(paper={"transforms": 4, "hidden": [1000] * 5, "activation": "relu"})
@@ -66,7 +68,8 @@ def nice(
     """
     shape = event_shape(features)
     mapping = as_univariate(univariate)
-    couplings = _couplings(mapping, math.prod(shape), context, transforms, hidden, activation, residual=False)
+    net = partial(MLP, hidden=hidden, context=context, activation=activation, residual=False)
+    couplings = _couplings(mapping, math.prod(shape), transforms, net)
     scales = Elementwise(Scale(), (math.prod(shape),))
     return assemble(StandardLogistic(shape), [scales, *couplings], context, preprocess)
 
@@ -121,7 +124,8 @@ def realnvp(
     shape = event_shape(features)
     mapping = as_univariate(univariate)
     if len(shape) == 1:
-        layers = _couplings(mapping, math.prod(shape), context, transforms, hidden, activation, residual)
+        flat = partial(MLP, hidden=hidden, context=context, activation=activation, residual=residual)
+        layers = _couplings(mapping, math.prod(shape), transforms, flat)
     else:
         net = partial(ResNet, context=context, activation=activation, residual=residual, kernels=kernels)
 
@@ -165,7 +169,8 @@ def maf(
     """
     shape = event_shape(features)
     mapping = as_univariate(univariate)
-    layers = _autoregressive(mapping, math.prod(shape), context, transforms, hidden, activation, residual)
+    net = partial(MADE, hidden=hidden, context=context, activation=activation, residual=residual)
+    layers = _autoregressive(mapping, math.prod(shape), transforms, net)
     return assemble(StandardNormal(shape), layers, context, preprocess)
 
 
@@ -201,8 +206,9 @@ def iaf(
     """
     shape = event_shape(features)
     mapping = as_univariate(univariate)
-    layers = _inverse(mapping, math.prod(shape), context, transforms, hidden, activation, residual)
-    return assemble(StandardNormal(shape), layers, context, preprocess)
+    net = partial(MADE, hidden=hidden, context=context, activation=activation, residual=residual)
+    layers = _autoregressive(mapping, math.prod(shape), transforms, net)
+    return assemble(StandardNormal(shape), [Inverse(layer) for layer in layers], context, preprocess)
 
 
 @recipe()
@@ -245,69 +251,44 @@ def nsf(
     Raises:
         ValueError: for sizes that are not positive, unknown names, or dropout with another structure.
     """
-    autoregressive = partial(_autoregressive, dropout=dropout)
-    kinds: dict[str, Callable[..., list[Transform]]] = {
-        "autoregressive": autoregressive, "coupling": _couplings, "inverse": _inverse,
-    }  # fmt: skip
-    if structure not in kinds:
-        raise ValueError(f"expected structure among {', '.join(kinds)}, got {structure!r}")
+    if structure not in ("autoregressive", "coupling", "inverse"):
+        raise ValueError(f"expected structure among autoregressive, coupling, inverse, got {structure!r}")
     if dropout and structure != "autoregressive":
         raise ValueError(f"expected no dropout for structure {structure!r}, got {dropout}")
     mapping = RationalQuadraticSpline(bins, bound) if univariate is None else as_univariate(univariate)
     if affine:
         mapping = Composed(mapping, Affine(2.0))
     shape = event_shape(features)
-    layers = kinds[structure](mapping, math.prod(shape), context, transforms, hidden, activation, residual)
+    kind = MLP if structure == "coupling" else MADE
+    net = partial(kind, hidden=hidden, context=context, activation=activation, residual=residual)
+    if structure == "coupling":
+        layers = _couplings(mapping, math.prod(shape), transforms, net)
+    else:
+        layers = _autoregressive(mapping, math.prod(shape), transforms, net, dropout)
+    if structure == "inverse":
+        layers = [Inverse(layer) for layer in layers]
     return assemble(StandardNormal(shape), layers, context, preprocess)
 
 
-def _couplings(
-    univariate: Univariate,
-    features: int,
-    context: int,
-    transforms: int,
-    hidden: Sequence[int],
-    activation: str,
-    residual: bool,
-) -> list[Transform]:
+def _couplings(univariate: Univariate, features: int, transforms: int, net: Net) -> list[Transform]:
+    """Couplings of alternating halves, each with a network from its inputs and outputs."""
     if features < 2:
         raise ValueError(f"expected features >= 2 for a coupling, got {features}; an autoregressive recipe takes 1")
     layers: list[Transform] = []
     for index in range(transforms):
         mask = alternating_mask(features, flip=index % 2 == 1)
         kept = int(mask.sum())
-        net = MLP(kept, univariate.size * (features - kept), hidden, context, activation, residual)
-        layers.append(Coupling(univariate, mask, net))
+        layers.append(Coupling(univariate, mask, net(kept, univariate.size * (features - kept))))
     return layers
 
 
 def _autoregressive(
-    univariate: Univariate,
-    features: int,
-    context: int,
-    transforms: int,
-    hidden: Sequence[int],
-    activation: str,
-    residual: bool,
-    dropout: float = 0.0,
+    univariate: Univariate, features: int, transforms: int, net: Net, dropout: float = 0.0
 ) -> list[Transform]:
+    """Autoregressive layers, the order reversed between them, each with a network from features and size of the map."""
     layers: list[Transform] = []
     for index in range(transforms):
         if index:
             layers.append(Permutation.reversing(features))
-        net = MADE(features, univariate.size, hidden, context, activation, residual)
-        layers.append(Autoregressive(univariate, net, dropout))
+        layers.append(Autoregressive(univariate, net(features, univariate.size), dropout))
     return layers
-
-
-def _inverse(
-    univariate: Univariate,
-    features: int,
-    context: int,
-    transforms: int,
-    hidden: Sequence[int],
-    activation: str,
-    residual: bool,
-) -> list[Transform]:
-    layers = _autoregressive(univariate, features, context, transforms, hidden, activation, residual)
-    return [Inverse(layer) for layer in layers]
