@@ -16,7 +16,7 @@ __all__ = ["PowerLoss"]
 class PowerLoss(nn.Module):
     """L(x, y) = mean over resolutions and segments of sum_k (P_k(x) - P_k(y))^2: does x have the power of y?
 
-    P_k is the root mean square of |STFT| at frequency k over the frames of a segment. A likelihood hardly hears that
+    P_k is the root mean square of |STFT| at frequency k over the frames of a segment. A likelihood hardly changes where
     x is too quiet; this does. By Parseval's theorem the loss is in units of mean power (squared amplitude), up to the
     window's constant. Its gradient is finite everywhere, silence included.
 

@@ -48,11 +48,11 @@ class StepMatching(Objective):
             raise ValueError(f"expected trajectories (N, {steps + 1}, {event}), got shape {tuple(x.shape)}")
         rows = torch.arange(len(x), device=x.device)
         index = torch.randint(steps, (len(x),), device=x.device)
-        here, there = x[rows, index], x[rows, index + 1]
+        start, end = x[rows, index], x[rows, index + 1]
         t, contexts = index.to(x.dtype) / steps, self.flow.normalize_context(context)
         keep = keeps_context(t, contexts, self.dropout if self.training else 0.0)
-        output = velocity(here, t, contexts) if keep is None else velocity(here, t, contexts, keep)
-        return (expect_velocity(output, here) - (there - here) * steps).square().flatten(1).sum(1)
+        output = velocity(start, t, contexts) if keep is None else velocity(start, t, contexts, keep)
+        return (expect_velocity(output, start) - (end - start) * steps).square().flatten(1).sum(1)
 
 
 def few_steps(flow: Flow, steps: int) -> Flow:

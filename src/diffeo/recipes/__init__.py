@@ -10,7 +10,7 @@ from diffeo.flow import Flow
 from diffeo.recipes.audio import parallel_wavenet, wavenet
 from diffeo.recipes.continuous import flow_matching
 from diffeo.recipes.images import glow
-from diffeo.recipes.stored import renewed
+from diffeo.recipes.stored import upgraded
 from diffeo.recipes.vectors import iaf, maf, nice, nsf, realnvp
 
 __all__ = [
@@ -37,14 +37,14 @@ def build(name: str, arguments: Mapping[str, Any]) -> Flow:
 
     Args:
         name: one in ``RECIPES``.
-        arguments: plain data; those that earlier versions stored are taken as well (``renewed``).
+        arguments: plain data; those that earlier versions stored are taken as well (``upgraded``).
 
     Raises:
         ValueError: for an unknown recipe, an unknown argument, or a value of the wrong kind.
     """
     if name not in RECIPES:
         raise ValueError(f"expected a recipe among {', '.join(RECIPES)}, got {name!r}")
-    arguments = renewed(name, arguments)
+    arguments = upgraded(name, arguments)
     unknown = sorted(set(arguments) - set(inspect.signature(RECIPES[name]).parameters))
     if unknown:
         raise ValueError(f"recipe {name!r} takes no argument {', '.join(map(repr, unknown))}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["renewed"]
+__all__ = ["upgraded"]
 
 # Until univariate maps had names, affine ones were wired into these recipes, which took their bound as an argument.
 _AFFINE = ("realnvp", "maf", "iaf", "glow", "parallel_wavenet")
 
 
-def renewed(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def upgraded(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a recipe takes today for arguments as any version stored them: of the same flow, to the bit.
 
     Args:

@@ -152,7 +152,7 @@ def trained(objective: nn.Module) -> dict[str, Tensor]:
 
 
 def describe(objective: nn.Module) -> dict[str, Any]:
-    """Return plain data that tells this objective from another one, whatever its present weights."""
+    """Return plain data that identifies this objective, whatever its present weights."""
     shapes = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in objective.state_dict().items()}
     frozen = {name: p for name, p in objective.named_parameters() if not p.requires_grad}
     return {

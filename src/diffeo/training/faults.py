@@ -47,8 +47,8 @@ def _largest(batch: Batch, row: int | None) -> str:
     size = batch.x.abs()
     if row is None:
         return f" (largest entry of the data: {_place(batch.x, size == size.max(), batch.rows)})"
-    mine = torch.arange(len(size), device=size.device).reshape(-1, *(1,) * (size.ndim - 1)) == row
-    return f" (its largest entry: {_place(batch.x, mine & (size == size[row].max()), batch.rows)})"
+    in_row = torch.arange(len(size), device=size.device).reshape(-1, *(1,) * (size.ndim - 1)) == row
+    return f" (its largest entry: {_place(batch.x, in_row & (size == size[row].max()), batch.rows)})"
 
 
 def _place(data: Tensor, bad: Tensor, rows: Tensor | None) -> str:

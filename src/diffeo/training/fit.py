@@ -22,7 +22,7 @@ from diffeo.training.pairs import Pairs
 from diffeo.training.parallel import World
 from diffeo.training.progress import Journal, Reporter
 from diffeo.training.run import create_run, is_run, provenance, save_weights
-from diffeo.training.seeding import derive, seed_noise
+from diffeo.training.seeding import derive, fork_rng, seed_noise
 from diffeo.training.update import Update
 
 __all__ = ["FitResult", "fit"]
@@ -209,7 +209,7 @@ def fit(
     )  # fmt: skip
     store = Store(out, resume=resume, every=checkpoint_every, settings=settings, writes=world.leads)
 
-    with Interrupt() as interrupt, Reporter(progress and world.leads) as reporter, world.own_noise():
+    with Interrupt() as interrupt, Reporter(progress and world.leads) as reporter, fork_rng(device):
         world.wait()  # until all processes have looked for a checkpoint: now files are written
         flow = getattr(objective, "flow", None) if store.writes else None
         if isinstance(flow, Flow) and not resume and not is_run(store.folder.parent):
@@ -232,6 +232,9 @@ def fit(
             best = tensors.get("best", {})
         model = world.wrap(objective)
         journal = Journal(store.folder if store.writes else None, state.history)
+
+        def snapshot() -> dict[str, Tensor]:
+            return {name: tensor.clone() for name, tensor in trained(objective).items()}
 
         def save() -> None:
             store.write(asdict(state), {"weights": trained(objective), **update.tensors(), "best": best})
@@ -301,7 +304,7 @@ def fit(
                     # Rows of density zero (or bad ones, which are so in every epoch) count before the mean of the rest.
                     if not stop and math.isfinite(score) and (bad, score) < (state.best_bad, state.best_loss):
                         state.best_bad, state.best_loss, state.best_epoch = bad, score, state.epoch + 1
-                        best = {name: tensor.clone() for name, tensor in trained(objective).items()}
+                        best = snapshot()
             if stop:  # by the user: the checkpoint says that this epoch is not over
                 break
             state.batches = state.batches or state.batch  # the first epoch of a stream shows its length
@@ -323,7 +326,7 @@ def fit(
         world.wait()  # until it is on the disk for all
         if not best:
             with update.average.applied():
-                best = {name: tensor.clone() for name, tensor in trained(objective).items()}
+                best = snapshot()
             state.best_epoch = state.epoch
             if valid is None and state.history:
                 state.best_loss = state.history[-1]["loss"]

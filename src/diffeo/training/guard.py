@@ -16,7 +16,7 @@ class Allowance(TorchDispatchMode):
     """Inside its block no tensor can be made that is out of proportion to the weights a model is said to have.
 
     A description can ask for terabytes in a few bytes (``hidden=[10**6, 10**6]``), or for a billion layers. The size of
-    each result is foreseen from the arguments, before anything is allocated. (The meta device would tell it too, but
+    each result is foreseen from the arguments, before anything is allocated. (The meta device would give it too, but
     its first use imports for a second, and layers that read values while they are built cannot be built there.)
 
     Args:

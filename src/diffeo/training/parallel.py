@@ -4,7 +4,6 @@ import atexit
 import os
 import warnings
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
@@ -36,12 +35,8 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes files and talks."""
+        """Whether this process is the one that writes files and reports progress."""
         return self.rank == 0
-
-    def own_noise(self) -> AbstractContextManager[None]:
-        """Return a block after which the caller's random generators are as they were before."""
-        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
 
     def share(self, rows: int) -> slice:
         """Return this process's contiguous share of a batch of so many rows."""
@@ -78,15 +73,15 @@ class World:
         return values
 
     def agree(self, loss: Tensor, norm: Tensor, elapsed: float, pressed: bool) -> tuple[float, float, float, bool]:
-        """Return what all processes use of a step, in one synchronisation: loss, norm, time and wish to stop.
+        """Return what all processes use of a step, in one synchronisation: loss, norm, time and whether to stop.
 
         The loss is the mean over the processes; the norm needs no exchange, since the averaged gradients are the same
-        everywhere; the time is the leader's; one wish to stop is enough.
+        everywhere; the time is the leader's; one process that was interrupted is enough.
         """
         if self.size == 1:
             loss_value, norm_value = torch.stack((loss, norm)).tolist()
             return loss_value, norm_value, elapsed, pressed
-        mine = loss.new_tensor([0.0, elapsed if self.leads else 0.0, float(pressed)], dtype=torch.float64)
-        mine[0] = loss / self.size
-        loss_value, elapsed, wishes, norm_value = torch.cat((self.sum(mine), norm.double().reshape(1))).tolist()
-        return loss_value, norm_value, elapsed, wishes > 0
+        local = loss.new_tensor([0.0, elapsed if self.leads else 0.0, float(pressed)], dtype=torch.float64)
+        local[0] = loss / self.size
+        loss_value, elapsed, stops, norm_value = torch.cat((self.sum(local), norm.double().reshape(1))).tolist()
+        return loss_value, norm_value, elapsed, stops > 0

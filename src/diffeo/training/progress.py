@@ -1,4 +1,4 @@
-"""What a run tells while it lasts: a bar or lines on stderr, and a journal in a file."""
+"""The progress of a training: a bar or lines on stderr, and a journal in a file."""
 
 import json
 import math
@@ -48,7 +48,7 @@ class Journal:
 
 
 class Reporter:
-    """Tell how far training is: a bar if stderr is a terminal, else a line every ten seconds, or nothing."""
+    """Report how far training is: a bar if stderr is a terminal, else a line every ten seconds, or nothing."""
 
     def __init__(self, enabled: bool) -> None:
         self.bar: Any = None
@@ -82,7 +82,7 @@ class Reporter:
             self.bar.stop()
 
     def step(self, fraction: float, epoch: int, loss: float, rows_per_second: float, skipped: int) -> None:
-        """Tell, if it is time to, that a fraction of the budget is used up."""
+        """Report, if it is time to, that a fraction of the budget is used up."""
         if not self.enabled:
             return
         now = time.monotonic()

@@ -2,11 +2,11 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-__all__ = ["derive", "seed_noise", "seeded"]
+__all__ = ["derive", "fork_rng", "seed_noise", "seeded"]
 
 
 def derive(seed: int, *keys: object) -> int:
@@ -15,10 +15,15 @@ def derive(seed: int, *keys: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
+def fork_rng(device: torch.device) -> AbstractContextManager[None]:
+    """Return a block after which the caller's random generators are as they were before."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
 @contextmanager
 def seeded(device: torch.device, value: int) -> Iterator[None]:
     """A block that draws its own noise on ``device``: the caller's generators are after it as they were before."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with fork_rng(device):
         seed_noise(device, value)
         yield
 

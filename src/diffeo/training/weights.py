@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,9 @@ def load_tensors(path: str | os.PathLike[str], remedy: str) -> tuple[dict[str, T
     Raises:
         UserError: ending in ``remedy``, if the file is missing, cut short, or differs by a single bit.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise _unreadable(path, error, remedy) from error
+    with _opened(path, remedy) as file:
+        metadata = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if metadata.pop("sha256", None) != digest(tensors, metadata):
         raise UserError(f"{os.fspath(path)} is corrupted: its contents do not match its SHA-256; {remedy}")
     return tensors, metadata
@@ -100,17 +98,20 @@ def read_shapes(path: str | os.PathLike[str], remedy: str) -> dict[str, tuple[in
     Raises:
         UserError: ending in ``remedy``, if the file is missing or its header does not match its size.
     """
+    with _opened(path, remedy) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], remedy: str) -> Iterator[Any]:
+    """A safetensors file open for reading; what cannot be read is a ``UserError`` that ends in ``remedy``."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise _unreadable(path, error, remedy) from error
-
-
-def _unreadable(path: str | os.PathLike[str], error: Exception, remedy: str) -> UserError:
-    name = os.fspath(path)
-    if not Path(path).is_file():
-        return UserError(f"{name} is missing; {remedy}")
-    if isinstance(error, PermissionError):
-        return UserError(f"{name} cannot be read: permission denied; change its permissions")
-    return UserError(f"{name} is corrupted or cut short ({str(error).splitlines()[0]}); {remedy}")
+        name = os.fspath(path)
+        if not Path(path).is_file():
+            raise UserError(f"{name} is missing; {remedy}") from error
+        if isinstance(error, PermissionError):
+            raise UserError(f"{name} cannot be read: permission denied; change its permissions") from error
+        raise UserError(f"{name} is corrupted or cut short ({str(error).splitlines()[0]}); {remedy}") from error
