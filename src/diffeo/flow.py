@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from importlib import import_module
 from typing import Any, Literal
 
@@ -533,9 +532,11 @@ class FlowDistribution(Distribution):
 def _as_sample_shape(shape: Any) -> torch.Size:
     """The shape of so many samples: ``(n,)`` for a number n."""
     sizes: Any = shape if isinstance(shape, Sequence) and not isinstance(shape, str | bytes) else (shape,)
-    with suppress(TypeError, ValueError, RuntimeError):  # of values that are no whole numbers
+    try:
         if not any(isinstance(size, bool) or size < 0 for size in sizes):
             return torch.Size(sizes)
+    except (TypeError, ValueError, RuntimeError):  # of values that are no whole numbers
+        pass
     raise ValueError(f"expected a sample shape without negative sizes, such as 10 or (3, 4), got {shape!r}")
 
 
