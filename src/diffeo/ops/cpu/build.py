@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from diffeo import __version__
 from diffeo.ops.cpu import cache
+from diffeo.ops.cpu.binding import TYPES
 from diffeo.ops.cpu.compiler import (
     FLAGS,
     BuildError,
@@ -42,7 +42,7 @@ from diffeo.ops.cpu.compiler import (
     torch_openmp,
 )
 
-__all__ = ["KINDS", "BuildError", "Kernels", "adopt", "kernels", "library", "pointer", "usable"]
+__all__ = ["KINDS", "BuildError", "Kernels", "adopt", "kernels", "library", "usable"]
 
 KINDS = ("network", "map", "inversion", "wavenet", "wavenet inversion", "ode", "matching", "update")
 
@@ -53,7 +53,6 @@ _FOLDER = Path(__file__).parent
 _LOCK = threading.Lock()
 _LOG = logging.getLogger("diffeo")
 
-_TYPES = {"l": ctypes.c_long, "i": ctypes.c_int, "p": ctypes.c_void_p, "d": ctypes.c_double}
 _SIGNATURES = {
     "map_f32": "llpippllii" + "ppi",
     "map_backward_f32": "llpippll" + "ppppll" + "i",
@@ -245,7 +244,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library, its functions with their types."""
     try:
         for name, arguments in _SIGNATURES.items():
-            getattr(library, name).argtypes = [_TYPES[letter] for letter in arguments]
+            getattr(library, name).argtypes = [TYPES[letter] for letter in arguments]
     except AttributeError as error:
         raise BuildError(str(error)) from error
     for name in ("vector_lanes", "kept_floats", "wavenet_kept"):
@@ -324,8 +323,3 @@ def _show(text: str) -> None:
 
 def _warn(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=3)
-
-
-def pointer(tensor: Tensor | None) -> int | None:
-    """The address of a tensor's first element."""
-    return None if tensor is None else tensor.data_ptr()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffeo.ops.cpu.binding import needs_grad, second_derivatives, structure
 from diffeo.ops.cpu.build import library
-from diffeo.ops.cpu.gradients import needs_grad, second_derivatives
 from diffeo.ops.specs import MapSpec, Univariate
 
 __all__ = ["described", "known", "map_values"]
@@ -19,14 +18,7 @@ _KINDS = {"shift": 0, "scale": 1, "affine": 2, "spline": 3, "logistics": 4}
 _MAX_BINS, _MAX_MAPS = 64, 8  # of the C code
 
 
-class _Map(ctypes.Structure):
-    _fields_ = (
-        ("kind", ctypes.c_int),
-        ("bins", ctypes.c_int),
-        ("bound", ctypes.c_double),
-        ("min_bin", ctypes.c_double),
-        ("max_log_bend", ctypes.c_double),
-    )
+_Map = structure("i kind bins, d bound min_bin max_log_bend")
 
 
 def known(univariate: Univariate, *, generate: bool) -> tuple[MapSpec, ...] | None:
