@@ -51,22 +51,16 @@ def map_values(
     maps = known(univariate, generate=generate)
     if maps is None or params.shape[1:] != value.shape or not value.numel():
         return None
-    if needs_grad(value, params):
-        if generate:
-            return None
-        if _feature_major(value):
-            z, log_det = _Normalize.apply(value.mT, params.mT, maps, univariate)
-            return z.mT, log_det.mT
-        return _Normalize.apply(value, params, maps, univariate)
-    if _feature_major(value):
-        mapped, log_det = _call(maps, value.mT, params.mT, generate, precise=not torch.is_grad_enabled())
-        return mapped.mT, log_det.mT
-    return _call(maps, value, params, generate, precise=not torch.is_grad_enabled())
-
-
-def _feature_major(value: Tensor) -> bool:
-    """Whether a matrix (rows, columns) is the transpose of one that is contiguous along its columns."""
-    return value.dim() == 2 and value.stride(0) == 1 != value.stride(1)
+    transposed = value.dim() == 2 and value.stride(0) == 1 != value.stride(1)  # what is contiguous is its transpose
+    if transposed:
+        value, params = value.mT, params.mT
+    if not needs_grad(value, params):
+        mapped, log_det = _call(maps, value, params, generate, precise=not torch.is_grad_enabled())
+    elif generate:
+        return None
+    else:
+        mapped, log_det = _Normalize.apply(value, params, maps, univariate)
+    return (mapped.mT, log_det.mT) if transposed else (mapped, log_det)
 
 
 def _flat(params: Tensor, value: Tensor) -> Tensor:
