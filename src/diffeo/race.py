@@ -45,6 +45,16 @@ Run = Callable[[], Sequence[Tensor]]
 Backend = Literal["cpu", "reference"]
 
 
+def _with_gradients(results: Run, loss: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Run:
+    """The results, and the gradients of a loss of these."""
+
+    def run() -> Sequence[Tensor]:
+        computed = results()
+        return *computed, *torch.autograd.grad(loss(*computed), inputs)
+
+    return run
+
+
 def _normalize(univariate: Univariate, net: MADE, *, train: bool, rows: int) -> Run:
     """One parallel pass of an autoregressive transform, with the gradients of a step of training."""
     return _pass(Autoregressive(univariate, net), net.features, rows, train=train)
@@ -60,15 +70,13 @@ def _couple(features: int, hidden: Sequence[int], rows: int) -> Run:
 def _pass(transform: Transform, features: int, rows: int, *, train: bool) -> Run:
     x = torch.randn(rows, features)
     parameters = list(_random(transform).parameters())
-
-    def run() -> Sequence[Tensor]:
-        with torch.set_grad_enabled(train):
-            z, log_det = transform.inverse_and_log_det(x)
-            if not train:
-                return z, log_det
-            return z, log_det, *torch.autograd.grad(0.5 * z.square().sum() - log_det.sum(), parameters)
-
-    return run
+    if not train:
+        return torch.no_grad()(lambda: transform.inverse_and_log_det(x))
+    return _with_gradients(
+        lambda: transform.inverse_and_log_det(x),
+        lambda z, log_det: 0.5 * z.square().sum() - log_det.sum(),
+        parameters,
+    )
 
 
 def _map(univariate: Univariate, shape: Sequence[int], *, generate: bool) -> Run:
@@ -76,12 +84,9 @@ def _map(univariate: Univariate, shape: Sequence[int], *, generate: bool) -> Run
     if generate:
         return torch.no_grad()(lambda: univariate.forward_and_log_det(value, params))
     inputs = value.requires_grad_(), params.requires_grad_()
-
-    def run() -> Sequence[Tensor]:
-        z, log_det = univariate.inverse_and_log_det(*inputs)
-        return z, log_det, *torch.autograd.grad((z + log_det).sum(), inputs)
-
-    return run
+    return _with_gradients(
+        lambda: univariate.inverse_and_log_det(*inputs), lambda z, log_det: (z + log_det).sum(), inputs
+    )
 
 
 def _invert(univariate: Univariate, net: nn.Module, shape: Sequence[int]) -> Run:
@@ -91,13 +96,7 @@ def _invert(univariate: Univariate, net: nn.Module, shape: Sequence[int]) -> Run
 
 def _wavenet(channels: int, length: int) -> Run:
     net, x = _random(WaveNet(2, channels, 6, 1, skip=2 * channels)), torch.randn(length, 4)
-    parameters = list(net.parameters())
-
-    def run() -> Sequence[Tensor]:
-        out = net(x)
-        return out, *torch.autograd.grad(out.square().sum(), parameters)
-
-    return run
+    return _with_gradients(lambda: [net(x)], lambda out: out.square().sum(), list(net.parameters()))
 
 
 def _velocity(features: int, hidden: Sequence[int]) -> Velocity:
@@ -116,12 +115,7 @@ def _match(features: int, hidden: Sequence[int], rows: int) -> Run:
         _velocity(features, hidden), torch.randn(rows, features), torch.randn(rows, features), torch.rand(rows),
     )  # fmt: skip
     parameters = list(velocity.net.parameters())
-
-    def run() -> Sequence[Tensor]:
-        errors = velocity.squared_error(noise, data, t)
-        return errors, *torch.autograd.grad(errors.mean(), parameters)
-
-    return run
+    return _with_gradients(lambda: [velocity.squared_error(noise, data, t)], torch.mean, parameters)
 
 
 def _update(hidden: Sequence[int]) -> Run:

@@ -80,9 +80,9 @@ def with_slope(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor
     return (value, slope) if recorded else (value.detach(), slope)
 
 
-def zero_last(layers: nn.ModuleList) -> None:
-    """Set the last layer to zero, so that the flow that it parameterises starts as the identity."""
-    for parameter in layers[-1].parameters():
+def zero_last(last: nn.Module) -> None:
+    """Set a network's last layer to zero, so that the flow that it parameterises starts as the identity."""
+    for parameter in last.parameters():
         nn.init.zeros_(parameter)
 
 

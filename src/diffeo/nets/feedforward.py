@@ -50,7 +50,7 @@ class Feedforward(KnowsArguments, nn.Module):
             residual and 0 < index < len(hidden) and each.units == each.columns for index, each in enumerate(wirings)
         ]
         self.spec = ops.NetworkSpec(list(wirings), direct, self.residual, activation, INPUT_BOUND, interleaved)
-        zero_last(self.layers)
+        zero_last(self.layers[-1])
         if self.direct is not None:
             nn.init.zeros_(self.direct.weight)
         if not hidden and self.context is not None:

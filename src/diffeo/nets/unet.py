@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffeo import ops
 from diffeo.arguments import KnowsArguments
-from diffeo.nets.activations import as_widths, get_activation, rate_for_width, soften
+from diffeo.nets.activations import as_widths, get_activation, rate_for_width, soften, zero_last
 from diffeo.nets.precision import autocast
 
 __all__ = ["UNet"]
@@ -52,8 +52,7 @@ class UNet(KnowsArguments, nn.Module):
         self.attention = _Attention(hidden[-1])
         self.up: Any = nn.ModuleList(_Block(2 * b, a, wide, self.activation) for a, b in reversed(levels))
         self.last = nn.Sequential(_norm(hidden[0]), nn.SiLU(), nn.Conv2d(hidden[0], channels, 3, padding=1))
-        for parameter in self.last[-1].parameters():
-            nn.init.zeros_(parameter)
+        zero_last(self.last[-1])
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Apply the network.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffeo import ops
 from diffeo.arguments import KnowsArguments
-from diffeo.nets.activations import rate_for_width, soften
+from diffeo.nets.activations import rate_for_width, soften, zero_last
 from diffeo.ops import reference
 
 __all__ = ["WaveNet"]
@@ -82,8 +82,7 @@ class WaveNet(KnowsArguments, nn.Module):
         self.condition: Any = nn.Linear(channels, depth * 2 * channels, bias=False) if context else None
         self.spec = ops.WaveNetSpec(size, channels, self.dilations, kernel, skip, hop)
         self.lr_scale = rate_for_width([channels, skip])
-        for parameter in self.last.parameters():
-            nn.init.zeros_(parameter)
+        zero_last(self.last)
 
     @property
     def receptive_field(self) -> int:
@@ -117,28 +116,21 @@ class WaveNet(KnowsArguments, nn.Module):
         return ops.wavenet(self.spec, x.mT, shared, self._tensors()).permute(1, 2, 0)
 
     def mapped(
-        self,
-        univariate: ops.Univariate,
-        x: Tensor,
-        value: Tensor,
-        context: Tensor | None = None,
-        *,
-        generate: bool = False,
+        self, univariate: ops.Univariate, x: Tensor, value: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Map values by the parameters that the network gives at x.
+        """Normalize values by the parameters that the network gives at x.
 
         Args:
             univariate: the map.
             x: what the network sees, ``(T, rows)``.
             value: what is mapped, ``(T, rows)``.
             context: ``(rows, context, frames)``, or None.
-            generate: whether to map noise to data, not data to noise.
 
         Returns:
-            The mapped values ``(T, rows)`` and the log-derivatives summed over time, ``(rows,)``.
+            z ``(T, rows)`` and the log-derivatives summed over time, ``(rows,)``.
         """
-        mapped, log_det = ops.map_values(univariate, value, self(x, context), generate=generate)
-        return mapped, log_det.sum(0)
+        z, log_det = ops.map_values(univariate, value, self(x, context), generate=False)
+        return z, log_det.sum(0)
 
     def invert(self, univariate: ops.Univariate, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Solve x_t = f(z_t; self(x)_t) sample by sample, without gradients.

@@ -160,16 +160,6 @@ class Autoregressive(Transform):
         attached: Tensor = function.apply(residual, columns, context, self)
         return attached.mT, -self._normalize(attached, context)[1]
 
-    def _solve_transposed(self, x: Tensor, context: Tensor | None, grad: Tensor) -> Tensor:
-        """Solve J^T u = grad for u, last element first: J = df^-1/dx is lower triangular."""
-        x = x.detach()
-        with torch.enable_grad():
-            params = self.net(x, context).detach().requires_grad_()
-            z, log_det = self.univariate.inverse_and_log_det(x, params)
-            (by_params,) = torch.autograd.grad(z.sum(), params)
-        solution: Tensor = self.net.solve_transposed(x, context, by_params, log_det.detach().exp(), grad)
-        return solution
-
 
 class _Implicit(torch.autograd.Function):
     """The identity on a solution; its gradient goes to the residual through the transform's transposed solve."""
@@ -185,6 +175,12 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        solution, context = ctx.saved_tensors
-        with torch.no_grad():
-            return ctx.transform._solve_transposed(solution, context, grad), None, None, None
+        x, context = ctx.saved_tensors
+        transform = ctx.transform
+        params = transform.net(x, context).detach().requires_grad_()
+        with torch.enable_grad():
+            z, log_det = transform.univariate.inverse_and_log_det(x, params)
+            (by_params,) = torch.autograd.grad(z.sum(), params)
+        # J^T u = grad, last element first: J = df^-1/dx is lower triangular
+        diagonal = log_det.detach().exp()
+        return transform.net.solve_transposed(x, context, by_params, diagonal, grad), None, None, None

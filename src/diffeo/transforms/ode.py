@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -146,11 +147,8 @@ class ODE(Transform):
         Raises:
             ValueError: for bad arguments.
         """
-        arguments = {
-            "solver": self.solver, "rtol": self.rtol, "atol": self.atol, "steps": self.steps,
-            "divergence": self.divergence, "max_evaluations": self.max_evaluations, **changes,
-        }  # fmt: skip
-        return ODE(self.velocity if velocity is None else velocity, self.event_shape, **arguments)
+        arguments = {name: getattr(self, name) for name in inspect.signature(ODE).parameters}
+        return ODE(**{**arguments, "velocity": self.velocity if velocity is None else velocity, **changes})
 
     @property
     def fast(self) -> frozenset[str]:
@@ -218,7 +216,8 @@ class ODE(Transform):
             evaluations = torch.full_like(state[:, 0], self.steps * len(FIXED[self.solver].times), dtype=torch.long)
             error = torch.full_like(state[:, 0].detach(), math.nan)
         else:
-            field = None if torch.is_grad_enabled() else self._field(len(rows), contexts, log_det)
+            describes = hasattr(self.velocity, "field") and (not log_det or self.divergence == "exact")
+            field = self.velocity.field(len(rows), contexts) if describes and not torch.is_grad_enabled() else None
             control = Control.of(state, start, stop, self.rtol, self.atol, self.max_evaluations)
             with torch.no_grad():
                 solution = ops.adaptive(f, state, control, field)
@@ -264,13 +263,6 @@ class ODE(Transform):
                 f"expected at least {FEWEST} evaluations for a likelihood, got {self.steps} steps of {self.solver}: "
                 f"the density of so coarse a solve is not that of its samples; solve by {ADAPTIVE}, or take more steps"
             )
-
-    def _field(self, rows: int, context: Tensor | None, log_det: bool) -> ops.FieldSpec | None:
-        """The derivative by its description, where it has one."""
-        if not hasattr(self.velocity, "field") or (log_det and self.divergence != "exact"):
-            return None
-        field: ops.FieldSpec | None = self.velocity.field(rows, context)
-        return field
 
     def _derivative(
         self, start: Tensor, context: Tensor | None, log_det: bool

@@ -193,13 +193,9 @@ class Gaussianize(DataDependent):
 
     def _bin(self, value: Tensor, knots: Tensor) -> tuple[Tensor, ...]:
         index = (value[..., None] >= knots[..., 1:-1]).sum(-1, keepdim=True)
-
-        def pick(table: Tensor) -> Tensor:
-            return table.expand(*value.shape, -1).gather(-1, index).squeeze(-1)
-
-        corners = (pick(self.knots_x), pick(self.knots_z))
-        sizes = (pick(self.knots_x.diff()), pick(self.knots_z.diff()))
-        return *corners, *sizes, pick(self.slopes[..., :-1]), pick(self.slopes[..., 1:])
+        corners = self.knots_x, self.knots_z
+        tables = *corners, *(knots.diff() for knots in corners), self.slopes[..., :-1], self.slopes[..., 1:]
+        return tuple(table.expand(*value.shape, -1).gather(-1, index).squeeze(-1) for table in tables)
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = g(x)."""

@@ -242,18 +242,8 @@ class RationalQuadraticSpline(Univariate):
         one = torch.ones_like(derivatives[:1])  # at the ends of the box, the derivative of the identity outside
         derivatives = torch.cat([one, derivatives, one])
         index = (value >= (bottom if by_height else left)[1:]).sum(dim=0, keepdim=True)
-
-        def pick(table: Tensor) -> Tensor:
-            return table.expand(-1, *value.shape).gather(0, index).squeeze(0)
-
-        return (
-            pick(left),
-            pick(bottom),
-            pick(widths),
-            pick(heights),
-            pick(derivatives[:-1]),
-            pick(derivatives[1:]),
-        )
+        tables = left, bottom, widths, heights, derivatives[:-1], derivatives[1:]
+        return tuple(table.expand(-1, *value.shape).gather(0, index).squeeze(0) for table in tables)
 
     def normalize(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """z = g(x)."""

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from diffeo import __version__
 from diffeo.ops.cpu import cache
+from diffeo.ops.cpu.binding import TYPES
 from diffeo.ops.cpu.compiler import (
     FLAGS,
     BuildError,
@@ -42,7 +42,7 @@ from diffeo.ops.cpu.compiler import (
     torch_openmp,
 )
 
-__all__ = ["KINDS", "BuildError", "Kernels", "adopt", "kernels", "library", "pointer", "usable"]
+__all__ = ["KINDS", "BuildError", "Kernels", "adopt", "kernels", "library", "usable"]
 
 KINDS = ("network", "map", "inversion", "wavenet", "wavenet inversion", "ode", "matching", "update")
 
@@ -53,7 +53,6 @@ _FOLDER = Path(__file__).parent
 _LOCK = threading.Lock()
 _LOG = logging.getLogger("diffeo")
 
-_TYPES = {"l": ctypes.c_long, "i": ctypes.c_int, "p": ctypes.c_void_p, "d": ctypes.c_double}
 _SIGNATURES = {
     "map_f32": "llpippllii" + "ppi",
     "map_backward_f32": "llpippll" + "ppppll" + "i",
@@ -93,8 +92,7 @@ class Kernels(NamedTuple):
     @property
     def lanes(self) -> int | None:
         """How many numbers a vector of the kernels holds, where that is known."""
-        tell = None if self.library is None else getattr(self.library, "vector_lanes", None)
-        return None if tell is None else tell()
+        return None if self.library is None else self.library.vector_lanes()
 
 
 _ADOPTED: list[Kernels] = []
@@ -147,42 +145,33 @@ def adopt(path: str) -> None:
 
 def _open(compiler: Compiler) -> Kernels:
     """Load what the cache holds of this compiler, sources and processor, or build it."""
-    name = f"kernels-{_key(compiler)}"
     try:
         folder = cache.open_folder()
     except OSError as error:
         _warn(f"the kernels are built for this process alone, for they cannot be kept: {one_line(str(error))}")
         return _build_privately(compiler)
-    loaded = _load(folder / name)
-    if loaded is None:
-        with cache.lock(
-            folder, _SECONDS + _RACE_SECONDS, lambda: _show("another process builds the kernels ...")
-        ) as alone:
-            if not alone:
-                _warn(f"the kernels are built for this process alone: another one holds {folder / 'lock'}")
-                return _build_privately(compiler)
-            loaded = _load(folder / name)  # another process may have built it meanwhile
-            if loaded is None:
-                cache.remove_leftovers(folder)
-                _build_into(folder / name, compiler)
-                loaded = _load(folder / name)
-    if loaded is None:
-        raise BuildError(f"{folder / name}.so was changed while it was being loaded")
-    return loaded
+    path = folder / f"kernels-{_key(compiler)}"
+    loaded = _load(path)
+    if loaded is not None:
+        return loaded
+    with cache.lock(folder, _SECONDS + _RACE_SECONDS, lambda: _show("another process builds the kernels ...")) as alone:
+        if not alone:
+            _warn(f"the kernels are built for this process alone: another one holds {folder / 'lock'}")
+            return _build_privately(compiler)
+        loaded = _load(path)  # another process may have built it meanwhile
+        if loaded is not None:
+            return loaded
+        cache.remove_leftovers(folder)
+        return _build(path, compiler)
 
 
 def _build_privately(compiler: Compiler) -> Kernels:
     with tempfile.TemporaryDirectory(prefix="diffeo-") as folder:  # what is loaded stays, its file need not
-        path = Path(folder) / "kernels"
-        _build_into(path, compiler)
-        loaded = _load(path)
-    if loaded is None:
-        raise BuildError(f"{path}.so was changed while it was being loaded")
-    return loaded._replace(path=None)
+        return _build(Path(folder) / "kernels", compiler)._replace(path=None)
 
 
-def _build_into(path: Path, compiler: Compiler) -> None:
-    """Compile and prove; write the library and its manifest beside it, or in the manifest why there is none.
+def _build(path: Path, compiler: Compiler) -> Kernels:
+    """Compile, prove and load; write the library and its manifest beside it, or in the manifest why there is none.
 
     Raises:
         BuildError: if there is none.
@@ -211,6 +200,10 @@ def _build_into(path: Path, compiler: Compiler) -> None:
     cache.write(path.with_suffix(".so"), content)
     cache.write(path.with_suffix(".json"), json.dumps(manifest, indent=2).encode())
     _say(manifest["race"])
+    loaded = _load(path)
+    if loaded is None:
+        raise BuildError(f"{path}.so was changed while it was being loaded")
+    return loaded
 
 
 def _load(path: Path) -> Kernels | None:
@@ -245,7 +238,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library, its functions with their types."""
     try:
         for name, arguments in _SIGNATURES.items():
-            getattr(library, name).argtypes = [_TYPES[letter] for letter in arguments]
+            getattr(library, name).argtypes = [TYPES[letter] for letter in arguments]
     except AttributeError as error:
         raise BuildError(str(error)) from error
     for name in ("vector_lanes", "kept_floats", "wavenet_kept"):
@@ -324,8 +317,3 @@ def _show(text: str) -> None:
 
 def _warn(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=3)
-
-
-def pointer(tensor: Tensor | None) -> int | None:
-    """The address of a tensor's first element."""
-    return None if tensor is None else tensor.data_ptr()

@@ -152,22 +152,23 @@ def lock(folder: Path, seconds: float, waiting: Callable[[], None] | None = None
     """
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     end = time.monotonic() + seconds
+
+    def held_by_another() -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
+        return False
+
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if waiting is not None:
-                    waiting()
-                    waiting = None
+        if held_by_another():
+            if waiting is not None:
+                waiting()
+            while held_by_another():
                 if time.monotonic() > end:
                     yield False
                     return
                 time.sleep(0.05)
-            except OSError:
-                break
-            else:
-                break
         try:
             yield True
         finally:

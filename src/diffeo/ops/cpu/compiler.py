@@ -9,11 +9,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Thread
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 
@@ -138,8 +138,7 @@ def features(compiler: Compiler, folder: Path) -> Features:
         )  # fmt: skip
         if macros.code == 0:
             break
-    else:
-        raise _failure(macros)
+    _must_succeed(macros)
     known = set(re.findall(r"^#define (\w+)", macros.output, re.MULTILINE))
     instruction_set = next((name for macro, name in _INSTRUCTION_SETS.items() if macro in known), "unknown")
     probe = folder / "probe.c"
@@ -167,11 +166,11 @@ def compile_library(compiler: Compiler, asked: Features, sources: Sequence[Path]
     objects = [f"{source.stem}.o" for source in sources]
     with ExitStack() as stack:
         started = [
-            stack.enter_context(_Running([*compiler.command, *options, "-c", "-o", target, str(source)], folder))
+            stack.enter_context(_started([*compiler.command, *options, "-c", "-o", target, str(source)], folder))
             for source, target in zip(sources, objects, strict=True)
         ]
-        for each in started:
-            _must_succeed(each.finish(end - time.monotonic()))
+        for finish in started:
+            _must_succeed(finish(end - time.monotonic()))
     target = folder / "kernels.so"
     flags = [*FLAGS, *asked.native, *compiler.arguments]
     link = [*compiler.command, *flags, "-shared", "-o", target.name, *objects, *asked.link, "-lm"]
@@ -193,67 +192,60 @@ def run(command: Sequence[str], seconds: float, folder: Path | None = None) -> D
     Raises:
         BuildError: if it cannot be started or does not end within so many seconds; all that it started is killed.
     """
-    with _Running(command, folder) as running:
-        return running.finish(seconds)
+    with _started(command, folder) as finish:
+        return finish(seconds)
 
 
-class _Running:
-    """A process that is killed, with all that it started, if it has not ended with the block."""
+@contextmanager
+def _started(command: Sequence[str], folder: Path | None) -> Iterator[Callable[[float], Done]]:
+    """Start a process, and yield what waits for its end; it is killed, with all that it started, after the block."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    if folder is not None:
+        environment["TMPDIR"] = str(folder)
+    name, output = Path(command[0]).name, bytearray()
+    try:
+        # A session of its own makes a group of all that it starts.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder,
+            env=environment, start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise BuildError(f"{name}: {error.strerror}") from error
+    pipe: Any = process.stdout
 
-    def __init__(self, command: Sequence[str], folder: Path | None) -> None:
-        environment = {**os.environ, "LC_ALL": "C"}
-        if folder is not None:
-            environment["TMPDIR"] = str(folder)
-        self.name = Path(command[0]).name
+    def read() -> None:
+        while piece := os.read(pipe.fileno(), 1 << 14):
+            output.extend(piece[: _OUTPUT - len(output)])  # the rest is dropped, however much it is
+
+    def finish(seconds: float) -> Done:
         try:
-            # A session of its own makes a group of all that it starts.
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder,
-                env=environment, start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            raise BuildError(f"{self.name}: {error.strerror}") from error
-        self.output = bytearray()
-        self.reader = Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        while piece := os.read(self.process.stdout.fileno(), 1 << 14):
-            self.output.extend(piece[: _OUTPUT - len(self.output)])  # the rest is dropped, however much it is
-
-    def finish(self, seconds: float) -> Done:
-        try:
-            code = self.process.wait(max(seconds, 0.1))
+            code = process.wait(max(seconds, 0.1))
         except subprocess.TimeoutExpired as error:
-            raise BuildError(f"{self.name} did not end within {seconds:.0f} s") from error
-        self.reader.join(1)  # no longer: something left behind may hold the pipe open
-        return Done(code, bytes(self.output).decode(errors="replace"))
+            raise BuildError(f"{name} did not end within {seconds:.0f} s") from error
+        reader.join(1)  # no longer: something left behind may hold the pipe open
+        return Done(code, bytes(output).decode(errors="replace"))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
+    reader = Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield finish
+    finally:
+        if process.poll() is None:
             with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        self.reader.join(1)
-        if self.process.stdout is not None and not self.reader.is_alive():
-            self.process.stdout.close()
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        reader.join(1)
+        if not reader.is_alive():
+            pipe.close()
 
 
 def _must_succeed(done: Done) -> None:
-    if done.code:
-        raise _failure(done)
-
-
-def _failure(done: Done) -> BuildError:
     if done.code < 0:
-        return BuildError(ended(done))
-    lines = [line for line in done.output.splitlines() if line.strip()]
-    first_error = next((line for line in lines if "error" in line), lines[0] if lines else "")
-    return BuildError(one_line(first_error) or f"{ended(done)}, without a word")
+        raise BuildError(ended(done))
+    if done.code:
+        lines = [line for line in done.output.splitlines() if line.strip()]
+        first_error = next((line for line in lines if "error" in line), lines[0] if lines else "")
+        raise BuildError(one_line(first_error) or f"{ended(done)}, without a word")
 
 
 def ended(done: Done) -> str:

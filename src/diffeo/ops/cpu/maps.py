@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffeo.ops.cpu.binding import needs_grad, second_derivatives, structure
 from diffeo.ops.cpu.build import library
-from diffeo.ops.cpu.gradients import needs_grad, second_derivatives
 from diffeo.ops.specs import MapSpec, Univariate
 
 __all__ = ["described", "known", "map_values"]
@@ -19,14 +18,7 @@ _KINDS = {"shift": 0, "scale": 1, "affine": 2, "spline": 3, "logistics": 4}
 _MAX_BINS, _MAX_MAPS = 64, 8  # of the C code
 
 
-class _Map(ctypes.Structure):
-    _fields_ = (
-        ("kind", ctypes.c_int),
-        ("bins", ctypes.c_int),
-        ("bound", ctypes.c_double),
-        ("min_bin", ctypes.c_double),
-        ("max_log_bend", ctypes.c_double),
-    )
+_Map = structure("i kind bins, d bound min_bin max_log_bend")
 
 
 def known(univariate: Univariate, *, generate: bool) -> tuple[MapSpec, ...] | None:
@@ -59,22 +51,16 @@ def map_values(
     maps = known(univariate, generate=generate)
     if maps is None or params.shape[1:] != value.shape or not value.numel():
         return None
-    if needs_grad(value, params):
-        if generate:
-            return None
-        if _feature_major(value):
-            z, log_det = _Normalize.apply(value.mT, params.mT, maps, univariate)
-            return z.mT, log_det.mT
-        return _Normalize.apply(value, params, maps, univariate)
-    if _feature_major(value):
-        mapped, log_det = _call(maps, value.mT, params.mT, generate, precise=not torch.is_grad_enabled())
-        return mapped.mT, log_det.mT
-    return _call(maps, value, params, generate, precise=not torch.is_grad_enabled())
-
-
-def _feature_major(value: Tensor) -> bool:
-    """Whether a matrix (rows, columns) is the transpose of one that is contiguous along its columns."""
-    return value.dim() == 2 and value.stride(0) == 1 != value.stride(1)
+    transposed = value.dim() == 2 and value.stride(0) == 1 != value.stride(1)  # what is contiguous is its transpose
+    if transposed:
+        value, params = value.mT, params.mT
+    if not needs_grad(value, params):
+        mapped, log_det = _call(maps, value, params, generate, precise=not torch.is_grad_enabled())
+    elif generate:
+        return None
+    else:
+        mapped, log_det = _Normalize.apply(value, params, maps, univariate)
+    return (mapped.mT, log_det.mT) if transposed else (mapped, log_det)
 
 
 def _flat(params: Tensor, value: Tensor) -> Tensor:

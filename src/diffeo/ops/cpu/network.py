@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from diffeo.ops import reference
-from diffeo.ops.cpu.build import library, pointer
-from diffeo.ops.cpu.gradients import needs_grad, second_derivatives
+from diffeo.ops.cpu.binding import addresses, needs_grad, pointer, second_derivatives, structure
+from diffeo.ops.cpu.build import library
 from diffeo.ops.cpu.maps import described as described_maps
 from diffeo.ops.cpu.maps import known
 from diffeo.ops.specs import MapSpec, NetworkSpec, Univariate, Wiring
@@ -23,47 +23,12 @@ _ACTIVATIONS = {"relu": 0, "silu": 1, "tanh": 2, "elu": 3}
 _BLOCK = 16  # elements of an inversion whose earlier contributions are computed together
 
 
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("seen", ctypes.POINTER(ctypes.c_long)),
-        ("first", ctypes.POINTER(ctypes.c_long)),
-        ("ends", ctypes.POINTER(ctypes.c_long)),
-        ("units", ctypes.c_long),
-        ("columns", ctypes.c_long),
-        ("residual", ctypes.c_int),
-    )
-
-
-class _Network(ctypes.Structure):
-    _fields_ = (
-        ("layers", ctypes.POINTER(_Layer)),
-        ("direct", ctypes.POINTER(_Layer)),
-        ("depth", ctypes.c_int),
-        ("activation", ctypes.c_int),
-        ("bound", ctypes.c_float),
-    )
-
-
-class _Mapping(ctypes.Structure):
-    _fields_ = (
-        ("maps", ctypes.c_void_p),
-        ("count", ctypes.c_int),
-        ("generate", ctypes.c_int),
-        ("precise", ctypes.c_int),
-        ("elements", ctypes.c_long),
-        ("by_element", ctypes.c_long),
-        ("by_param", ctypes.c_long),
-        ("value", ctypes.c_void_p),
-        ("value_by_element", ctypes.c_long),
-        ("value_by_row", ctypes.c_long),
-        ("out", ctypes.c_void_p),
-        ("log_det", ctypes.c_void_p),
-        ("params", ctypes.c_void_p),
-        ("grad_log", ctypes.c_void_p),
-        ("by_value", ctypes.c_void_p),
-    )
+_Layer = structure("p weight bias, L seen first ends, l units columns, i residual")
+_Network = structure("p layers direct, i depth activation, f bound")
+_Mapping = structure(
+    "p maps, i count generate precise, l elements by_element by_param, p value, l value_by_element value_by_row, "
+    "p out log_det params grad_log by_value"
+)
 
 
 class Workspace(NamedTuple):
@@ -98,30 +63,24 @@ class Description:
 
     def __init__(self, spec: NetworkSpec) -> None:
         self.spec = spec
-        self.wirings = [*spec.layers, *([] if spec.direct is None else [spec.direct])]
-        self.arrays = [_arrays(wiring) for wiring in self.wirings]
+        wirings = [*spec.layers, *([] if spec.direct is None else [spec.direct])]
+        self._layers = (_Layer * len(wirings))(*map(_layer, wirings, [*spec.residual, False]))
         self._numbers: Any = None
         self._workspace: Any = None
 
-    def with_numbers(self, tensors: Sequence[Tensor]) -> _Network:
+    def with_numbers(self, tensors: Sequence[Tensor]) -> Any:
         """The network with its weights and biases (contiguous), which must outlive it."""
-        addresses = [t.data_ptr() for t in tensors]
+        places = [t.data_ptr() for t in tensors]
         last = self._numbers
-        if last is not None and last[0] == addresses:
+        if last is not None and last[0] == places:
             return last[1]
-        depth = len(self.spec.layers)
-        layers = (_Layer * len(self.wirings))()
-        for index, (wiring, arrays) in enumerate(zip(self.wirings, self.arrays, strict=True)):
-            layer = layers[index]
-            layer.weight = addresses[2 * index]
-            if index < depth:
-                layer.bias = addresses[2 * index + 1]
-                layer.residual = self.spec.residual[index]
-            layer.seen, layer.first, layer.ends = arrays
-            layer.units, layer.columns = wiring.units, wiring.columns
-        direct = None if self.spec.direct is None else ctypes.pointer(layers[depth])
-        result = _Network(layers, direct, depth, _ACTIVATIONS[self.spec.activation], self.spec.bound)
-        self._numbers = addresses, result
+        layers, depth = type(self._layers).from_buffer_copy(self._layers), len(self.spec.layers)
+        for index, place in enumerate(places):  # weight and bias in turn
+            setattr(layers[index // 2], "bias" if index % 2 else "weight", place)
+        direct = None if self.spec.direct is None else ctypes.addressof(layers[depth])
+        result = _Network(ctypes.addressof(layers), direct, depth, _ACTIVATIONS[self.spec.activation], self.spec.bound)
+        result.keep = layers  # alive as long as what points to it
+        self._numbers = places, result
         return result
 
     def workspace(self, rows: int, *, mapped: bool) -> Workspace:
@@ -154,36 +113,36 @@ def describe(spec: NetworkSpec) -> Description | None:
     return description
 
 
-def _arrays(wiring: Wiring) -> tuple[Any, Any, Any]:
-    return _longs(wiring.seen), _longs(wiring.first), None if wiring.ends is None else _longs(wiring.ends)
-
-
-def _longs(numbers: Sequence[int]) -> Any:
-    return (ctypes.c_long * len(numbers))(*numbers)
+def _layer(wiring: Wiring, residual: bool) -> Any:
+    """A layer as C sees it, without its numbers."""
+    numbers = wiring.seen, wiring.first, wiring.ends
+    arrays = [None if each is None else (ctypes.c_long * len(each))(*each) for each in numbers]
+    return _Layer(None, None, *arrays, wiring.units, wiring.columns, residual)
 
 
 def _described_mapping(
-    spec: NetworkSpec, univariate: Univariate, maps: tuple[MapSpec, ...], value: Tensor, out: Tensor, log_det: Tensor,
+    spec: NetworkSpec, size: int, maps: Sequence[MapSpec], value: Tensor, out: Tensor, log_det: Tensor,
     params: int | None, *, generate: bool, **more: Any,
-) -> _Mapping:  # fmt: skip
-    """The maps of a network's outputs as C sees them; ``params`` is the address for these."""
+) -> Any:  # fmt: skip
+    """The maps, of so many parameters, of a network's outputs as C sees them; ``params`` is the address for these."""
     chain = described_maps(maps)
     result = _Mapping(
         ctypes.addressof(chain), len(chain), generate, not torch.is_grad_enabled(), len(value),
-        *((univariate.size, 1) if spec.interleaved else (1, len(value))), value.data_ptr(), *value.stride(),
-        out.data_ptr(), log_det.data_ptr(), params, **more,
+        *((size, 1) if spec.interleaved else (1, len(value))), value.data_ptr(), *value.stride(), out.data_ptr(),
+        log_det.data_ptr(), params, **more,
     )  # fmt: skip
     result.keep = chain  # alive as long as what points to it
-    return result
+    return ctypes.byref(result)
 
 
 def network(spec: NetworkSpec, x: Tensor, shared: Tensor | None, tensors: Sequence[Tensor]) -> Tensor | None:
     """The outputs at x ``(inputs, rows)``; None where the reference must."""
-    if describe(spec) is None or not x.numel():
+    description = describe(spec)
+    if description is None or not x.numel():
         return None
     if needs_grad(x, shared, *tensors):
-        return _Forward.apply(spec, None, x, shared, None, *tensors)[0]
-    return _forward(spec, None, x, shared, None, tensors)[0]
+        return _Forward.apply(description, None, (), x, shared, None, *tensors)[0]
+    return _forward(description, None, (), x, shared, None, tensors)[0]
 
 
 def mapped_network(
@@ -197,13 +156,14 @@ def mapped_network(
     generate: bool,
 ) -> tuple[Tensor, Tensor] | None:
     """Map values ``(n, rows)`` by the parameters that the network gives at x; None where the reference must."""
-    if describe(spec) is None or known(univariate, generate=generate) is None or not value.numel():
+    description, maps = describe(spec), known(univariate, generate=generate)
+    if description is None or maps is None or not value.numel():
         return None
     if not needs_grad(x, shared, value, *tensors):
-        return _forward(spec, univariate, x, shared, value, tensors, generate=generate)
+        return _forward(description, univariate, maps, x, shared, value, tensors, generate=generate)
     if generate:  # no backward pass here: training evaluates the other direction
         return None
-    return _Forward.apply(spec, univariate, x, shared, value, *tensors)
+    return _Forward.apply(description, univariate, maps, x, shared, value, *tensors)
 
 
 def invert_network(
@@ -224,39 +184,31 @@ def invert_network(
     return None if failed else (x, log_det)
 
 
-def _pointers(tensors: Sequence[Tensor]) -> Any:
-    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
-
-
 def _forward(
-    spec: NetworkSpec,
+    description: Description,
     univariate: Univariate | None,
+    maps: Sequence[MapSpec],
     x: Tensor,
     shared: Tensor | None,
     value: Tensor | None,
     tensors: Sequence[Tensor],
-    values: Any = None,
-    sums: Any = None,
-    params: int | None = None,
+    kept: tuple[Any, Any, int | None] = (None, None, None),
     *,
     generate: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The outputs, or the mapped values and log-derivatives; what the backward pass needs goes to the last three."""
+    """The outputs, or mapped values and log-derivatives; ``kept`` is for the backward pass: values, sums, params."""
+    spec, rows, mapping = description.spec, x.shape[1], None
     tensors = [t.contiguous() for t in tensors]
-    rows = x.shape[1]
     out = x.new_empty(spec.layers[-1].units if value is None else len(value), rows)
     log_det = x.new_empty(0 if univariate is None else rows)
-    mapping = None
+    values, sums, params = kept
     if univariate is not None and value is not None:
-        maps = known(univariate, generate=generate)
-        assert maps is not None
-        mapping = _described_mapping(spec, univariate, maps, value, out, log_det, params, generate=generate)
+        size = univariate.size
+        mapping = _described_mapping(spec, size, maps, value, out, log_det, params, generate=generate)
     shared = None if shared is None else shared.expand(rows, -1).contiguous()
-    description = describe(spec)
-    assert description is not None
     failed = library().network_f32(
         rows, ctypes.byref(description.with_numbers(tensors)), pointer(shared), x.data_ptr(), *x.stride(),
-        out.data_ptr(), values, sums, None if mapping is None else ctypes.byref(mapping), torch.get_num_threads(),
+        out.data_ptr(), values, sums, mapping, torch.get_num_threads(),
     )  # fmt: skip
     if failed:
         raise MemoryError("expected memory for a network's hidden units, got none")
@@ -269,20 +221,20 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        spec: NetworkSpec,
+        description: Description,
         univariate: Univariate | None,
+        maps: Sequence[MapSpec],
         x: Tensor,
         shared: Tensor | None,
         value: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        description = describe(spec)
-        assert description is not None
         workspace = description.workspace(x.shape[1], mapped=univariate is not None)
         ctx.kept = x.new_empty(workspace.size)
         ctx.values, sums, ctx.slopes, ctx.params = workspace.at(ctx.kept)
-        result = _forward(spec, univariate, x, shared, value, tensors, ctx.values, sums, ctx.params)
-        ctx.spec, ctx.univariate, ctx.same = spec, univariate, value is x
+        kept = ctx.values, sums, ctx.params
+        result = _forward(description, univariate, maps, x, shared, value, tensors, kept)
+        ctx.description, ctx.univariate, ctx.maps, ctx.same = description, univariate, maps, value is x
         ctx.save_for_backward(x, shared, value, *tensors)
         if univariate is None:
             ctx.mark_non_differentiable(result[1])
@@ -290,7 +242,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:
-        spec, univariate = ctx.spec, ctx.univariate
+        spec, univariate = ctx.description.spec, ctx.univariate
         x, shared, value, *tensors = inputs = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for
             if univariate is None:
@@ -298,34 +250,28 @@ class _Forward(torch.autograd.Function):
             else:
                 outputs = reference.mapped_network(spec, univariate, x, shared, value, tensors, generate=False)
             grads = [grad, grad_log][: len(outputs)]
-            return None, None, *second_derivatives(outputs, grads, inputs, ctx.needs_input_grad[2:])
-        needs_x, needs_value = ctx.needs_input_grad[2], ctx.needs_input_grad[4]
+            return None, None, None, *second_derivatives(outputs, grads, inputs, ctx.needs_input_grad[3:])
+        needs_x, _, needs_value = ctx.needs_input_grad[3:6]
         by_x = x.new_empty(x.shape) if needs_x else None
         by_value = None if not needs_value else by_x if ctx.same else x.new_empty(value.shape)
         by_shared = None if shared is None else x.new_empty(spec.layers[0].units, x.shape[1])
         tensors = [t.contiguous() for t in tensors]
         gradients = [torch.empty_like(t) for t in tensors]
-        depth = len(spec.layers)
+        depth, mapping = len(spec.layers), None
         direct = gradients[2 * depth] if spec.direct is not None else None
         grad, grad_log = grad.contiguous(), grad_log.contiguous()
-        mapping = None
         if univariate is not None:
-            maps = known(univariate, generate=False)
-            assert maps is not None
             mapping = _described_mapping(
-                spec, univariate, maps, value, grad, grad_log, ctx.params, generate=False,
+                spec, univariate.size, ctx.maps, value, grad, grad_log, ctx.params, generate=False,
                 grad_log=grad_log.data_ptr(), by_value=pointer(by_value),
             )  # fmt: skip
-        description = describe(spec)
-        assert description is not None
         failed = library().network_backward_f32(
-            x.shape[1], ctypes.byref(description.with_numbers(tensors)), ctx.values, ctx.slopes, grad.data_ptr(),
-            pointer(by_x), _pointers(gradients[: 2 * depth : 2]), _pointers(gradients[1 : 2 * depth : 2]),
-            pointer(direct), pointer(by_shared), None if mapping is None else ctypes.byref(mapping),
-            torch.get_num_threads(),
+            x.shape[1], ctypes.byref(ctx.description.with_numbers(tensors)), ctx.values, ctx.slopes, grad.data_ptr(),
+            pointer(by_x), addresses(gradients[: 2 * depth : 2]), addresses(gradients[1 : 2 * depth : 2]),
+            pointer(direct), pointer(by_shared), mapping, torch.get_num_threads(),
         )  # fmt: skip
         if failed:
             raise MemoryError("expected memory for a network's gradients, got none")
         if by_shared is not None:
             by_shared = by_shared.mT.sum_to_size(shared.shape)
-        return None, None, by_x, by_shared, None if by_value is by_x else by_value, *gradients
+        return None, None, None, by_x, by_shared, None if by_value is by_x else by_value, *gradients

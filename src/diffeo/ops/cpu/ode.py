@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.ops.cpu.build import library, pointer
+from diffeo.ops.cpu.binding import pointer, structure
+from diffeo.ops.cpu.build import library
 from diffeo.ops.cpu.network import describe
 from diffeo.ops.reference.solvers import (
     DORMAND_PRINCE,
@@ -27,45 +28,15 @@ __all__ = ["adaptive", "matching"]
 _PATHS = {"linear": 0, "cosine": 1, "vp": 2}
 
 
-class _Field(ctypes.Structure):
-    _fields_ = (
-        ("net", ctypes.c_void_p),
-        *((name, ctypes.c_void_p) for name in ("data_mean", "noise_mean", "data_std", "noise_std", "context")),
-        ("size", ctypes.c_long),
-        ("context_size", ctypes.c_long),
-        ("frequencies", ctypes.c_long),
-        ("path", ctypes.c_int),
-        ("low", ctypes.c_double),
-        ("high", ctypes.c_double),
-    )
+_Field = structure(
+    "p net data_mean noise_mean data_std noise_std context, l size context_size frequencies, i path, d low high"
+)
+_Tableau = structure("l stages, p times coefficients error")
+_Control = structure("f start stop rtol atol least safety shrink grow, l most")
+_Trouble = structure("l count row, i finite, f t")
 
 
-class _Tableau(ctypes.Structure):
-    _fields_ = (
-        ("stages", ctypes.c_long),
-        ("times", ctypes.c_void_p),
-        ("coefficients", ctypes.c_void_p),
-        ("error", ctypes.c_void_p),
-    )
-
-
-class _Control(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_float) for name in ("start", "stop", "rtol", "atol", "least", "safety", "shrink", "grow")),
-        ("most", ctypes.c_long),
-    )
-
-
-class _Trouble(ctypes.Structure):
-    _fields_ = (
-        ("count", ctypes.c_long),
-        ("row", ctypes.c_long),
-        ("finite", ctypes.c_int),
-        ("t", ctypes.c_float),
-    )
-
-
-def _described(field: FieldSpec, net: int | None = None) -> _Field:
+def _described(field: FieldSpec, net: int | None = None) -> Any:
     """The velocity as C sees it; its tensors (contiguous) must outlive it. ``net`` is the network's address."""
     return _Field(
         net, *(each.data_ptr() for each in field.moments), pointer(field.context), field.moments[0].numel(),

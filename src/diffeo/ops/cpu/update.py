@@ -12,23 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffeo.ops.cpu.binding import addresses, structure
 from diffeo.ops.cpu.build import library
 from diffeo.ops.specs import Trained
 
 __all__ = ["FusedUpdate"]
 
 
-class _Trained(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("value", "average", "mean", "square", "steps")),
-        ("size", ctypes.c_long),
-        ("rate", ctypes.c_double),
-        ("decay", ctypes.c_double),
-    )
-
-
-class _Adam(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_double) for name in ("kept_mean", "kept_square", "epsilon"))
+_Trained = structure("p value average mean square steps, l size, d rate decay")
+_Adam = structure("d kept_mean kept_square epsilon")
 
 
 class FusedUpdate:
@@ -79,4 +71,4 @@ class FusedUpdate:
         """The gradients, contiguous, and their addresses."""
         grads = [each.value.grad for each in self.trained]
         gradients = [None if grad is None else grad.contiguous() for grad in grads]
-        return gradients, (ctypes.c_void_p * len(grads))(*(None if g is None else g.data_ptr() for g in gradients))
+        return gradients, addresses(gradients)

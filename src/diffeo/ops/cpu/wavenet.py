@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffeo.ops import reference
-from diffeo.ops.cpu.build import library, pointer
-from diffeo.ops.cpu.gradients import needs_grad, second_derivatives
+from diffeo.ops.cpu.binding import needs_grad, pointer, second_derivatives, structure
+from diffeo.ops.cpu.build import library
 from diffeo.ops.cpu.maps import described as described_maps
 from diffeo.ops.cpu.maps import known
 from diffeo.ops.specs import Univariate, WaveNetSpec
@@ -20,25 +20,18 @@ from diffeo.ops.specs import Univariate, WaveNetSpec
 __all__ = ["invert_wavenet", "pack", "release", "wavenet"]
 
 
-class _WaveNet(ctypes.Structure):
-    _fields_ = (
-        ("weights", ctypes.c_void_p * 12),
-        ("dilations", ctypes.POINTER(ctypes.c_long)),
-        *((name, ctypes.c_long) for name in ("size", "channels", "depth", "kernel", "skip", "hop", "frames")),
-    )
+_WEIGHTS = "first first_bias taps gate_bias residual residual_bias skip skip_bias mid mid_bias last last_bias"
+_WaveNet = structure(f"p {_WEIGHTS}, L dilations, l size channels depth kernel skip_size hop frames")
 
 
-def _described(
-    spec: WaveNetSpec, weights: Sequence[Tensor], shared: Tensor | None, widths: tuple[int, int, int] | None = None
-) -> _WaveNet:
-    """The network as C sees it; the weights (contiguous) must outlive it. Widths: size, channels, skip."""
-    size, channels, skip = widths or (spec.size, spec.channels, spec.skip)
+def _described(spec: WaveNetSpec, weights: Sequence[Tensor], shared: Tensor | None) -> Any:
+    """The network as C sees it; the weights (contiguous, perhaps packed) must outlive it."""
     depth, frames = len(spec.dilations), 0 if shared is None else shared.shape[-1]
+    channels, skip, size = (len(weights[bias]) for bias in (1, 7, 11))
     return _WaveNet(
-        (ctypes.c_void_p * 12)(*(each.data_ptr() for each in weights)),
-        (ctypes.c_long * depth)(*spec.dilations),
-        *(size, channels, depth, spec.kernel, skip, spec.hop, frames),
-    )
+        *map(pointer, weights), (ctypes.c_long * depth)(*spec.dilations), size, channels, depth, spec.kernel, skip,
+        spec.hop, frames,
+    )  # fmt: skip
 
 
 def wavenet(spec: WaveNetSpec, x: Tensor, shared: Tensor | None, weights: Sequence[Tensor]) -> Tensor | None:
@@ -58,14 +51,11 @@ def invert_wavenet(
     if maps is None or not z.numel():
         return None
     z, shared, weights = _contiguous(z, shared, weights)
-    packed, shared = pack(spec, weights, shared, library().vector_lanes())
-    widths = len(packed[11]), len(packed[1]), len(packed[7])
-    described = _described(spec, packed, None, widths)
-    described.frames = 0 if shared is None else shared.shape[2]
+    packed, columns = pack(spec, weights, shared, library().vector_lanes())
     x, log_det = torch.empty_like(z), z.new_empty(len(z))
     failed = library().wavenet_invert_f32(
-        *z.shape, ctypes.byref(described), pointer(shared), described_maps(maps), len(maps), z.data_ptr(),
-        x.data_ptr(), log_det.data_ptr(), torch.get_num_threads(),
+        *z.shape, ctypes.byref(_described(spec, packed, shared)), pointer(columns), described_maps(maps), len(maps),
+        z.data_ptr(), x.data_ptr(), log_det.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return None if failed else (x, log_det)
 

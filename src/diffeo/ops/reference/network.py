@@ -6,6 +6,7 @@ Values are feature-major, ``(features, rows)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -122,20 +123,17 @@ def invert_network(
     added = None if shared is None else shared.mT.contiguous()
     hidden = [noise.new_empty(wiring.units, len(z)) for wiring in spec.layers[:-1]]
 
-    def finish(index: int) -> Callable[[slice, Tensor], Tensor]:
-        def apply(units: slice, sums: Tensor) -> Tensor:
-            sums += tensors[2 * index + 1][units, None]
-            if index == 0 and added is not None:
-                sums += added[units]
-            if index == last:
-                return sums
-            value = activation(sums)
-            if spec.residual[index]:
-                value += hidden[index - 1][units]
-            hidden[index][units] = value
-            return value
-
-        return apply
+    def finish(index: int, units: slice, sums: Tensor) -> Tensor:
+        sums += tensors[2 * index + 1][units, None]
+        if index == 0 and added is not None:
+            sums += added[units]
+        if index == last:
+            return sums
+        value = activation(sums)
+        if spec.residual[index]:
+            value += hidden[index - 1][units]
+        hidden[index][units] = value
+        return value
 
     def step(i: int, params: Tensor) -> Tensor:
         x[i], log_derivative = univariate.generate(noise[i], params)
@@ -143,7 +141,7 @@ def invert_network(
         return soft_bound(x[i], spec.bound)[None]
 
     layers = [
-        TriangularLayer([(index, tensors[2 * index])], wiring.ends or (), finish(index))
+        TriangularLayer([(index, tensors[2 * index])], wiring.ends or (), partial(finish, index))
         for index, wiring in enumerate(spec.layers)
     ]
     if spec.direct is not None:
@@ -192,26 +190,21 @@ def solve_transposed_network(
     depth = len(slopes)
     gradients = [torch.empty_like(slope) for slope in slopes]  # with respect to each layer's values
 
-    def finish(index: int) -> Callable[[slice, Tensor], Tensor]:
-        def apply(units: slice, sums: Tensor) -> Tensor:
-            if index + 1 < depth and spec.residual[index + 1]:
-                sums += gradients[index + 1][units]
-            gradients[index][units] = sums
-            return sums * slopes[index][units]
-
-        return apply
+    def finish(index: int, units: slice, sums: Tensor) -> Tensor:
+        if index + 1 < depth and spec.residual[index + 1]:
+            sums += gradients[index + 1][units]
+        gradients[index][units] = sums
+        return sums * slopes[index][units]
 
     def step(k: int, total: Tensor) -> Tensor:
         i = last - k
         solution[i] = (grad[i] - total[0] * outer[i]) / diagonal[i]
         return (by_params[:, i] * solution[i]).flip(0)  # the parameters of an element, too, are met in reversed order
 
-    layers = [
-        TriangularLayer(
-            [(position, backward[index + 1])], ends_of((elements - degrees[index + 1]).flip(0), elements), finish(index)
-        )
-        for position, index in enumerate(reversed(range(depth)))
-    ]
+    layers = []
+    for position, index in enumerate(reversed(range(depth))):
+        ends = ends_of((elements - degrees[index + 1]).flip(0), elements)
+        layers.append(TriangularLayer([(position, backward[index + 1])], ends, partial(finish, index)))
     sources = [(depth, backward[0])]
     if spec.direct is not None:
         sources.append((0, tensors[-1].mT.flip(0, 1)))
