@@ -12,7 +12,6 @@ from diffeo.flow import Flow
 from diffeo.modalities.base import ENOUGH
 from diffeo.modalities.tables.rows import Split, TableStream
 from diffeo.modalities.tables.schema import Schema
-from diffeo.objectives import MaximumLikelihood, objective_of
 from diffeo.report import figures, trajectories
 from diffeo.report.latents import normal_scores
 from diffeo.report.numerics import continuous_part
@@ -35,10 +34,7 @@ def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
         UserError: if they cannot be written.
     """
     path = Figures(run)
-    if metrics := path.metrics():
-        likelihood = isinstance(objective_of(flow), MaximumLikelihood)
-        figures.learning_curve(metrics, path("learning_curve"), likelihood=likelihood)
-
+    figures.training(path, flow)
     device = flow.base.device_marker.device
     streamed = isinstance(rows.x, TableStream)
     x, context = (rows.valid_x, rows.valid_context) if streamed else (rows.x, rows.context)
@@ -64,7 +60,7 @@ def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
         figures.density_2d(flow, real_columns, sampled_columns, schema.feature_names, path("density"), origins)
         ode = find_ode(flow.transform)
         if ode is not None:
-            trajectories.plot(ode, flow.base, path("trajectories"))
+            trajectories.plot(ode, flow.base, schema.feature_names, path("trajectories"))
             trajectories.animate(ode, flow.base, path("trajectories", ".gif"))
     return path.plotted
 
