@@ -12,7 +12,7 @@ import numpy as np
 
 from diffeo.flow import Flow
 from diffeo.objectives import MaximumLikelihood, objective_of
-from diffeo.report.style import DENSITY, GREY, MODEL, REAL, Figures, figure, heat, histogram, legend_above
+from diffeo.report.style import DENSITY, GREY, MODEL, REAL, Figures, figure, heat, histogram, legend_above, span
 
 __all__ = ["density_2d", "latents", "learning_curve", "pairs", "training"]
 
@@ -156,14 +156,12 @@ def _edges(values: np.ndarray, step: float, bins: int) -> np.ndarray:
         width = step * max(1, math.ceil(cells / bins))
         # half a cell to the left, so that values stand in the middle of their bins
         return low - step / 2 + width * np.arange(math.ceil(cells * step / width - 1e-9) + 1)
-    if not high > low:
-        low, high = float(values.min()), float(values.max())
-    margin = 0.04 * (high - low) or 0.5
-    return np.linspace(low - margin, high + margin, bins + 1)
+    shares = (0.005, 0.995) if high > low else (0.0, 1.0)
+    return np.linspace(*span(values, *shares, margin=0.04), bins + 1)
 
 
 def _ticks(axis: Any, step: float, edges: np.ndarray, labels: Sequence[str], count: int) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     values = edges[:-1] + step / 2
     if step > 0 and len(values) <= 5:  # each value has its tick
@@ -172,7 +170,7 @@ def _ticks(axis: Any, step: float, edges: np.ndarray, labels: Sequence[str], cou
         )
         return
     axis.set_major_locator(MaxNLocator(3 if count > 3 else 5, integer=step >= 1))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _compact(value)))
+    axis.set_major_formatter(lambda value, _: _compact(value))
 
 
 def _compact(value: float) -> str:
@@ -267,7 +265,8 @@ def density_2d(
     """
     import torch
 
-    limits = [_limits(column) for column in data.T]
+    # nearly all values, and a margin that shows whether the density ends where they do
+    limits = [span(column, 0.001, 0.999, margin=0.08) for column in data.T]
     edges = [np.linspace(*limit, 221) for limit in limits]
     points = np.stack(np.meshgrid(*((e[1:] + e[:-1]) / 2 for e in edges)), -1)  # (y cells, x cells, 2)
     with torch.no_grad():
@@ -293,10 +292,3 @@ def density_2d(
             axes.set_xlabel(_short(names[0]))
             axes.set_aspect("equal" if equal else "auto")
         panels[0].set_ylabel(_short(names[1]))
-
-
-def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Return the range of nearly all values, and a margin that shows whether the density ends where they do."""
-    low, high = np.quantile(values, [0.001, 0.999])
-    margin = 0.08 * (high - low) or 0.5
-    return float(low - margin), float(high + margin)

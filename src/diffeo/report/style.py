@@ -23,7 +23,7 @@ __all__ = [
     "heat",
     "histogram",
     "legend_above",
-    "save",
+    "span",
 ]
 
 # Okabe and Ito's palette: real data are always blue, what the model makes always vermilion, and
@@ -100,6 +100,13 @@ def histogram(axes: Any, values: np.ndarray, edges: np.ndarray, colour: str, fil
     density = np.histogram(values, edges)[0] / (max(len(values), 1) * (edges[1] - edges[0]))
     look: dict[str, Any] = {"alpha": 0.35, "lw": 0} if filled else {"lw": 1.3}
     axes.stairs(density, edges, fill=filled, color=colour, **look, **options)
+
+
+def span(values: np.ndarray, low: float, high: float, margin: float) -> tuple[float, float]:
+    """Return limits from quantile to quantile of values (n,), and so large a share of that range to both sides."""
+    start, stop = np.quantile(values, [low, high])
+    more = margin * (stop - start) or 0.5
+    return float(start - more), float(stop + more)
 
 
 def legend_above(axes: Any, columns: int) -> None:

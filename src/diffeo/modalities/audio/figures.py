@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffeo.flow import Flow, bits_per_dim
 from diffeo.report.figures import training
-from diffeo.report.style import MODEL, OTHER, REAL, Figures, figure, histogram, legend_above
+from diffeo.report.style import MODEL, OTHER, REAL, Figures, figure, histogram, legend_above, span
 from diffeo.spectral import magnitudes
 from diffeo.training.seeding import derive, seed_noise
 
@@ -103,9 +103,8 @@ def likelihoods(parts: Mapping[str, np.ndarray], path: str | Path, whose: str = 
     every = np.concatenate(list(values.values()))
     if not len(every):
         return
-    low, high = np.quantile(every, [0.0, 0.99]) if len(every) > 200 else (every.min(), every.max())
-    margin = 0.04 * (high - low) or 0.5
-    edges = np.linspace(low - margin, high + margin, int(np.clip(2.5 * len(every) ** (1 / 3), 8, 40)) + 1)
+    limits = span(every, 0.0, 0.99 if len(every) > 200 else 1.0, margin=0.04)
+    edges = np.linspace(*limits, int(np.clip(2.5 * len(every) ** (1 / 3), 8, 40)) + 1)
     with figure(path, (6.4, 3.4)) as fig:
         axes = fig.add_subplot()
         for name, colour in _coloured(parts).items():
