@@ -1,11 +1,13 @@
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 
 from cases import KERNELS
 from diffeo import ops
+from diffeo.report import style
 
 # Started in the background, a process inherits SIGINT ignored, and so would the runs that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,3 +36,16 @@ def plain():
 
     with ops.using("cpu"):
         yield run
+
+
+@pytest.fixture
+def plotted(monkeypatch):
+    """The matplotlib figures that are saved while a test runs, by the name of the file without its suffix."""
+    figures, save = {}, style.save
+
+    def noted(fig, path):
+        save(fig, path)
+        figures[Path(path).stem] = fig
+
+    monkeypatch.setattr(style, "save", noted)
+    return figures

@@ -16,7 +16,6 @@ from diffeo.cli.main import main
 from diffeo.data import Audio, open_audio, save_wavs
 from diffeo.errors import UserError
 from diffeo.modalities import storage
-from diffeo.modalities.audio import figures as audio_figures
 from diffeo.modalities.audio import fsdd
 from diffeo.modalities.audio.check import check_sound
 from diffeo.modalities.audio.dataset import Crops, SoundFormat
@@ -463,17 +462,6 @@ def test_digital_silence_has_a_finite_likelihood(runs, tmp_path):
     for run in (runs.run, runs.plain):
         bits = commands.score(run, tmp_path / "low_quiet.wav", tmp_path / "s.csv", force=True)["bits_per_sample"]
         assert 0 < bits < 20
-
-
-def test_figures_of_three_sets(tmp_path):
-    sets = {name: torch.randn(4, 500) / 10 for name in ("data", "teacher", "student")}
-    sets["student"][0, 3] = torch.nan
-    audio_figures.sounds(sets, RATE, tmp_path / "sounds.png")
-    bits = {name: np.append(part.std(1).numpy(), np.nan) for name, part in sets.items()}
-    audio_figures.likelihoods(bits, tmp_path / "likelihoods.png")
-    assert {path.name for path in tmp_path.iterdir()} == {"sounds.png", "likelihoods.png"}
-    with pytest.raises(ValueError, match="at most 3 sets"):
-        audio_figures.likelihoods({**bits, "fourth": bits["data"]}, tmp_path / "more.png")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -22,7 +23,10 @@ SMALL = {"hidden": [8], "transforms": 1}
 def runs(tmp_path_factory):
     """A small RealNVP of the digits and a conditional NICE of bright and dark squares."""
     folder = tmp_path_factory.mktemp("images")
-    commands.fit("digits", folder / "digits", model="realnvp", epochs=2, arguments={"hidden": [8]})
+    with pytest.MonkeyPatch.context() as patch:  # all figures, however slow the machine
+        patch.setattr(sys.modules["diffeo.commands.fit"], "FIGURES_SECONDS", 600.0)
+        patch.setattr("diffeo.modalities.images.figures.STEPS", 20)
+        commands.fit("digits", folder / "digits", model="realnvp", epochs=2, arguments={"hidden": [8]})
     generator = np.random.default_rng(0)
     labels = np.arange(400) % 2
     pixels = (generator.integers(0, 100, (400, 6, 6)) + 150 * labels[:, None, None]).astype(np.uint8)

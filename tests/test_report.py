@@ -1,4 +1,4 @@
-"""The trust check must praise what is right and find what is wrong; figures must be what they say."""
+"""The trust check must praise what is right and find what is wrong."""
 
 import dataclasses
 import json
@@ -6,13 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread
 
 import diffeo
 from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal, Uniform
-from diffeo.errors import UserError
 from diffeo.flow import Flow
-from diffeo.report import figures
 from diffeo.report.baselines import gaussian_log_prob, held_out, marginal_log_prob
 from diffeo.report.check import THRESHOLDS, check, judge
 from diffeo.report.compare import classifier_test, projection_test
@@ -255,74 +252,3 @@ def test_marginal_density_integrates_to_one():
     x = np.random.default_rng(0).gamma(2.0, size=(2000, 1))
     grid = np.linspace(-20, 60, 400_001)[:, None]
     assert np.exp(marginal_log_prob(x, grid)).mean() * 80 == pytest.approx(1, abs=1e-3)
-
-
-def picture(path):
-    pixels = imread(path)
-    assert pixels.std() > 0.02, "an empty picture"
-    return pixels
-
-
-def test_learning_curve(tmp_path):
-    entries = [
-        {"epoch": i + 1, "loss": 1 + 5 / (i + 1), "val_loss": 1.2 + 4 / (i + 1), "val_stderr": 0.1, "lr": 1e-3}
-        for i in range(30)
-    ]
-    entries[3]["loss"] = None  # what a journal holds for NaN
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    figures.learning_curve(tmp_path / "metrics.jsonl", tmp_path / "a.png")
-    picture(tmp_path / "a.png")
-    for entry in entries:
-        entry["val_loss"] = entry["val_stderr"] = None
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(entries[0]) + "\n")
-    figures.learning_curve(tmp_path / "metrics.jsonl", tmp_path / "b.png")
-    picture(tmp_path / "b.png")
-
-
-@pytest.mark.parametrize("columns", [1, 2, 9])
-def test_pairs(tmp_path, columns):
-    generator = np.random.default_rng(0)
-    real, fake = generator.standard_t(1.2, size=(2, 500, columns))
-    real[:, 0], fake[:, 0] = np.round(real[:, 0]), 0  # a discrete column, and samples that are all the same
-    names = [f"price in $ of column number_{i}^2" for i in range(columns)]
-    figures.pairs(real, fake, names, tmp_path / "a.png", [1.0] + [0.0] * (columns - 1))
-    picture(tmp_path / "a.png")
-
-
-def test_pairs_of_levels(tmp_path):
-    codes = np.random.default_rng(0).integers(3, size=(2, 100, 2)).astype(float)
-    figures.pairs(*codes, ["a", "b"], tmp_path / "a.png", [1, 1], [["0.1", "0.5", "2.5"], ["1", "10", "100"]])
-    picture(tmp_path / "a.png")
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(20, 1), (5000, 9)])
-def test_latents(tmp_path, rows, columns):
-    figures.latents(np.random.default_rng(0).normal(size=(rows, columns)), tmp_path / "a.png")
-    picture(tmp_path / "a.png")
-
-
-def test_density(tmp_path, x):
-    flow = gaussian_flow(x[:, :2])
-    rows, samples = x[:, :2].numpy(), flow.sample(500).numpy()
-    figures.density_2d(flow, rows, samples, ["a", "b"], tmp_path / "a.png")
-    picture(tmp_path / "a.png")
-    flat = gaussian_flow(x[:, :2] * torch.tensor([1000.0, 1.0]))
-    figures.density_2d(flat, rows * [1000, 1], samples * [1000, 1], ["a", "b"], tmp_path / "b.png", [0.0, 0.0])
-    picture(tmp_path / "b.png")
-
-
-def test_figures_are_written_whole_or_not_at_all(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"older")
-    with pytest.raises(RuntimeError), figures.figure(tmp_path / "a.png", (2, 2)):
-        raise RuntimeError
-    assert (tmp_path / "a.png").read_bytes() == b"older"
-    with pytest.raises(UserError, match="cannot write"):
-        figures.latents(np.zeros((5, 1)), tmp_path / "no" / "a.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-
-
-def test_figures_leave_the_program_s_own_alone():
-    import matplotlib
-
-    assert "matplotlib.pyplot" not in __import__("sys").modules
-    assert matplotlib.rcParams["axes.spines.top"] is True

@@ -10,12 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from diffeo.report.style import GREY, MODEL, REAL, figure, shades
+from diffeo.flow import Flow
+from diffeo.objectives import MaximumLikelihood, objective_of
+from diffeo.report.style import DENSITY, GREY, MODEL, REAL, Figures, figure, heat, histogram, legend_above, span
 
-__all__ = ["density_2d", "latents", "learning_curve", "pairs"]
+__all__ = ["density_2d", "latents", "learning_curve", "pairs", "training"]
 
 COLUMNS = 6  # columns shown in a grid of pairs, and latents
 FEW = 1500  # rows plotted as points, not as counts
+
+
+def training(path: Figures, flow: Flow, **units: Any) -> None:
+    """Plot the learning curve of a run, where its training wrote of its epochs; units as of ``learning_curve``."""
+    metrics = path.run / "train" / "metrics.jsonl"
+    if metrics.is_file() and metrics.stat().st_size:
+        likelihood = isinstance(objective_of(flow), MaximumLikelihood)
+        learning_curve(metrics, path("learning_curve"), likelihood=likelihood, **units)
 
 
 def learning_curve(
@@ -36,19 +46,18 @@ def learning_curve(
         unit: what they are called.
         likelihood: whether the losses are negative log-likelihoods; else they have no unit.
     """
-    unit, scale = ("nats", 1.0) if dimensions is None else (unit, 1 / (dimensions * np.log(2)))
-    offset = 0.0 if dimensions is None else -np.log2(step)
-    name = f"negative log-likelihood ({unit}{' per row' * (dimensions is None)})"
+    scale, offset, name, said = 1.0, 0.0, "negative log-likelihood (nats per row)", " nats"
     if not likelihood:
-        unit, scale, offset, name = "", 1.0, 0.0, "loss"
+        name, said = "loss", ""
+    elif dimensions is not None:
+        scale, offset = 1 / (dimensions * math.log(2)), -math.log2(step)
+        name, said = f"negative log-likelihood ({unit})", f" {unit}"
     entries = [json.loads(line) for line in Path(metrics).read_text().splitlines() if line.strip()]
-    epoch = np.array([entry["epoch"] for entry in entries], dtype=float)
-
-    def series(name: str) -> np.ndarray:
-        values = [entry.get(name) if entry.get(name) is not None else np.nan for entry in entries]
-        return scale * np.array(values, dtype=float)
-
-    train, valid, error = offset + series("loss"), offset + series("val_loss"), series("val_stderr")
+    epoch, train, valid, error = (
+        np.array([entry.get(key) for entry in entries], dtype=float)  # None becomes NaN
+        for key in ("epoch", "loss", "val_loss", "val_stderr")
+    )
+    train, valid, error = offset + scale * train, offset + scale * valid, scale * error
     with figure(path, (6.4, 3.8)) as fig:
         axes = fig.add_subplot()
         marker = "o" if len(epoch) < 15 else None
@@ -60,13 +69,13 @@ def learning_curve(
             best = int(np.nanargmin(valid))
             axes.plot(epoch[best], valid[best], "o", color=MODEL, ms=6, zorder=5)
             axes.axhline(valid[best], color=MODEL, lw=0.7, ls=(0, (4, 4)), zorder=0)
-            axes.set_title(f"best {valid[best]:.3f} ± {error[best]:.3f} {unit} in epoch {int(epoch[best])}")
+            axes.set_title(f"best {valid[best]:.3f} ± {error[best]:.3f}{said} in epoch {int(epoch[best])}")
             shown += [valid, valid[best:] - np.nan_to_num(error[best:])]
         axes.set_ylim(*_curve_limits(np.concatenate(shown)))
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)  # above, never in the way
+        legend_above(axes, 2)
 
 
 def _curve_limits(values: np.ndarray) -> tuple[float, float]:
@@ -99,38 +108,42 @@ def pairs(
         labels: for columns that hold codes 0, 1, ..., what these stand for; empty for others.
         whose: what rows and samples are called.
     """
+    from matplotlib.patches import Patch
+
     count = min(COLUMNS, real.shape[1])
-    steps = [0.0] * count if steps is None else steps
+    names = [_short(name) for name in names[:count]]
+    cells = np.array([0.0] * count if steps is None else steps[:count])
+    labels = labels or [()] * count
     bins = int(np.clip(2.5 * len(real) ** (1 / 3), 10, 40 if count > 2 else 60))
-    edges = [_edges(real[:, i], steps[i], bins) for i in range(count)]
-    cloud = _points if len(real) < FEW else _counts
-    plotted = sampled[: len(real)] if len(real) < FEW else sampled  # as many points of each kind
+    edges = [_edges(real[:, i], cells[i], bins) for i in range(count)]
+    few = len(real) < FEW
+    clouds = {REAL: real, MODEL: sampled[: len(real)] if few else sampled}  # as many points of each kind
     size = 1.45 if count > 3 else 2.4
     with figure(path, (max(size * count, 3.4) + 0.6, max(size * count, 2.6) + 0.7)) as fig:
         grid = fig.subplots(count, count, squeeze=False)
-        for i in range(count):
-            for j in range(count):
-                axes = grid[i, j]
-                if i == j:
-                    _marginals(axes, real[:, i], sampled[:, i], edges[i])
-                elif i > j:
-                    cloud(axes, real[:, [j, i]], edges[j], edges[i], (steps[j], steps[i]), REAL)
-                else:
-                    cloud(axes, plotted[:, [j, i]], edges[j], edges[i], (steps[j], steps[i]), MODEL)
-                axes.set_xlim(edges[j][0], edges[j][-1])
-                if i != j:
-                    axes.set_ylim(edges[i][0], edges[i][-1])
-                _ticks(axes.xaxis, steps[j], edges[j], labels[j] if labels else ())
-                if i == j:
-                    axes.set_yticks([])
-                else:
-                    _ticks(axes.yaxis, steps[i], edges[i], labels[i] if labels else ())
-                below, beside = i == count - 1, j == 0 and i > 0
-                axes.tick_params(labelbottom=below, bottom=below, labelleft=beside, left=beside)
-            grid[count - 1, i].set_xlabel(_short(names[i]))
-            grid[i, 0].set_ylabel(_short(names[i]) if count > 1 else "density")
+        for (i, j), axes in np.ndenumerate(grid):
+            if i == j:
+                histogram(axes, real[:, i], edges[i], REAL, filled=True)
+                histogram(axes, sampled[:, i], edges[i], MODEL, filled=False)
+                axes.set_ylim(bottom=0)
+                axes.set_yticks([])
+            else:
+                colour, columns = REAL if i > j else MODEL, [j, i]
+                _cloud(axes, clouds[colour][:, columns], [edges[j], edges[i]], cells[columns], colour, few)
+                axes.set_ylim(edges[i][0], edges[i][-1])
+                _ticks(axes.yaxis, float(cells[i]), edges[i], labels[i], count)
+            axes.set_xlim(edges[j][0], edges[j][-1])
+            _ticks(axes.xaxis, float(cells[j]), edges[j], labels[j], count)
+            below, beside = i == count - 1, j == 0 and i > 0
+            axes.tick_params(labelbottom=below, bottom=below, labelleft=beside, left=beside)
+        for axes, name in zip(grid[-1], names, strict=True):
+            axes.set_xlabel(name)
+        for axes, name in zip(grid[:, 0], names if count > 1 else ["density"], strict=True):
+            axes.set_ylabel(name)
         fig.align_ylabels(grid[:, 0])
-        _legend(fig, (f"{whose[0]} (below the diagonal)", f"{whose[1]} (above)") if count > 1 else whose)
+        said = (f"{whose[0]} (below the diagonal)", f"{whose[1]} (above)") if count > 1 else whose
+        handles = [Patch(color=REAL, alpha=0.6, lw=0, label=said[0]), Patch(color=MODEL, lw=0, label=said[1])]
+        fig.legend(handles=handles, loc="outside upper center", ncols=2)
         if real.shape[1] > count:
             fig.supxlabel(f"the first {count} of {real.shape[1]} columns", fontsize=8, color=GREY)
 
@@ -143,14 +156,12 @@ def _edges(values: np.ndarray, step: float, bins: int) -> np.ndarray:
         width = step * max(1, math.ceil(cells / bins))
         # half a cell to the left, so that values stand in the middle of their bins
         return low - step / 2 + width * np.arange(math.ceil(cells * step / width - 1e-9) + 1)
-    if not high > low:
-        low, high = float(values.min()), float(values.max())
-    margin = 0.04 * (high - low) or 0.5
-    return np.linspace(low - margin, high + margin, bins + 1)
+    shares = (0.005, 0.995) if high > low else (0.0, 1.0)
+    return np.linspace(*span(values, *shares, margin=0.04), bins + 1)
 
 
-def _ticks(axis: Any, step: float, edges: np.ndarray, labels: Sequence[str]) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+def _ticks(axis: Any, step: float, edges: np.ndarray, labels: Sequence[str], count: int) -> None:
+    from matplotlib.ticker import MaxNLocator
 
     values = edges[:-1] + step / 2
     if step > 0 and len(values) <= 5:  # each value has its tick
@@ -158,8 +169,8 @@ def _ticks(axis: Any, step: float, edges: np.ndarray, labels: Sequence[str]) -> 
             values, [_short(labels[round(v)], 6) for v in values] if labels else [_compact(v) for v in values]
         )
         return
-    axis.set_major_locator(MaxNLocator(3, integer=step >= 1))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _compact(value)))
+    axis.set_major_locator(MaxNLocator(3 if count > 3 else 5, integer=step >= 1))
+    axis.set_major_formatter(lambda value, _: _compact(value))
 
 
 def _compact(value: float) -> str:
@@ -170,43 +181,22 @@ def _compact(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _marginals(axes: Any, real: np.ndarray, sampled: np.ndarray, edges: np.ndarray) -> None:
-    for values, style in (
-        (real, {"histtype": "stepfilled", "color": REAL, "alpha": 0.35, "lw": 0}),
-        (sampled, {"histtype": "step", "color": MODEL, "lw": 1.3}),
-    ):
-        # by all rows, not only those that are shown: a sampler that strays must not look better
-        weights = np.full(len(values), 1 / (max(len(values), 1) * (edges[1] - edges[0])))
-        axes.hist(values, bins=edges, weights=weights, **style)
-    axes.set_ylim(bottom=0)
-
-
-def _points(
-    axes: Any, xy: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray, steps: tuple[float, float], colour: str
+def _cloud(
+    axes: Any, xy: np.ndarray, edges: Sequence[np.ndarray], steps: np.ndarray, colour: str, points: bool
 ) -> None:
-    # discrete values are spread over their cells, or they would hide each other
-    spread = np.random.default_rng(0).uniform(-0.4, 0.4, xy.shape) * steps
-    x, y = (xy + spread).T
-    axes.plot(x, y, color=colour, lw=0, marker=".", ms=5 if len(xy) < 400 else 3, mew=0, alpha=0.6)
+    """Plot rows (n, 2), as points or as counts in the cells between the edges."""
+    if points:
+        # discrete values are spread over their cells, or they would hide each other
+        x, y = (xy + np.random.default_rng(0).uniform(-0.4, 0.4, xy.shape) * steps).T
+        axes.plot(x, y, color=colour, lw=0, marker=".", ms=5 if len(xy) < 400 else 3, mew=0, alpha=0.6)
+    else:
+        counts = _counts(xy, edges)
+        heat(axes, edges, counts, colour, float(np.quantile(counts[counts > 0], 0.995)) if counts.any() else 1.0)
 
 
-def _counts(
-    axes: Any, xy: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray, steps: tuple[float, float], colour: str
-) -> None:
-    from matplotlib.colors import PowerNorm
-
-    counts, _, _ = np.histogram2d(xy[:, 0], xy[:, 1], bins=(x_edges, y_edges))
-    most = np.quantile(counts[counts > 0], 0.995) if (counts > 0).any() else 1.0
-    axes.pcolormesh(
-        x_edges, y_edges, counts.T, cmap=shades(colour), norm=PowerNorm(0.5, 0, max(most, 1.0)), rasterized=True
-    )
-
-
-def _legend(fig: Any, labels: tuple[str, str]) -> None:
-    from matplotlib.patches import Patch
-
-    handles = [Patch(color=REAL, alpha=0.6, label=labels[0]), Patch(color=MODEL, label=labels[1])]
-    fig.legend(handles=handles, loc="outside upper center", ncols=2)
+def _counts(xy: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
+    """Count rows (n, 2) in the cells between edges of x and of y: (y cells, x cells)."""
+    return np.histogram2d(xy[:, 0], xy[:, 1], bins=tuple(edges))[0].T
 
 
 def _short(name: str, length: int = 18) -> str:
@@ -218,12 +208,14 @@ def latents(scores: np.ndarray, path: str | Path, what: str = "data") -> None:
 
     Of more than six dimensions, those farthest from the normal are shown. ``what`` names the rows.
     """
+    from matplotlib.ticker import MaxNLocator
     from scipy import stats
 
     n, d = scores.shape
     distances = [stats.kstest(column, "norm").statistic for column in scores.T]
     shown = sorted(np.argsort(distances)[::-1][:COLUMNS])
     count = len(shown)
+    edges = np.linspace(-4, 4, int(np.clip(2 * n ** (1 / 2.5), 12, 60)) + 1)
     line = np.linspace(-4, 4, 200)
     # Order statistics: all of a few, of many those that stand evenly along the axis.
     spots = np.unique(np.rint(n * stats.norm.cdf(np.linspace(-5, 5, 400)) - 0.5).clip(0, n - 1).astype(int))
@@ -232,21 +224,21 @@ def latents(scores: np.ndarray, path: str | Path, what: str = "data") -> None:
     reach = max(4.0, min(8.0, float(np.abs(scores[:, shown]).max())))
     with figure(path, (1.7 * max(count, 2) + 0.5, 3.9)) as fig:
         grid = fig.subplots(2, count, squeeze=False)
-        for axes, i in zip(grid[0], shown, strict=True):
-            bins = int(np.clip(2 * n ** (1 / 2.5), 12, 60))
-            axes.hist(scores[:, i], bins=np.linspace(-4, 4, bins + 1), density=True, color=REAL, alpha=0.35, lw=0)
-            axes.plot(line, stats.norm.pdf(line), color="black", lw=1)
-            axes.set_xlim(-4, 4)
-            axes.set_title(f"z{i + 1}")
-            axes.set_yticks([])
-        for axes, i in zip(grid[1], shown, strict=True):
-            axes.fill_between(theory, *chance, color="#D0D0D0", lw=0)
-            axes.plot([-reach, reach], [-reach, reach], color="black", lw=0.8)
-            axes.plot(theory, np.sort(scores[:, i])[spots], color=REAL, lw=0, marker=".", ms=3)
-            axes.set_xlim(-reach, reach)
-            axes.set_ylim(-reach, reach)
-            axes.set_aspect("equal")
-            axes.set_xlabel("normal quantile")
+        for (marginal, quantiles), i in zip(grid.T, shown, strict=True):
+            histogram(marginal, scores[:, i], edges, REAL, filled=True)
+            marginal.plot(line, stats.norm.pdf(line), color="black", lw=1)
+            marginal.set_xlim(-4, 4)
+            marginal.set_ylim(bottom=0)
+            marginal.set_title(f"z{i + 1}")
+            marginal.set_yticks([])
+            quantiles.fill_between(theory, *chance, color="#D0D0D0", lw=0)
+            quantiles.plot([-reach, reach], [-reach, reach], color="black", lw=0.8)
+            quantiles.plot(theory, np.sort(scores[:, i])[spots], color=REAL, lw=0, marker=".", ms=3)
+            quantiles.set_xlabel("normal quantile")
+            quantiles.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+            for axis in (quantiles.xaxis, quantiles.yaxis):
+                axis.set_major_locator(MaxNLocator(4, integer=True))
+        grid[0, 0].set_ylabel("density")
         grid[1, 0].set_ylabel("latent quantile")
         which = "" if count == d else f": the {count} of {d} farthest from it"
         title = f"latents of {what} (blue), the base (black), the range of chance (99 %, grey){which}"
@@ -254,7 +246,7 @@ def latents(scores: np.ndarray, path: str | Path, what: str = "data") -> None:
 
 
 def density_2d(
-    flow: Any,
+    flow: Flow,
     data: np.ndarray,
     sampled: np.ndarray,
     names: Sequence[str],
@@ -272,42 +264,31 @@ def density_2d(
         origins: what is subtracted from the two columns before the flow sees them.
     """
     import torch
-    from matplotlib.colors import PowerNorm
 
-    limits = [_limits(data[:, i]) for i in range(2)]
+    # nearly all values, and a margin that shows whether the density ends where they do
+    limits = [span(column, 0.001, 0.999, margin=0.08) for column in data.T]
     edges = [np.linspace(*limit, 221) for limit in limits]
-    centres = [(e[1:] + e[:-1]) / 2 for e in edges]
-    points = np.stack(np.meshgrid(*centres), -1).reshape(-1, 2)  # (cells, 2), x running fastest
+    points = np.stack(np.meshgrid(*((e[1:] + e[:-1]) / 2 for e in edges)), -1)  # (y cells, x cells, 2)
     with torch.no_grad():
         inputs = torch.from_numpy(points - np.asarray(origins)).to(flow.base.device_marker)
         log_prob = flow.log_prob(inputs, nan="propagate")
-    density = log_prob.double().exp().nan_to_num(0.0).cpu().numpy().reshape(len(centres[1]), len(centres[0]))
+    density = log_prob.double().exp().nan_to_num(0.0).cpu().numpy()
+    most = float(np.quantile(density, 0.995)) or 1.0
     coarse = [np.linspace(*limit, int(np.clip(len(data) ** 0.5 / 2, 20, 110)) + 1) for limit in limits]
-    clouds = []
-    for rows in (data, sampled):
-        counts, _, _ = np.histogram2d(rows[:, 0], rows[:, 1], bins=coarse)
-        area = (coarse[0][1] - coarse[0][0]) * (coarse[1][1] - coarse[1][0])
-        clouds.append((counts / (len(rows) * area)).T)
-    norm = PowerNorm(0.6, 0, float(np.quantile(density, 0.995)) or 1.0)
+    area = math.prod(e[1] - e[0] for e in coarse)
     spans = [high - low for low, high in limits]
     equal = max(spans) < 3 * min(spans)
     with figure(path, (10.2, 3.1 * (spans[1] / spans[0] if equal else 1.0) + 0.8)) as fig:
         panels = fig.subplots(1, 3, sharex=True, sharey=True)
-        for axes, title, where, values, colour in (
-            (panels[0], f"data ({len(data):,} rows)", coarse, clouds[0], REAL),
-            (panels[1], "density", edges, density, "#3B1C8C"),
-            (panels[2], f"samples ({len(sampled):,})", coarse, clouds[1], MODEL),
+        for axes, title, rows, colour in (
+            (panels[0], f"data ({len(data):,} rows)", data, REAL),
+            (panels[2], f"samples ({len(sampled):,} rows)", sampled, MODEL),
         ):
-            axes.pcolormesh(*where, values, cmap=shades(colour), norm=norm, rasterized=True)
+            heat(axes, coarse, _counts(rows, coarse) / (len(rows) * area), colour, most)
             axes.set_title(title)
+        heat(panels[1], edges, density, DENSITY, most)
+        panels[1].set_title("density of the model")
+        for axes in panels:
             axes.set_xlabel(_short(names[0]))
-            if equal:
-                axes.set_aspect("equal")
+            axes.set_aspect("equal" if equal else "auto")
         panels[0].set_ylabel(_short(names[1]))
-
-
-def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Return the range of nearly all values, and a margin that shows whether the density ends where they do."""
-    low, high = np.quantile(values, [0.001, 0.999])
-    margin = 0.08 * (high - low) or 0.5
-    return float(low - margin), float(high + margin)

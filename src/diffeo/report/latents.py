@@ -25,21 +25,17 @@ def normal_scores(base: Base, z: Tensor) -> np.ndarray | None:
     if isinstance(base, StandardNormal):
         scores = z
     elif isinstance(base, StandardLogistic):
+        from scipy.special import ndtri_exp
+
         # Phi^-1(sigmoid(z)), through the logarithm of the nearer tail, so that it stays finite far out
         tail = torch.nn.functional.logsigmoid(-z.abs())
-        scores = torch.copysign(torch.from_numpy(_normal_tail(tail.cpu().numpy())).to(z), z)
+        scores = torch.copysign(torch.from_numpy(ndtri_exp(tail.cpu().numpy())).to(z), z)
     elif isinstance(base, Uniform):
         low, high = base.low.flatten().double(), base.high.flatten().double()
         scores = torch.special.ndtri((z - low) / (high - low))
     else:
         return None
     return scores.cpu().numpy()
-
-
-def _normal_tail(log_tail: np.ndarray) -> np.ndarray:
-    from scipy.special import ndtri_exp
-
-    return -ndtri_exp(log_tail)
 
 
 def normality(scores: np.ndarray, names: list[str]) -> dict[str, Any]:

@@ -36,15 +36,8 @@ def round_trip(flow: Flow, x: Tensor, context: Tensor | None, mean: Tensor, std:
     back = flow.decode(flow.encode(x, context), context)
     size = (x - mean) / std
     error = ((x - back) / std).abs() / (1 + size.abs())
-    worst = error.flatten(1).amax(1).double().cpu().numpy()
-    finite = np.isfinite(worst)
-    kept = worst[finite] if finite.any() else np.array([np.nan])
-    return {
-        "rows": len(worst),
-        "p99.9": float(np.quantile(kept, 0.999)),
-        "max": float(kept.max()),
-        "non_finite": int((~finite).sum()),
-    }
+    worst = error.flatten(1).amax(1)
+    return _summary(worst, worst.isfinite())
 
 
 @torch.no_grad()
@@ -100,10 +93,15 @@ def consistency(flow: Flow, rows: int, context: Tensor | None) -> tuple[Tensor, 
     x, drawn = flow.sample_and_log_prob(shape, context)
     scored = flow.log_prob(x, context, nan="propagate")
     finite = torch.isfinite(x).flatten(1).all(1) & torch.isfinite(scored)
-    error = ((drawn - scored).abs() / (1 + scored.abs()))[finite].double().cpu().numpy()
-    return x, {
-        "rows": len(x),
-        "p99.9": float(np.quantile(error, 0.999)) if len(error) else float("nan"),
-        "max": float(error.max()) if len(error) else float("nan"),
+    return x, _summary((drawn - scored).abs() / (1 + scored.abs()), finite)
+
+
+def _summary(error: Tensor, finite: Tensor) -> dict[str, Any]:
+    """The 99.9 % quantile and the largest of the finite errors (n,), NaN where there is none."""
+    kept = error[finite].double().cpu().numpy() if finite.any() else np.array([np.nan])
+    return {
+        "rows": len(error),
+        "p99.9": float(np.quantile(kept, 0.999)),
+        "max": float(kept.max()),
         "non_finite": int((~finite).sum()),
     }

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffeo.atomic import atomic_write
 
-__all__ = ["GREY", "MODEL", "OTHER", "REAL", "Figures", "figure", "shades"]
+__all__ = [
+    "DENSITY",
+    "GREY",
+    "MODEL",
+    "OTHER",
+    "REAL",
+    "Figures",
+    "blank",
+    "figure",
+    "heat",
+    "histogram",
+    "legend_above",
+    "span",
+]
 
 # Okabe and Ito's palette: real data are always blue, what the model makes always vermilion, and
 # what a second model makes green.
 REAL, MODEL, OTHER, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
+DENSITY = "#3B1C8C"
 
 _STYLE: Any = {
     "font.size": 9,
@@ -39,52 +55,80 @@ _STYLE: Any = {
 
 
 @contextmanager
-def figure(path: str | Path, size: tuple[float, float]) -> Iterator[Any]:
-    """Yield a matplotlib figure of this size in inches; afterwards save it as PNG, atomically.
+def blank(size: tuple[float, float]) -> Iterator[Any]:
+    """Yield an empty matplotlib figure of this size in inches; what is drawn inside the block has the one look.
 
     No display and no pyplot: the program's own figures and settings stay as they are.
     """
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        fig = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(fig)
+        yield Figure(figsize=size, layout="constrained")
+
+
+@contextmanager
+def figure(path: str | Path, size: tuple[float, float]) -> Iterator[Any]:
+    """Yield a matplotlib figure of this size in inches; afterwards save it as PNG, atomically."""
+    with blank(size) as fig:
         yield fig
-        with atomic_write(path) as temporary:
-            fig.savefig(temporary, format="png", dpi=140)
+        save(fig, path)
 
 
-def shades(colour: str) -> Any:
-    """Return a colour map from white to a dark shade of a colour."""
-    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+def save(fig: Any, path: str | Path) -> None:
+    """Save a figure as PNG, atomically."""
+    with atomic_write(path) as temporary:
+        fig.savefig(temporary, format="png", dpi=140)
+
+
+def heat(axes: Any, edges: Sequence[np.ndarray], values: np.ndarray, colour: str, most: float) -> None:
+    """Show values (y cells, x cells) between edges (x, y): white at 0, a dark shade of a colour at ``most``."""
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgb
 
     red, green, blue = to_rgb(colour)
-    colours: Any = ["white", colour, (0.35 * red, 0.35 * green, 0.35 * blue)]
-    return LinearSegmentedColormap.from_list(colour, colours)
+    shades: Any = ["white", colour, (0.35 * red, 0.35 * green, 0.35 * blue)]
+    axes.pcolormesh(
+        *edges, values, cmap=LinearSegmentedColormap.from_list(colour, shades), norm=PowerNorm(0.6, 0, most)
+    )
+
+
+def histogram(axes: Any, values: np.ndarray, edges: np.ndarray, colour: str, filled: bool, **options: Any) -> None:
+    """Plot the density of values (n,) in even bins, as an area or as its outline; options go to ``axes.stairs``.
+
+    By all values, not only those within the edges: a sampler that strays must not look better.
+    """
+    density = np.histogram(values, edges)[0] / (max(len(values), 1) * (edges[1] - edges[0]))
+    look: dict[str, Any] = {"alpha": 0.35, "lw": 0} if filled else {"lw": 1.3}
+    axes.stairs(density, edges, fill=filled, color=colour, **look, **options)
+
+
+def span(values: np.ndarray, low: float, high: float, margin: float) -> tuple[float, float]:
+    """Return limits from quantile to quantile of values (n,), and so large a share of that range to both sides."""
+    start, stop = np.quantile(values, [low, high])
+    more = margin * (stop - start) or 0.5
+    return float(start - more), float(stop + more)
+
+
+def legend_above(axes: Any, columns: int) -> None:
+    """Place the legend in one row on top of the axes, where it hides no data and leaves room for a title."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=columns, borderaxespad=0)
 
 
 class Figures:
     """The figures of a run directory: called with a name, it returns the path to plot to, and notes it.
 
     Attributes:
-        folder: ``run/figures``, made if need be.
-        plotted: the paths given out.
+        run: the directory.
+        plotted: the paths given out, in ``run/figures``, which is made if need be.
     """
 
     def __init__(self, run: Path) -> None:
-        self.run, self.folder = run, run / "figures"
-        self.folder.mkdir(exist_ok=True)
+        self.run = run
         self.plotted: list[str] = []
+        (run / "figures").mkdir(exist_ok=True)
 
     def __call__(self, name: str, suffix: str = ".png") -> Path:
         """Return where to plot this one."""
-        path = self.folder / f"{name}{suffix}"
+        path = self.run / "figures" / f"{name}{suffix}"
         self.plotted.append(str(path))
         return path
-
-    def metrics(self) -> Path | None:
-        """What the training wrote of its epochs, if it wrote any."""
-        path = self.run / "train" / "metrics.jsonl"
-        return path if path.is_file() and path.stat().st_size else None

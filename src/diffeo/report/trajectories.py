@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffeo.atomic import atomic_write
 from diffeo.bases import Base
-from diffeo.report.style import GREY, MODEL, REAL, figure, shades
+from diffeo.report.style import DENSITY, GREY, MODEL, REAL, blank, figure, heat
 from diffeo.transforms import ODE
 
 __all__ = ["animate", "compare", "plot"]
@@ -24,37 +24,34 @@ REACH = 2.8  # standard deviations
 
 
 @torch.no_grad()
-def plot(ode: ODE, base: Base, path: str | Path) -> None:
+def plot(ode: ODE, base: Base, names: Sequence[str], path: str | Path) -> None:
     """Plot particles' paths from noise to data, a deformed grid, and the density at t = 0, .25, .5, .75, 1.
 
     Args:
         ode: of event shape (2,), without context.
         base: the distribution of the noise.
+        names: of the two columns.
         path: of the PNG.
     """
-    from matplotlib.colors import PowerNorm
-
-    z = base.sample((PARTICLES,))
-    moved = ode.trajectory(z, np.linspace(0, 1, 33).tolist()).cpu().numpy()  # (times, particles, 2)
-    lines = torch.linspace(-2, 2, 17).to(z)
-    along = torch.linspace(-2, 2, 81).to(z)
+    moved = ode.trajectory(base.sample((PARTICLES,)), np.linspace(0, 1, 33).tolist())
+    lines, along = (torch.linspace(-2, 2, count).to(moved) for count in (17, 81))
     rising = torch.stack(torch.meshgrid(lines, along, indexing="ij"), -1)  # (17, 81, 2)
-    grid = ode.forward(torch.cat([rising, rising.flip(-1)]).flatten(0, 1)).unflatten(0, (34, 81)).cpu().numpy()
+    grid = ode.forward(torch.cat([rising, rising.flip(-1)]))
     edges = np.linspace(-REACH, REACH, CELLS + 1)
     densities = [_density(ode, base, time, edges) for time in TIMES]
-    with figure(path, (2.2 * (2 + len(TIMES)), 2.6)) as fig:
-        paths, deformed, *panels = fig.subplots(1, 2 + len(TIMES))
-        for axes in (paths, deformed, *panels):
-            _plain(axes)
+    most = float(np.quantile(densities[-1], 0.995)) or 1.0
+    with figure(path, (2.2 * (2 + len(TIMES)), 2.7)) as fig:
+        paths, deformed, *panels = _panels(fig, 2 + len(TIMES))
         _lines(paths, moved)
         paths.set_title("noise (blue) to samples")
-        for line in grid:
-            deformed.plot(*line.T, color=GREY, lw=0.6)
+        deformed.plot(*grid.cpu().numpy().T, color=GREY, lw=0.6)
         deformed.set_title("a grid, carried along")
-        norm = PowerNorm(0.6, 0, float(np.quantile(densities[-1], 0.995)) or 1.0)
         for axes, time, density in zip(panels, TIMES, densities, strict=True):
-            axes.pcolormesh(edges, edges, density, cmap=shades("#3B1C8C"), norm=norm, rasterized=True)
+            heat(axes, (edges, edges), density, DENSITY, most)
             axes.set_title(f"density at t = {time:g}")
+        for axes in (paths, deformed, *panels):
+            axes.set_xlabel(f"{names[0]} (preprocessed)")
+        paths.set_ylabel(f"{names[1]} (preprocessed)")
 
 
 def compare(moved: Mapping[str, Tensor], path: str | Path) -> None:
@@ -65,10 +62,8 @@ def compare(moved: Mapping[str, Tensor], path: str | Path) -> None:
         path: of the PNG.
     """
     with figure(path, (2.9 * len(moved), 3.2)) as fig:
-        panels = np.atleast_1d(fig.subplots(1, len(moved)))
-        for axes, (name, passed) in zip(panels, moved.items(), strict=True):
-            _plain(axes)
-            _lines(axes, passed.cpu().numpy())
+        for axes, (name, passed) in zip(_panels(fig, len(moved)), moved.items(), strict=True):
+            _lines(axes, passed)
             axes.set_title(name)
 
 
@@ -76,22 +71,20 @@ def compare(moved: Mapping[str, Tensor], path: str | Path) -> None:
 def animate(ode: ODE, base: Base, path: str | Path) -> None:
     """Write an animation (GIF) of particles on their way from noise to data; arguments as those of ``plot``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from PIL import Image
 
     times = np.linspace(0, 1, FRAMES)
     moved = ode.trajectory(base.sample((4 * PARTICLES,)), times.tolist()).cpu().numpy()
-    fig = Figure(figsize=(3.2, 3.4), layout="constrained")
-    canvas = FigureCanvasAgg(fig)
-    axes = fig.add_subplot()
-    _plain(axes)
-    (dots,) = axes.plot([], [], ".", color=MODEL, ms=2)
     frames = []
-    for time, points in zip(times, moved, strict=True):
-        dots.set_data(*points.T)
-        axes.set_title(f"t = {time:.2f}")
-        canvas.draw()
-        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(16))
+    with blank((3.2, 3.4)) as fig:
+        canvas = FigureCanvasAgg(fig)
+        (axes,) = _panels(fig, 1)
+        (dots,) = axes.plot([], [], ".", color=MODEL, ms=2)
+        for time, points in zip(times, moved, strict=True):
+            dots.set_data(*points.T)
+            axes.set_title(f"t = {time:.2f}")
+            canvas.draw()
+            frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(16))
     with atomic_write(path) as temporary:
         rest = frames[1:] + HELD * frames[-1:]
         frames[0].save(temporary, format="GIF", save_all=True, append_images=rest, duration=60, loop=0)
@@ -100,29 +93,28 @@ def animate(ode: ODE, base: Base, path: str | Path) -> None:
 def _density(ode: ODE, base: Base, time: float, edges: np.ndarray) -> np.ndarray:
     """The density of what the noise has become at a time, in the cells between the edges, y running first."""
     centres = (edges[1:] + edges[:-1]) / 2
-    points = torch.from_numpy(np.stack(np.meshgrid(centres, centres), -1).reshape(-1, 2)).to(base.device_marker)
-    z, log_det = _back(ode, points, time)
-    return (base.log_prob(z) + log_det).exp().double().cpu().numpy().reshape(len(centres), len(centres))
-
-
-def _back(ode: ODE, points: Tensor, time: float) -> tuple[Tensor, Tensor]:
+    points = torch.from_numpy(np.stack(np.meshgrid(centres, centres), -1)).to(base.device_marker)
     if time == 0.0:
-        return points, torch.zeros_like(points[:, 0])
-    solution = ode.solve(points, time, 0.0, log_det=True)
-    assert solution.log_det is not None
-    return solution.value, solution.log_det
+        log_prob = base.log_prob(points)
+    else:
+        solution = ode.solve(points, time, 0.0, log_det=True)
+        assert solution.log_det is not None
+        log_prob = base.log_prob(solution.value) + solution.log_det
+    return log_prob.exp().double().cpu().numpy()
 
 
-def _lines(axes: Any, moved: np.ndarray) -> None:
+def _lines(axes: Any, moved: Tensor) -> None:
     """Paths ``(times, particles, 2)``, from blue points to vermilion ones."""
-    axes.plot(moved[..., 0], moved[..., 1], color=GREY, lw=0.4, alpha=0.5)
-    axes.plot(*moved[0].T, ".", color=REAL, ms=2)
-    axes.plot(*moved[-1].T, ".", color=MODEL, ms=2)
+    x, y = moved.cpu().numpy().transpose(2, 0, 1)
+    axes.plot(x, y, color=GREY, lw=0.4, alpha=0.5)
+    axes.plot(x[0], y[0], ".", color=REAL, ms=2)
+    axes.plot(x[-1], y[-1], ".", color=MODEL, ms=2)
 
 
-def _plain(axes: Any) -> None:
-    axes.set_xlim(-REACH, REACH)
-    axes.set_ylim(-REACH, REACH)
-    axes.set_aspect("equal")
-    axes.set_xticks([])
-    axes.set_yticks([])
+def _panels(fig: Any, count: int) -> Any:
+    """Return so many axes side by side, all of one square."""
+    panels = fig.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0]
+    panels[0].set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
+    for axes in panels:
+        axes.set_aspect("equal")
+    return panels

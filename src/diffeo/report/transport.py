@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from torch import Tensor
 from diffeo.flow import Flow, expect_ode
 from diffeo.objectives.couplings import assign
 
-__all__ = ["distance_by_steps", "in_steps", "paths", "squared_wasserstein", "straightness"]
+__all__ = ["in_steps", "paths", "squared_wasserstein", "straightness"]
 
 
 def squared_wasserstein(x: Tensor, y: Tensor) -> float:
@@ -54,15 +52,6 @@ def paths(flow: Flow, z: Tensor, context: Tensor | None = None, steps: int = 32)
     parts = ode.steps or steps
     ode = ode.replaced(steps=ode.steps and 1)
     return ode.trajectory(z, np.linspace(0, 1, parts + 1).tolist(), flow.normalize_context(context))
-
-
-@torch.no_grad()
-def distance_by_steps(
-    flow: Flow, x: Tensor, context: Tensor | None = None, steps: Sequence[int] = (1, 2, 4, 8)
-) -> dict[int, float]:
-    """Return the squared 2-Wasserstein distance between data x and as many samples in so many Euler steps."""
-    shape = () if context is not None else (len(x),)
-    return {count: squared_wasserstein(x, in_steps(flow, count).sample(shape, context)) for count in steps}
 
 
 def in_steps(flow: Flow, steps: int) -> Flow:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from diffeo.flow import Flow, bits_per_dim
-from diffeo.report.figures import learning_curve
-from diffeo.report.style import MODEL, OTHER, REAL, Figures, figure
+from diffeo.report.figures import training
+from diffeo.report.style import MODEL, OTHER, REAL, Figures, figure, histogram, legend_above, span
 from diffeo.spectral import magnitudes
 from diffeo.training.seeding import derive, seed_noise
 
@@ -40,8 +40,7 @@ def plot(run: Path, flow: Flow, x: Tensor, context: Tensor | None, rate: int, st
         seed: of all that is random.
     """
     path = Figures(run)
-    if metrics := path.metrics():
-        learning_curve(metrics, path("learning_curve"), dimensions=x[0].numel(), step=step, unit="bits/sample")
+    training(path, flow, dimensions=x[0].numel(), step=step, unit="bits/sample")
     device = flow.base.device_marker.device
     seed_noise(device, derive(seed, "figures"))
     spaced = torch.linspace(0, len(x) - 1, min(DRAWN, len(x))).long()  # neighbours come from the same recording
@@ -72,29 +71,27 @@ def sounds(parts: Mapping[str, Tensor], rate: int, path: str | Path) -> None:
     first = next(iter(parts))
     loudest = float(decibels[first].max())
     reach = 1.05 * max(float(part.abs().quantile(0.999)) for part in clips.values()) or 1.0
-    with figure(path, (4.2 * len(parts), 2.1 * rows + 0.4)) as fig:
-        grid = fig.subplots(
-            2 * rows, len(parts), squeeze=False, gridspec_kw={"height_ratios": [1, 2] * rows}, sharex=True
-        )
-        for column, (name, colour) in enumerate(_coloured(parts).items()):
-            grid[0, column].set_title(name)
-            for row in range(rows):
-                wave, spectrogram = grid[2 * row, column], grid[2 * row + 1, column]
-                clip = clips[name][row].numpy()
+    with figure(path, (4.2 * len(parts) + 0.6, 2.1 * rows + 0.4)) as fig:
+        heights = {"height_ratios": [1, 2] * rows}
+        grid = fig.subplots(2 * rows, len(parts), squeeze=False, gridspec_kw=heights, sharex=True, sharey="row")
+        for column, (name, colour) in zip(grid.T, _coloured(parts).items(), strict=True):
+            column[0].set_title(name)
+            column[-1].set_xlabel("seconds")
+            for wave, spectrogram, clip, decibel in zip(
+                column[::2], column[1::2], clips[name].numpy(), decibels[name].numpy(), strict=True
+            ):
                 seconds = len(clip) / rate
                 wave.plot(np.arange(len(clip)) / rate, clip, color=colour, lw=0.4)
-                wave.set_ylim(-reach, reach)
-                spectrogram.imshow(
-                    decibels[name][row].numpy(), origin="lower", aspect="auto", cmap="magma", vmin=loudest - DEPTH,
-                    vmax=loudest, extent=(0, seconds, 0, rate / 2000), interpolation="nearest",
+                wave.set(xlim=(0, seconds), ylim=(-reach, reach))
+                image = spectrogram.imshow(
+                    decibel, origin="lower", aspect="auto", cmap="magma", vmin=loudest - DEPTH, vmax=loudest,
+                    extent=(0, seconds, 0, rate / 2000), interpolation="nearest",
                 )  # fmt: skip
-                wave.set_xlim(0, seconds)
-                for axes in (wave, spectrogram):
-                    axes.tick_params(labelleft=column == 0, labelbottom=False)
-                if column == 0:
-                    spectrogram.set_ylabel("kHz")
-            grid[-1, column].tick_params(labelbottom=True)
-            grid[-1, column].set_xlabel("seconds")
+        for wave, spectrogram in zip(grid[::2, 0], grid[1::2, 0], strict=True):
+            wave.set_ylabel("amplitude")
+            spectrogram.set_ylabel("kHz")
+        fig.align_ylabels(grid[:, 0])
+        fig.colorbar(image, ax=grid, label="dB", aspect=40, pad=0.01)
 
 
 def likelihoods(parts: Mapping[str, np.ndarray], path: str | Path, whose: str = "model") -> None:
@@ -106,20 +103,19 @@ def likelihoods(parts: Mapping[str, np.ndarray], path: str | Path, whose: str = 
     every = np.concatenate(list(values.values()))
     if not len(every):
         return
-    low, high = np.quantile(every, [0.0, 0.99]) if len(every) > 200 else (every.min(), every.max())
-    margin = 0.04 * (high - low) or 0.5
-    edges = np.linspace(low - margin, high + margin, int(np.clip(2.5 * len(every) ** (1 / 3), 8, 40)) + 1)
+    limits = span(every, 0.0, 0.99 if len(every) > 200 else 1.0, margin=0.04)
+    edges = np.linspace(*limits, int(np.clip(2.5 * len(every) ** (1 / 3), 8, 40)) + 1)
     with figure(path, (6.4, 3.4)) as fig:
         axes = fig.add_subplot()
         for name, colour in _coloured(parts).items():
             part = values[name]
             mean = f": mean {part.mean():.2f}" if len(part) else ": none is finite"
-            weights = np.full(len(part), 1 / max(1, len(part)))
-            axes.hist(part, bins=edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.3, lw=0)
-            axes.hist(part, bins=edges, weights=weights, histtype="step", color=colour, lw=1.3, label=name + mean)
+            histogram(axes, part, edges, colour, filled=True)
+            histogram(axes, part, edges, colour, filled=False, label=name + mean)
         axes.set_xlabel(f"bits per sample under the {whose}")
-        axes.set_ylabel("share of sounds")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(parts), borderaxespad=0)
+        axes.set_ylabel("share of sounds per bit")
+        axes.set_ylim(bottom=0)
+        legend_above(axes, len(parts))
 
 
 def _coloured(parts: Mapping[str, object]) -> dict[str, str]:

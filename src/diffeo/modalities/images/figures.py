@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.inpainting import inpaint
-from diffeo.report.figures import learning_curve
+from diffeo.modalities.images.gallery import tiled
+from diffeo.report.figures import training
 from diffeo.report.style import Figures, figure
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.multiscale import latent_scales
@@ -44,32 +45,29 @@ def plot(
         seconds: for completing images.
     """
     path = Figures(run)
-    if metrics := path.metrics():
-        likelihood = flow.ode is None
-        learning_curve(metrics, path("learning_curve"), dimensions=x[0].numel(), likelihood=likelihood)
+    training(path, flow, dimensions=x[0].numel())
     device = flow.base.device_marker.device
     seed_noise(device, derive(seed, "figures"))
     x = x[:SHOWN].to(device).float()
     context = None if context is None else context[:SHOWN].to(device)
-    sampled = flow.sample((SHOWN,)) if context is None else flow.sample((), context)
-    top = levels - 1
+    top = levels - 1.0
+    sampled = flow.sample((len(x),)) if context is None else flow.sample((), context)
     boards({"data": x, "samples": sampled}, top, path("samples"))
 
     half = min(8, len(x) // 2)
-    z = flow.encode(x[: 2 * half], None if context is None else context[: 2 * half])
-    weights = torch.linspace(0, 1, 8, device=device).view(1, 8, *(1,) * (z.dim() - 1))
+    z = flow.encode(x, context)
     # along the sphere of the two latents, whose typical length straight lines would leave
-    angle = weights * torch.pi / 2
-    between = z[:half, None] * angle.cos() + z[half:, None] * angle.sin()
+    angle = torch.linspace(0, torch.pi / 2, 8, device=device).view(1, 8, *(1,) * (z.dim() - 1))
+    between = z[:half, None] * angle.cos() + z[half : 2 * half, None] * angle.sin()
     contexts = None if context is None else context[:half].repeat_interleave(8, 0)
     boards({"between two images, in latent space": flow.decode(between.flatten(0, 1), contexts)}, top, path("between"))
 
-    anew = {"data": x[:16]}
+    x, z, context = x[:16], z[:16], None if context is None else context[:16]
+    anew = {"data": x}
     scales = latent_scales(flow.transform, flow.event_shape).to(device)
     for scale in range(int(scales.max())):
-        fresh = torch.where(scales <= scale, flow.base.sample((len(z[:16]),)), z[:16])
-        contexts = None if context is None else context[:16]
-        anew[f"scales 1-{scale + 1} drawn anew" if scale else "finest scale drawn anew"] = flow.decode(fresh, contexts)
+        fresh = torch.where(scales <= scale, flow.base.sample((len(z),)), z)
+        anew[f"scales 1-{scale + 1} drawn anew" if scale else "finest scale drawn anew"] = flow.decode(fresh, context)
     if len(anew) > 1:
         boards(anew, top, path("scales"), side=4)
 
@@ -77,32 +75,25 @@ def plot(
         return path.plotted
     hidden = torch.zeros(x.shape[1:], dtype=torch.bool, device=device)
     hidden[:, x.shape[2] // 2 :] = True
-    shown = torch.where(hidden, 0.5 * top, x[:16])
-    contexts = None if context is None else context[:16]
-    inpaint(flow, x[:16], hidden, contexts, high=levels - 1.0, steps=1)  # the first one takes longer
+    complete = partial(inpaint, flow, x, hidden, context, high=top)
+    complete(steps=1)  # the first one takes longer
     started = time.monotonic()
-    inpaint(flow, x[:16], hidden, contexts, high=levels - 1.0, steps=2)
+    complete(steps=2)
     steps = min(STEPS, int(2 * seconds / (time.monotonic() - started)))
-    if steps < FEWEST_STEPS:
-        return path.plotted
-    completed = inpaint(flow, x[:16], hidden, contexts, high=levels - 1.0, steps=steps).x
-    boards({"data": x[:16], "hidden": shown, "completed": completed}, top, path("inpainting"), side=4)
+    if steps >= FEWEST_STEPS:
+        shown = torch.where(hidden, 0.5 * top, x)
+        boards({"data": x, "hidden": shown, "completed": complete(steps=steps).x}, top, path("inpainting"), side=4)
     return path.plotted
 
 
-def boards(parts: dict[str, Any], top: float, path: Path, side: int = 8) -> None:
+def boards(parts: dict[str, Tensor], top: float, path: Path, side: int = 8) -> None:
     """Plot named sets of images ``(n, C, H, W)``, values 0 .. top, as squares side by side."""
     with figure(path, (4.1 * len(parts), 4.4)) as fig:
-        panels = np.atleast_1d(fig.subplots(1, len(parts)))
+        fig.get_layout_engine().set(w_pad=0.1)  # so that sets are farther apart than images
+        panels = fig.subplots(1, len(parts), squeeze=False)[0]
         for axes, (title, images) in zip(panels, parts.items(), strict=True):
-            pixels = (images.nan_to_num(0.0) / top).clamp(0, 1).cpu().numpy()
-            _, channels, height, width = pixels.shape
-            board = np.ones((side * (height + 1) + 1, side * (width + 1) + 1, 3))
-            for place, picture in enumerate(pixels[: side * side]):
-                top_row, left = (place // side) * (height + 1) + 1, (place % side) * (width + 1) + 1
-                board[top_row : top_row + height, left : left + width] = np.moveaxis(
-                    np.broadcast_to(picture, (3, height, width)) if channels == 1 else picture, 0, -1
-                )
-            axes.imshow(board, interpolation="nearest")
+            pixels = (images[: side * side].nan_to_num(0.0) / top).clamp(0, 1).cpu().numpy()
+            board = tiled(pixels, side, gap=1, fill=1.0)[:, 1:-1, 1:-1]
+            axes.imshow(np.moveaxis(np.broadcast_to(board, (3, *board.shape[1:])), 0, -1), interpolation="nearest")
             axes.set_title(title)
             axes.set_axis_off()

@@ -13,7 +13,7 @@ from diffeo.errors import UserError
 from diffeo.modalities.folders import in_order, threads
 from diffeo.modalities.images.decoding import as_picture
 
-__all__ = ["save_grid", "save_npz", "save_pngs"]
+__all__ = ["save_grid", "save_npz", "save_pngs", "tiled"]
 
 _GAP = 2  # pixels between the pictures of a grid
 _VISIBLE = 56  # pixels: smaller pictures are enlarged in a grid
@@ -34,16 +34,21 @@ def save_grid(path: str | os.PathLike[str], pixels: np.ndarray, columns: int | N
         raise ValueError("expected at least one picture, got none")
     zoom = max(1, _VISIBLE // max(shown.shape[2:]))
     shown = shown.repeat(zoom, axis=2).repeat(zoom, axis=3)
-    count, channels, height, width = shown.shape
-    columns = min(columns or math.isqrt(count - 1) + 1, count)
-    rows = -(-count // columns)
-    # Mid-grey, so that the edges of black and of white pictures show.
-    grid = np.full((channels, rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP), 128, dtype=np.uint8)
-    for i, picture in enumerate(shown):
-        top, left = _GAP + i // columns * (height + _GAP), _GAP + i % columns * (width + _GAP)
-        grid[:, top : top + height, left : left + width] = picture
+    columns = min(columns or math.isqrt(len(shown) - 1) + 1, len(shown))
     with atomic_write(path) as temporary:
-        as_picture(grid).save(temporary, format="PNG")
+        # Mid-grey, so that the edges of black and of white pictures show.
+        as_picture(tiled(shown, columns, _GAP, fill=128)).save(temporary, format="PNG")
+
+
+def tiled(pictures: np.ndarray, columns: int, gap: int, fill: float) -> np.ndarray:
+    """Return pictures (N, C, H, W) row by row as one, (C, height, width), with so wide gaps between and around them."""
+    count, channels, height, width = pictures.shape
+    rows = -(-count // columns)
+    board = np.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), fill, dtype=pictures.dtype)
+    for i, picture in enumerate(pictures):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        board[:, top : top + height, left : left + width] = picture
+    return board
 
 
 def save_pngs(folder: str | os.PathLike[str], pixels: np.ndarray, levels: int = 256, force: bool = False) -> None:

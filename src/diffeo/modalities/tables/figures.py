@@ -33,10 +33,7 @@ def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
         UserError: if they cannot be written.
     """
     path = Figures(run)
-    if metrics := path.metrics():
-        likelihood = flow.ode is None
-        figures.learning_curve(metrics, path("learning_curve"), likelihood=likelihood)
-
+    figures.training(path, flow)
     device = flow.base.device_marker.device
     streamed = isinstance(rows.x, TableStream)
     x, context = (rows.valid_x, rows.valid_context) if streamed else (rows.x, rows.context)
@@ -61,7 +58,7 @@ def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
         origins = [column.origin for column in schema.feature_columns]
         figures.density_2d(flow, real_columns, sampled_columns, schema.feature_names, path("density"), origins)
         if flow.ode is not None:
-            trajectories.plot(flow.ode, flow.base, path("trajectories"))
+            trajectories.plot(flow.ode, flow.base, schema.feature_names, path("trajectories"))
             trajectories.animate(flow.ode, flow.base, path("trajectories", ".gif"))
     return path.plotted
 
