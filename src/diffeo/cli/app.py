@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
 
-from diffeo.cli.options import Data, Device, Force, Json, Missing, Out, Run, Seed, TrainingSeed
+from diffeo.cli.options import Data, Device, Figures, Force, Json, Missing, NewRun, Out, Run, Seed, TrainingSeed
 from diffeo.cli.parse import arguments_of
+from diffeo.cli.progress import RowsBar
 from diffeo.errors import UserError
 
 app = Typer(
@@ -48,7 +49,6 @@ def _command(*, counts: str | None = None, trains: bool = False) -> Callable[[Ca
             arguments = arguments_of(options)
 
             from diffeo import commands
-            from diffeo.cli.progress import RowsBar
 
             if trains:
                 arguments |= {"progress": True, "say": _note}
@@ -103,7 +103,7 @@ def _root(
 @_command(trains=True)
 def fit(
     source: Data,
-    out: Annotated[Path, Option("--out", "-o", help="The run directory to make.", metavar="RUN")],
+    out: NewRun,
     model: Annotated[
         str | None,
         Option(help="nice, realnvp, glow, maf, iaf, nsf, wavenet or flow-matching; chosen for the data by default."),
@@ -145,7 +145,7 @@ def fit(
         bool, Option("--resume", help="Continue a run, with its own settings; longer with a larger budget.")
     ] = False,
     force: Annotated[bool, Option("--force", help="Replace an earlier run.")] = False,
-    figures: Annotated[bool, Option(help="Plot figures into RUN/figures.")] = True,
+    figures: Figures = True,
     seed: TrainingSeed = None,
     device: Device = None,
     as_json: Json = False,
@@ -225,7 +225,7 @@ def inpaint(
 @_command(trains=True)
 def distill(
     run: Run,
-    out: Annotated[Path, Option("--out", "-o", help="The run directory to make.", metavar="DIR")],
+    out: NewRun,
     student: Annotated[
         str | None,
         Option(
@@ -266,7 +266,7 @@ def distill(
     force: Annotated[
         bool, Option("--force", help="Replace an earlier run; distil a model that is fast already.")
     ] = False,
-    figures: Annotated[bool, Option(help="Plot figures into DIR/figures.")] = True,
+    figures: Figures = True,
     seed: TrainingSeed = None,
     device: Device = None,
     as_json: Json = False,

@@ -18,6 +18,7 @@ Data = Annotated[
         metavar="DATA",
     ),
 ]
+NewRun = Annotated[Path, Option("--out", "-o", help="The run directory to make.", metavar="DIR")]
 Out = Annotated[
     Path | None, Option("--out", "-o", help="Where to; the extension decides the format. Default: csv on stdout.")
 ]
@@ -25,6 +26,7 @@ Missing = Annotated[
     bool, Option("--drop-missing", help="Leave out rows with empty cells, NaN or infinity, else refused.")
 ]
 Force = Annotated[bool, Option("--force", help="Replace what is there.")]
+Figures = Annotated[bool, Option(help="Plot figures into DIR/figures.")]
 Seed = Annotated[int, Option(help="Decides all that is random.", min=0)]
 TrainingSeed = Annotated[int | None, Option(help="Decides all that is random.  [default: 0]")]
 Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")]
