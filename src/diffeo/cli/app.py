@@ -26,7 +26,7 @@ app = Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-INTERRUPTED = 130
+INTERRUPTED = 130  # the exit code
 
 
 def _command(*, counts: str | None = None, trains: bool = False) -> Callable[[Callable[..., None]], Callable[..., int]]:
