@@ -25,7 +25,7 @@ import torch
 import diffeo
 import peers
 from diffeo import commands
-from diffeo.distillation.density import BATCH_SIZE, BATCHES, REPORTED, DensityMethod
+from diffeo.distillation.density import REPORTED, DensityMethod
 from diffeo.report.distillation import compare_draws, draw_both, warnings
 from protein import locate
 
@@ -60,7 +60,9 @@ def reverse_only(teacher: diffeo.Flow, like: diffeo.Flow, seconds: float, seed: 
     core = teacher.core
     diffeo.fit(
         diffeo.Distillation(flow.core, core, forward_share=0.0),
-        diffeo.training.SampleStream(core, batch_size=BATCH_SIZE, batches=BATCHES, seed=seed),
+        diffeo.training.SampleStream(
+            core, batch_size=DensityMethod.batch_size, batches=DensityMethod.batches, seed=seed
+        ),
         validation=core.sample(2048), minutes=seconds / 60, patience=math.inf, seed=seed,
     )  # fmt: skip
     return flow.eval()

@@ -1,5 +1,6 @@
 """The command line from end to end, as a user types it."""
 
+import inspect
 import io
 import json
 import os
@@ -16,6 +17,8 @@ import torch
 import diffeo
 from diffeo import commands
 from diffeo.cli import main
+from diffeo.cli.app import COMMANDS as CLI_COMMANDS
+from diffeo.cli.parse import MODEL, arguments_of
 from diffeo.data import infer_schema, open_table
 from diffeo.modalities.tables.defaults import preprocessing
 
@@ -84,6 +87,22 @@ def test_every_command_has_the_common_options(capsys):
     for command in COMMANDS:
         out, _ = run(capsys, command, "--help")
         assert all(option in out for option in ("--json", "--seed", "--device", "--help"))
+
+
+def test_every_option_is_a_parameter_of_the_function():
+    """A command's options go by name; the model's two arguments with options of their own are in ``arguments``."""
+    for command in CLI_COMMANDS:
+        known = set(inspect.signature(getattr(commands, command.__name__)).parameters)
+        if "arguments" in known:
+            known |= set(MODEL)
+        unused = {"as_json", *(("machine", "seed", "device") if command.__name__ == "info" else ())}
+        assert set(inspect.signature(command).parameters) - unused <= known, command.__name__
+
+
+def test_repeated_assignments_are_taken_in_order():
+    words = ["a=1", "b=x=y", "a=2", "a=1"]
+    assert arguments_of({"arguments": words, "transforms": 3}) == {"arguments": {"transforms": 3, "a": 1, "b": "x=y"}}
+    assert arguments_of({"given": ["a=b=41"], "missing": True}) == {"given": {"a=b": "41"}, "missing": "drop"}
 
 
 def test_fit_writes_a_run(made):

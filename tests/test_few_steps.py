@@ -178,7 +178,9 @@ def brief():
             for name, value in {"batch_size": 32, "batches": 5, "validated": 64, "scored": 40, "reported": 60}.items():
                 patch.setattr(kind, name, value)
         patch.setattr(TableSteps, "plotted", 200)
-        for name, value in {"BATCHES": 2, "BATCH_SIZE": 32, "REPORTED": 200, "VALIDATED": 32, "TIMED": 20}.items():
+        for name, value in {"batch_size": 32, "batches": 2, "validated": 32}.items():
+            patch.setattr(density.DensityMethod, name, value)
+        for name, value in {"REPORTED": 200, "TIMED": 20}.items():
             patch.setattr(density, name, value)
         yield
 

@@ -60,6 +60,8 @@ def test_check_takes_the_test_rows(tmp_path, capsys):
     assert (report["which"], report["rows"], report["in_sample"]) == (TEST, 300, False)
     expected = commands.info(tmp_path / "run")["metrics"]["test"]["nll"]
     assert -report["likelihood"]["flow"]["mean"] == pytest.approx(expected, rel=1e-6)
+    assert main(["info", str(tmp_path / "run")]) == 0
+    assert f"test        {expected:.3f} ± " in capsys.readouterr().out
     report = commands.check(tmp_path / "run", x, rows=50)
     assert (report["which"], report["rows"]) == (f"50 of {TEST}", 50)
     commands.distill(tmp_path / "run", tmp_path / "fast", x, student="realnvp", epochs=1, figures=False)

@@ -12,7 +12,7 @@ from diffeo.errors import UserError
 
 __all__ = ["main"]
 
-BROKEN_PIPE, MISTAKE, INTERRUPTED = 1, 2, 130
+BROKEN_PIPE, MISTAKE = 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from typer import Abort, BadParameter, Exit
 
-    from diffeo.cli.app import COMMANDS, app
+    from diffeo.cli.app import COMMANDS, INTERRUPTED, app
 
     # Newer versions of typer carry click inside them, older ones import it: this finds its base class in both.
     usage: Any = next(kind for kind in BadParameter.__mro__ if kind.__name__ == "ClickException")

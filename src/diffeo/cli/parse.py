@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from diffeo.errors import UserError
 
-__all__ = ["assignments", "columns", "context_values", "whole_numbers"]
+__all__ = ["arguments_of"]
+
+MODEL = ("hidden", "transforms")  # arguments of the model that have options of their own
 
 
-def columns(words: Sequence[str] | None) -> list[str]:
+def arguments_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a command's function: options that were given, their words made values."""
+    given = {name: value for name, value in options.items() if value is not None}
+    values = {name: PARSERS[name](value) if name in PARSERS else value for name, value in given.items()}
+    model = {name: values.pop(name) for name in MODEL if name in values}
+    return {**values, "arguments": model | values.get("arguments", {})} if model else values
+
+
+def _columns(words: Sequence[str]) -> list[str]:
     """Return names from options such as ``--drop a,b --drop c``; a name with a comma in it is quoted as in csv."""
-    names = [name.strip() for row in csv.reader(words or []) for name in row]
+    names = [name.strip() for row in csv.reader(words) for name in row]
     if not all(names):
-        raise UserError(f"expected column names separated by commas, got {','.join(words or [])!r}")
+        raise UserError(f"expected column names separated by commas, got {','.join(words)!r}")
     return names
 
 
-def whole_numbers(text: str | None, option: str) -> list[int] | None:
+def _whole_numbers(option: str, text: str) -> list[int]:
     """Return sizes from an option such as ``--hidden 128,128``."""
-    if text is None:
-        return None
     try:
         sizes = [int(word) for word in text.split(",")]
     except ValueError:
@@ -33,34 +42,41 @@ def whole_numbers(text: str | None, option: str) -> list[int] | None:
     return sizes
 
 
-def _texts(words: Sequence[str] | None, option: str) -> dict[str, str]:
-    """Return names and texts from options such as ``--set activation=silu``."""
-    result = {}
-    for word in words or []:
-        name, equals, value = word.partition("=")
+def _texts(words: Sequence[str], what: str, split: Callable[[str, str], tuple[str, str, str]]) -> dict[str, str]:
+    """Return names and texts from options such as ``--set activation=silu``, split at their first or last ``=``."""
+    texts = {}
+    for word in words:
+        name, equals, text = split(word, "=")
         if not (name and equals):
-            raise UserError(f"expected {option} NAME=VALUE, got {word!r}")
-        result[name.strip()] = value
-    return result
+            raise UserError(f"expected {what}=VALUE, got {word!r}")
+        texts[name.strip()] = text
+    return texts
 
 
-def assignments(words: Sequence[str] | None, option: str) -> dict[str, Any]:
+def _assignments(words: Sequence[str]) -> dict[str, Any]:
     """Return names and values from options such as ``--set bins=16 --set activation=silu``; values are JSON or text."""
-    result: dict[str, Any] = {}
-    for name, value in _texts(words, option).items():
-        try:
-            result[name] = json.loads(value)
-        except ValueError:
-            result[name] = value
-    return result
+    return {name: _json_or_text(text) for name, text in _texts(words, "--set NAME", str.partition).items()}
 
 
-def context_values(words: Sequence[str] | None) -> dict[str, str] | None:
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _context_values(words: Sequence[str]) -> dict[str, str]:
     """Return columns and their values, as texts, from options such as ``--given age=41``; a column may hold a ``=``."""
-    result = {}
-    for word in words or []:
-        name, equals, value = word.rpartition("=")
-        if not (name and equals):
-            raise UserError(f"expected --given COLUMN=VALUE, got {word!r}")
-        result[name.strip()] = value
-    return result or None
+    return _texts(words, "--given COLUMN", str.rpartition)
+
+
+PARSERS: Mapping[str, Callable[[Any], Any]] = {
+    "context": _columns,
+    "drop": _columns,
+    "keep": _columns,
+    "size": partial(_whole_numbers, "--size"),
+    "hidden": partial(_whole_numbers, "--hidden"),
+    "arguments": _assignments,
+    "given": _context_values,
+    "missing": lambda dropped: "drop" if dropped else "error",
+}

@@ -43,7 +43,7 @@ def check(
     """
     if rows < FEWEST:
         raise UserError(f"expected at least {FEWEST} rows to check by, got {rows}")
-    opened, options = open_for("check", run, device, {"missing": missing if missing != "error" else None})
+    opened, options = open_for("check", run, device, missing=missing)
     with_likelihood(opened)
     examples = opened.examples(source, rows, seed, options)
     report = opened.examine(examples, seed)

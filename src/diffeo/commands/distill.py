@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from diffeo.commands.runs import with_likelihood
-from diffeo.commands.settings import check_settings, refuse_foreign
+from diffeo.commands.settings import refuse_foreign, settings_of
 from diffeo.distillation.base import Method
 from diffeo.distillation.density import DensityMethod
 from diffeo.distillation.sequence import SequenceMethod
@@ -105,21 +105,18 @@ def distill(
         raise UserError(f"{folder} is the teacher's own folder: choose another one for the student (--out)")
     if "sample" in teacher.flow.fast and not force:
         raise UserError(f"{teacher.path} samples in one pass already: nothing to gain (distil it anyway with --force)")
-    options = {
-        "student": student, "arguments": dict(arguments or {}) or None, "epochs": epochs, "minutes": minutes,
-        "forward_share": forward_share, "power": power, "contrast": contrast,
-        "missing": missing if missing != "error" else None, "seed": seed,
-    }  # fmt: skip
     earlier = read_model(out) if resume else None
-    settings = {**_earlier_settings(out, earlier), **{k: v for k, v in options.items() if v is not None}}
-    check_settings({name: value for name, value in settings.items() if name not in ("student", "arguments")})
+    stored = earlier["provenance"].get("distillation", {}).get("settings") if earlier else {}
+    if stored is None:
+        raise UserError(f"{os.fspath(out)} was not made by diffeo distill: choose another folder")
+    settings = settings_of(locals(), out, stored)
     method = _method(teacher, settings.get("student"))
     by_kind = {method.run.words.data: method.options for method in METHODS}
     refuse_foreign(by_kind, method.run.words.data, settings)
     seed = settings.get("seed", 0)
-    tell = say if world.leads else lambda text: None
+    say = say if world.leads else lambda text: None
 
-    method.read(source, settings, seed, tell)
+    method.read(source, settings, seed, say)
     flow = _student(method, settings.get("arguments", {}), seed)
     assert flow.recipe is not None  # it was built from one
     core = flow.core
@@ -133,7 +130,7 @@ def distill(
                 shutil.rmtree(folder / earlier_folder, ignore_errors=True)
     world.wait()  # under torchrun, until the first process has made the run directory
 
-    results = _train(core, method, folder, settings, seed, resume, progress, world, tell)
+    results = _train(core, method, folder, settings, seed, resume, progress, world, say)
     facts = {
         "model": flow.recipe["name"],
         "student": method.student,
@@ -184,15 +181,6 @@ def _method(teacher: OpenRun, student: str | None) -> Method:
     return names[name](teacher, name)
 
 
-def _earlier_settings(out: str | os.PathLike[str], earlier: Mapping[str, Any] | None) -> dict[str, Any]:
-    if earlier is None:
-        return {}
-    settings = earlier["provenance"].get("distillation", {}).get("settings")
-    if not isinstance(settings, dict):
-        raise UserError(f"{os.fspath(out)} was not made by diffeo distill: choose another folder")
-    return settings
-
-
 def _student(method: Method, chosen: Mapping[str, Any], seed: int) -> Flow:
     """Build the student, with what it takes over from its teacher; the seed decides its initial weights."""
     recipe, arguments = method.students[method.student]
@@ -216,14 +204,13 @@ def _student(method: Method, chosen: Mapping[str, Any], seed: int) -> Flow:
 
 def _origin(method: Method, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Where the student comes from. Data and seed are the teacher's: they say which rows it was not trained on."""
-    assert method.flow.recipe is not None
     recorded = method.provenance
     return provenance(
         data=recorded.get("data"), seed=recorded.get("seed"),
         distillation={
             "settings": dict(settings),
             "teacher": {
-                "run": method.path, "model": method.flow.recipe["name"],
+                "run": method.path, "model": method.model,
                 "sha256": digest(method.flow.state_dict()), "versions": recorded.get("versions"),
             },
         },
@@ -248,7 +235,7 @@ def _train(
         say(f"stage {number} of {len(method.stages)}: {stage.says}")
         stream, held_out = method.training_data(stage, student, seed)
         results[stage.name] = fit(
-            stage.objective(student, method.tutor), stream, validation=held_out, lr=stage.lr, patience=math.inf,
+            stage.objective(student, method.training_core), stream, validation=held_out, lr=stage.lr, patience=math.inf,
             bfloat16=method.bfloat16, seed=seed, device=world.device, out=folder, resume=resume and folder.is_dir(),
             progress=progress, **_budget(settings, stage.share, method.epochs),
         )  # fmt: skip

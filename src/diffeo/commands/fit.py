@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.commands.settings import check_settings, earlier_settings, refuse_foreign
+from diffeo.commands.settings import refuse_foreign, settings_of
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.modalities import modalities, recognize
-from diffeo.modalities.base import Dataset, Modality, Words
+from diffeo.modalities.base import Dataset, Words
 from diffeo.objectives import Objective, objective_of
 from diffeo.objectives.choice import SETTINGS
 from diffeo.recipes import build
@@ -34,10 +34,7 @@ __all__ = ["fit"]
 EVALUATED = 50_000  # training rows whose likelihood is reported
 FEWER = 1_000  # rows of each part, where a likelihood takes many evaluations of a network
 CHUNK = 2**22  # numbers scored at a time
-FIGURES, FIGURES_SECONDS = (
-    0.1,
-    10.0,
-)  # time for figures: this share of the training's, but at least so many seconds
+FIGURES, FIGURES_SECONDS = 0.1, 10.0  # time for figures: this share of the training's, or so many seconds if more
 
 
 def fit(
@@ -111,22 +108,13 @@ def fit(
     Raises:
         UserError: for bad input, an unknown model or argument, or a folder that cannot be written.
     """
-    options = {
-        "model": model and model.replace("-", "_"), "arguments": dict(arguments or {}) or None,
-        "context": list(context) or None, "drop": list(drop) or None, "size": list(size) or None,
-        "missing": missing if missing != "error" else None, "test": test, "rate": rate, "crop": crop, "mels": mels,
-        "label_pattern": label_pattern,
-        "epochs": epochs, "minutes": minutes, "batch_size": batch_size, "accumulate": accumulate, "lr": lr,
-        "seed": seed,
-    }  # fmt: skip
-    options = {name: value for name, value in options.items() if value is not None}
     earlier = read_model(out) if resume else None
-    settings = {**(earlier_settings(out, earlier) if earlier else {}), **options}
-    check_settings(settings)
+    settings = settings_of(locals(), out, earlier["provenance"].get("settings", {}) if earlier else {})
     world = World(choose_device(device))
     seed = settings.get("seed", 0)
 
-    modality = _recognize(source, settings)
+    modality = recognize(source, settings.get("model"))
+    refuse_foreign({each.run.words.data: each.options for each in modalities()}, modality.run.words.data, settings)
     # Under torchrun one process claims the folder: another, later, would find that a run is there already.
     with claimed(Path(out), earlier is not None or force) if world.leads else nullcontext():
         dataset = modality.dataset(source, settings, seed)
@@ -163,13 +151,6 @@ def fit(
             say("plotting figures ...")
             plotted = dataset.plot(Path(out), flow, max(FIGURES * result.seconds, FIGURES_SECONDS))
     return {"run": os.fspath(out), **metrics, "figures": plotted}
-
-
-def _recognize(source: Any, settings: Mapping[str, Any]) -> Modality:
-    """Find out what the data are, and refuse the options of other kinds."""
-    modality = recognize(source, settings.get("model"))
-    refuse_foreign({each.run.words.data: each.options for each in modalities()}, modality.run.words.data, settings)
-    return modality
 
 
 def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int) -> Flow:

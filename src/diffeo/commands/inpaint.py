@@ -47,7 +47,7 @@ def inpaint(
     Raises:
         UserError: for images or a mask of another shape, a mask that hides nothing or everything, or a bad output.
     """
-    opened, _ = open_for("inpaint", run, device, {})
+    opened, _ = open_for("inpaint", run, device)
     if not isinstance(opened, ImageRun):
         raise UserError(f"{opened.path}: was not trained on images, but on {opened.words.data}")
     opened.check_target(out, force)

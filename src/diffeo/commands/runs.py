@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from diffeo.commands.settings import option_of
 from diffeo.errors import UserError
 from diffeo.modalities import open_run
 from diffeo.modalities.base import OpenRun
@@ -17,24 +17,22 @@ from diffeo.objectives import guided
 __all__ = ["open_for", "with_guidance", "with_likelihood"]
 
 
-# Options of the command line, where they are called otherwise than the arguments.
-OPTIONS = {"missing": "drop-missing", "given_from": "given-file", "length": "seconds"}
-
-
 def open_for(
-    command: str, run: str | os.PathLike[str], device: str | torch.device | None, options: Mapping[str, Any]
+    command: str, run: str | os.PathLike[str], device: str | torch.device | None, **options: Any
 ) -> tuple[OpenRun, dict[str, Any]]:
-    """Open a run for a command, with those of its options that were given.
+    """Open a run for a command, with those of its options that say something: not None, nor that missing is an error.
 
     Raises:
         UserError: for a bad run directory, or an option that its kind of data has no use for.
     """
     opened = open_run(run, device)
-    chosen = {name: value for name, value in options.items() if value is not None}
+    chosen = {
+        name: value for name, value in options.items() if value is not None and (name, value) != ("missing", "error")
+    }
     foreign = [name for name in chosen if name not in opened.options.get(command, ())]
     if foreign:
-        option, data = OPTIONS.get(foreign[0], foreign[0]), opened.words.data
-        raise UserError(f"--{option} is not for {opened.path}, which was trained on {data}; leave it out")
+        option, data = option_of(foreign[0]), opened.words.data
+        raise UserError(f"{option} is not for {opened.path}, which was trained on {data}; leave it out")
     return opened, chosen
 
 

@@ -32,7 +32,7 @@ def sample(
     seed: int = 0,
     device: str | None = None,
     force: bool = False,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Write new data as those of the training were.
 
@@ -61,9 +61,9 @@ def sample(
         UserError: for a number below 1, a context that is missing, superfluous or incomplete, a bad run directory, an
             output that cannot be written, or a model that cannot be guided.
     """
-    options = {"given": given, "given_from": given_from, "guidance": guidance, "length": length}
-    known = {name: value for name, value in options.items() if value is not None}
-    opened, _ = open_for("sample", run, device, known)
+    opened, options = open_for(
+        "sample", run, device, given=given, given_from=given_from, guidance=guidance, length=length
+    )
     one, many = opened.words.one, opened.words.many
     if n is None and given_from is None:
         raise UserError(f"how many {many}? give a number of samples (-n)")
@@ -71,10 +71,9 @@ def sample(
         raise UserError(f"expected a number of samples of at least 1 (-n), got {n}")
     opened.check_target(out, force)
     opened = with_guidance(opened, guidance)
-    draws, total = opened.draws(n, known)
+    draws, total = opened.draws(n, options)
     started = time.monotonic()
-    tell = progress or (lambda done, total: None)
-    tell(0, total)
+    progress(0, total)
     rows = 0
 
     def drawn() -> Iterator[tuple[Tensor, Draw]]:
@@ -85,7 +84,7 @@ def sample(
             context = None if draw.context is None else draw.context.to(opened.device)
             yield flow.sample(draw.count) if context is None else flow.sample((), context), draw
             rows += draw.count
-            tell(rows, total)
+            progress(rows, total)
 
     facts = opened.save(out, drawn(), force)
     seconds = time.monotonic() - started

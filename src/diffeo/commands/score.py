@@ -32,7 +32,7 @@ def score(
     seed: int = 0,
     device: str | None = None,
     force: bool = False,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Write the log-likelihood of every row, image or recording, in nats and in the data's own units, in order.
 
@@ -60,8 +60,7 @@ def score(
     Raises:
         UserError: for bad input, a bad run directory or an output that cannot be written.
     """
-    options = {"keep": list(keep) or None, "missing": missing if missing != "error" else None}
-    opened, options = open_for("score", run, device, options)
+    opened, options = open_for("score", run, device, keep=list(keep) or None, missing=missing)
     with_likelihood(opened)
     scoring = opened.scoring(source, options)
     started = time.monotonic()
@@ -72,8 +71,7 @@ def score(
     name = f"bits_per_{opened.words.dimension}"
     columns = [*scoring.columns, "log_likelihood", *([] if scoring.bits is None else [name])]
     types = [*scoring.types, *["float64"] * (len(columns) - len(scoring.columns))]
-    tell = progress or (lambda done, total: None)
-    tell(0, scoring.total)
+    progress(0, scoring.total)
     rows = 0
     with TableWriter(out, columns, types, force=force) as writer, watched_solves() as solves:
         for chunk in scoring.chunks:
@@ -95,7 +93,7 @@ def score(
             impossible += len(log_prob) - len(finite)
             low = min(low, float(log_prob.min()))
             rows += len(log_prob)
-            tell(rows, scoring.total)
+            progress(rows, scoring.total)
     seconds = time.monotonic() - started
     summary = {
         "rows": rows,

@@ -4,61 +4,73 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diffeo.errors import UserError
 from diffeo.recipes import RECIPES
 
-__all__ = ["check_settings", "earlier_settings", "refuse_foreign"]
+__all__ = ["option_of", "refuse_foreign", "settings_of"]
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "model": (str,), "arguments": (dict,), "context": (list,), "drop": (list,), "size": (list,), "missing": (str,),
-    "test": (int, float),
-    "rate": (int,), "crop": (int, float), "mels": (int,), "label_pattern": (str,),
-    "epochs": (int,), "minutes": (int, float), "batch_size": (int,), "accumulate": (int,),
-    "lr": (int, float), "seed": (int,),
+
+_NUMBER = int | float
+_TYPES: dict[str, Any] = {
+    "model": str, "student": str, "arguments": dict, "context": list, "drop": list, "size": list, "missing": str,
+    "label_pattern": str, "test": _NUMBER, "rate": int, "crop": _NUMBER, "mels": int, "epochs": int, "minutes": _NUMBER,
+    "batch_size": int, "accumulate": int, "lr": _NUMBER, "seed": int,
+    "power": _NUMBER, "contrast": _NUMBER, "forward_share": _NUMBER,
 }  # fmt: skip
+_RANGES: list[tuple[str, str, Callable[[float], bool]]] = [
+    ("epochs batch_size accumulate rate mels transforms", "of at least 1", lambda value: value >= 1),
+    ("seed", "of at least 0", lambda value: value >= 0),
+    ("minutes lr crop", "above 0", lambda value: 0 < value < math.inf),
+    ("test", "in (0, 1)", lambda value: 0 < value < 1),
+    ("power", "of at least 0", lambda value: 0 <= value < math.inf),
+    ("contrast forward_share", "in [0, 1)", lambda value: 0 <= value < 1),
+]
 
 
-def earlier_settings(run: str | os.PathLike[str], model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the model.json of an earlier training holds.
+def settings_of(arguments: Mapping[str, Any], run: str | os.PathLike[str], stored: Any) -> dict[str, Any]:
+    """Return the settings of a training, checked as far as possible before the data are read.
+
+    Args:
+        arguments: those of ``fit`` or ``distill``, by name; settings that say nothing (None, no columns, missing values
+            that are errors) are left out.
+        run: the run directory.
+        stored: the settings of the training that is resumed, which hold where none are given; {} of a new one.
 
     Raises:
-        UserError: if they are damaged.
+        UserError: for an unknown model, a number out of its range, or damaged stored settings.
     """
-    settings = model["provenance"].get("settings", {})
-    if not isinstance(settings, dict) or not all(
-        isinstance(value, _TYPES.get(name, ())) for name, value in settings.items()
+    if not isinstance(stored, dict) or not all(
+        isinstance(value, _TYPES.get(name, ())) for name, value in stored.items()
     ):
-        raise UserError(f"{os.fspath(run)}: model.json is damaged: its settings are not usable; start again (--force)")
-    return settings
-
-
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Check the settings as far as possible before the data are read.
-
-    Raises:
-        UserError: for an unknown model, or a number out of its range.
-    """
+        where = os.fspath(run)
+        raise UserError(f"{where}: model.json is damaged: its settings are not usable; start again (--force)")
+    settings = dict(stored)
+    for name, kind in _TYPES.items():
+        value = arguments.get(name)
+        if kind in (list, dict):
+            value = kind(() if value is None else value) or None
+        if value is not None and (name, value) != ("missing", "error"):
+            settings[name] = value.replace("-", "_") if name == "model" else value
     model = settings.get("model")
     if model is not None and model not in RECIPES:
         raise UserError(f"unknown model {model!r}; expected one of {', '.join(RECIPES)}")
     numbers = {"transforms": settings.get("arguments", {}).get("transforms"), **settings}
-    for name in ("epochs", "batch_size", "accumulate", "rate", "mels", "seed", "transforms"):
-        value, least = numbers.get(name), int(name != "seed")
-        if isinstance(value, int) and value < least:
-            raise UserError(f"expected {name.replace('_', ' ')} of at least {least}, got {value}")
-    for name in ("minutes", "lr", "crop"):
-        if name in settings and not 0 < settings[name] < math.inf:
-            raise UserError(f"expected {name} above 0, got {settings[name]}")
-    if "test" in settings and not 0 < settings["test"] < 1:
-        raise UserError(f"expected a fraction of the rows for the test in (0, 1), got {settings['test']}")
-    if settings.get("power", 0.0) < 0 or not math.isfinite(settings.get("power", 0.0)):
-        raise UserError(f"expected power of at least 0, got {settings['power']}")
-    for name in ("contrast", "forward_share"):
-        if not 0 <= settings.get(name, 0.0) < 1:
-            raise UserError(f"expected {name.replace('_', ' ')} in [0, 1), got {settings[name]}")
+    for names, expected, valid in _RANGES:
+        for name in names.split():
+            value = numbers.get(name)
+            if isinstance(value, _NUMBER) and not valid(value):
+                what = "a fraction of the rows for the test" if name == "test" else name.replace("_", " ")
+                raise UserError(f"expected {what} {expected}, got {value}")
+    return settings
+
+
+def option_of(argument: str) -> str:
+    """What the command line calls an argument."""
+    others = {"missing": "drop-missing", "given_from": "given-file", "length": "seconds"}
+    return f"--{others.get(argument, argument.replace('_', '-'))}"
 
 
 def refuse_foreign(options: Mapping[str, Sequence[str]], kind: str, settings: Mapping[str, Any]) -> None:
@@ -72,9 +84,7 @@ def refuse_foreign(options: Mapping[str, Sequence[str]], kind: str, settings: Ma
     Raises:
         UserError: for the first of them.
     """
-    allowed = options[kind]
     for other, names in options.items():
-        foreign = [name for name in names if name not in allowed and settings.get(name)]
+        foreign = [name for name in names if name not in options[kind] and settings.get(name)]
         if foreign:
-            option = {"missing": "drop-missing"}.get(foreign[0], foreign[0].replace("_", "-"))
-            raise UserError(f"--{option} is for {other}, and these data are {kind}; leave it out")
+            raise UserError(f"{option_of(foreign[0])} is for {other}, and these data are {kind}; leave it out")

@@ -6,22 +6,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from diffeo.errors import UserError
-from diffeo.flow import Flow
+from diffeo.flow import Flow, bits_per_dim
 from diffeo.modalities.base import OpenRun
 from diffeo.objectives import Objective
 from diffeo.report.statistics import likelihood_facts, mean_and_error
 from diffeo.training import FitResult
+from diffeo.training.sampled import SampleStream
+from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms import Chain
 
-__all__ = ["Method", "Stage"]
+__all__ = ["Figures", "Method", "Stage", "TrainingData"]
 
 T = TypeVar("T")
+TrainingData: TypeAlias = tuple[Any, tuple[Tensor, Tensor | None]]  # a stream of (rows, contexts); both for validation
+Figures: TypeAlias = dict[str, Callable[[Path], Any]]  # by name, what plots each into a file
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,12 @@ class Method(ABC):
         student: the name of the one to train.
         opened: the teacher's run; ``path``, ``flow``, ``provenance``, ``device``: its own; ``description``: its data,
             as a run directory has them.
-        core, preprocessing: the two parts of the teacher's flow; ``tutor`` is the core as used in training, solved no
-            closer than to ``tolerance`` where it is continuous.
+        model, arguments: the teacher's recipe.
+        core, preprocessing: the two parts of the teacher's flow; ``training_core`` is the core as used in training,
+            solved no closer than to ``tolerance`` where it is continuous.
         stages: of the training, once the data are read; the last one ends at the student to keep.
+        batch_size, batches, validated: of draws that a student learns from, rows per step, steps per epoch, and rows
+            for validation; ``contexts``: to draw in, or None.
     """
 
     run: ClassVar[type[OpenRun]]
@@ -64,14 +71,20 @@ class Method(ABC):
     bfloat16: bool = False
     tolerance: float = 1e-4
     stages: Sequence[Stage]
+    batch_size: int
+    batches: int
+    validated: int
+    contexts: Tensor | None
 
     def __init__(self, opened: OpenRun, student: str) -> None:
         self.opened: Any = opened
         self.student = student
         self.path, self.flow, self.provenance, self.device = opened.path, opened.flow, opened.provenance, opened.device
         self.description: Mapping[str, Any] = opened.description
+        assert self.flow.recipe is not None  # it was built from one
+        self.model, self.arguments = self.flow.recipe["name"], self.flow.recipe["arguments"]
         self.core, self.preprocessing = opened.flow.core, opened.flow.preprocessing
-        self.tutor = self.loosened(self.core)
+        self.training_core = self.loosened(self.core)
 
     def loosened(self, flow: Flow) -> Flow:
         """The same flow, solved only as accurately as training needs; weights are shared."""
@@ -87,8 +100,7 @@ class Method(ABC):
 
     def shared(self) -> dict[str, Any]:
         """Return the arguments of the recipe that the student takes over from its teacher."""
-        assert self.flow.recipe is not None  # it was built from one
-        return {name: self.flow.recipe["arguments"][name] for name in ("features", "context", "preprocess")}
+        return {name: self.arguments[name] for name in ("features", "context", "preprocess")}
 
     def inherited(self, flow: Flow) -> list[nn.Module]:
         """Return the parts of either flow whose state the student takes over from its teacher."""
@@ -108,12 +120,8 @@ class Method(ABC):
         """Open the data that were given, or else those that the run names, and decide on the stages."""
 
     @abstractmethod
-    def training_data(self, stage: Stage, student: Flow, seed: int) -> tuple[Any, tuple[Tensor, Tensor | None]]:
-        """Return the data that a stage is trained on, given the student from the stages before.
-
-        Returns:
-            A stream of (rows, contexts) for training, and the rows and contexts for validation.
-        """
+    def training_data(self, stage: Stage, student: Flow, seed: int) -> TrainingData:
+        """Return the data that a stage is trained on, given the student from the stages before."""
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -124,22 +132,50 @@ class Method(ABC):
         """Say what the student lost: "distillation", and "validation", the student's likelihood, where data are."""
 
     @abstractmethod
+    def figures(self, results: Mapping[str, FitResult]) -> Figures:
+        """Return figures of what was reported."""
+
     def plot(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
         """Plot ``folder/figures/*.png`` of what was reported, and return their paths."""
+        (folder / "figures").mkdir(exist_ok=True)
+        figures = {folder / "figures" / f"{name}.png": plot for name, plot in self.figures(results).items()}
+        for path, plot in figures.items():
+            plot(path)
+        return list(map(str, figures))
 
-    def open_source(self, source: Any, open_data: Callable[[Any], T], say: Callable[[str], None]) -> T | None:
-        """Open the data that were given, or else those that the run names; None, and a note, if these are gone."""
+    def open_source(
+        self, source: Any, open_data: Callable[[Any], T], say: Callable[[str], None], needed: str = ""
+    ) -> T | None:
+        """Open the data that were given, or else those that the run names; None, and a note, if these are gone.
+
+        Raises:
+            UserError: if they are gone and ``needed``, as this says.
+        """
         if source is not None:
             return open_data(source)
-        recorded = (self.provenance.get("data") or {}).get("name")
-        if not isinstance(recorded, str):
-            return None
-        try:
-            return open_data(recorded)
-        except (UserError, OSError) as error:
+        recorded, reason = (self.provenance.get("data") or {}).get("name"), ""
+        if isinstance(recorded, str):
+            try:
+                return open_data(recorded)
+            except (UserError, OSError) as error:
+                reason = str(error)
+        if needed:
+            raise UserError(f"{self.path}: {needed} (--data)" + f": {reason}" * bool(reason))
+        if reason:
             words = self.run.words
-            say(f"no real {words.many} to judge by, only the teacher's own: {error}; give the {words.data} (DATA)")
-            return None
+            say(f"no real {words.many} to judge by, only the teacher's own: {reason}; give the {words.data} (--data)")
+        return None
+
+    def streams(self, flow: Flow, stage: Stage, seed: int, **options: Any) -> TrainingData:
+        """Return fresh draws of a flow for training, and some for validation, as ``training_data`` does."""
+        held_out = SampleStream(
+            flow, self.contexts, batch_size=self.validated, batches=1, seed=derive(seed, "validation"), **options
+        )
+        stream = SampleStream(
+            flow, self.contexts, batch_size=self.batch_size, batches=self.batches, seed=derive(seed, stage.name),
+            **options,
+        )  # fmt: skip
+        return stream, next(iter(held_out))
 
     @torch.no_grad()
     def inwards(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,11 +195,13 @@ class Method(ABC):
         return x, log_det.reshape(len(x), -1).sum(1)
 
     @torch.no_grad()
-    def score(self, student: Flow, x: Tensor, context: Tensor | None) -> dict[str, Tensor] | None:
+    def score(self, student: Flow, x: Tensor, context: Tensor | None, seed: int) -> dict[str, Tensor] | None:
         """Score data ``(n, *event)``: log-likelihoods (n,) within the preprocessing, and the log-det of that.
 
-        Data that one of them gives no finite density are left out; None where fewer than two are left.
+        The seed decides the noise of dequantisation. Data that one of them gives no finite density are left out; None
+        where fewer than two are left.
         """
+        seed_noise(self.device, derive(seed, "real rows"))
         x, log_det = self.inwards(x)
         context = None if context is None else context.to(self.device)
         scores = {
@@ -176,14 +214,23 @@ class Method(ABC):
             return None
         return {name: values[good].double().cpu() for name, values in scores.items()}
 
-    def judged(self, report: dict[str, Any], scores: Mapping[str, Tensor] | None, which: str) -> dict[str, Any]:
-        """Add to a report what ``score`` found, and the student's likelihood; ``which`` says of what data."""
+    def judged(
+        self, report: dict[str, Any], scores: Mapping[str, Tensor] | None, which: str, step: float | None = None
+    ) -> dict[str, Any]:
+        """Add to a report what ``score`` found, and the student's likelihood.
+
+        Args:
+            report: on draws.
+            scores: what ``score`` found.
+            which: says of what data.
+            step: between neighbouring values of sound, whose differences are in bits per sample instead of nats.
+        """
         if scores is None:
             return {"distillation": report}
-        difference = mean_and_error((scores["student"] - scores["teacher"]).numpy())
-        report["real_rows"] = {**difference, "rows": len(scores["student"]), "which": which}
+        difference, dimensions = scores["student"] - scores["teacher"], report["dimensions"]
+        if step is not None:
+            difference = bits_per_dim(difference, dimensions)
+        report["real_rows"] = {**mean_and_error(difference.numpy()), "rows": len(difference), "which": which}
         nll = -(scores["student"] + scores["log_det"])
-        return {
-            "distillation": report,
-            "validation": likelihood_facts(nll, report["dimensions"], self.run.words.dimension),
-        }
+        facts = likelihood_facts(nll, dimensions, self.run.words.dimension, step or 1.0)
+        return {"distillation": report, "validation": facts}

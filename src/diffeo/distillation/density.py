@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffeo.distillation.base import Method, Stage
-from diffeo.errors import UserError
+from diffeo.distillation.base import Figures, Method, Stage, TrainingData
 from diffeo.flow import Flow
 from diffeo.modalities.base import Examples
 from diffeo.modalities.tables.figures import plot_pairs
@@ -26,15 +24,13 @@ from diffeo.report.distillation import (
     pace,
     warnings,
 )
+from diffeo.report.step_distillation import pick
 from diffeo.training import FitResult
-from diffeo.training.sampled import SampleStream
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms import Autoregressive
 
 __all__ = ["DensityMethod", "TableMethod"]
 
-BATCH_SIZE, BATCHES = 512, 100  # rows per step, steps per epoch
-VALIDATED = 4_096  # rows of the teacher's for validation
 REPORTED = 20_000  # draws of each for the report
 TIMED = 1_000  # rows drawn at a time where speed is measured
 
@@ -44,6 +40,7 @@ class TableMethod(Method):
 
     run = TableRun
     options = ("missing",)
+    batch_size, batches, validated, epochs = 512, 100, 4_096, 100
 
     def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
         """Find real rows to judge by, and contexts."""
@@ -53,10 +50,9 @@ class TableMethod(Method):
             examples: Examples = self.opened.examples(data, REPORTED, seed, {"missing": missing})
             return examples
 
-        self.real = self.open_source(source, open_data, say)
+        needed = "it is conditional: give the table that its contexts are to be taken from"
+        self.real = self.open_source(source, open_data, say, needed if self.core.context_shape else "")
         self.contexts = None if self.real is None else self.real.contexts
-        if self.core.context_shape and self.contexts is None:
-            raise UserError(f"{self.path} is conditional: give the table that its contexts are to be taken from (DATA)")
 
     def facts(self) -> dict[str, Any]:
         """How many columns, and which are the context."""
@@ -73,7 +69,6 @@ class DensityMethod(TableMethod):
         "realnvp": ("realnvp", {}),
         "nsf-coupling": ("nsf", {"structure": "coupling", "affine": True}),
     }
-    epochs = 100
     # The reverse KL comes last: far from the teacher its gradients explode, and alone it leaves modes out. The
     # forward KL needs no WarmStart, whose error an unfinished student makes small by shrinking to the mean row.
     stages = (
@@ -88,30 +83,19 @@ class DensityMethod(TableMethod):
             say("a density learns slowly from a continuous flow, each of whose draws and densities is a solve; give "
                 "the minutes that it may take (--minutes), or choose the student few-steps")  # fmt: skip
 
-    def training_data(
-        self, stage: Stage, student: Flow, seed: int
-    ) -> tuple[SampleStream, tuple[Tensor, Tensor | None]]:
+    def training_data(self, stage: Stage, student: Flow, seed: int) -> TrainingData:
         """Fresh draws of the teacher."""
-        held_out = SampleStream(
-            self.tutor, self.contexts, batch_size=VALIDATED, batches=1, seed=derive(seed, "validation")
-        )
-        stream = SampleStream(
-            self.tutor, self.contexts, batch_size=BATCH_SIZE, batches=BATCHES, seed=derive(seed, stage.name)
-        )
-        return stream, next(iter(held_out))
+        return self.streams(self.training_core, stage, seed)
 
     @torch.no_grad()
     def report(self, student: Flow, seed: int) -> dict[str, Any]:
         """Compare draws of both, and score real rows."""
         seed_noise(self.device, derive(seed, "contexts"))
-        context = None
-        if self.contexts is not None:
-            picked = torch.randint(len(self.contexts), (REPORTED,))
-            context = self.contexts[picked.to(self.contexts.device)].to(self.device)
+        context = pick(self.contexts, REPORTED)
+        context = None if context is None else context.to(self.device)
         self.draws = draw_both(student, self.core, context, REPORTED, derive(seed, "report"))
-        seed_noise(self.device, derive(seed, "real rows"))
         real = self.real
-        self.scores = None if real is None else self.score(student, real.x, real.context)
+        self.scores = None if real is None else self.score(student, real.x, real.context, seed)
         report = compare_draws(self.draws, seed)
         report["warnings"] = warnings(report)
         report["rows_per_second"] = self._paces(student)
@@ -133,13 +117,13 @@ class DensityMethod(TableMethod):
             )
         return paces
 
-    def plot(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
+    def figures(self, results: Mapping[str, FitResult]) -> Figures:
         """KL over the training, pairs of columns, the teacher's likelihood of real rows and of the student's."""
-        home = folder / "figures"
-        home.mkdir(exist_ok=True)
-        paths = [home / f"{name}.png" for name in ("kl", "pairs", "likelihoods")]
-        divergence_curve({stage.says: results[stage.name].history for stage in self.stages}, paths[0])
-        drawn = [self.outwards(rows)[0] for rows in (self.draws.x, self.draws.s)]
-        plot_pairs(self.opened.schema, drawn[0], drawn[1], paths[1], ("teacher", "student"))
-        likelihoods(self.draws, None if self.scores is None else self.scores["teacher"].numpy(), paths[2])
-        return [str(path) for path in paths]
+        histories = {stage.says: results[stage.name].history for stage in self.stages}
+        teacher, student = (self.outwards(rows)[0] for rows in (self.draws.x, self.draws.s))
+        real = None if self.scores is None else self.scores["teacher"].numpy()
+        return {
+            "kl": partial(divergence_curve, histories),
+            "pairs": partial(plot_pairs, self.opened.schema, teacher, student, whose=("teacher", "student")),
+            "likelihoods": partial(likelihoods, self.draws, real),
+        }

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffeo.distillation.base import Method, Stage
+from diffeo.distillation.base import Figures, Method, Stage, TrainingData
 from diffeo.errors import UserError
 from diffeo.flow import Flow, bits_per_dim
 from diffeo.modalities.audio import figures as audio_figures
-from diffeo.modalities.audio.audio import Audio
 from diffeo.modalities.audio.crops import STEP, Crops
 from diffeo.modalities.audio.dataset import AudioDataset
 from diffeo.modalities.audio.distillation import compare_sounds, generate_end_naively, warnings
@@ -24,10 +23,9 @@ from diffeo.modalities.audio.run import AudioRun
 from diffeo.objectives import Distillation, PowerLoss
 from diffeo.objectives.conditional_kl import PairedKL, collapsed, encoded_kl
 from diffeo.report.distillation import divergence_curve, divergences, draw_both, pace
-from diffeo.report.statistics import likelihood_facts, mean_and_error
 from diffeo.training import FitResult
 from diffeo.training.parallel import World
-from diffeo.training.seeding import derive, seed_noise, seeded
+from diffeo.training.seeding import derive, seeded
 
 __all__ = ["SequenceMethod"]
 
@@ -47,24 +45,26 @@ class SequenceMethod(Method):
     The recordings themselves are what the report compares with.
     """
 
-    run, teachers = AudioRun, "audio"
+    run, teachers = AudioRun, "a wavenet"
     options = ("forward_share", "power", "contrast")
     students = {"parallel_wavenet": ("parallel_wavenet", {})}  # noqa: RUF012 - a constant
     epochs = 60
 
+    @classmethod
+    def suits(cls, flow: Flow) -> bool:
+        """Whether the flow is a WaveNet, whose conditionals are compared with the student's."""
+        return flow.recipe is not None and flow.recipe["name"] == "wavenet"
+
     def shared(self) -> dict[str, Any]:
         """The frames of its context and the kind of noise are the teacher's as well."""
-        assert self.flow.recipe is not None  # it was built from one
-        arguments = self.flow.recipe["arguments"]
-        noise = "normal" if arguments["head"] == "gaussian" else "logistic"
-        return {**super().shared(), "hop": arguments["hop"], "noise": noise}
+        noise = "normal" if self.arguments["head"] == "gaussian" else "logistic"
+        return {**super().shared(), "hop": self.arguments["hop"], "noise": noise}
 
     def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
         """Open the recordings and divide them; choose the terms of the loss."""
-        if self.flow.recipe is None or self.flow.recipe["name"] != "wavenet":
-            raise UserError(f"{self.path}: of audio, only a wavenet can be distilled: its conditionals are compared")
         form = self.opened.form
-        audio = self._recordings(source)
+        needed = "recordings are needed to distil it, and for the contexts of its sounds; give them"
+        audio = self.open_source(source, self.opened.open, say, needed)
         contrast = self._contrast(settings)
         batch_size = max(BATCH_SIZE, 2 if contrast else 1) * World(self.device).size
         same = {
@@ -99,28 +99,13 @@ class SequenceMethod(Method):
         except ValueError as error:
             raise UserError(f"student {self.student!r}: {error}") from error
 
-    def _recordings(self, source: Any) -> Audio:
-        """Open the recordings that were given, or else those that the run names."""
-        if source is not None:
-            return self.opened.open(source)
-        recorded = (self.provenance.get("data") or {}).get("name")
-        missing = f"{self.path}: recordings are needed to distil it, and for the contexts of its sounds; give them"
-        if not isinstance(recorded, str):
-            raise UserError(f"{missing} (--data)")
-        try:
-            return self.opened.open(recorded)
-        except (UserError, OSError) as error:
-            raise UserError(f"{missing} (--data): {error}") from error
-
     def _contrast(self, settings: Mapping[str, Any]) -> float:
         contrast: float = settings.get("contrast", 0.0)
         if contrast and not self.opened.form.channels:
             raise UserError(f"{self.path} has no context to tell apart; leave --contrast out")
         return contrast
 
-    def training_data(
-        self, stage: Stage, student: Flow, seed: int
-    ) -> tuple[_TeacherSounds, tuple[Tensor, Tensor | None]]:
+    def training_data(self, stage: Stage, student: Flow, seed: int) -> TrainingData:
         """Sounds of the teacher's in the contexts of recordings that it was trained on, and of some that it was not."""
         _, context = _some(self.dataset.valid_x, self.dataset.valid_context, VALIDATED)
         held_out = self.draw_teacher(VALIDATED, context, derive(seed, "validation"))
@@ -151,8 +136,7 @@ class SequenceMethod(Method):
         draws = draw_both(student, self.core, context, len(x), derive(seed, "report"))
         if draws.kept.sum() < 2:
             raise UserError(f"{self.path}: its student draws no finite sounds; distil it again, with more minutes")
-        seed_noise(self.device, derive(seed, "real rows"))
-        scores = self.score(student, x, context)
+        scores = self.score(student, x, context, seed)
 
         self.sounds, self.bits = {"real": x[draws.kept.cpu()]}, {}
         if scores is not None:
@@ -165,12 +149,7 @@ class SequenceMethod(Method):
         report = {**divergences(draws), "sound": compare_sounds(self.sounds, dataset.form.rate)}
         report["warnings"] = warnings(report)
         report["samples_per_second"] = self._paces(student, None if context is None else context[:1])
-        if scores is None:
-            return {"distillation": report}
-        lost = bits_per_dim(scores["student"] - scores["teacher"], samples).numpy()
-        report["real_rows"] = {**mean_and_error(lost), "rows": len(lost), "which": which}
-        nll = -(scores["student"] + scores["log_det"])
-        return {"distillation": report, "validation": likelihood_facts(nll, samples, "sample", STEP)}
+        return self.judged(report, scores, which, STEP)
 
     def _paces(self, student: Flow, context: Tensor | None) -> dict[str, float]:
         """Return samples per second of one sound at a time: student, teacher, and teacher without memory."""
@@ -183,19 +162,21 @@ class SequenceMethod(Method):
             "teacher_naive": pace(lambda count: generate_end_naively(self.core, drawn, z, context, count), steps),
         }
 
-    def plot(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
-        """KL over the training, waveforms and spectrograms, the teacher's likelihood of all; some wavs of each."""
-        home = folder / "figures"
-        home.mkdir(exist_ok=True)
-        paths = [home / f"{name}.png" for name in ("kl", "sounds", "likelihoods")]
+    def figures(self, results: Mapping[str, FitResult]) -> Figures:
+        """KL over the training, waveforms and spectrograms, the teacher's likelihood of all."""
         histories = {stage.says: results[stage.name].history for stage in self.stages}
-        divergence_curve(histories, paths[0], self.opened.crop, "sample")
-        audio_figures.sounds(self.sounds, self.dataset.form.rate, paths[1])
-        audio_figures.likelihoods(self.bits, paths[2], "teacher")
+        return {
+            "kl": partial(divergence_curve, histories, units=self.opened.crop, unit="sample"),
+            "sounds": partial(audio_figures.sounds, self.sounds, self.dataset.form.rate),
+            "likelihoods": partial(audio_figures.likelihoods, self.bits, whose="teacher"),
+        }
+
+    def plot(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
+        """Plot the figures, and write some wavs of each kind beside them."""
         (folder / "sounds").mkdir(exist_ok=True)
         for name, sounds in self.sounds.items():
             save_wavs(folder / "sounds" / name, _some(sounds, None, KEPT)[0].numpy(), self.dataset.form.rate, True)
-        return [str(path) for path in paths]
+        return super().plot(folder, results)
 
 
 class _TeacherSounds:

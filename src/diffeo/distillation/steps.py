@@ -7,13 +7,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffeo.distillation.base import Method, Stage
+from diffeo.distillation.base import Figures, Method, Stage, TrainingData
 from diffeo.distillation.density import TableMethod
 from diffeo.errors import UserError
 from diffeo.flow import Flow, expect_ode
@@ -28,7 +27,6 @@ from diffeo.report.distillation import pace
 from diffeo.report.step_distillation import compare_flows, distance_curve, sample_in, warnings
 from diffeo.report.transport import in_steps, paths
 from diffeo.training import FitResult
-from diffeo.training.sampled import SampleStream
 from diffeo.training.seeding import derive, seed_noise
 
 __all__ = ["ImageSteps", "StepMethod", "TableSteps"]
@@ -50,12 +48,9 @@ class StepMethod(Method):
     ``StepMatching`` on the trajectories of that flow makes "few-steps", which has samples alone. No data are needed.
 
     Attributes:
-        batch_size, batches: rows per step, and steps per epoch.
-        validated: pairs or trajectories for validation.
         scored: real rows whose likelihood is compared.
         reported: rows of a set that is compared with others, or drawn at a time where speed is measured.
         lr: of both stages.
-        contexts: to draw in, or None.
         real: rows that the teacher was not trained on, or None.
     """
 
@@ -64,27 +59,22 @@ class StepMethod(Method):
         "few-steps": ("flow_matching", {**_STRAIGHT, "solver": "euler", "steps": STEPS}),
         "reflow": ("flow_matching", _STRAIGHT),
     }
-    batch_size: int
-    batches: int
-    validated: int
     scored: int
     reported: int
-    lr: tuple[float, float]
-    contexts: Tensor | None
+    lr: float
     real: Examples | None
 
     def __init__(self, opened: OpenRun, student: str) -> None:
         super().__init__(opened, student)
-        assert self.flow.recipe is not None  # it was built from one
-        dropout = DROPOUT if self.flow.recipe["arguments"]["droppable"] else 0.0
+        dropout = DROPOUT if self.arguments["droppable"] else 0.0
         stages = [
             Stage(
                 "reflow", "straighter trajectories",
-                lambda flow, _: FlowMatching(flow, dropout=dropout), 0.5, self.lr[0],
+                lambda flow, _: FlowMatching(flow, dropout=dropout), 0.5, self.lr,
             ),
             Stage(
                 "steps", "the straight trajectories in few steps",
-                lambda flow, _: StepMatching(flow, dropout=dropout), 0.5, self.lr[1],
+                lambda flow, _: StepMatching(flow, dropout=dropout), 0.5, self.lr,
             ),
         ]  # fmt: skip
         self.stages = stages if student == "few-steps" else [replace(stages[0], share=1.0)]
@@ -96,9 +86,8 @@ class StepMethod(Method):
 
     def shared(self) -> dict[str, Any]:
         """All arguments but those of the path and of the solver."""
-        assert self.flow.recipe is not None  # it was built from one
         changed = self.students[self.student][1]
-        return {name: value for name, value in self.flow.recipe["arguments"].items() if name not in changed}
+        return {name: value for name, value in self.arguments.items() if name not in changed}
 
     def inherited(self, flow: Flow) -> list[nn.Module]:
         """The whole flow."""
@@ -116,25 +105,16 @@ class StepMethod(Method):
                 f"student 'few-steps' takes 1 to {MOST_STEPS} steps (--set steps), got {arguments['steps']}"
             )
 
-    def training_data(
-        self, stage: Stage, student: Flow, seed: int
-    ) -> tuple[SampleStream, tuple[Tensor, Tensor | None]]:
+    def training_data(self, stage: Stage, student: Flow, seed: int) -> TrainingData:
         """Pairs that the teacher makes of noise, or trajectories of the student as it is, solved exactly."""
-        source = self.tutor
+        source = self.training_core
         draw: Callable[..., Tensor] = reflow_pairs
         if stage.name == "steps":
             straight = copy.deepcopy(expect_ode(student).velocity).requires_grad_(False).eval()
             self.straight = self.core.with_ode(straight).eval()
             source = self.loosened(self.straight)
             draw = partial(trajectories, steps=expect_ode(student).steps or STEPS)
-        held_out = SampleStream(
-            source, self.contexts, batch_size=self.validated, batches=1, seed=derive(seed, "validation"), draw=draw
-        )
-        stream = SampleStream(
-            source, self.contexts, batch_size=self.batch_size, batches=self.batches, seed=derive(seed, stage.name),
-            draw=draw, reused=REUSED,
-        )  # fmt: skip
-        return stream, next(iter(held_out))
+        return self.streams(source, stage, seed, draw=draw, reused=REUSED)
 
     @torch.no_grad()
     def report(self, student: Flow, seed: int) -> dict[str, Any]:
@@ -151,43 +131,37 @@ class StepMethod(Method):
         if self.student == "few-steps" or self.real is None:
             return {"distillation": report}
         x, context = self.real.x[: self.scored], self.real.context
-        seed_noise(self.device, derive(seed, "real rows"))
-        scores = self.score(student, x, None if context is None else context[: self.scored])
+        scores = self.score(student, x, None if context is None else context[: self.scored], seed)
         return self.judged(report, scores, self.real.which)
 
     @torch.no_grad()
-    def plot(self, folder: Path, results: Mapping[str, FitResult]) -> list[str]:
+    def figures(self, results: Mapping[str, FitResult]) -> Figures:
         """The distance from the teacher by the number of steps, and what this kind of data has to show."""
-        home = folder / "figures"
-        home.mkdir(exist_ok=True)
-        distance_curve(self.compared, home / "distances.png")
         seed_noise(self.device, derive(self.seed, "figures"))
-        return [str(path) for path in (home / "distances.png", *self.show(home))]
+        return {"distances": partial(distance_curve, self.compared), **self.shown()}
 
     @abstractmethod
-    def show(self, home: Path) -> list[Path]:
-        """Plot what teacher and student make, into this folder, and return the paths."""
+    def shown(self) -> Figures:
+        """Return figures of what teacher and student make."""
 
 
 class TableSteps(StepMethod, TableMethod):
     """Students of a table's flow."""
 
-    batch_size, batches, validated, epochs = 512, 100, 4_096, 100
     scored, reported = 1_000, 1_000
-    lr = 3e-3, 3e-3
+    lr = 3e-3
     plotted = 5_000
 
-    def show(self, home: Path) -> list[Path]:
+    def shown(self) -> Figures:
         """Pairs of columns; of two without a context, particles on their way."""
         teacher, student = (self.flows[name] for name in ("teacher", "student"))
         real, fake = (self.outwards(sample_in(flow, self.contexts, self.plotted)[0])[0] for flow in (teacher, student))
-        plot_pairs(self.opened.schema, real, fake, home / "pairs.png", ("teacher", "student"))
+        pairs = partial(plot_pairs, self.opened.schema, real, fake, whose=("teacher", "student"))
         if tuple(teacher.event_shape) != (2,) or self.contexts is not None:
-            return [home / "pairs.png"]
+            return {"pairs": pairs}
         z = teacher.base.sample((PARTICLES,))
         moved = {name: paths(flow, z) for name, flow in self.flows.items()}
-        report_trajectories.compare(moved, home / "trajectories.png")
-        return [home / "pairs.png", home / "trajectories.png"]
+        return {"pairs": pairs, "trajectories": partial(report_trajectories.compare, moved)}
 
 
 class ImageSteps(StepMethod):
@@ -198,7 +172,7 @@ class ImageSteps(StepMethod):
     options = ()
     batch_size, batches, validated, epochs = 64, 32, 512, 150
     scored, reported = 256, 500
-    lr = 1e-3, 1e-3
+    lr = 1e-3
 
     def read(self, source: Any, settings: Mapping[str, Any], seed: int, say: Callable[[str], None]) -> None:
         """Find real images to judge by; all classes are drawn alike."""
@@ -211,7 +185,7 @@ class ImageSteps(StepMethod):
         opened = self.opened
         return {"shape": list(opened.shape), "levels": opened.levels, "context": ["label"] * bool(opened.classes)}
 
-    def show(self, home: Path) -> list[Path]:
+    def shown(self) -> Figures:
         """What teacher and student make of the same noise."""
         teacher, student = (self.flows[name] for name in ("teacher", "student"))
         steps = expect_ode(student).steps or STEPS
@@ -221,5 +195,4 @@ class ImageSteps(StepMethod):
         z = teacher.base.sample((SHOWN,))
         context = None if self.contexts is None else self.contexts[torch.arange(SHOWN) % len(self.contexts)]
         grids = {name: self.outwards(flow.decode(z, context))[0] for name, flow in shown.items()}
-        image_figures.boards(grids, self.opened.levels - 1, home / "samples.png")
-        return [home / "samples.png"]
+        return {"samples": partial(image_figures.boards, grids, self.opened.levels - 1)}

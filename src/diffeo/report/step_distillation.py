@@ -17,7 +17,7 @@ from diffeo.report.style import MODEL, OTHER, REAL, figure
 from diffeo.report.transport import in_steps, squared_wasserstein, straightness
 from diffeo.training.seeding import derive, seed_noise
 
-__all__ = ["compare_flows", "distance_curve", "sample_in", "warnings"]
+__all__ = ["compare_flows", "distance_curve", "pick", "sample_in", "warnings"]
 
 STEPS = (1, 2, 4, 8)
 
