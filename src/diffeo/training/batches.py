@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from diffeo.training.seeding import derive
+from diffeo.training.stream import BatchStream
 from diffeo.training.weights import hash_tensor
 
-__all__ = ["Batch", "Rows", "Stream", "default_epochs", "default_patience", "fingerprint", "split"]
+__all__ = ["Batch", "Iterated", "Rows", "Stream", "default_epochs", "default_patience", "fingerprint", "split"]
 
 RESIDENT_BYTES = 2**31  # data up to this size is moved to the device once; more is moved batch by batch
 HASHED_BYTES = 2**30  # of larger data, evenly spaced rows are hashed
@@ -116,28 +118,71 @@ class Rows:
         return place(data, self.device, self.dtype)
 
 
-class Stream:
-    """Batches from a re-iterable object, for data larger than memory; they come in its order and in its sizes.
+class Iterated(BatchStream):
+    """Any object that can be iterated over once an epoch, as a stream: what it lacks, this adds.
 
-    ``iter(stream)`` gives an epoch of tensors or (x, context) pairs, the same ones each time. A stream may have a
-    ``len``, the number of batches (the learning rate then falls smoothly within the first epoch too); a method
-    ``set_epoch(epoch)``, called before each, so that it can shuffle; and a ``fingerprint``, a string that decides
-    whether a checkpoint belongs to it (by default its first batch does).
+    Its items are tensors or arrays x, or (x, context) pairs. Its ``set_epoch``, ``len`` and ``fingerprint`` are used if
+    it has them. Without a length the learning rate does not fall within the first epoch; without a fingerprint the
+    first batch's is taken. A list of batches will do, or a ``DataLoader``.
+
+    Raises:
+        TypeError: for an iterator, which is used up after an epoch, and from ``len`` where the length is unknown.
+        ValueError: if there is no batch.
+    """
+
+    def __init__(self, batches: Any) -> None:
+        if hasattr(batches, "__next__"):
+            raise TypeError("expected data that can be iterated over once per epoch, got an iterator")
+        self.batches = batches
+        self.set_epoch(0)
+        first = next(iter(self), None)
+        if first is None:
+            raise ValueError("expected a stream of batches, got an empty one")
+        self._fingerprint = str(getattr(batches, "fingerprint", fingerprint(*first)))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for item in self.batches:
+            x, context = item if isinstance(item, tuple | list) else (item, None)
+            yield as_tensor(x, "x"), None if context is None else as_tensor(context, "context")
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next, to an object that wants to know."""
+        super().set_epoch(epoch)
+        if hasattr(self.batches, "set_epoch"):
+            self.batches.set_epoch(epoch)
+
+    @property
+    def fingerprint(self) -> str:
+        """The object's, or the SHA-256 of its first batch."""
+        return self._fingerprint
+
+
+class Stream:
+    """A source of batches that come from a stream, in its order and in its sizes.
+
+    Args:
+        stream: a ``BatchStream``, or what ``Iterated`` makes one of.
+        device: where the batches go.
+        dtype: the model's type, of floating-point data.
     """
 
     def __init__(self, stream: Any, device: torch.device, dtype: torch.dtype | None) -> None:
-        if hasattr(stream, "__next__"):
-            raise TypeError("expected data that can be iterated over once per epoch, got an iterator")
-        self.stream, self.device, self.dtype = stream, device, dtype
-        self.batches: int | None = len(stream) if hasattr(stream, "__len__") else None
-        first = next(self._read(0, 0), None)
-        if first is None:
+        self.stream = stream if isinstance(stream, BatchStream) else Iterated(stream)
+        self.device, self.dtype = device, dtype
+        self.fingerprint = self.stream.fingerprint
+        self.batches: int | None = None
+        with suppress(TypeError):  # as len has it of what is without one
+            self.batches = len(self.stream)
+        if self.batches == 0:
             raise ValueError("expected a stream of batches, got an empty one")
-        self.fingerprint = str(getattr(stream, "fingerprint", fingerprint(*first)))
 
     def shuffled(self, seed: int, epoch: int, start: int = 0, share: Share = everything) -> Iterator[Batch]:
         """Yield the batches of an epoch from number ``start`` on, in the stream's own order."""
-        for x, context in self._read(epoch, start):
+        self.stream.set_epoch(epoch)
+        for x, context in islice(self.stream, start, None):
             mine = share(len(x))
             yield Batch(self._place(x[mine]), None if context is None else self._place(context[mine]), len(x), None)
 
@@ -157,13 +202,6 @@ class Stream:
                 held, rows = [], 0
         if held:
             yield _join(held)
-
-    def _read(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        if hasattr(self.stream, "set_epoch"):
-            self.stream.set_epoch(epoch)
-        for item in islice(iter(self.stream), start, None):
-            x, context = item if isinstance(item, tuple | list) else (item, None)
-            yield as_tensor(x, "x"), None if context is None else as_tensor(context, "context")
 
     def _place(self, data: Tensor) -> Tensor:
         return place(data, self.device, self.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from diffeo.errors import UserError
 from diffeo.modalities.tables.schema import Encoded, Schema, load
 from diffeo.modalities.tables.table import Table
 from diffeo.training.batches import fingerprint
+from diffeo.training.stream import BatchStream
 
 __all__ = ["LARGE", "Split", "TableStream", "count_test", "draw_rows", "split_rows", "split_table"]
 
@@ -65,8 +67,8 @@ def split_table(table: Table, schema: Schema, batch_size: int, seed: int, test: 
     return Split(*parts[0], *parts[1], *parts[2], len(parts[0][0]), fingerprint(x, context))
 
 
-class TableStream:
-    """The training rows of a table that is too large for memory, as ``diffeo.fit`` takes a stream.
+class TableStream(BatchStream):
+    """The training rows of a table that is too large for memory.
 
     Every epoch reads the file again; rows are shuffled within pools of a million, so a file that is sorted should be
     shuffled once by its owner. About a tenth of the rows, drawn by the seed, are held out.
@@ -74,7 +76,6 @@ class TableStream:
 
     def __init__(self, table: Table, schema: Schema, batch_size: int, seed: int) -> None:
         self.table, self.schema, self.batch_size, self.seed = table, schema, batch_size, seed
-        self.epoch = 0
         self.rows = 0
         self.share = min(HELD_OUT, MOST_HELD_OUT / schema.rows)
         held: list[Encoded] = []
@@ -82,16 +83,15 @@ class TableStream:
             held.append(_choose(encoded, out))
             self.rows += int((~out).sum())
         self.valid_x, self.valid_context = _tensors(_join(held))
-        self.fingerprint = hashlib.sha256(
-            f"{schema.to_json()} {self.rows} {batch_size} {fingerprint(self.valid_x, self.valid_context)}".encode()
-        ).hexdigest()
 
     def __len__(self) -> int:
         return self.rows // self.batch_size
 
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next: it decides the order."""
-        self.epoch = epoch
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 of the schema, the number of rows, the size of a batch and the rows held out."""
+        held = fingerprint(self.valid_x, self.valid_context)
+        return hashlib.sha256(f"{self.schema.to_json()} {self.rows} {self.batch_size} {held}".encode()).hexdigest()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         generator = np.random.default_rng((self.seed, self.epoch, 1))
