@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffeo.training.seeding import derive
+from diffeo.training.splitting import divide
 from diffeo.training.stream import BatchStream
 from diffeo.training.weights import hash_tensor
 
@@ -249,13 +250,12 @@ def split(
     if not (fraction and validation):
         return Rows(x, context, None, batch_size, device, dtype), _held_out(validation, batch_size, device, dtype)
     whole = Rows(x, context, None, batch_size, device, dtype)
-    held_out = max(1, round(validation * whole.size))
-    if held_out >= whole.size:
-        raise ValueError(f"expected enough rows to hold some out for validation, got {whole.size}")
     order = torch.randperm(whole.size, generator=torch.Generator().manual_seed(derive(seed, "split")))
-    rest = Rows(whole.x, whole.context, order[held_out:], batch_size, device, dtype)
-    # Sorted, for the sake of memory's locality.
-    return rest, Rows(whole.x, whole.context, order[:held_out].sort().values, batch_size, device, dtype)
+    parts = divide(order, validation)
+    if not len(parts.train):
+        raise ValueError(f"expected enough rows to hold some out for validation, got {whole.size}")
+    rest, held = (Rows(whole.x, whole.context, rows, batch_size, device, dtype) for rows in parts[:2])
+    return rest, held
 
 
 def _held_out(

@@ -18,10 +18,9 @@ from diffeo.spectral import frames_of, log_mel
 from diffeo.training.seeding import derive
 from diffeo.training.stream import BatchStream
 
-__all__ = ["STEP", "Crops", "SoundFormat", "features", "split_clips"]
+__all__ = ["STEP", "Crops", "SoundFormat", "features"]
 
 STEP = 1 / FULL_SCALE
-HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -166,17 +165,6 @@ class Crops(BatchStream):
             torch.from_numpy(self.audio.labels[clip]) if self.form.classes and self.audio.labels is not None else None
         )
         return x, self.form.context(mel, label, self.frames)
-
-
-def split_clips(audio: Audio, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of the clips to train on and of those held out: a tenth, evenly over the labels."""
-    order = np.random.default_rng(seed).permutation(len(audio))
-    if audio.labels is not None:
-        order = order[np.argsort(audio.labels[order], kind="stable")]  # label after label, each shuffled
-    held = np.zeros(len(audio), dtype=bool)
-    count = max(1, round(HELD_OUT * len(audio)))
-    held[order[((np.arange(count) + 0.5) * len(audio) / count).astype(int)]] = True  # evenly spaced along the labels
-    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def features(audio: Audio, form: SoundFormat) -> np.ndarray:

@@ -15,14 +15,13 @@ from diffeo.errors import UserError
 from diffeo.modalities.tables.schema import Encoded, Schema, load
 from diffeo.modalities.tables.table import Table
 from diffeo.training.batches import fingerprint
+from diffeo.training.splitting import count_test, held_out_of_block, split_rows
 from diffeo.training.stream import BatchStream
 
-__all__ = ["LARGE", "Split", "TableStream", "count_test", "draw_rows", "split_rows", "split_table"]
+__all__ = ["LARGE", "Split", "TableStream", "draw_rows", "split_table"]
 
 LARGE = 2**31  # bytes of encoded rows; beyond it they are streamed
 POOL = 2**20  # rows of a stream that are shuffled together
-HELD_OUT = 0.1
-MOST_HELD_OUT = 200_000  # of a stream; more would only cost time
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,6 @@ class TableStream(BatchStream):
     def __init__(self, table: Table, schema: Schema, batch_size: int, seed: int) -> None:
         self.table, self.schema, self.batch_size, self.seed = table, schema, batch_size, seed
         self.rows = 0
-        self.share = min(HELD_OUT, MOST_HELD_OUT / schema.rows)
         held: list[Encoded] = []
         for encoded, out in self._blocks():
             held.append(_choose(encoded, out))
@@ -120,28 +118,8 @@ class TableStream(BatchStream):
         """Yield the possible rows of the table, block by block, and which of them are held out."""
         for number, values in enumerate(self.table.batches(self.schema.names)):
             encoded = self.schema.encode(values)
-            out = np.random.default_rng((self.seed, number)).random(len(values)) < self.share
+            out = held_out_of_block(len(values), self.schema.rows, self.seed, number)
             yield _choose(encoded, ~encoded.impossible), out[~encoded.impossible]
-
-
-def count_test(count: int, fraction: float) -> int:
-    """Return how many of so many rows are for the test.
-
-    Raises:
-        UserError: if none is left to train on.
-    """
-    test = max(1, round(fraction * count)) if fraction else 0
-    if test and count - test < 2:
-        raise UserError(f"expected at least 2 rows beside those of the test (--test {fraction:g}), got {count} in all")
-    return test
-
-
-def split_rows(count: int, seed: int, test: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the numbers of the rows to train on, shuffled; of a tenth for validation, in order; of ``test`` others."""
-    order = np.random.default_rng(seed).permutation(count)
-    order, tested = order[: count - test], order[count - test :]
-    held = max(1, round(HELD_OUT * len(order)))
-    return torch.from_numpy(order[held:]), torch.from_numpy(np.sort(order[:held])), torch.from_numpy(np.sort(tested))
 
 
 def draw_rows(table: Table, schema: Schema, limit: int, seed: int) -> tuple[Tensor, Tensor | None, dict[str, int], int]:
