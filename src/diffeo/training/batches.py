@@ -4,7 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
@@ -240,34 +240,29 @@ def split(
     fraction = isinstance(validation, float | int)
     if fraction and not 0 <= validation < 1:
         raise ValueError(f"expected a fraction of validation rows in [0, 1), got {validation}")
-    if not is_array(x):
-        if context is not None:
-            raise ValueError("expected a stream that gives (x, context) pairs, got a context of its own")
-        train = Stream(x, device, dtype)
-        if fraction and validation:
+    rows = partial(Rows, batch_size=batch_size, device=device, dtype=dtype)
+    stream = partial(Stream, device=device, dtype=dtype)
+    if fraction and validation and is_array(x):
+        whole = rows(x, context, None)
+        order = torch.randperm(whole.size, generator=torch.Generator().manual_seed(derive(seed, "split")))
+        parts = divide(order, validation)
+        if not len(parts.train):
+            raise ValueError(f"expected enough rows to hold some out for validation, got {whole.size}")
+        return rows(whole.x, whole.context, parts.train), rows(whole.x, whole.context, parts.valid)
+    if is_array(x):
+        train: Rows | Stream = rows(x, context, None)
+    elif context is not None:
+        raise ValueError("expected a stream that gives (x, context) pairs, got a context of its own")
+    else:
+        train = stream(x)
+    if validation is None or fraction:
+        if validation:
             raise ValueError("expected validation data or validation=0 with a stream, which cannot be split")
-        return train, _held_out(validation, batch_size, device, dtype)
-    if not (fraction and validation):
-        return Rows(x, context, None, batch_size, device, dtype), _held_out(validation, batch_size, device, dtype)
-    whole = Rows(x, context, None, batch_size, device, dtype)
-    order = torch.randperm(whole.size, generator=torch.Generator().manual_seed(derive(seed, "split")))
-    parts = divide(order, validation)
-    if not len(parts.train):
-        raise ValueError(f"expected enough rows to hold some out for validation, got {whole.size}")
-    rest, held = (Rows(whole.x, whole.context, rows, batch_size, device, dtype) for rows in parts[:2])
-    return rest, held
-
-
-def _held_out(
-    validation: Any, batch_size: int, device: torch.device, dtype: torch.dtype | None
-) -> Rows | Stream | None:
-    if validation is None or isinstance(validation, float | int):
-        return None
-    if isinstance(validation, tuple) and len(validation) == 2:
-        return Rows(*validation, None, batch_size, device, dtype)
+        return train, None
     if is_array(validation):
-        return Rows(validation, None, None, batch_size, device, dtype)
-    return Stream(validation, device, dtype)
+        validation = validation, None
+    paired = isinstance(validation, tuple) and len(validation) == 2
+    return train, rows(validation[0], validation[1], None) if paired else stream(validation)
 
 
 def default_epochs(batches: int | None) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.inpainting import inpaint
+from diffeo.modalities.images.gallery import tile
 from diffeo.objectives import MaximumLikelihood, objective_of
 from diffeo.report.figures import learning_curve
 from diffeo.report.style import Figures, figure
@@ -97,13 +98,7 @@ def boards(parts: dict[str, Any], top: float, path: Path, side: int = 8) -> None
         panels = np.atleast_1d(fig.subplots(1, len(parts)))
         for axes, (title, images) in zip(panels, parts.items(), strict=True):
             pixels = (images.nan_to_num(0.0) / top).clamp(0, 1).cpu().numpy()
-            _, channels, height, width = pixels.shape
-            board = np.ones((side * (height + 1) + 1, side * (width + 1) + 1, 3))
-            for place, picture in enumerate(pixels[: side * side]):
-                top_row, left = (place // side) * (height + 1) + 1, (place % side) * (width + 1) + 1
-                board[top_row : top_row + height, left : left + width] = np.moveaxis(
-                    np.broadcast_to(picture, (3, height, width)) if channels == 1 else picture, 0, -1
-                )
-            axes.imshow(board, interpolation="nearest")
+            board = tile(pixels[: side * side], side, side, gap=1, background=1.0)  # (C, height, width)
+            axes.imshow(np.broadcast_to(board, (3, *board.shape[1:])).transpose(1, 2, 0), interpolation="nearest")
             axes.set_title(title)
             axes.set_axis_off()

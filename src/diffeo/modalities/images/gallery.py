@@ -10,10 +10,10 @@ import numpy as np
 
 from diffeo.atomic import atomic_folder, atomic_write
 from diffeo.errors import UserError
-from diffeo.modalities.folders import in_order, threads
+from diffeo.modalities.folders import in_order
 from diffeo.modalities.images.decoding import as_picture
 
-__all__ = ["save_grid", "save_npz", "save_pngs"]
+__all__ = ["save_grid", "save_npz", "save_pngs", "tile"]
 
 _GAP = 2  # pixels between the pictures of a grid
 _VISIBLE = 56  # pixels: smaller pictures are enlarged in a grid
@@ -34,14 +34,9 @@ def save_grid(path: str | os.PathLike[str], pixels: np.ndarray, columns: int | N
         raise ValueError("expected at least one picture, got none")
     zoom = max(1, _VISIBLE // max(shown.shape[2:]))
     shown = shown.repeat(zoom, axis=2).repeat(zoom, axis=3)
-    count, channels, height, width = shown.shape
-    columns = min(columns or math.isqrt(count - 1) + 1, count)
-    rows = -(-count // columns)
+    columns = min(columns or math.isqrt(len(shown) - 1) + 1, len(shown))
     # Mid-grey, so that the edges of black and of white pictures show.
-    grid = np.full((channels, rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP), 128, dtype=np.uint8)
-    for i, picture in enumerate(shown):
-        top, left = _GAP + i // columns * (height + _GAP), _GAP + i % columns * (width + _GAP)
-        grid[:, top : top + height, left : left + width] = picture
+    grid = tile(shown, -(-len(shown) // columns), columns, _GAP, 128)
     with atomic_write(path) as temporary:
         as_picture(grid).save(temporary, format="PNG")
 
@@ -56,12 +51,12 @@ def save_pngs(folder: str | os.PathLike[str], pixels: np.ndarray, levels: int = 
     """
     shown = _displayed(pixels, levels)
     digits = max(4, len(str(len(shown) - 1)))
-    with atomic_folder(folder, r"\d{4,}\.png", force) as temporary, threads() as pool:
+    with atomic_folder(folder, r"\d{4,}\.png", force) as temporary:
 
         def write(i: int) -> None:
             as_picture(shown[i]).save(temporary / f"{i:0{digits}d}.png")
 
-        for _ in in_order(pool, write, range(len(shown))):
+        for _ in in_order(write, range(len(shown))):
             pass
 
 
@@ -84,6 +79,17 @@ def save_npz(
         arrays |= {"labels": labels, "classes": np.array(classes, dtype=np.str_)}
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
+
+
+def tile(pictures: np.ndarray, rows: int, columns: int, gap: int, background: float) -> np.ndarray:
+    """Return pictures (N, C, H, W) row by row on one (C, height, width), so many pixels apart and from the edges."""
+    _, channels, height, width = pictures.shape
+    shape = channels, rows * (height + gap) + gap, columns * (width + gap) + gap
+    grid = np.full(shape, background, dtype=pictures.dtype)
+    for i, picture in enumerate(pictures):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        grid[:, top : top + height, left : left + width] = picture
+    return grid
 
 
 def _displayed(pixels: np.ndarray, levels: int) -> np.ndarray:
