@@ -76,7 +76,7 @@ class Rows:
         self.batch_size = min(batch_size, self.size)
         # The last, smaller batch is dropped: its noisier gradient would count as much as the others'.
         self.batches: int | None = self.size // self.batch_size
-        self.device, self.dtype = device, dtype
+        self._place = partial(place, device=device, dtype=dtype)
         if sum(t.nbytes for t in (self.x, self.context) if t is not None) <= RESIDENT_BYTES:
             self.x = self._place(self.x)
             self.context = None if self.context is None else self._place(self.context)
@@ -89,8 +89,7 @@ class Rows:
     def shuffled(self, seed: int, epoch: int, start: int = 0, share: Share = everything) -> Iterator[Batch]:
         """Yield the batches of an epoch from number ``start`` on; seed and epoch decide the order."""
         assert self.batches is not None
-        generator = torch.Generator().manual_seed(derive(seed, "shuffle", epoch))
-        order = self.rows[torch.randperm(self.size, generator=generator)].to(self.x.device)
+        order = self._order(seed, epoch)
         for batch in range(start, self.batches):
             yield self.select(order[batch * self.batch_size : (batch + 1) * self.batch_size], share)
 
@@ -101,9 +100,7 @@ class Rows:
 
     def examples(self, seed: int) -> Iterator[Batch]:
         """Yield chunks of the rows, in random order, as large as statistics need and memory allows."""
-        generator = torch.Generator().manual_seed(derive(seed, "shuffle", 0))
-        order = self.rows[torch.randperm(self.size, generator=generator)].to(self.x.device)
-        for rows in order.split(_chunk_size(self.x, self.batch_size)):
+        for rows in self._order(seed, 0).split(_chunk_size(self.x, self.batch_size)):
             yield self.select(rows, everything)
 
     def select(self, rows: Tensor, share: Share = everything) -> Batch:
@@ -112,11 +109,13 @@ class Rows:
         context = None if self.context is None else self._pick(self.context, mine)
         return Batch(self._pick(self.x, mine), context, len(rows), mine)
 
+    def _order(self, seed: int, epoch: int) -> Tensor:
+        """The numbers of the rows, as seed and epoch shuffle them."""
+        generator = torch.Generator().manual_seed(derive(seed, "shuffle", epoch))
+        return self.rows[torch.randperm(self.size, generator=generator)].to(self.x.device)
+
     def _pick(self, data: Tensor, rows: Tensor) -> Tensor:
         return self._place(data.index_select(0, rows))
-
-    def _place(self, data: Tensor) -> Tensor:
-        return place(data, self.device, self.dtype)
 
 
 class Iterated(BatchStream):
@@ -172,7 +171,7 @@ class Stream:
 
     def __init__(self, stream: Any, device: torch.device, dtype: torch.dtype | None) -> None:
         self.stream = stream if isinstance(stream, BatchStream) else Iterated(stream)
-        self.device, self.dtype = device, dtype
+        self._place = partial(place, device=device, dtype=dtype)
         self.fingerprint = self.stream.fingerprint
         self.batches: int | None = None
         with suppress(TypeError):  # as len has it of what is without one
@@ -203,9 +202,6 @@ class Stream:
                 held, rows = [], 0
         if held:
             yield _join(held)
-
-    def _place(self, data: Tensor) -> Tensor:
-        return place(data, self.device, self.dtype)
 
 
 def _chunk_size(x: Tensor, batch_size: int) -> int:

@@ -117,10 +117,10 @@ class Crops(BatchStream):
         seed: int,
     ) -> None:
         self.audio, self.clips, self.mel, self.form, self.frames, self.seed = audio, clips, mel, form, frames, seed
-        whole = audio.lengths // form.hop
-        self.first_frame = np.cumsum(whole) - whole
-        self.clip_of_frame = np.repeat(np.arange(len(audio)), whole)
-        self.count = max(1, int(whole[clips].sum()) // frames)
+        self.whole = audio.lengths // form.hop  # frames of each clip
+        self.first_frame = np.cumsum(self.whole) - self.whole
+        self.clip_of_frame = np.repeat(np.arange(len(audio)), self.whole)
+        self.count = max(1, int(self.whole[clips].sum()) // frames)
         self.batch_size = min(batch_size, self.count)
         self.asked = batch_size
 
@@ -147,8 +147,7 @@ class Crops(BatchStream):
 
     def _tape(self, clips: np.ndarray) -> np.ndarray:
         """The numbers of the clips' frames, end to end."""
-        whole = self.audio.lengths // self.form.hop
-        tape = np.concatenate([self.first_frame[clip] + np.arange(whole[clip]) for clip in clips])
+        tape = np.concatenate([self.first_frame[clip] + np.arange(self.whole[clip]) for clip in clips])
         return np.resize(tape, max(len(tape), self.frames))
 
     def _cut(self, tape: np.ndarray) -> np.ndarray:

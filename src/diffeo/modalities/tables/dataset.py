@@ -56,7 +56,7 @@ class TableDataset(Dataset):
 
     def preprocessing(self, model: str) -> list[Any]:
         """Dequantise what is discrete, standardise, and make normal what has tails like Cauchy's."""
-        return preprocessing(self.schema, self._some())
+        return preprocessing(self.schema, self.valid_x if isinstance(self.x, TableStream) else self.x)
 
     def training(self, flow: Flow) -> dict[str, Any]:
         """The defaults of ``diffeo.fit`` are those of tables."""
@@ -78,6 +78,3 @@ class TableDataset(Dataset):
     def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
         """Learning curves, pairs of columns, latents, and the density of two columns."""
         return plot_figures(run, flow, self.schema, self.split, self.seed)
-
-    def _some(self) -> Tensor:
-        return self.valid_x if isinstance(self.x, TableStream) else self.x
