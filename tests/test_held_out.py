@@ -1,5 +1,7 @@
 """Which rows a run is judged by: those kept for the test, else those for validation, and in sample no trust."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ from diffeo.errors import UserError
 from diffeo.modalities.images.dataset import hold_out
 from diffeo.modalities.tables import rows as rows_module
 from diffeo.modalities.tables import run as run_module
-from diffeo.modalities.tables.rows import split_rows
+from diffeo.training.batches import split
+from diffeo.training.splitting import held_out_of_block, split_evenly, split_rows
 
 SMALL = {"epochs": 3, "arguments": {"hidden": [16], "transforms": 1}, "figures": False}
 TEST = "test rows, held out of training and of early stopping"
@@ -36,6 +39,59 @@ def test_the_parts_are_disjoint_and_complete(count, test):
     assert tested == test
     assert valid == max(1, round(0.1 * (count - test)))
     assert train >= 1
+
+
+def of_fit(count, fraction, seed):
+    """The rows that ``fit`` trains on and those that it holds out."""
+    parts = split(
+        torch.zeros(count, 1), None, fraction, batch_size=9, seed=seed, device=torch.device("cpu"), dtype=None
+    )
+    return [part.rows for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        (split_rows(1500, 0), "0c156e921fec4e94"),
+        (split_rows(1500, 7, 300), "0e0ce3007a166a9e"),
+        (split_rows(10, 3, 1), "3c4be9122ba1c34d"),
+        (split_rows(3, 1, 1), "b1b4b82c7364c1cc"),
+        (split_rows(2, 0), "6b8ce218ae16018b"),
+        (split_evenly(100, 0)[:2], "d04114fd584222ea"),
+        (split_evenly(100, 0, np.arange(100) % 5)[:2], "2d8dbd802db02a84"),
+        (split_evenly(37, 2, np.arange(37) % 3)[:2], "e43296fa7f52fae4"),
+        (split_evenly(2, 1, np.arange(2))[:2], "115c5dc81dcdefc5"),
+        (of_fit(400, 0.1, 0), "e0cb3bb08e72d810"),
+        (of_fit(1001, 0.25, 3), "81aa17f9e711cef9"),
+        (of_fit(2, 0.1, 0), "95d780494ecacc5a"),
+    ],
+)
+def test_a_seed_divides_as_it_always_did(parts, expected):
+    """Runs store their seed alone; whoever looks at one again must find the rows that were held out then."""
+    numbers = b"|".join(part.numpy().astype("<i8").tobytes() for part in parts)
+    assert hashlib.sha256(numbers).hexdigest()[:16] == expected
+
+
+def test_a_stream_holds_out_a_tenth_or_what_suffices():
+    drawn = [held_out_of_block(5000, 10_000, 3, block) for block in (0, 1)]
+    for block, held in enumerate(drawn):
+        assert np.array_equal(held, np.random.default_rng((3, block)).random(5000) < 0.1)
+        assert 400 < held.sum() < 600
+    assert not np.array_equal(*drawn)
+    assert 60 < held_out_of_block(10_000, 200_000 * 100, 3, 0).sum() < 140
+
+
+@pytest.mark.parametrize(("count", "labels"), [(100, None), (100, 5), (37, 3), (2, None), (10, 10)])
+def test_recordings_are_held_out_evenly_over_their_labels(count, labels):
+    labels = None if labels is None else np.arange(count) % labels
+    train, valid, test = split_evenly(count, 5, labels)
+    assert torch.equal(torch.cat([train, valid]).sort().values, torch.arange(count))
+    assert len(test) == 0
+    assert len(valid) == max(1, round(0.1 * count))
+    assert all(torch.equal(part, part.sort().values) for part in (train, valid))
+    if labels is not None:
+        held = np.bincount(labels[valid.numpy()], minlength=labels.max() + 1)
+        assert np.ptp(held) <= 1
 
 
 def test_test_rows_leave_no_trace(tmp_path):

@@ -418,6 +418,79 @@ def test_reading_tables_does_not_import_torch_or_pandas():
     assert result.stdout.strip() == "[]"
 
 
+@pytest.fixture
+def parsed(monkeypatch):
+    """A list that grows by the columns of every reading of a csv."""
+    readings = []
+    read = delimited_module.DelimitedSource.read
+
+    def counted(source, columns, rows):
+        readings.append(list(columns))
+        return read(source, columns, rows)
+
+    monkeypatch.setattr(delimited_module.DelimitedSource, "read", counted)
+    return readings
+
+
+def table_file(tmp_path, values, missing=False):
+    x = values.copy()
+    if missing:
+        x[5, 2] = np.nan
+    pd.DataFrame(x, columns=["a", "b", "c"]).to_csv(tmp_path / "t.csv", index=False)
+    return tmp_path / "t.csv"
+
+
+def test_a_csv_to_learn_is_parsed_once(tmp_path, values, parsed, monkeypatch):
+    """What is learned is that of two readings, which a table that does not fit takes; nothing is kept afterwards."""
+    from diffeo.modalities.tables import rows
+    from diffeo.modalities.tables.dataset import TableDataset
+
+    path = table_file(tmp_path, values, missing=True)
+    settings = {"missing": "drop", "drop": ["b"], "test": 0.1}
+    once = TableDataset(path, settings, 0)
+    assert parsed == [[0, 2]]
+    assert once.table.dropped == 1
+    monkeypatch.setattr(rows, "LARGE", 12_000)  # the encoded rows fit, the parsed ones do not
+    twice = TableDataset(path, settings, 0)
+    assert parsed == [[0, 2]] * 3
+    assert (once.hash, once.schema, once.notes) == (twice.hash, twice.schema, twice.notes)
+    assert np.array_equal(once.x, twice.x)
+    everything(once.table, ["a", "c"])
+    assert len(parsed) == 4, "whoever reads it then reads the file"
+
+
+def test_a_stream_is_never_held(tmp_path, values, parsed, monkeypatch):
+    from diffeo.modalities.tables import rows
+    from diffeo.modalities.tables.dataset import TableDataset
+
+    monkeypatch.setattr(rows, "LARGE", 4_000)
+    dataset = TableDataset(table_file(tmp_path, values), {"batch_size": 50}, 0)
+    assert len(parsed) == 2
+    for epoch in (3, 4):
+        assert len(list(dataset.x)) == len(dataset.x)
+        assert len(parsed) == epoch
+
+
+def test_what_is_held_is_what_a_reading_gives(tmp_path, values, parsed):
+    path = table_file(tmp_path, values)
+    expected = everything(open_table(path))
+    table = open_table(path)
+    table.hold(2**20)
+    assert np.array_equal(everything(table, rows=7), expected)
+    assert np.array_equal(everything(table, rows=300), expected)
+    assert len(parsed) == 2
+    table.hold(2**20)
+    next(table.batches(rows=7))  # who stops has not read it all
+    assert np.array_equal(everything(table), expected)
+    table.hold(2**20)
+    everything(table)
+    assert np.array_equal(everything(table, ["c", "a"]), expected[:, [2, 0]]), "other columns are read"
+    table.hold(1000 * 3 * 8 - 1)
+    everything(table)
+    everything(table)
+    assert len(parsed) == 8
+
+
 def test_batches_checks_its_arguments():
     table = open_table(np.ones((2, 2)))
     assert isinstance(table, Table)

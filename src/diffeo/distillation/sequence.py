@@ -23,7 +23,7 @@ from diffeo.modalities.audio.run import AudioRun
 from diffeo.objectives import Distillation, PowerLoss
 from diffeo.objectives.conditional_kl import PairedKL, collapsed, encoded_kl
 from diffeo.report.distillation import divergence_curve, divergences, draw_both, pace
-from diffeo.training import FitResult
+from diffeo.training import BatchStream, FitResult
 from diffeo.training.parallel import World
 from diffeo.training.seeding import derive, seeded
 
@@ -179,7 +179,7 @@ class SequenceMethod(Method):
         return super().plot(folder, results)
 
 
-class _TeacherSounds:
+class _TeacherSounds(BatchStream):
     """Batches of sounds that the teacher draws in the contexts of recordings; epoch and number decide its noise.
 
     It draws those of many batches at once, for sampling over time takes many steps however few rows go along.
@@ -187,26 +187,24 @@ class _TeacherSounds:
 
     def __init__(self, crops: Crops, method: SequenceMethod, seed: int) -> None:
         self.crops, self.method, self.seed = crops, method, seed
-        self.fingerprint = f"{crops.fingerprint} {seed}"
 
     def __len__(self) -> int:
         return len(self.crops)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next: it decides order and noise."""
-        self.crops.set_epoch(epoch)
+    @property
+    def fingerprint(self) -> str:
+        """That of the recordings, and the seed of the noise."""
+        return f"{self.crops.fingerprint} {self.seed}"
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        self.crops.set_epoch(self.epoch)
         batches = iter(self.crops)
         for number in count():
-            some = [
-                part if isinstance(part, tuple) else (part, None)
-                for part in islice(batches, TEACHER_BATCHES.get(self.method.device.type, 8))
-            ]
+            some = list(islice(batches, TEACHER_BATCHES.get(self.method.device.type, 8)))
             if not some:
                 return
             sizes, contexts = [len(x) for x, _ in some], [c for _, c in some if c is not None]
-            seed = derive(self.seed, "teacher", self.crops.epoch, number)
+            seed = derive(self.seed, "teacher", self.epoch, number)
             x, context = self.method.draw_teacher(sum(sizes), torch.cat(contexts) if contexts else None, seed)
             yield from zip(x.split(sizes), context.split(sizes) if context is not None else repeat(None))  # noqa: B905
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffeo.errors import UserError
 
-__all__ = ["Progress", "Unusable", "check_share", "in_order", "is_among", "name_within", "read_each", "threads"]
+__all__ = ["Progress", "Reader", "Unusable", "in_order", "is_among", "name_within"]
 
 TOLERATED = 0.01  # the share of bad files above which something is wrong with all of them
 _AHEAD = 256  # files under way at a time, so that memory stays bounded
@@ -30,72 +30,93 @@ def is_among(path: Path, suffixes: Sequence[str]) -> bool:
     return path.suffix.lower() in suffixes and not any(part.startswith(".") for part in path.parts)
 
 
-def threads() -> ThreadPoolExecutor:
-    """Return a pool with a thread for each processor: decoders work outside the interpreter's lock."""
-    return ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+def in_order(function: Callable[[P], T], items: Sequence[P] | np.ndarray) -> Iterator[T]:
+    """Yield function(item) in the order of the items; only a few hundred results wait at a time.
 
-
-def in_order(pool: ThreadPoolExecutor, function: Callable[[P], T], items: Sequence[P] | np.ndarray) -> Iterator[T]:
-    """Yield function(item) in the order of the items; only a few hundred results wait at a time."""
-    for start in range(0, len(items), _AHEAD):
-        yield from pool.map(function, items[start : start + _AHEAD])
-
-
-def read_each(
-    pool: ThreadPoolExecutor,
-    function: Callable[[Path], T],
-    files: Sequence[Path],
-    foreign: type[Exception],
-    what: str,
-) -> Iterator[T | str]:
-    """Yield function(file) in order, or the reason why there is none.
-
-    Args:
-        pool: of threads.
-        function: reads a file; raises ``Unusable`` where it must not be used.
-        files: paths.
-        foreign: what the decoder raises for a file that is none of its own, which is then called ``what``.
-        what: for instance "damaged, empty, or no png or jpg".
+    There is a thread for each processor: decoders work outside the interpreter's lock.
     """
-
-    def attempt(path: Path) -> T | str:
-        try:
-            return function(path)
-        except foreign:
-            return what
-        except Unusable as error:
-            return str(error)
-        except OSError as error:
-            return f"cannot be opened ({error.strerror})" if error.errno else f"truncated or damaged ({error})"
-        except MemoryError:
-            raise
-        except Exception as error:  # damaged bytes raise whatever the decoders stumble over
-            return f"cannot be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-
-    return in_order(pool, attempt, files)
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(items), _AHEAD):
+            yield from pool.map(function, items[start : start + _AHEAD])
 
 
 def name_within(path: Path, root: Path) -> str:
-    """Return how messages call a file: relative to the folder, or its name."""
-    return str(path.relative_to(root)) if path != root and path.is_relative_to(root) else path.name
+    """Return how messages call a file: relative to the folder, with / between folders, or its name."""
+    return path.relative_to(root).as_posix() if path != root and path.is_relative_to(root) else path.name
 
 
-def check_share(skipped: Sequence[tuple[str, str]], total: int, root: Path, noun: str) -> None:
-    """Raise ``UserError`` if more than 1 % of the files are bad, or the only one is.
+class Reader:
+    """Reads files one after the other and notes the bad ones; too many of these, or only a bad one, are an error.
 
     Args:
-        skipped: the bad files and their reasons.
-        total: how many files there are.
+        files: paths.
         root: the folder, or the file.
         noun: what the files are called: pictures, recordings.
+        foreign: what the decoder raises for a file that is none of its own, which is then called ``what``.
+        what: for instance "damaged, empty, or no png or jpg".
+
+    Attributes:
+        skipped: the names of bad files and their reasons, so far.
     """
-    if len(skipped) <= TOLERATED * total:
-        return
-    named = "; ".join(f"{name}: {reason}" for name, reason in skipped[:_SHOWN])
-    if root.is_file():
-        raise UserError(f"{root}: {skipped[0][1]}")
-    more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
-    raise UserError(
-        f"{root}: {len(skipped)} of {total} {noun} cannot be used, more than {TOLERATED:.0%}; fix or remove them"
-        f" ({named}{more})"
-    )
+
+    def __init__(self, files: Sequence[Path], root: Path, noun: str, foreign: type[Exception], what: str) -> None:
+        self.files, self.root, self.noun, self.foreign, self.what = files, root, noun, foreign, what
+        self.skipped: list[tuple[str, str]] = []
+
+    def read(
+        self, function: Callable[[Path], T], files: Sequence[Path], progress: Progress | None = None
+    ) -> Iterator[tuple[Path, T]]:
+        """Yield each of these files that can be used, in order, with function(file).
+
+        Args:
+            function: raises ``Unusable`` where a file must not be used.
+            files: all files, or those of them that were good so far.
+            progress: called with the number of files done and of all.
+
+        Raises:
+            UserError: at the end, if by now more than 1 % of all files are bad.
+        """
+
+        def attempt(path: Path) -> tuple[T | None, str]:
+            try:
+                return function(path), ""
+            except self.foreign:
+                return None, self.what
+            except Unusable as error:
+                return None, str(error)
+            except OSError as error:
+                return None, (
+                    f"cannot be opened ({error.strerror})" if error.errno else f"truncated or damaged ({error})"
+                )
+            except MemoryError:
+                raise
+            except Exception as error:  # damaged bytes raise whatever the decoders stumble over
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                return None, f"cannot be decoded ({reason})"
+
+        for i, (path, (result, reason)) in enumerate(zip(files, in_order(attempt, files), strict=True)):
+            if result is None:
+                self.skipped.append((name_within(path, self.root), reason))
+            else:
+                yield path, result
+            if progress is not None:
+                progress(i + 1, len(files))
+        self._check_share()
+
+    def notes(self, *facts: tuple[int, str]) -> list[str]:
+        """Return a sentence for each number of good files of which something is to be said, where there are any."""
+        good = len(self.files) - len(self.skipped)
+        return [f"{count} of {good} {self.noun} {what}" for count, what in facts if count]
+
+    def _check_share(self) -> None:
+        skipped, total = self.skipped, len(self.files)
+        if len(skipped) <= TOLERATED * total:
+            return
+        named = "; ".join(f"{name}: {reason}" for name, reason in skipped[:_SHOWN])
+        if self.root.is_file():
+            raise UserError(f"{self.root}: {skipped[0][1]}")
+        more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
+        raise UserError(
+            f"{self.root}: {len(skipped)} of {total} {self.noun} cannot be used, more than {TOLERATED:.0%}; fix or"
+            f" remove them ({named}{more})"
+        )

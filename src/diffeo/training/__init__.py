@@ -4,8 +4,10 @@ from diffeo.training.batches import fingerprint
 from diffeo.training.fit import FitResult, fit
 from diffeo.training.run import Run, create_run, load, load_run, provenance, read_model, save_metrics, save_weights
 from diffeo.training.sampled import SampleStream
+from diffeo.training.stream import BatchStream
 
 __all__ = [
+    "BatchStream",
     "FitResult",
     "Run",
     "SampleStream",

@@ -3,7 +3,8 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from contextlib import suppress
+from functools import cached_property, partial
 from itertools import islice, pairwise
 from typing import Any, NamedTuple
 
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 
 from diffeo.training.seeding import derive
+from diffeo.training.splitting import divide
+from diffeo.training.stream import BatchStream
 from diffeo.training.weights import hash_tensor
 
-__all__ = ["Batch", "Rows", "Stream", "default_epochs", "default_patience", "fingerprint", "split"]
+__all__ = ["Batch", "Iterated", "Rows", "Stream", "default_epochs", "default_patience", "fingerprint", "split"]
 
 RESIDENT_BYTES = 2**31  # data up to this size is moved to the device once; more is moved batch by batch
 HASHED_BYTES = 2**30  # of larger data, evenly spaced rows are hashed
@@ -73,7 +76,7 @@ class Rows:
         self.batch_size = min(batch_size, self.size)
         # The last, smaller batch is dropped: its noisier gradient would count as much as the others'.
         self.batches: int | None = self.size // self.batch_size
-        self.device, self.dtype = device, dtype
+        self._place = partial(place, device=device, dtype=dtype)
         if sum(t.nbytes for t in (self.x, self.context) if t is not None) <= RESIDENT_BYTES:
             self.x = self._place(self.x)
             self.context = None if self.context is None else self._place(self.context)
@@ -86,8 +89,7 @@ class Rows:
     def shuffled(self, seed: int, epoch: int, start: int = 0, share: Share = everything) -> Iterator[Batch]:
         """Yield the batches of an epoch from number ``start`` on; seed and epoch decide the order."""
         assert self.batches is not None
-        generator = torch.Generator().manual_seed(derive(seed, "shuffle", epoch))
-        order = self.rows[torch.randperm(self.size, generator=generator)].to(self.x.device)
+        order = self._order(seed, epoch)
         for batch in range(start, self.batches):
             yield self.select(order[batch * self.batch_size : (batch + 1) * self.batch_size], share)
 
@@ -98,9 +100,7 @@ class Rows:
 
     def examples(self, seed: int) -> Iterator[Batch]:
         """Yield chunks of the rows, in random order, as large as statistics need and memory allows."""
-        generator = torch.Generator().manual_seed(derive(seed, "shuffle", 0))
-        order = self.rows[torch.randperm(self.size, generator=generator)].to(self.x.device)
-        for rows in order.split(_chunk_size(self.x, self.batch_size)):
+        for rows in self._order(seed, 0).split(_chunk_size(self.x, self.batch_size)):
             yield self.select(rows, everything)
 
     def select(self, rows: Tensor, share: Share = everything) -> Batch:
@@ -109,35 +109,80 @@ class Rows:
         context = None if self.context is None else self._pick(self.context, mine)
         return Batch(self._pick(self.x, mine), context, len(rows), mine)
 
+    def _order(self, seed: int, epoch: int) -> Tensor:
+        """The numbers of the rows, as seed and epoch shuffle them."""
+        generator = torch.Generator().manual_seed(derive(seed, "shuffle", epoch))
+        return self.rows[torch.randperm(self.size, generator=generator)].to(self.x.device)
+
     def _pick(self, data: Tensor, rows: Tensor) -> Tensor:
         return self._place(data.index_select(0, rows))
 
-    def _place(self, data: Tensor) -> Tensor:
-        return place(data, self.device, self.dtype)
+
+class Iterated(BatchStream):
+    """Any object that can be iterated over once an epoch, as a stream: what it lacks, this adds.
+
+    Its items are tensors or arrays x, or (x, context) pairs. Its ``set_epoch``, ``len`` and ``fingerprint`` are used if
+    it has them. Without a length the learning rate does not fall within the first epoch; without a fingerprint the
+    first batch's is taken. A list of batches will do, or a ``DataLoader``.
+
+    Raises:
+        TypeError: for an iterator, which is used up after an epoch, and from ``len`` where the length is unknown.
+        ValueError: if there is no batch.
+    """
+
+    def __init__(self, batches: Any) -> None:
+        if hasattr(batches, "__next__"):
+            raise TypeError("expected data that can be iterated over once per epoch, got an iterator")
+        self.batches = batches
+        self.set_epoch(0)
+        first = next(iter(self), None)
+        if first is None:
+            raise ValueError("expected a stream of batches, got an empty one")
+        self._fingerprint = str(getattr(batches, "fingerprint", fingerprint(*first)))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for item in self.batches:
+            x, context = item if isinstance(item, tuple | list) else (item, None)
+            yield as_tensor(x, "x"), None if context is None else as_tensor(context, "context")
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next, to an object that wants to know."""
+        super().set_epoch(epoch)
+        if hasattr(self.batches, "set_epoch"):
+            self.batches.set_epoch(epoch)
+
+    @property
+    def fingerprint(self) -> str:
+        """The object's, or the SHA-256 of its first batch."""
+        return self._fingerprint
 
 
 class Stream:
-    """Batches from a re-iterable object, for data larger than memory; they come in its order and in its sizes.
+    """A source of batches that come from a stream, in its order and in its sizes.
 
-    ``iter(stream)`` gives an epoch of tensors or (x, context) pairs, the same ones each time. A stream may have a
-    ``len``, the number of batches (the learning rate then falls smoothly within the first epoch too); a method
-    ``set_epoch(epoch)``, called before each, so that it can shuffle; and a ``fingerprint``, a string that decides
-    whether a checkpoint belongs to it (by default its first batch does).
+    Args:
+        stream: a ``BatchStream``, or what ``Iterated`` makes one of.
+        device: where the batches go.
+        dtype: the model's type, of floating-point data.
     """
 
     def __init__(self, stream: Any, device: torch.device, dtype: torch.dtype | None) -> None:
-        if hasattr(stream, "__next__"):
-            raise TypeError("expected data that can be iterated over once per epoch, got an iterator")
-        self.stream, self.device, self.dtype = stream, device, dtype
-        self.batches: int | None = len(stream) if hasattr(stream, "__len__") else None
-        first = next(self._read(0, 0), None)
-        if first is None:
+        self.stream = stream if isinstance(stream, BatchStream) else Iterated(stream)
+        self._place = partial(place, device=device, dtype=dtype)
+        self.fingerprint = self.stream.fingerprint
+        self.batches: int | None = None
+        with suppress(TypeError):  # as len has it of what is without one
+            self.batches = len(self.stream)
+        if self.batches == 0:
             raise ValueError("expected a stream of batches, got an empty one")
-        self.fingerprint = str(getattr(stream, "fingerprint", fingerprint(*first)))
 
     def shuffled(self, seed: int, epoch: int, start: int = 0, share: Share = everything) -> Iterator[Batch]:
         """Yield the batches of an epoch from number ``start`` on, in the stream's own order."""
-        for x, context in self._read(epoch, start):
+        self.stream.set_epoch(epoch)
+        for x, context in islice(self.stream, start, None):
             mine = share(len(x))
             yield Batch(self._place(x[mine]), None if context is None else self._place(context[mine]), len(x), None)
 
@@ -157,16 +202,6 @@ class Stream:
                 held, rows = [], 0
         if held:
             yield _join(held)
-
-    def _read(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        if hasattr(self.stream, "set_epoch"):
-            self.stream.set_epoch(epoch)
-        for item in islice(iter(self.stream), start, None):
-            x, context = item if isinstance(item, tuple | list) else (item, None)
-            yield as_tensor(x, "x"), None if context is None else as_tensor(context, "context")
-
-    def _place(self, data: Tensor) -> Tensor:
-        return place(data, self.device, self.dtype)
 
 
 def _chunk_size(x: Tensor, batch_size: int) -> int:
@@ -201,35 +236,29 @@ def split(
     fraction = isinstance(validation, float | int)
     if fraction and not 0 <= validation < 1:
         raise ValueError(f"expected a fraction of validation rows in [0, 1), got {validation}")
-    if not is_array(x):
-        if context is not None:
-            raise ValueError("expected a stream that gives (x, context) pairs, got a context of its own")
-        train = Stream(x, device, dtype)
-        if fraction and validation:
+    rows = partial(Rows, batch_size=batch_size, device=device, dtype=dtype)
+    stream = partial(Stream, device=device, dtype=dtype)
+    if fraction and validation and is_array(x):
+        whole = rows(x, context, None)
+        order = torch.randperm(whole.size, generator=torch.Generator().manual_seed(derive(seed, "split")))
+        parts = divide(order, validation)
+        if not len(parts.train):
+            raise ValueError(f"expected enough rows to hold some out for validation, got {whole.size}")
+        return rows(whole.x, whole.context, parts.train), rows(whole.x, whole.context, parts.valid)
+    if is_array(x):
+        train: Rows | Stream = rows(x, context, None)
+    elif context is not None:
+        raise ValueError("expected a stream that gives (x, context) pairs, got a context of its own")
+    else:
+        train = stream(x)
+    if validation is None or fraction:
+        if validation:
             raise ValueError("expected validation data or validation=0 with a stream, which cannot be split")
-        return train, _held_out(validation, batch_size, device, dtype)
-    if not (fraction and validation):
-        return Rows(x, context, None, batch_size, device, dtype), _held_out(validation, batch_size, device, dtype)
-    whole = Rows(x, context, None, batch_size, device, dtype)
-    held_out = max(1, round(validation * whole.size))
-    if held_out >= whole.size:
-        raise ValueError(f"expected enough rows to hold some out for validation, got {whole.size}")
-    order = torch.randperm(whole.size, generator=torch.Generator().manual_seed(derive(seed, "split")))
-    rest = Rows(whole.x, whole.context, order[held_out:], batch_size, device, dtype)
-    # Sorted, for the sake of memory's locality.
-    return rest, Rows(whole.x, whole.context, order[:held_out].sort().values, batch_size, device, dtype)
-
-
-def _held_out(
-    validation: Any, batch_size: int, device: torch.device, dtype: torch.dtype | None
-) -> Rows | Stream | None:
-    if validation is None or isinstance(validation, float | int):
-        return None
-    if isinstance(validation, tuple) and len(validation) == 2:
-        return Rows(*validation, None, batch_size, device, dtype)
+        return train, None
     if is_array(validation):
-        return Rows(validation, None, None, batch_size, device, dtype)
-    return Stream(validation, device, dtype)
+        validation = validation, None
+    paired = isinstance(validation, tuple) and len(validation) == 2
+    return train, rows(validation[0], validation[1], None) if paired else stream(validation)
 
 
 def default_epochs(batches: int | None) -> int:

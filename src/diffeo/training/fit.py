@@ -142,7 +142,7 @@ def fit(
         objective: the loss per example, for instance ``MaximumLikelihood(flow)``; or a flow, which is then trained by
             maximum likelihood, that of the recipe ``flow_matching`` by flow matching.
         x: the data: a tensor or array (N, *event), or a stream: an object whose every iteration gives the same batches,
-            tensors or (x, context) pairs (see ``Stream``); ``batch_size`` does not change those.
+            tensors or (x, context) pairs (a ``BatchStream`` or what ``Iterated`` takes), of sizes of its own.
         context: what the density is conditioned on, (N, *context), row by row.
         validation: a fraction of the rows to hold out, or rows, an (x, context) pair or a stream; 0 for none.
         epochs: the budget in epochs; about 10,000 steps, but at most 1,000 epochs, if no budget is given.

@@ -10,6 +10,7 @@ from torch import Tensor
 from diffeo.flow import Flow
 from diffeo.training.batches import fingerprint
 from diffeo.training.seeding import derive, seeded
+from diffeo.training.stream import BatchStream
 
 __all__ = ["SampleStream"]
 
@@ -18,8 +19,8 @@ def _samples(flow: Flow, count: int, context: Tensor | None) -> Tensor:
     return flow.sample((count,) if context is None else (), context)
 
 
-class SampleStream:
-    """Draws of a flow, as ``diffeo.fit`` takes a stream; seed and epoch decide them.
+class SampleStream(BatchStream):
+    """Draws of a flow, decided by seed and epoch.
 
     Args:
         flow: what to draw from, without gradients.
@@ -46,19 +47,10 @@ class SampleStream:
     ) -> None:
         self.flow, self.contexts, self.draw = flow, contexts, draw
         self.batch_size, self.batches, self.seed, self.reused = batch_size, batches, seed, reused
-        self.epoch = 0
         self._held: tuple[int, list[tuple[Tensor, Tensor | None]]] = 0, []
 
     def __len__(self) -> int:
         return self.batches
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next: it decides the draws.
-
-        Args:
-            epoch: its number, from 0.
-        """
-        self.epoch = epoch
 
     @property
     def fingerprint(self) -> str:

@@ -207,7 +207,7 @@ def _read(
     files: list[Path], root: Path, name: str, rate: int | None, cache: Path | None, progress: Progress | None
 ) -> Audio:
     recordings = read_recordings(files, root, rate, cache, progress)
-    names = tuple(Path(name_within(file, root)).as_posix() for file in recordings.files)
+    names = tuple(name_within(file, root) for file in recordings.files)
     return Audio(
         recordings.samples, recordings.starts, recordings.rate, names, name=name, skipped=tuple(recordings.skipped),
         notes=tuple(recordings.notes),

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from diffeo.flow import Flow, bits_per_dim
-from diffeo.modalities.audio.distillation import FLATTER, LOUDER, quotient
-from diffeo.modalities.audio.measures import log_spectral_distance, measures
+from diffeo.modalities.audio.distillation import FLATTER, LOUDER, compare_sounds, quotient
 from diffeo.report.check import Thresholds, judge
 from diffeo.report.latents import normal_scores, normality
 from diffeo.report.numerics import consistency, continuous_part, log_det_error, off_data, round_trip
@@ -89,12 +88,7 @@ def check_sound(
 def _compare(x: Tensor, drawn: Tensor, rate: int) -> dict[str, Any]:
     kept = drawn.isfinite().all(1)
     x, drawn = x[kept], drawn[kept].clamp(-1, 1)
-    if len(x) < 2:
-        return {}
-    distances = np.array([log_spectral_distance(sound, real, rate) for sound, real in zip(drawn, x, strict=True)])
-    report = {"real": measures(list(x), rate), "drawn": measures(list(drawn), rate)}
-    report["drawn"]["log_spectral_distance"] = mean_and_error(distances)
-    return report
+    return {} if len(x) < 2 else compare_sounds({"real": x, "drawn": drawn}, rate)
 
 
 def _judge(report: dict[str, Any]) -> tuple[str, list[str]]:

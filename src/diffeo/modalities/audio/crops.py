@@ -16,11 +16,11 @@ from diffeo.modalities.audio.recordings import FULL_SCALE
 from diffeo.modalities.storage import allocate
 from diffeo.spectral import frames_of, log_mel
 from diffeo.training.seeding import derive
+from diffeo.training.stream import BatchStream
 
-__all__ = ["STEP", "Crops", "SoundFormat", "features", "split_clips"]
+__all__ = ["STEP", "Crops", "SoundFormat", "features"]
 
 STEP = 1 / FULL_SCALE
-HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class SoundFormat:
         return {**asdict(self), "classes": list(self.classes)}
 
 
-class Crops:
-    """Crops of fixed length of recordings, as ``diffeo.fit`` takes a stream: (x, context) batches.
+class Crops(BatchStream):
+    """Crops of fixed length of recordings.
 
     The clips' whole frames are laid end to end, with their own contexts, and cut into crops: in every epoch in another
     order and from another frame on, both decided by seed and epoch. So every sample counts once an epoch whatever the
@@ -117,27 +117,27 @@ class Crops:
         seed: int,
     ) -> None:
         self.audio, self.clips, self.mel, self.form, self.frames, self.seed = audio, clips, mel, form, frames, seed
-        self.epoch = 0
-        whole = audio.lengths // form.hop
-        self.first_frame = np.cumsum(whole) - whole
-        self.clip_of_frame = np.repeat(np.arange(len(audio)), whole)
-        self.count = max(1, int(whole[clips].sum()) // frames)
+        self.whole = audio.lengths // form.hop  # frames of each clip
+        self.first_frame = np.cumsum(self.whole) - self.whole
+        self.clip_of_frame = np.repeat(np.arange(len(audio)), self.whole)
+        self.count = max(1, int(self.whole[clips].sum()) // frames)
         self.batch_size = min(batch_size, self.count)
-        self.fingerprint = f"{audio.sha256} {form} {clips.tolist()} {frames} {batch_size} {seed}"
+        self.asked = batch_size
 
     def __len__(self) -> int:
         return self.count // self.batch_size
 
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next: it decides the order."""
-        self.epoch = epoch
+    @property
+    def fingerprint(self) -> str:
+        """The recordings' SHA-256, and what crops are made of which of them."""
+        return f"{self.audio.sha256} {self.form} {self.clips.tolist()} {self.frames} {self.asked} {self.seed}"
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None] | Tensor]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         generator = np.random.default_rng(derive(self.seed, "crops", self.epoch))
         tape = self._tape(generator.permutation(self.clips))
         crops = self._cut(np.roll(tape, -generator.integers(self.frames)))
         for batch in range(len(self)):
-            yield self._batch(crops[batch * self.batch_size : (batch + 1) * self.batch_size])
+            yield self._pick(crops[batch * self.batch_size : (batch + 1) * self.batch_size])
 
     def in_order(self, most: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the crops of the clips in their order, or so many of them, evenly spaced."""
@@ -147,16 +147,11 @@ class Crops:
 
     def _tape(self, clips: np.ndarray) -> np.ndarray:
         """The numbers of the clips' frames, end to end."""
-        whole = self.audio.lengths // self.form.hop
-        tape = np.concatenate([self.first_frame[clip] + np.arange(whole[clip]) for clip in clips])
+        tape = np.concatenate([self.first_frame[clip] + np.arange(self.whole[clip]) for clip in clips])
         return np.resize(tape, max(len(tape), self.frames))
 
     def _cut(self, tape: np.ndarray) -> np.ndarray:
         return tape[: self.count * self.frames].reshape(self.count, self.frames)
-
-    def _batch(self, crops: np.ndarray) -> tuple[Tensor, Tensor | None] | Tensor:
-        x, context = self._pick(crops)
-        return x if context is None else (x, context)
 
     def _pick(self, crops: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """Frames' numbers (n, frames) -> x (n, frames hop) in [-1, 1) and the context (n, channels, frames)."""
@@ -169,17 +164,6 @@ class Crops:
             torch.from_numpy(self.audio.labels[clip]) if self.form.classes and self.audio.labels is not None else None
         )
         return x, self.form.context(mel, label, self.frames)
-
-
-def split_clips(audio: Audio, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of the clips to train on and of those held out: a tenth, evenly over the labels."""
-    order = np.random.default_rng(seed).permutation(len(audio))
-    if audio.labels is not None:
-        order = order[np.argsort(audio.labels[order], kind="stable")]  # label after label, each shuffled
-    held = np.zeros(len(audio), dtype=bool)
-    count = max(1, round(HELD_OUT * len(audio)))
-    held[order[((np.arange(count) + 0.5) * len(audio) / count).astype(int)]] = True  # evenly spaced along the labels
-    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def features(audio: Audio, form: SoundFormat) -> np.ndarray:

@@ -15,11 +15,12 @@ from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.modalities.audio import figures as audio_figures
 from diffeo.modalities.audio.audio import AUDIO_SETS, Audio, open_audio
-from diffeo.modalities.audio.crops import STEP, Crops, SoundFormat, features, split_clips
+from diffeo.modalities.audio.crops import STEP, Crops, SoundFormat, features
 from diffeo.modalities.audio.recordings import SOUNDS, is_sound
 from diffeo.modalities.base import Dataset
 from diffeo.modalities.images.decoding import is_picture
 from diffeo.recipes import RECIPES
+from diffeo.training.splitting import split_evenly
 
 __all__ = ["RECIPES_OF_AUDIO", "AudioDataset", "shows_audio"]
 
@@ -78,7 +79,7 @@ class AudioDataset(Dataset):
         classes, pattern = (audio.classes, audio.pattern) if with_label else ((), "")
         self.form = SoundFormat(audio.rate, hop, mels, 4 * hop if mels else 0, classes, pattern)
         frames = max(1, round(settings.get("crop", CROP) * audio.rate / hop))
-        trained, held = split_clips(audio, self.seed)
+        trained, held = (part.numpy() for part in split_evenly(len(audio), self.seed, audio.labels)[:2])
         if not (audio.lengths[trained] >= hop).any() or not (audio.lengths[held] >= hop).any():
             raise UserError(f"{audio.name}: its recordings are shorter than a frame of {hop} samples; give longer ones")
         self.x = self._crops(audio, trained, frames)

@@ -27,14 +27,14 @@ def compare_sounds(sounds: Mapping[str, Tensor], rate: int) -> dict[str, Any]:
     """Measure how real and drawn sounds sound.
 
     Args:
-        sounds: "real", "teacher" and "student", (n, T) each in [-1, 1), the same contexts in the same order.
+        sounds: "real" and drawn ones by name, (n, T) each in [-1, 1), the same contexts in the same order.
         rate: samples per second.
 
     Returns:
         By name the ``measures`` of each, and for drawn ones the log-spectral distance to the real ones, in dB.
     """
     report: dict[str, Any] = {name: measures(list(part), rate) for name, part in sounds.items()}
-    for name in ("teacher", "student"):
+    for name in sounds.keys() - {"real"}:
         pairs = zip(sounds[name], sounds["real"], strict=True)
         distances = np.array([log_spectral_distance(sound, real, rate) for sound, real in pairs])
         report[name]["log_spectral_distance"] = mean_and_error(distances)

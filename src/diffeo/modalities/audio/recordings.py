@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffeo.atomic import atomic_folder
-from diffeo.modalities.folders import Progress, Unusable, check_share, is_among, name_within, read_each, threads
+from diffeo.modalities.folders import Progress, Reader, Unusable, is_among
 from diffeo.modalities.storage import allocate
 
 __all__ = ["FULL_SCALE", "SOUNDS", "Recordings", "is_sound", "read_recordings", "save_wavs"]
@@ -74,50 +74,29 @@ def read_recordings(
     """
     import soundfile  # loads a library of its own, so only when asked for
 
-    skipped: list[tuple[str, str]] = []
-    headers: dict[Path, _Header] = {}
-    foreign = (soundfile.LibsndfileError, "damaged, empty, or no sound")
-    with threads() as pool:
-        for path, result in zip(files, read_each(pool, _header, files, *foreign), strict=True):
-            if isinstance(result, str):
-                skipped.append((name_within(path, root), result))
-            else:
-                headers[path] = result
-        check_share(skipped, len(files), root, "recordings")
-        rates = Counter(header.rate for header in headers.values())
-        rate = rate or rates.most_common(1)[0][0]
-        samples = allocate((sum(_length(header, rate) for header in headers.values()),), cache, np.int16)
-        good: list[Path] = []
-        lengths: list[int] = []
-        total = cut = 0
-        decode = partial(_decode, rate)
-        for i, (path, sound) in enumerate(zip(headers, read_each(pool, decode, list(headers), *foreign), strict=True)):
-            if isinstance(sound, str):
-                skipped.append((name_within(path, root), sound))
-            else:
-                samples[total : total + len(sound.samples)] = sound.samples
-                total += len(sound.samples)
-                cut += sound.cut
-                good.append(path)
-                lengths.append(len(sound.samples))
-            if progress is not None:
-                progress(i + 1, len(headers))
-    check_share(skipped, len(files), root, "recordings")
+    reader = Reader(files, root, "recordings", soundfile.LibsndfileError, "damaged, empty, or no sound")
+    headers = dict(reader.read(_header, files))
+    rates = Counter(header.rate for header in headers.values())
+    rate = rate or rates.most_common(1)[0][0]
+    samples = allocate((sum(_length(header, rate) for header in headers.values()),), cache, np.int16)
+    good: list[Path] = []
+    starts = [0]
+    cut = 0
+    for path, sound in reader.read(partial(_decode, rate), list(headers), progress):
+        starts.append(starts[-1] + len(sound.samples))
+        samples[starts[-2] : starts[-1]] = sound.samples
+        cut += sound.cut
+        good.append(path)
     others = [f"{other} Hz" for other, _ in rates.most_common() if other != rate]
     listed = ", ".join(others[:_SHOWN]) + (", ..." if len(others) > _SHOWN else "")
-    notes = [
-        f"{count} of {len(good)} recordings {what}"
-        for count, what in (
-            (sum(headers[path].rate != rate for path in good), f"were resampled to {rate} Hz, from {listed}"),
-            (sum(headers[path].channels > 1 for path in good), "have several channels: their average is used"),
-            (sum(headers[path].wide for path in good), "have more than 16 bits: they are rounded to 16"),
-        )
-        if count
-    ]
+    notes = reader.notes(
+        (sum(headers[path].rate != rate for path in good), f"were resampled to {rate} Hz, from {listed}"),
+        (sum(headers[path].channels > 1 for path in good), "have several channels: their average is used"),
+        (sum(headers[path].wide for path in good), "have more than 16 bits: they are rounded to 16"),
+    )
     if cut:
         notes.append(f"{cut} samples beyond full scale were cut off")
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Recordings(samples[:total], starts, rate, good, skipped, notes)
+    return Recordings(samples[: starts[-1]], np.array(starts, dtype=np.int64), rate, good, reader.skipped, notes)
 
 
 def save_wavs(

@@ -14,11 +14,12 @@ from torch import Tensor
 from diffeo.errors import UserError
 from diffeo.modalities.audio.audio import Audio, open_audio
 from diffeo.modalities.audio.check import check_sound
-from diffeo.modalities.audio.crops import STEP, Crops, SoundFormat, features, split_clips
+from diffeo.modalities.audio.crops import STEP, Crops, SoundFormat, features
 from diffeo.modalities.audio.recordings import save_wavs
 from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Words, choose
 from diffeo.spectral import frames_of
 from diffeo.training.run import Run as StoredRun
+from diffeo.training.splitting import split_evenly
 
 __all__ = ["AudioRun"]
 
@@ -166,7 +167,8 @@ class AudioRun(OpenRun):
         audio, form = self.open(source), self.form
         clips, which = np.arange(len(audio)), "crops of all recordings"
         if audio.sha256 == self.trained_on():
-            clips, which = split_clips(audio, self.provenance["seed"])[1], "crops of recordings held out of training"
+            clips = split_evenly(len(audio), self.provenance["seed"], audio.labels).valid.numpy()
+            which = "crops of recordings held out of training"
         if not (audio.lengths[clips] >= form.hop).any():
             raise UserError(
                 f"{audio.name}: its recordings are shorter than a frame of {form.hop} samples; give longer ones"

@@ -17,9 +17,9 @@ from diffeo.flow import Flow
 from diffeo.modalities.base import Dataset
 from diffeo.modalities.images import figures as image_figures
 from diffeo.modalities.images.images import IMAGE_SETS, Images, open_images
-from diffeo.modalities.tables.rows import count_test, split_rows
 from diffeo.nets.resnet import ResNet
 from diffeo.nets.unet import UNet
+from diffeo.training.splitting import count_test, split_rows
 
 __all__ = ["ImageDataset", "describe_images", "hold_out", "one_hot", "shows_images"]
 

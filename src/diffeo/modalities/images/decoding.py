@@ -1,27 +1,17 @@
 """Pictures in png and jpg files: decoded by a pool of threads into one array, and resized."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffeo.errors import UserError
-from diffeo.modalities.folders import (
-    Progress,
-    Unusable,
-    check_share,
-    in_order,
-    is_among,
-    name_within,
-    read_each,
-    threads,
-)
+from diffeo.modalities.folders import Progress, Reader, Unusable, in_order, is_among, name_within
 from diffeo.modalities.storage import allocate
 
 __all__ = ["PICTURES", "Decoded", "as_picture", "is_picture", "read_pictures", "resize"]
@@ -30,8 +20,6 @@ PICTURES = (".png", ".jpg", ".jpeg")
 _OTHERS = (".bmp", ".gif", ".heic", ".tif", ".tiff", ".webp")  # pictures too: counted as bad, not overlooked
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3}  # of Pillow's modes with 8 bits or fewer
 _SHOWN = 3  # sizes named in a message
-
-T = TypeVar("T")
 
 
 class Decoded(NamedTuple):
@@ -81,56 +69,35 @@ def read_pictures(
     Raises:
         UserError: if more than 1 % of the files are bad, or sizes differ and ``size`` is None.
     """
-    skipped: list[tuple[str, str]] = []
-    headers: dict[Path, _Header] = {}
-    with threads() as pool:
-        for path, result in zip(files, _each(pool, _header, files), strict=True):
-            if isinstance(result, str):
-                skipped.append((name_within(path, root), result))
-            else:
-                headers[path] = result
-        check_share(skipped, len(files), root, "pictures")
-        height, width = size or _common_size(headers, root)
-        channels = max(header.channels for header in headers.values())
-        pixels = allocate((len(headers), channels, height, width), cache)
-        good: list[Path] = []
-        transparent = 0
-        decode = partial(_decode, channels, (height, width))
-        for i, (path, picture) in enumerate(zip(headers, _each(pool, decode, list(headers)), strict=True)):
-            if isinstance(picture, str):
-                skipped.append((name_within(path, root), picture))
-            else:
-                pixels[len(good)] = picture.pixels
-                transparent += picture.transparent
-                good.append(path)
-            if progress is not None:
-                progress(i + 1, len(headers))
-    check_share(skipped, len(files), root, "pictures")
+    reader = Reader(files, root, "pictures", UnidentifiedImageError, "damaged, empty, or no png or jpg")
+    headers = dict(reader.read(_header, files))
+    height, width = size or _common_size(headers, root)
+    channels = max(header.channels for header in headers.values())
+    pixels = allocate((len(headers), channels, height, width), cache)
+    good: list[Path] = []
+    transparent = 0
+    for path, picture in reader.read(partial(_decode, channels, (height, width)), list(headers), progress):
+        pixels[len(good)] = picture.pixels
+        transparent += picture.transparent
+        good.append(path)
     grey = sum(headers[path].channels == 1 for path in good)
-    small = sum(headers[path].height < height or headers[path].width < width for path in good)
-    notes = [
-        f"{count} of {len(good)} pictures {what}"
-        for count, what in (
-            (grey if channels == 3 else 0, "are grey, the others RGB: all are read as RGB"),
-            (transparent, "have transparent pixels: these are laid on white"),
-            (small, f"are smaller than {height}x{width} and were enlarged"),
-        )
-        if count
-    ]
-    return Decoded(pixels[: len(good)], good, skipped, notes)
+    notes = reader.notes(
+        (grey if channels == 3 else 0, "are grey, the others RGB: all are read as RGB"),
+        (transparent, "have transparent pixels: these are laid on white"),
+        (
+            sum(headers[path].height < height or headers[path].width < width for path in good),
+            f"are smaller than {height}x{width} and were enlarged",
+        ),
+    )
+    return Decoded(pixels[: len(good)], good, reader.skipped, notes)
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int], levels: int = 256, cache: Path | None = None) -> np.ndarray:
     """Return pictures (N, C, H, W) cropped about their centres to the ratio of ``size`` (H, W) and resized to it."""
     resized = allocate((*pixels.shape[:2], *size), cache)
-    with threads() as pool:
-        for i, picture in enumerate(in_order(pool, lambda p: _array(_fit(as_picture(p), size)), pixels)):
-            resized[i] = picture
+    for i, picture in enumerate(in_order(lambda p: _array(_fit(as_picture(p), size)), pixels)):
+        resized[i] = picture
     return np.minimum(resized, levels - 1, out=resized)  # the antialiasing overshoots at edges
-
-
-def _each(pool: ThreadPoolExecutor, function: Callable[[Path], T], files: Sequence[Path]) -> Iterator[T | str]:
-    return read_each(pool, function, files, UnidentifiedImageError, "damaged, empty, or no png or jpg")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffeo.atomic import atomic_folder, atomic_write
 from diffeo.errors import UserError
-from diffeo.modalities.folders import in_order, threads
+from diffeo.modalities.folders import in_order
 from diffeo.modalities.images.decoding import as_picture
 
 __all__ = ["save_grid", "save_npz", "save_pngs", "tiled"]
@@ -61,12 +61,12 @@ def save_pngs(folder: str | os.PathLike[str], pixels: np.ndarray, levels: int = 
     """
     shown = _displayed(pixels, levels)
     digits = max(4, len(str(len(shown) - 1)))
-    with atomic_folder(folder, r"\d{4,}\.png", force) as temporary, threads() as pool:
+    with atomic_folder(folder, r"\d{4,}\.png", force) as temporary:
 
         def write(i: int) -> None:
             as_picture(shown[i]).save(temporary / f"{i:0{digits}d}.png")
 
-        for _ in in_order(pool, write, range(len(shown))):
+        for _ in in_order(write, range(len(shown))):
             pass
 
 

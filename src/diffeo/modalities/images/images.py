@@ -13,7 +13,7 @@ import numpy as np
 from diffeo.errors import UserError
 from diffeo.modalities.arrays import map_npy, open_npz
 from diffeo.modalities.builtin import load_builtin
-from diffeo.modalities.folders import Progress
+from diffeo.modalities.folders import Progress, name_within
 from diffeo.modalities.images.decoding import PICTURES, Decoded, is_picture, read_pictures, resize
 from diffeo.modalities.images.mnist import VALIDATION, load_mnist
 from diffeo.modalities.images.pixels import chunks, complete, gather, to_classes, to_pixels
@@ -198,7 +198,7 @@ def _open_folder(folder: Path, size: tuple[int, int] | None, cache: Path | None,
 
 
 def _from_decoded(decoded: Decoded, path: Path) -> Images:
-    files = tuple(file.relative_to(path).as_posix() if file != path else file.name for file in decoded.files)
+    files = tuple(name_within(file, path) for file in decoded.files)
     return Images(
         decoded.pixels, name=str(path), skipped=tuple(decoded.skipped), notes=tuple(decoded.notes), files=files
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.modalities.base import Dataset
+from diffeo.modalities.tables import rows
 from diffeo.modalities.tables.defaults import default_model, preprocessing
 from diffeo.modalities.tables.figures import plot_figures
 from diffeo.modalities.tables.infer import infer_schema
@@ -31,7 +32,8 @@ class TableDataset(Dataset):
         self.batch_size = settings.get("batch_size", BATCH_SIZE)
         self.table = open_table(source, missing=settings.get("missing", "error"))
         self.name = self.table.name
-        # Infer the schema, and hold out rows for validation and, where asked, for a test.
+        # Infer the schema, and hold out rows for validation and, where asked, for a test: from one reading, if it fits.
+        self.table.hold(rows.LARGE)
         self.schema = infer_schema(self.table, self.settings.get("context", ()), self.settings.get("drop", ()))
         self.split = split_table(self.table, self.schema, self.batch_size, self.seed, self.settings.get("test", 0.0))
         self.x, self.context = self.split.x, self.split.context
@@ -54,7 +56,7 @@ class TableDataset(Dataset):
 
     def preprocessing(self, model: str) -> list[Any]:
         """Dequantise what is discrete, standardise, and make normal what has tails like Cauchy's."""
-        return preprocessing(self.schema, self._some())
+        return preprocessing(self.schema, self.valid_x if isinstance(self.x, TableStream) else self.x)
 
     def training(self, flow: Flow) -> dict[str, Any]:
         """The defaults of ``diffeo.fit`` are those of tables."""
@@ -76,6 +78,3 @@ class TableDataset(Dataset):
     def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
         """Learning curves, pairs of columns, latents, and the density of two columns."""
         return plot_figures(run, flow, self.schema, self.split, self.seed)
-
-    def _some(self) -> Tensor:
-        return self.valid_x if isinstance(self.x, TableStream) else self.x

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,13 +15,13 @@ from diffeo.errors import UserError
 from diffeo.modalities.tables.schema import Encoded, Schema, load
 from diffeo.modalities.tables.table import Table
 from diffeo.training.batches import fingerprint
+from diffeo.training.splitting import count_test, held_out_of_block, split_rows
+from diffeo.training.stream import BatchStream
 
-__all__ = ["LARGE", "Split", "TableStream", "count_test", "draw_rows", "split_rows", "split_table"]
+__all__ = ["LARGE", "Split", "TableStream", "draw_rows", "split_table"]
 
 LARGE = 2**31  # bytes of encoded rows; beyond it they are streamed
 POOL = 2**20  # rows of a stream that are shuffled together
-HELD_OUT = 0.1
-MOST_HELD_OUT = 200_000  # of a stream; more would only cost time
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def split_table(table: Table, schema: Schema, batch_size: int, seed: int, test: 
     return Split(*parts[0], *parts[1], *parts[2], len(parts[0][0]), fingerprint(x, context))
 
 
-class TableStream:
-    """The training rows of a table that is too large for memory, as ``diffeo.fit`` takes a stream.
+class TableStream(BatchStream):
+    """The training rows of a table that is too large for memory.
 
     Every epoch reads the file again; rows are shuffled within pools of a million, so a file that is sorted should be
     shuffled once by its owner. About a tenth of the rows, drawn by the seed, are held out.
@@ -74,24 +75,21 @@ class TableStream:
 
     def __init__(self, table: Table, schema: Schema, batch_size: int, seed: int) -> None:
         self.table, self.schema, self.batch_size, self.seed = table, schema, batch_size, seed
-        self.epoch = 0
         self.rows = 0
-        self.share = min(HELD_OUT, MOST_HELD_OUT / schema.rows)
         held: list[Encoded] = []
         for encoded, out in self._blocks():
             held.append(_choose(encoded, out))
             self.rows += int((~out).sum())
         self.valid_x, self.valid_context = _tensors(_join(held))
-        self.fingerprint = hashlib.sha256(
-            f"{schema.to_json()} {self.rows} {batch_size} {fingerprint(self.valid_x, self.valid_context)}".encode()
-        ).hexdigest()
 
     def __len__(self) -> int:
         return self.rows // self.batch_size
 
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next: it decides the order."""
-        self.epoch = epoch
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 of the schema, the number of rows, the size of a batch and the rows held out."""
+        held = fingerprint(self.valid_x, self.valid_context)
+        return hashlib.sha256(f"{self.schema.to_json()} {self.rows} {self.batch_size} {held}".encode()).hexdigest()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         generator = np.random.default_rng((self.seed, self.epoch, 1))
@@ -120,28 +118,8 @@ class TableStream:
         """Yield the possible rows of the table, block by block, and which of them are held out."""
         for number, values in enumerate(self.table.batches(self.schema.names)):
             encoded = self.schema.encode(values)
-            out = np.random.default_rng((self.seed, number)).random(len(values)) < self.share
+            out = held_out_of_block(len(values), self.schema.rows, self.seed, number)
             yield _choose(encoded, ~encoded.impossible), out[~encoded.impossible]
-
-
-def count_test(count: int, fraction: float) -> int:
-    """Return how many of so many rows are for the test.
-
-    Raises:
-        UserError: if none is left to train on.
-    """
-    test = max(1, round(fraction * count)) if fraction else 0
-    if test and count - test < 2:
-        raise UserError(f"expected at least 2 rows beside those of the test (--test {fraction:g}), got {count} in all")
-    return test
-
-
-def split_rows(count: int, seed: int, test: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the numbers of the rows to train on, shuffled; of a tenth for validation, in order; of ``test`` others."""
-    order = np.random.default_rng(seed).permutation(count)
-    order, tested = order[: count - test], order[count - test :]
-    held = max(1, round(HELD_OUT * len(order)))
-    return torch.from_numpy(order[held:]), torch.from_numpy(np.sort(order[:held])), torch.from_numpy(np.sort(tested))
 
 
 def draw_rows(table: Table, schema: Schema, limit: int, seed: int) -> tuple[Tensor, Tensor | None, dict[str, int], int]:

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from diffeo.errors import UserError
 from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Words, choose, held_out
-from diffeo.modalities.tables.rows import LARGE, draw_rows, split_rows
+from diffeo.modalities.tables.rows import LARGE, draw_rows
 from diffeo.modalities.tables.schema import Schema
 from diffeo.modalities.tables.table import Table
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.check import FEWEST, check
 from diffeo.training.batches import fingerprint
 from diffeo.training.run import Run as StoredRun
+from diffeo.training.splitting import split_rows
 
 __all__ = ["TableRun"]
 

@@ -1,6 +1,7 @@
 """Tables of numbers from files, data frames and arrays, read in batches of constant memory."""
 
 import copy
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,6 +69,8 @@ class Table:
         self.num_rows = source.num_rows
         self.missing = missing
         self.dropped = 0
+        self._hold = 0  # bytes of the next reading that may be kept for the one after it
+        self._held: tuple[Any, deque[np.ndarray]] = None, deque()
         self._select(source.names, range(len(source.names)))
         if not source.names:
             raise UserError(f"{self.name}: has no columns; give a table of numbers")
@@ -145,7 +148,7 @@ class Table:
         report: _Missing | None = None
         pending: list[np.ndarray] = []
         held = 0
-        for block in self._source.read(places, rows):
+        for block in self._blocks(places, rows):
             start, seen = seen, seen + len(block)
             finite = None if self.missing == "keep" or _all_finite(block) else np.isfinite(block).all(axis=1)
             if finite is not None and self.missing == "drop":
@@ -176,6 +179,34 @@ class Table:
         self.dropped = dropped
         if held:
             yield np.concatenate(pending)
+
+    def hold(self, most: int) -> None:
+        """Keep what the next full reading parses, if it is at most so many bytes; the one after it takes that.
+
+        A file is then parsed once where two readings follow each other. Nothing is kept of what is in memory anyway.
+        """
+        if not isinstance(self._source, ArraySource | ArrowSource):
+            self._hold = most
+
+    def _blocks(self, places: Sequence[int], rows: int) -> Iterator[np.ndarray]:
+        """Yield the source's blocks, those that were kept if it is the same columns that are wanted."""
+        wanted = [(i, self._source.types[i]) for i in places]
+        (columns, held), self._held = self._held, (None, deque())
+        if columns == wanted:
+            while held:  # let go of each, now that it is used for the last time
+                yield held.popleft()
+            return
+        left, self._hold = self._hold, 0
+        held = deque()
+        for block in self._source.read(places, rows):
+            left -= block.nbytes
+            if left >= 0:
+                held.append(block)
+            else:
+                held.clear()
+            yield block
+        if held:
+            self._held = wanted, held
 
 
 class _Missing:

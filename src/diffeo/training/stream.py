@@ -1,0 +1,45 @@
+"""The protocol of data that come in batches."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from torch import Tensor
+
+__all__ = ["BatchStream"]
+
+
+class BatchStream(ABC):
+    """Training data in batches that are read, computed or drawn anew in every epoch.
+
+    Whoever goes through it says first which epoch it is, by ``set_epoch``; then ``iter`` gives the batches of that one.
+    What they hold is decided by the stream's arguments and the epoch alone: the same epoch twice gives the same
+    batches, so a training that was killed goes on as if it had not been.
+
+    Attributes:
+        epoch: the one that ``iter`` gives, from 0.
+    """
+
+    epoch: int = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next."""
+        self.epoch = epoch
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the epoch's batches: x ``(n, *event)`` and the context ``(n, *context)``, or None where there is none.
+
+        The sizes n may differ, event and context may not.
+        """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of batches, the same in every epoch."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """What tells these data from others: a checkpoint belongs to a stream if it has the checkpoint's fingerprint.
+
+        It depends on neither the epoch nor on how far anyone has read.
+        """
