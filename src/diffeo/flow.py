@@ -115,6 +115,11 @@ class Flow(nn.Module):
         return next((part for part in self.transform.modules() if isinstance(part, ODE)), None)
 
     @property
+    def any_order(self) -> bool:
+        """Whether it has the density of any elements given any others: ``log_prob_given`` and ``complete``."""
+        return self.transform.any_order
+
+    @property
     def preprocessing(self) -> list[Transform]:
         """The transforms that bring data into the units of the layers, in the order of generation; perhaps none."""
         parts = self.parts
@@ -201,7 +206,9 @@ class Flow(nn.Module):
         if nan not in ("error", "propagate"):
             raise ValueError(f"expected nan='error' or 'propagate', got {nan!r}")
         rows, contexts, batch = self._rows(x, context, self.event_shape, "x")
-        bad = self._non_finite(rows, contexts)
+        bad = self._non_finite(
+            rows.nan_to_num(0.0, torch.inf, -torch.inf) if self.transform.takes_missing else rows, contexts
+        )
         if bad is not None:
             if nan == "error" and not ops.tracing():
                 raise ValueError(
@@ -285,6 +292,59 @@ class Flow(nn.Module):
         (x,) = self._in_chunks(lambda z, c: (self.transform.forward(z, self.normalize_context(c)),), rows, contexts)
         return x.reshape(*batch, *self.event_shape)
 
+    def log_prob_given(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(the other elements | the known ones), in nats, of a flow of any order.
+
+        Args:
+            x: ``(*batch, features)``; NaN is a missing value.
+            known: booleans that broadcast to x, true for what the density is conditional on.
+            context: broadcastable to ``(*batch, *context_shape)``.
+
+        Returns:
+            ``(*batch,)``.
+
+        Raises:
+            ValueError: for a flow of one order, or a wrong shape.
+        """
+        rows, contexts, batch = self._rows(x, context, self.event_shape, "x")
+        (log_prob,) = self._in_chunks(
+            lambda x, known, c: (self.transform.log_prob(x, known, self.normalize_context(c)),),
+            rows, self._known(known, batch), contexts,
+        )  # fmt: skip
+        return log_prob.reshape(batch)
+
+    def complete(self, x: Tensor, known: Tensor, context: Tensor | None = None, gaps: bool = True) -> Tensor:
+        """Draw the elements that are not known given those that are, by a flow of any order; without gradients.
+
+        Args:
+            x: ``(*batch, features)``; NaN among the known ones is a missing value.
+            known: booleans that broadcast to x, true for what stays as it is.
+            context: broadcastable to ``(*batch, *context_shape)``.
+            gaps: whether a missing value (NaN) may be drawn.
+
+        Returns:
+            ``(*batch, features)``.
+
+        Raises:
+            ValueError: for a flow of one order, or a wrong shape.
+        """
+        rows, contexts, batch = self._rows(x, context, self.event_shape, "x")
+        with torch.no_grad():
+            (full,) = self._in_chunks(
+                lambda x, known, c: (self.transform.complete(x, known, self.normalize_context(c), gaps=gaps),),
+                rows, self._known(known, batch), contexts,
+            )  # fmt: skip
+        return full.reshape(*batch, *self.event_shape)
+
+    def _known(self, known: Tensor, batch: torch.Size) -> Tensor:
+        if not self.any_order:
+            raise ValueError(
+                "expected a flow that has the conditionals of any columns, such as mixed(...), got another"
+            )
+        if known.dtype != torch.bool:
+            raise ValueError(f"expected known of booleans, got {known.dtype}")
+        return known.expand(*batch, *self.event_shape).reshape(-1, *self.event_shape)
+
     def resized(self, event_shape: Sequence[int], context_shape: Sequence[int] = ()) -> Flow:
         """The same density of examples of another shape; parameters and statistics are shared, not copied.
 
@@ -327,14 +387,14 @@ class Flow(nn.Module):
         return x, self.base.log_prob(z) - log_det
 
     def _in_chunks(
-        self, function: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]], rows: Tensor, context: Tensor | None
+        self, function: Callable[..., tuple[Tensor, ...]], rows: Tensor, *others: Tensor | None
     ) -> list[Tensor]:
         """Call the function on chunks of the rows, unless gradients need them all at once, and join the results."""
         size = _CHUNK if self.training else max(1, min(_CHUNK, _ELEMENTS // rows.shape[1:].numel()))
         if torch.is_grad_enabled() or ops.tracing() or len(rows) <= size:
-            return list(function(rows, context))
+            return list(function(rows, *others))
         parts = [
-            function(rows[i : i + size], None if context is None else context[i : i + size])
+            function(*(None if each is None else each[i : i + size] for each in (rows, *others)))
             for i in range(0, len(rows), size)
         ]
         return [torch.cat(column) for column in zip(*parts, strict=True)]

@@ -58,6 +58,8 @@ class Transform(KnowsArguments, nn.Module, ABC):
 
     event_dim: int = 1
     preprocesses: bool = False  # whether it brings data into a network's units, and is no layer of a model
+    any_order: bool = False  # whether every part of an event has a density given any other, as ``Mixed`` has
+    takes_missing: bool = False  # whether NaN stands for a missing value of x, and does not spoil a row
 
     @property
     def fast(self) -> frozenset[str]:
@@ -329,7 +331,8 @@ class DataDependent(Transform):
             batch = self._batch_shape(x)
             rows = x.detach().reshape(math.prod(batch), *x.shape[len(batch) :])
             # One row has no spread, and a poisoned batch must not set the scale for good: wait for the next one.
-            if len(rows) < 2 or not torch.isfinite(rows).all():
+            bad = torch.isinf(rows) if self.takes_missing else ~torch.isfinite(rows)
+            if len(rows) < 2 or bad.any():
                 return
             with torch.no_grad():
                 self.initialize(rows)

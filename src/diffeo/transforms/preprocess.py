@@ -200,22 +200,26 @@ class Gaussianize(DataDependent):
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = g(x)."""
         self._see(x)
-        return self._map(x, self.knots_x, self.slopes, rational_quadratic)
+        z, log_slopes = self.normalize(x)
+        return z, sum_event(log_slopes, self.event_dim)
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x = g^-1(z)."""
-        return self._map(z, self.knots_z, 1 / self.slopes, rational_quadratic_inverse)
+        x, log_slopes = self._map(z, self.knots_z, 1 / self.slopes, rational_quadratic_inverse)
+        return x, sum_event(log_slopes, self.event_dim)
+
+    def normalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """z = g(x) and log dz_i/dx_i of each element, both of the shape of x."""
+        return self._map(x, self.knots_x, self.slopes, rational_quadratic)
 
     def _map(
         self, value: Tensor, knots: Tensor, slopes: Tensor, curve: Callable[..., tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         low, high = knots[..., 0], knots[..., -1]
         clipped = torch.minimum(torch.maximum(value, low), high)
-        mapped, log_det = curve(clipped, *self._bin(clipped, knots))
+        mapped, log_slope = curve(clipped, *self._bin(clipped, knots))
         outer = torch.where(value < low, slopes[..., 0], slopes[..., -1])
-        mapped = torch.addcmul(mapped, value - clipped, outer)
-        log_det = torch.where(value == clipped, log_det, outer.log())
-        return mapped, sum_event(log_det, self.event_dim)
+        return torch.addcmul(mapped, value - clipped, outer), torch.where(value == clipped, log_slope, outer.log())
 
 
 class Rescale(Transform):

@@ -1,0 +1,60 @@
+"""The recipe of tables with categories, whole numbers, gaps and real numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffeo.bases import Uniform
+from diffeo.flow import Flow
+from diffeo.nets import AnyOrder
+from diffeo.recipes.assembly import Preprocess, recipe
+from diffeo.transforms import Standardize
+from diffeo.transforms.mixed import Mixed, network_sizes
+
+__all__ = ["mixed"]
+
+
+@recipe()
+def mixed(
+    features: int,
+    context: int = 0,
+    *,
+    columns: Sequence[Mapping[str, Any]] = (),
+    hidden: int = 512,
+    layers: int = 3,
+    components: int = 10,
+    orders: int = 4,
+    dropout: float = 0.0,
+    preprocess: Preprocess = (),
+) -> Flow:
+    """An exact density of rows of any kind of column, and every conditional of it (``Mixed``).
+
+    Trained by ``AnyOrderLikelihood``. A category is its number 0, 1, ..., a missing cell NaN.
+
+    Args:
+        features: how many columns.
+        context: how many numbers the density is conditioned on, 0 for none.
+        columns: for each column the fields of a ``Factor``; by default all have a smooth density.
+        hidden: the width of the network.
+        layers: how many residual layers it has.
+        components: logistics in the density of a smooth column.
+        orders: how many orders of the columns the density is the mean over; scoring takes so many times longer.
+        dropout: of the network, in training.
+        preprocess: nothing; each column is made normal inside.
+
+    Raises:
+        ValueError: for another number of columns than features, or a preprocessing.
+    """
+    if list(preprocess):
+        raise ValueError(f"expected no preprocessing of mixed columns, got {list(preprocess)}")
+    each = list(columns) or [{"steps": [0.0]}] * features
+    if len(each) != features:
+        raise ValueError(f"expected {features} columns, got {len(each)}")
+    network = AnyOrder(
+        **network_sizes(each, components), hidden=hidden, layers=layers, context=context, dropout=dropout
+    )
+    transform, base = Mixed(network, each, components, orders), Uniform(features)
+    if not context:
+        return Flow(base, transform)
+    return Flow(base, transform, context_shape=(context,), context_transform=Standardize(context))

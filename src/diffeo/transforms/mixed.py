@@ -1,0 +1,585 @@
+"""The density of rows of categories, whole numbers, gaps and real numbers, one column given any others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffeo.transforms.base import DataDependent
+from diffeo.transforms.preprocess import Gaussianize, Standardize
+from diffeo.transforms.univariate import MixtureOfLogistics
+
+__all__ = ["Factor", "Mixed", "network_sizes"]
+
+NEVER = -1e30  # the logarithm of no mass; finite, so that gradients of what is masked are 0 and not NaN
+SHARPEST = 9.0  # the largest -log of a component's scale, in standard deviations of the column made normal
+RESOLUTION = 1e-6  # of noise within the interval of a part
+NARROWEST = 1e-6  # a cell's width in scales, below which its mass is no more than rounding noise
+
+
+@dataclass(frozen=True)
+class Factor:
+    """How the conditional density of one column is made up: masses of single values, and a smooth rest.
+
+    With respect to counting measure on ``values``, copies, gaps and grids, and to Lebesgue measure elsewhere.
+
+    Attributes:
+        values: which have a mass each, ascending, as float32 has them; the codes 0, 1, ... of categories.
+        gaps: whether a missing cell (NaN) has a mass.
+        copies: triples (j, a, b): the value a x_j + b has a mass, where column j is known.
+        steps: 0 for a smooth density; else steps of grids, the finest first, on whose points masses of cells of a
+            smooth density lie; empty if there is nothing but single values.
+        origin: a point of the grids.
+        unseen: the mass of any other value, where there is no smooth rest.
+    """
+
+    values: tuple[float, ...] = ()
+    gaps: bool = False
+    copies: tuple[tuple[int, float, float], ...] = ()
+    steps: tuple[float, ...] = ()
+    origin: float = 0.0
+    unseen: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(map(float, self.values)))
+        object.__setattr__(self, "copies", tuple((int(j), float(a), float(b)) for j, a, b in self.copies))
+        object.__setattr__(self, "steps", tuple(map(float, self.steps)))
+        if not (self.values or self.steps):
+            raise ValueError("expected a column with values or with a smooth density, got neither")
+        if list(self.values) != sorted(set(self.values)):
+            raise ValueError(f"expected values in ascending order, got {self.values}")
+        if any(step < 0 for step in self.steps) or (0 in self.steps and len(self.steps) > 1):
+            raise ValueError(f"expected steps of grids above 0, or 0 alone for a density, got {self.steps}")
+        if not 0 <= self.unseen < 1:
+            raise ValueError(f"expected a mass of unseen values in [0, 1), got {self.unseen}")
+
+    @property
+    def levels(self) -> int:
+        """How many values a network tells apart, a gap among them."""
+        return len(self.values) + self.gaps
+
+    @property
+    def continuous(self) -> bool:
+        """Whether the smooth rest is a density, not masses of a grid's cells."""
+        return self.steps == (0.0,)
+
+
+def as_factors(columns: Sequence[Factor | Mapping[str, Any]]) -> list[Factor]:
+    """The factors of columns that may be given by their fields' names."""
+    return [each if isinstance(each, Factor) else Factor(**each) for each in columns]
+
+
+def network_sizes(columns: Sequence[Factor | Mapping[str, Any]], components: int) -> dict[str, Any]:
+    """The arguments of an ``AnyOrder`` that suit ``Mixed``: ``levels``, ``numeric`` and ``outputs``."""
+    factors = as_factors(columns)
+    grids = max((len(factor.steps) for factor in factors), default=0)
+    smooth = [bool(factor.steps) for factor in factors]
+    masses = sum(factor.levels + len(factor.copies) for factor in factors)
+    return {
+        "levels": [factor.levels for factor in factors],
+        "numeric": smooth,
+        "outputs": masses + sum(smooth) * (grids + 2) * components,
+    }
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """What depends on the rows alone.
+
+    Attributes:
+        levels: ``(n, D)``: the number of the single value that a cell holds, -1 for another.
+        missing: ``(n, D)``: NaN.
+        numbers: ``(n, S)``: of the smooth columns, made normal; NaN where missing. ``slopes``: the logarithms of their
+            derivatives.
+        low, high: ``(n, S, G)``: the ends of the cells, made normal. ``on``: whether the value is on that grid.
+    """
+
+    levels: Tensor
+    missing: Tensor
+    numbers: Tensor
+    slopes: Tensor
+    low: Tensor
+    high: Tensor
+    on: Tensor
+
+
+class Mixed(DataDependent):
+    """log p(x) = log 1/R sum_r prod_t p(x_{s_r(t)} | x_{s_r(1)}, ..., x_{s_r(t-1)}), over R orders s_r of the columns.
+
+    One network gives the parameters of every column given any others (``AnyOrder``), so that every conditional is at
+    hand: ``log_conditionals`` in one pass, ``complete`` column by column. A factor is a mixture
+
+        p(x_i | known) = sum_v w_v [x_i = v] + sum_c w_c [x_i = a x_j + b] + sum_g w_g p_g(x_i)
+
+    of masses of single values, of copies of known columns, and of a mixture of logistics, as a density or as masses
+    F(x + step/2) - F(x - step/2) on grids. Logistics live where the column's own distribution has been made normal
+    (``Gaussianize``). Training draws orders at random (``AnyOrderLikelihood``; Uria et al. 2014, arXiv:1310.1757;
+    Hoogeboom et al. 2022, arXiv:2110.02037).
+
+    As a map it is the inverse distribution function of uniform noise z, column by column: an interval of z_i chooses
+    the part of the mixture, and the place within it the value. Single values are intervals, so their noise is drawn at
+    random when x is encoded (``inverse``), as for dequantised numbers; densities do not depend on it. z_1 also says
+    which order it is.
+
+    A missing cell is NaN. Where gaps have a mass, it is that; elsewhere the column is marginalised: left out of every
+    condition, and of the sum.
+
+    Args:
+        network: (levels, numbers, known, context) -> h with a ``head``, as ``AnyOrder``, of ``sizes`` of these columns.
+        columns: a ``Factor`` for each column, or its fields by name.
+        components: logistics of a smooth column.
+        orders: the number R of orders, drawn by ``seed``; the first is that of the columns.
+        seed: of the orders.
+
+    Raises:
+        ValueError: for no columns, copies of columns that are not there, or numbers below 1.
+    """
+
+    takes_missing = True
+    any_order = True
+
+    orders: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        columns: Sequence[Factor | Mapping[str, Any]],
+        components: int = 10,
+        orders: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        factors = as_factors(columns)
+        if not factors:
+            raise ValueError("expected at least one column, got none")
+        for name, number in (("components", components), ("orders", orders)):
+            if number < 1:
+                raise ValueError(f"expected {name} >= 1, got {number}")
+        if any(j == i or not 0 <= j < len(factors) for i, each in enumerate(factors) for j, _, _ in each.copies):
+            raise ValueError("expected copies of other columns")
+        self.factors, self.components = factors, components
+        self.smooth = [i for i, factor in enumerate(factors) if factor.steps]
+        self.grids = max((len(factor.steps) for factor in factors), default=0) or 1
+        self._place = {i: s for s, i in enumerate(self.smooth)}
+        self._masses = [factor.levels + len(factor.copies) for factor in factors]
+        self._tables = [f"values{i}" if factor.values else "" for i, factor in enumerate(factors)]
+        for table, factor in zip(self._tables, factors, strict=True):
+            if table:
+                self.register_buffer(table, torch.tensor(factor.values), persistent=False)
+        # Of smooth columns (S, G): steps, 1 where there is no grid; and which of the G are there.
+        steps = torch.ones(len(self.smooth), self.grids)
+        there = torch.zeros(steps.shape, dtype=torch.bool)
+        for s, i in enumerate(self.smooth):
+            for g, step in enumerate(factors[i].steps):
+                steps[s, g], there[s, g] = step or 1.0, True
+        self.register_buffer("steps", steps, persistent=False)
+        self.register_buffer("there", there, persistent=False)
+        origins = torch.tensor([factors[i].origin for i in self.smooth])
+        self.register_buffer("origins", origins, persistent=False)
+        dense = torch.tensor([factors[i].continuous for i in self.smooth], dtype=torch.bool)
+        self.register_buffer("dense", dense, persistent=False)
+        size = (max(1, len(self.smooth)),)
+        self.scale, self.curve = Standardize(size), Gaussianize(size, max_slope=1000.0)
+
+        self.network: Any = network
+        with torch.no_grad():  # at first: equal masses, and about a standard normal
+            last = network.last
+            last.weight.mul_(0.1)
+            last.bias.zero_()
+            parts = last.bias[sum(self._masses) :].view(len(self.smooth), self.grids + 2, components)
+            parts[:, -2] = torch.linspace(-2, 2, components)
+            parts[:, -1] = -1.0
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [torch.randperm(len(factors), generator=generator) for _ in range(orders - 1)]
+        self.register_buffer("orders", torch.stack([torch.arange(len(factors)), *drawn]))
+
+    @property
+    def fast(self) -> frozenset[str]:
+        """Neither: each direction takes a pass of the network for every column."""
+        return frozenset()
+
+    def initialize(self, x: Tensor) -> None:
+        """Make smooth columns normal by these rows' quantiles; single values with masses do not count."""
+        levels = self._levels(x)
+        for s, i in enumerate(self.smooth):
+            values = x[:, i][~torch.isnan(x[:, i])]
+            rest = x[:, i][(levels[:, i] < 0) & ~torch.isnan(x[:, i])]
+            if len(rest.unique()) < max(2, len(values) // 1000):  # all but a few are single values
+                rest = values
+            if len(rest.unique()) < 2:
+                continue
+            own = [Standardize(1), Gaussianize(1, max_slope=1000.0)]
+            for part, whole in zip(own, (self.scale, self.curve), strict=True):
+                part = part.to(x)
+                rows = rest[:, None] if part is own[0] else own[0].inverse(rest[:, None])
+                part.initialize(rows)
+                for name, buffer in whole.named_buffers():
+                    if name != "initialized":
+                        buffer[s] = part.get_buffer(name)[0]
+
+    # ---- Densities --------------------------------------------------------------------------------------------------
+
+    def log_conditionals(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(x_i | the known columns), in one pass, of every column: ``(n, D)``.
+
+        Args:
+            x: ``(n, D)``; cells that are not known are only asked for their density.
+            known: ``(n, D)``, true where the density is conditional on the cell.
+            context: ``(n, context)``.
+        """
+        self._see(x)
+        cells = self._cells(x)
+        known = self._usable(known, cells)
+        h = self.network(cells.levels, cells.numbers, known, context)
+        joint, total = self._parts(x, cells, known, h, range(len(self.factors)))
+        return self._log_prob(joint, total, cells, range(len(self.factors)))
+
+    def log_prob(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(the other columns | the known columns), the mean over orders: ``(n,)``; as in ``log_conditionals``."""
+        each = [self._in_order(x, known, context, order)[0].sum(1) for order in self.orders]
+        return torch.stack(each).logsumexp(0) - math.log(len(each))
+
+    def log_shares(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p of each column given the known ones and those before it ``(n, D)``, 0 of known ones.
+
+        The mean over orders. The sum over columns is never above ``log_prob``.
+        """
+        return torch.stack([self._in_order(x, known, context, order)[0] for order in self.orders]).mean(0)
+
+    def _in_order(
+        self, x: Tensor, known: Tensor, context: Tensor | None, order: Tensor, noise: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-densities of each column, in turn, and where asked for the noise that it is made of: both ``(n, D)``."""
+        self._see(x)
+        cells = self._cells(x)
+        shares: list[Tensor] = [torch.zeros_like(x[:, 0])] * len(self.factors)
+        z = torch.rand_like(x) if noise else None
+        for i in order.tolist():
+            if not known[:, i].all():
+                usable = self._usable(known, cells)
+                h = self.network(cells.levels, cells.numbers, usable, context)
+                joint, total = self._parts(x, cells, usable, h, [i])
+                shares[i] = torch.where(known[:, i], 0, self._log_prob(joint, total, cells, [i])[:, 0])
+                if z is not None:
+                    with torch.no_grad():
+                        z[:, i] = self._encode(i, cells, usable, h, joint[0])
+            known = self._and(known, i)
+        return torch.stack(shares, 1), z
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z = F(x), drawn within its interval where x has a mass, and log p(x)."""
+        rows, contexts = _flat(x), None if context is None else _flat(context)
+        known = torch.zeros_like(rows, dtype=torch.bool)
+        parts = [self._in_order(rows, known, contexts, order, noise=True) for order in self.orders]
+        each = torch.stack([shares.sum(1) for shares, _ in parts], 1)  # (n, R)
+        log_prob = each.logsumexp(1) - math.log(len(parts))
+        with torch.no_grad():
+            # A row that is impossible in every order may have come by any.
+            taken = torch.multinomial(each.clamp_min(NEVER).softmax(1), 1)[:, 0]
+            z = torch.stack([noise for _, noise in parts if noise is not None])[taken, torch.arange(len(rows))]
+            z[:, 0] = (taken + z[:, 0]) / len(parts)
+        return z.reshape(x.shape), log_prob.reshape(x.shape[:-1])
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x = F^-1(z), and -log p(x)."""
+        x = self.forward(z, context)
+        rows = _flat(x)
+        log_prob = self.log_prob(
+            rows, torch.zeros_like(rows, dtype=torch.bool), None if context is None else _flat(context)
+        )
+        return x, -log_prob.reshape(x.shape[:-1])
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """x = F^-1(z)."""
+        rows = _flat(z)
+        nothing = torch.zeros_like(rows, dtype=torch.bool)
+        return self.complete(rows, nothing, None if context is None else _flat(context), rows).reshape(z.shape)
+
+    @torch.no_grad()
+    def complete(
+        self, x: Tensor, known: Tensor, context: Tensor | None = None, z: Tensor | None = None, gaps: bool = True
+    ) -> Tensor:
+        """Draw the cells that are not known given those that are: ``(n, D)``.
+
+        Args:
+            x: ``(n, D)``; what its unknown cells hold does not matter.
+            known: ``(n, D)``, true for cells to keep.
+            context: ``(n, context)``.
+            z: uniform noise ``(n, D)``, drawn by default.
+            gaps: whether a missing cell may be drawn.
+        """
+        z = torch.rand_like(x) if z is None else z
+        first = z[:, 0] * len(self.orders)
+        which = first.floor().long().clamp(0, len(self.orders) - 1)
+        z = torch.cat([(first - which)[:, None], z[:, 1:]], 1)
+        result = x.clone()
+        for r, order in enumerate(self.orders):
+            mine = (which == r).nonzero()[:, 0]
+            if len(mine):
+                given = None if context is None else context[mine]
+                result[mine] = self._drawn(x[mine], known[mine], given, z[mine], order, gaps)
+        return result
+
+    def _drawn(self, x: Tensor, known: Tensor, context: Tensor | None, z: Tensor, order: Tensor, gaps: bool) -> Tensor:
+        x = torch.where(known, x, 0)
+        for i in order.tolist():
+            if not known[:, i].all():
+                cells = self._cells(x)
+                usable = self._usable(known, cells)
+                h = self.network(cells.levels, cells.numbers, usable, context)
+                drawn = self._decode(i, x, z[:, i], cells, usable, h, gaps)
+                x[:, i] = torch.where(known[:, i], x[:, i], drawn)
+                known = self._and(known, i)
+        return x
+
+    def _and(self, known: Tensor, i: int) -> Tensor:
+        """What is known, and column i."""
+        return known | (torch.arange(known.shape[1], device=known.device) == i)
+
+    # ---- Cells and factors ------------------------------------------------------------------------------------------
+
+    def _levels(self, x: Tensor) -> Tensor:
+        """The number of the single value in each cell, -1 for another: ``(n, D)``."""
+        columns = []
+        for i, factor in enumerate(self.factors):
+            level = torch.full_like(x[:, i], -1, dtype=torch.long)
+            if factor.values:
+                table, value = self.get_buffer(self._tables[i]), x[:, i].contiguous()
+                nearest = torch.searchsorted(table, value).clamp_max(len(table) - 1)
+                level = torch.where(table[nearest] == value, nearest, level)
+            if factor.gaps:
+                level = torch.where(torch.isnan(x[:, i]), len(factor.values), level)
+            columns.append(level)
+        return torch.stack(columns, 1)
+
+    def _cells(self, x: Tensor) -> _Cells:
+        missing = torch.isnan(x)
+        value = x[:, self.smooth]
+        filled = value.nan_to_num(0.0)
+        numbers, slopes = self._normal(filled)
+        exact = filled.unsqueeze(-1).expand(*filled.shape, self.grids)
+        dense = self.dense[:, None]  # where a cell is the value itself
+        origins = self.origins[:, None]
+        points = torch.where(dense, exact, ((exact - origins) / self.steps).round() * self.steps + origins)
+        rounding = 0.01 * self.steps[:, :1] + 4e-7 * exact.abs()
+        on = ((points - exact).abs() <= rounding) & self.there
+        low = high = numbers.unsqueeze(-1).expand(on.shape)
+        if not self.dense.all():
+            half = torch.where(dense, 0, self.steps / 2)
+            low, high = self._normal(torch.stack([points - half, points + half]).movedim(-1, 1))[0].movedim(1, -1)
+        numbers = torch.where(torch.isnan(value), torch.nan, numbers)
+        return _Cells(self._levels(x), missing, numbers, slopes, low, high, on)
+
+    def _normal(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Smooth columns (..., S), made normal, and the logarithm of the derivative."""
+        if not self.smooth:
+            return value, value
+        s, log_slope = self.curve.normalize((value - self.scale.mean) / self.scale.std)
+        return s, log_slope - self.scale.std.log()
+
+    def _usable(self, known: Tensor, cells: _Cells) -> Tensor:
+        """Known cells that say something: not those that are marginalised."""
+        return known & ~(cells.missing & (cells.levels < 0))
+
+    def _rows(self, columns: Sequence[int]) -> tuple[list[int], list[int]]:
+        """How many masses each of the columns has, and which of them are smooth."""
+        return [self._masses[i] for i in columns], [i for i in columns if i in self._place]
+
+    def _which(self, i: int) -> Tensor:
+        """The outputs of the network that are column i's."""
+        start, masses = sum(self._masses[:i]), sum(self._masses)
+        own = [torch.arange(start, start + self._masses[i])]
+        if i in self._place:
+            size = (self.grids + 2) * self.components
+            own.append(torch.arange(size) + masses + self._place[i] * size)
+        return torch.cat(own).to(self.orders.device)
+
+    def _split(self, h: Tensor, columns: Sequence[int]) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """Logits of masses, a tensor for each column; of smooth ones weights (n, S, G, K), locations, log-scales."""
+        masses, smooth = self._rows(columns)
+        whole = len(columns) == len(self.factors)
+        params = self.network.head(h, None if whole else torch.cat([self._which(i) for i in columns]))
+        logits, rest = params.split([sum(masses), params.shape[1] - sum(masses)], 1)
+        rest = rest.reshape(len(h), len(smooth), self.grids + 2, self.components)
+        there = self.there[[self._place[i] for i in smooth]]
+        weights = torch.where(there.unsqueeze(-1), rest[:, :, :-2], NEVER)
+        return list(logits.split(masses, 1)), weights, rest[:, :, -2], rest[:, :, -1].clamp(-SHARPEST, 4.0)
+
+    def _parts(
+        self, x: Tensor, cells: _Cells, known: Tensor, h: Tensor, columns: Sequence[int]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Log joint mass of each part of a factor with the cell, a tensor (n, parts) for each column, and log totals.
+
+        The parts are the single values as one, the copies, and the grids or the density; the totals (n, columns) are
+        what to divide by.
+        """
+        logits, weights, means, log_scales = self._split(h, columns)
+        smooth = [self._place[i] for i in columns if i in self._place]
+        rest = (weights + self._likelihood(cells, means, log_scales, smooth)).logsumexp(-1)  # (n, S, G)
+        sums = weights.flatten(2).logsumexp(-1)
+        joint, totals, s = [], [], 0
+        for k, i in enumerate(columns):
+            factor, logit = self.factors[i], self._available(i, logits[k], cells, known)
+            level = cells.levels[:, i]
+            parts, all_of_them = [], [logit]
+            if factor.levels:
+                found = logit.gather(1, level.clamp_min(0)[:, None])[:, 0]
+                parts.append(torch.where(level >= 0, found, NEVER))
+            for c, (j, a, b) in enumerate(factor.copies):
+                near = (x[:, i] - (a * x[:, j] + b)).abs() <= self._tolerance(factor, x[:, i])
+                parts.append(torch.where(near, logit[:, factor.levels + c], NEVER))
+            if factor.steps:
+                all_of_them.append(sums[:, s, None])
+                here = rest[:, s]
+                if factor.continuous and parts:  # a density counts for nothing where there is a mass
+                    massive = torch.stack(parts, 1).amax(1, keepdim=True) > NEVER / 2
+                    here = torch.where(massive, NEVER, here)
+                parts += torch.where(cells.missing[:, i, None], NEVER, here).unbind(1)
+                s += 1
+            joint.append(torch.stack(parts, 1))
+            totals.append(torch.cat(all_of_them, 1).logsumexp(1))
+        return joint, torch.stack(totals, 1)
+
+    def _available(self, i: int, logit: Tensor, cells: _Cells, known: Tensor) -> Tensor:
+        """Logits of masses without those of copies of what is not known or missing."""
+        factor = self.factors[i]
+        if not factor.copies:
+            return logit
+        sources = [j for j, _, _ in factor.copies]
+        there = F.pad(known[:, sources] & ~cells.missing[:, sources], (factor.levels, 0), value=True)
+        return torch.where(there, logit, NEVER)
+
+    @staticmethod
+    def _tolerance(factor: Factor, value: Tensor) -> Tensor:
+        """How far from a copy a value may lie: half a cell, and what float32 rounds away."""
+        return 1e-6 * value.abs() + (min(factor.steps, default=0.0) / 2)
+
+    def _likelihood(self, cells: _Cells, means: Tensor, log_scales: Tensor, smooth: Sequence[int]) -> Tensor:
+        """Log density, or log mass of the cell, of every logistic: ``(n, S, G, K)``."""
+        if not smooth:
+            return means.new_zeros(len(means), 0, self.grids, self.components)
+        rates = torch.exp(-log_scales)
+        numbers, slopes = (part[:, smooth, None].nan_to_num(0.0) for part in (cells.numbers, cells.slopes))
+        t = (numbers - means) * rates
+        density = F.logsigmoid(t) + F.logsigmoid(-t) - log_scales + slopes  # (n, S, K)
+        dense = self.dense[smooth]
+        result = density.unsqueeze(2).expand(*density.shape[:2], self.grids, -1)
+        if not dense.all():
+            low, high = (
+                (end[:, smooth, :, None] - means.unsqueeze(2)) * rates.unsqueeze(2) for end in (cells.low, cells.high)
+            )
+            # F(b) - F(a) = F(b) F(-a) (1 - e^(a - b)): exact in both tails
+            width = (high - low).clamp_min(NARROWEST)
+            mass = F.logsigmoid(high) + F.logsigmoid(-low) + torch.log(-torch.expm1(-width))
+            result = torch.where(dense[:, None, None], result, mass)
+        return torch.where(cells.on[:, smooth].unsqueeze(-1), result, NEVER)
+
+    def _log_prob(self, joint: list[Tensor], totals: Tensor, cells: _Cells, columns: Sequence[int]) -> Tensor:
+        """log p of the cells of these columns given what is known: ``(n, columns)``, 0 where marginalised."""
+        result = []
+        for k, i in enumerate(columns):
+            factor = self.factors[i]
+            log_prob = joint[k].logsumexp(1) - totals[:, k]
+            if factor.unseen:
+                seen = cells.levels[:, i] >= 0
+                other = torch.full_like(log_prob, factor.unseen).log()
+                log_prob = torch.where(seen, log_prob + torch.log1p(torch.tensor(-factor.unseen)), other)
+            else:
+                log_prob = torch.where(log_prob < NEVER / 2, -torch.inf, log_prob)
+            left_out = cells.missing[:, i] & (cells.levels[:, i] < 0)
+            result.append(torch.where(left_out, 0, log_prob))
+        return torch.stack(result, 1)
+
+    # ---- Noise ------------------------------------------------------------------------------------------------------
+
+    def _weights(self, i: int, h: Tensor, cells: _Cells, known: Tensor, gaps: bool = True) -> tuple[Tensor, Tensor]:
+        """Masses of single values, copies and grids ``(n, parts)``, adding up to 1; logistics ``(n, G, 3, K)``."""
+        (logit,), weights, means, log_scales = self._split(h, [i])
+        factor = self.factors[i]
+        logit = self._available(i, logit, cells, known)
+        if factor.gaps and not gaps:
+            logit = logit.index_fill(1, torch.tensor([len(factor.values)], device=h.device), NEVER)
+        if not factor.steps:
+            return logit.softmax(1), weights
+        weights = weights[:, 0, : len(factor.steps)]
+        parts = torch.cat([logit, weights.logsumexp(-1)], 1).softmax(1)
+        shape = [part.expand(weights.shape) for part in (means, log_scales)]
+        return parts, torch.stack([weights, *shape], 2)
+
+    def _decode(self, i: int, x: Tensor, z: Tensor, cells: _Cells, known: Tensor, h: Tensor, gaps: bool) -> Tensor:
+        """The value that the noise stands for ``(n,)``."""
+        factor = self.factors[i]
+        parts, logistics = self._weights(i, h, cells, known, gaps)
+        ends = parts.double().cumsum(1)
+        part = (z.double()[:, None] * ends[:, -1:] >= ends).sum(1).clamp_max(parts.shape[1] - 1)
+        value = torch.full_like(z, torch.nan)
+        if factor.values:
+            table = self.get_buffer(self._tables[i])
+            value = torch.where(part < len(table), table[part.clamp_max(len(table) - 1)], value)
+        for c, (j, a, b) in enumerate(factor.copies, start=factor.levels):
+            value = torch.where(part == c, self._on_grid(i, a * x[:, j] + b), value)
+        if not factor.steps:
+            return value
+        first = self._masses[i]
+        g = (part - first).clamp_min(0)
+        size = parts.double().gather(1, part[:, None])[:, 0]
+        within = (z.double() * ends[:, -1] - ends.gather(1, part[:, None])[:, 0] + size) / size
+        params = logistics[torch.arange(len(z)), g].flatten(1).double().mT  # (3 K, n)
+        noise = torch.logit(within.clamp(RESOLUTION / 2, 1 - RESOLUTION / 2))
+        s = MixtureOfLogistics(self.components, 1e9).generate(noise, params)[0].to(z.dtype)
+        place = self._place[i]
+        smooth = self._inverse_normal(s, place)
+        if not factor.continuous:
+            step = self.steps[place, g]
+            smooth = self.origins[place] + ((smooth - self.origins[place]) / step).round() * step
+        return torch.where(part >= first, smooth, value)
+
+    def _on_grid(self, i: int, value: Tensor) -> Tensor:
+        factor = self.factors[i]
+        if not factor.steps or factor.continuous:
+            return value
+        return factor.origin + ((value - factor.origin) / factor.steps[0]).round() * factor.steps[0]
+
+    def _inverse_normal(self, s: Tensor, place: int) -> Tensor:
+        whole = s.new_zeros(len(s), len(self.smooth))
+        whole[:, place] = s
+        return self.curve.forward(whole)[:, place] * self.scale.std[place] + self.scale.mean[place]
+
+    def _encode(self, i: int, cells: _Cells, known: Tensor, h: Tensor, joint: Tensor) -> Tensor:
+        """Noise that stands for the cells of column i ``(n,)``: random within the interval of a mass.
+
+        Where several parts of the factor have the value, one of them is drawn.
+        """
+        factor, level = self.factors[i], cells.levels[:, i]
+        rows = torch.arange(len(h), device=h.device)
+        chosen = torch.multinomial(joint.softmax(1), 1)[:, 0]
+        part = chosen
+        if factor.levels:  # which stand as one in ``joint``
+            part = torch.where(chosen == 0, level.clamp_min(0), chosen - 1 + factor.levels)
+        parts, logistics = self._weights(i, h, cells, known)
+        size = parts.double().gather(1, part[:, None])[:, 0]
+        within = torch.rand_like(size)
+        if factor.steps:
+            g = (part - self._masses[i]).clamp_min(0)
+            params = logistics[rows, g].flatten(1).double().mT
+            mixture, place = MixtureOfLogistics(self.components, 1e9), self._place[i]
+            low, high = (
+                torch.sigmoid(mixture.normalize(end[rows, place, g].double(), params)[0])
+                for end in (cells.low, cells.high)
+            )
+            within = torch.where(part >= self._masses[i], low + within * (high - low), within)
+        within = within.clamp(RESOLUTION, 1 - RESOLUTION)  # or rounding would make it that of the next part
+        z = parts.double().cumsum(1).gather(1, part[:, None])[:, 0] - size * (1 - within)
+        unknown = cells.missing[:, i] & (level < 0)
+        return torch.where(unknown, torch.rand_like(z), z).to(h.dtype)
+
+
+def _flat(value: Tensor) -> Tensor:
+    """The rows of a batch of any shape."""
+    return value.reshape(-1, value.shape[-1])
