@@ -373,16 +373,16 @@ class DelimitedSource:
 
 def _separator(lines: list[str], usual: str) -> str:
     """Return the separator that cuts lines into equally many cells, more than one, and most of them into numbers."""
-    found: dict[str, tuple[float, int]] = {}
+    cut: dict[str, tuple[float, int]] = {}
     for mark in dict.fromkeys(usual + SEPARATORS):
         rows = [row for row in csv.reader(lines, delimiter=mark) if row]
         width = len(rows[0]) if rows else 0
         if width > 1 and all(len(row) == width for row in rows):
             cells = [cell.strip() for row in rows for cell in row]
             numbers = sum(bool(_NUMBER.fullmatch(c)) or (mark != "," and _with_comma(c)) for c in cells)
-            found[mark] = numbers / len(cells), width
-    if found:
-        return max(found, key=lambda mark: found[mark])
+            cut[mark] = numbers / len(cells), width
+    if cut:
+        return max(cut, key=lambda mark: cut[mark])
     line = next((line for line in lines if line.strip()), "")
     return usual if usual in line else next((mark for mark in SEPARATORS if mark in line), usual)
 

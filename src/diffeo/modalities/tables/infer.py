@@ -54,6 +54,7 @@ MOST = 4096  # columns
 OUTLIER = 1e12  # times the quartiles' distance: beyond it float32 sees but one value beside it
 SEVERAL = 50  # values that are enough to find steps in
 MIN_EXCESS = 0.05
+RESOLVED = 2000.0  # steps of a grid within the bulk of a column; finer ones are as good as none
 SAMPLE = 4096  # rows kept for medians
 WHOLE = 2.0**53
 FAR = 1000.0  # times the spread: beyond it float32 loses too much
@@ -323,31 +324,36 @@ def _decide_date(name: str, seconds: np.ndarray, dtype: str, form: str) -> Colum
 def _with_steps(column: Column, sample: np.ndarray) -> Column:
     """Return the column with the steps of all grids on which its values lie more often than by chance.
 
-    Of N values on steps of s a share s / t would be multiples of t by chance; zeros, which all grids share, are left
-    out. Grids count from MIN_EXCESS of the other values on, if that is five standard errors.
+    Of values on steps of s a share s / t would be multiples of t by chance; zeros, which all grids share, are left out.
+    A wider grid counts if MIN_EXCESS of the other values are on it beyond chance, by five standard errors, at five
+    points or more, and if its steps are not below what a density resolves.
     """
-    if column.kind not in ("continuous", "integer") or not column.high > column.low:
-        return column
     values = sample[np.isfinite(sample) & (sample != 0)]
-    if len(values) < SEVERAL:
+    if column.kind not in ("continuous", "integer") or len(values) < SEVERAL:
         return column
     fraction = max(map(decimals, np.unique(values)[:SEVERAL].tolist()))
-    step = column.step or 10.0**-fraction
-    if column.kind == "continuous" and (fraction > 4 or not _multiples(values, step).all()):
+    steps = [column.step or 10.0**-fraction]
+    if fraction > 4 or not _multiples(values, steps[0]).all():
         return column
-    steps = [step]
-    power = 10.0 ** math.floor(math.log10(step) + 1e-9)
+    finest = float(np.ptp(np.quantile(values, [0.01, 0.99]))) / RESOLVED
+    power = 10.0 ** math.floor(math.log10(steps[0]) + 1e-9)
     for wider in (power * factor for factor in (5, 10, 50, 100, 500, 1000, 5000, 10_000, 100_000, 1e6)):
-        chance = steps[-1] / wider
-        if not chance < 1 or abs(wider / steps[-1] - round(wider / steps[-1])) > 1e-9:
-            continue
-        within = values[_multiples(values, steps[-1])]
-        if len(within) < SEVERAL or np.abs(within).max() < 2 * wider:
+        whole = abs(wider / steps[-1] - round(wider / steps[-1])) < 1e-9
+        if len(np.unique(values[_multiples(values, wider)])) < 5:
             break
-        excess = (_multiples(within, wider).mean() - chance) / (1 - chance)
-        if excess > max(MIN_EXCESS, 5 * math.sqrt(chance / (1 - chance) / len(within))):
-            steps.append(float(wider))
+        if wider >= finest and whole and _exceeds(values, steps[-1], wider):
+            steps.append(wider)
+    for k in range(len(steps) - 2, 0, -1):  # what only a wider one explains
+        if not _exceeds(values[~_multiples(values, steps[k + 1])], steps[k - 1], steps[k]):
+            del steps[k]
     return replace(column, steps=tuple(steps)) if len(steps) > 1 else column
+
+
+def _exceeds(values: np.ndarray, step: float, wider: float) -> bool:
+    """Tell whether more of the values on steps lie on wider ones than chance explains."""
+    chance, within = step / wider, max(1, int(_multiples(values, step).sum()))
+    excess = (_multiples(values, wider).sum() / within - chance) / (1 - chance)
+    return bool(excess > max(MIN_EXCESS, 5 * math.sqrt(chance / (1 - chance) / within)))
 
 
 def _multiples(values: np.ndarray, step: float) -> np.ndarray:
@@ -358,9 +364,9 @@ def _row_of(table: Table, name: str, value: float) -> int:
     """Return the row, counted from 1, that first holds a value."""
     row = 0
     for batch in open_table(table, missing="keep", columns=[name]).batches():
-        found = np.flatnonzero(batch[:, 0] == value)
-        if len(found):
-            return row + int(found[0]) + 1
+        rows = np.flatnonzero(batch[:, 0] == value)
+        if len(rows):
+            return row + int(rows[0]) + 1
         row += len(batch)
     raise ValueError(f"expected a value of column {name!r}, got {value}")
 
