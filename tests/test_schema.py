@@ -184,8 +184,10 @@ def test_whole_numbers(generator):
     heavy = generator.poisson(5, n)
     heavy[0] = 1000  # seen once: no level
     assert (kind_of(heavy).kind, kind_of(heavy).step) == ("integer", 1)
-    beyond = kind_of(generator.integers(0, 2**62, n))
-    assert (beyond.kind, beyond.dtype) == ("continuous", "float64")
+    beyond = frame(x=generator.integers(0, 2**62, n), y=generator.standard_normal(n))
+    assert infer_schema(open_table(beyond)).identifiers == ("x",)  # no float holds its digits
+    forced = infer_schema(open_table(beyond), continuous=["x"]).columns[0]
+    assert (forced.kind, forced.dtype) == ("continuous", "float64")
     assert kind_of(np.round(generator.standard_normal(n) * 1e3)).dtype == "float64"  # declared so, though whole
 
 

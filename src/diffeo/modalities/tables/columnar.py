@@ -77,13 +77,17 @@ class _Columnar:
         self.declared = tuple(map(_declared, types))
         self.notes: list[str] = []
         self.dictionaries = {i: Dictionary(na) for i, type_ in enumerate(self.types) if type_ == "text"}
+        self._na = na
 
     def declare(self, column: int, kind: str) -> None:
-        """Check that a column is "number", "text" or "date", or can be read as such."""
+        """Check that a column is "number", "text" or "date", or can be read as such; whole numbers can be texts."""
         type_ = "number" if self.types[column] in _NUMBERS else self.types[column]
         if type_ == "other" or (kind == "number" and type_ != kind):
             raise UserError(f"{self.name}: {self._complaint(column)}")
-        if kind == "text" and type_ == "number":
+        if kind == "text" and self.types[column] == "integer":
+            self.types = tuple("text" if i == column else known for i, known in enumerate(self.types))
+            self.dictionaries[column] = Dictionary(self._na)
+        elif kind == "text" and type_ == "number":
             raise UserError(f"{self.name}: column {self.names[column]!r} holds numbers, expected text; convert it")
 
     def read(self, columns: Sequence[int], rows: int) -> Iterator[np.ndarray]:

@@ -41,11 +41,11 @@ class Retyped(UserError):
 
 def complaint(column: str, where: str, value: str) -> str:
     """Say what is wrong with a cell that is no number, and the remedy."""
-    shown = _shown(value)
+    shown = _shown(value.strip())
     if _DATE.fullmatch(value.strip()):
         return f"column {column!r} holds dates or times ({where}: {shown}); convert them to numbers or {drop(column)}"
     if re.fullmatch(r"[+-]?\d+,\d+", value.strip()):
-        return f"column {column!r} holds decimal commas ({where}: {shown}); use --decimal , or {drop(column)}"
+        return f"column {column!r} holds decimal commas ({where}: {shown}); read it with --decimal , or {drop(column)}"
     return f"column {column!r} holds text ({where}: {shown}); encode it as numbers or {drop(column)}"
 
 
@@ -305,12 +305,11 @@ class DelimitedSource:
         known = [i for i, number in enumerate(numbers) if number is not None and not np.isnan(number)]
         if any(number is None and not textual[i] for i, number in enumerate(numbers)) or not known:
             return any(number is None for number in numbers)
-        named = [float(numbers[i] or 0) for i in known]
+        named = [numbers[i] or 0.0 for i in known]
         consecutive = len(named) > 2 and named == list(range(len(named)))
-        years = (
-            len(named) > 1 and all(1800 <= n <= 2200 and n == int(n) for n in named) and len(set(named)) == len(named)
-        )
-        if (consecutive or years) and peek and all(self._differs(float(numbers[i] or 0), columns[i]) for i in known):
+        several = len(named) + any(textual) > 1 and len(set(named)) == len(named)
+        years = several and all(1800 <= year <= 2200 and year % 1 == 0 for year in named)
+        if (consecutive or years) and peek and all(map(self._differs, named, (columns[i] for i in known))):
             self.notes.append(f"the first line, {self._delimiter.join(first)[:40]!r}, was taken for the columns' names")
             return True
         if any(textual):
@@ -320,7 +319,7 @@ class DelimitedSource:
     def _differs(self, number: float, cells: list[str]) -> bool:
         """Tell whether a whole number is unlike the numbers of a column."""
         column = np.array([n for n in map(self._number, cells) if n is not None and np.isfinite(n)])
-        return bool(len(column)) and bool((column % 1).any() or not column.min() <= number <= column.max())
+        return not len(column) or bool((column % 1).any() or not column.min() <= number <= column.max())
 
     def _rows(self) -> Iterator[tuple[int, str, list[str]]]:
         """Yield (row, where it is, cells) of the data, all of one length."""

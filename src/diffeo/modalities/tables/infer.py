@@ -17,8 +17,9 @@ The rules, in order, for n rows and d distinct values (up to 65536 of them are r
 Missing cells do not count: n are the others. Columns of texts are
 - dates or times, if all texts have one format and come back in it as they are;
 - an identifier, set aside, if there are more than 20 texts and half of the cells or more differ, or if they are too
-  many to remember; so is a column of whole numbers beyond 2**53, which no float holds;
+  many to remember;
 - else categorical.
+Whole numbers beyond 2**53, which no float holds, are texts; in an array, which has none, an identifier.
 
 A value off the grid that turns up later is impossible (log-likelihood -inf) if the grid is of whole numbers of step 1
 or coarse (d <= 64). On a fine grid, which is a matter of rounding, it moves to the nearest point.
@@ -30,6 +31,7 @@ Context columns are never coded as levels: a model takes any number as context.
 """
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -73,6 +75,11 @@ class _Tally:
         self.first = 0.0
         self.distinct: np.ndarray | None = np.empty(0)
         self.counts = np.empty(0, dtype=np.int64)
+
+    @property
+    def beyond(self) -> bool:
+        """Whether float64 cannot hold these values if they are whole."""
+        return max(-self.low, self.high) >= WHOLE
 
     def values(self) -> np.ndarray:
         """Return the distinct values, or the extremes of too many to remember."""
@@ -185,7 +192,11 @@ def infer_schema(
                     tally.add(np.ascontiguousarray(batch[:, i]))
         except Retyped:
             continue
-        break
+        beyond = [name for name, tally in zip(names, tallies, strict=True) if tally.beyond and name not in wanted]
+        beyond = [name for name in beyond if everything.types[name] == "integer"]
+        if not beyond or not everything.has_texts:
+            break
+        everything.declare(dict.fromkeys(beyond, "text"))  # digits that float64 would change are names
     if everything.missing == "drop":
         table.dropped = everything.dropped
     total = tallies[0].rows + tallies[0].missing
@@ -204,7 +215,7 @@ def infer_schema(
             seen = sample.rows[:, i]
             columns.append(_with_steps(_shifted(column, seen[np.isfinite(seen)], everything), seen))
             if column.kind in ("categorical", "date") or column.dtype not in NUMBERS:
-                if numbers:
+                if numbers and (name in wanted or column.dtype not in NUMBERS):
                     everything.declare({name: "number"})  # raises the error that says what it is instead
                     raise UserError(f"column {name!r} holds {column.kind} values; {drop_advice(name)}")
                 if name in context:
@@ -251,9 +262,9 @@ def _decide(table: Table, name: str, tally: _Tally, in_context: bool, wanted: st
     if low == high:
         return Column(name, dtype, "constant", low, high)
     plain = Column(name, "float64" if wanted == "continuous" else dtype, "continuous", low, high)
-    if wanted == "continuous" or in_context:
+    if wanted == "continuous" or in_context or max(-low, high) > EXTREME:  # the last is refused below
         return plain
-    if source == "integer" and max(-low, high) >= WHOLE and (distinct is None or len(distinct) > max(FEW, n / 2)):
+    if source == "integer" and tally.beyond:
         return None
     few = distinct is not None and n >= 10 and len(distinct) <= max(2, n / 10)
     if wanted == "integer" and not tally.whole:
@@ -269,6 +280,8 @@ def _decide(table: Table, name: str, tally: _Tally, in_context: bool, wanted: st
     if not few or distinct is None:
         return plain
     merged = _merge(distinct)
+    if len(merged) == 1:
+        return plain
     coarse = len(merged) <= LEVELS
     counts = np.add.reduceat(tally.counts, np.searchsorted(distinct, merged))
     grid = find_grid(merged, counts, exact=coarse)
@@ -290,11 +303,24 @@ def _decide_text(table: Table, name: str, tally: _Tally, wanted: str | None) -> 
             if len(formats) > 1:
                 table.note(f"{name!r} could be {formats[1]} as well, all its dates were read as {formats[0]}")
             return _decide_date(name, parse_dates(met, formats[0]), "string", formats[0])
+        for form in find_formats(met[:1], compact=wanted == "date"):
+            wrong = np.flatnonzero(np.isnan(parse_dates(met, form)))
+            if wanted == "date" or (len(met) >= FEW and len(wrong) <= len(met) / 10):
+                raise UserError(
+                    f"column {name!r} holds dates or times as {met[0]!r}, but {met[wrong[0]]!r} is none; correct it, or"
+                    f" use --categorical {shlex.quote(name)}"
+                )
     if wanted == "date":
-        raise UserError(f"column {name!r} holds no dates or times of one format ({met[0]!r}); leave that option out")
+        raise UserError(f"column {name!r} holds no dates or times, {met[0]!r} for one; leave that option out")
+    numbers = sum(np.isfinite(_by_number(text)[0]) for text in met)
+    commas = sum(text.replace(",", "", 1).isdecimal() for text in met if "," in text)
+    if wanted is None and commas and numbers + commas == len(met):
+        table.declare({name: "number"})  # raises the error that says where
     if distinct is None or (wanted is None and not declared and len(distinct) > max(FEW, tally.rows / 2)):
         if wanted == "categorical":
             raise UserError(f"column {name!r} has more than {CAP} values, too many for categories; {drop_advice(name)}")
+        if 2 * numbers >= len(met) and not all(text.isdecimal() for text in met):  # no names, but numbers and mistakes
+            table.declare({name: "number"})  # raises the error that says where
         return None
     categories = tuple(met if declared == "ordered" else sorted(met, key=_by_number))
     kind = "constant" if len(met) == 1 and not tally.missing else "categorical"
@@ -315,7 +341,7 @@ def _decide_date(name: str, seconds: np.ndarray, dtype: str, form: str) -> Colum
         return Column(name, dtype, "constant", low, high, format=form)
     second = np.unique(np.rint(seconds % DAY * 1e6).astype(np.int64))
     step = int(np.gcd.reduce(second - second[0])) / 1e6
-    # A day in units that float32 can tell apart; finer ones are continuous.
+    # A day in units that float32 can distinguish; finer ones are continuous.
     step = step if DAY / max(step, 1e-6) < 2**24 else 0.0
     values = () if len(second) == 1 else (float(second[0]) / 1e6, float(second[-1]) / 1e6)
     return Column(name, dtype, "date", low, high, step if values else 0.0, values=values, format=form)
@@ -338,10 +364,10 @@ def _with_steps(column: Column, sample: np.ndarray) -> Column:
     finest = float(np.ptp(np.quantile(values, [0.01, 0.99]))) / RESOLVED
     power = 10.0 ** math.floor(math.log10(steps[0]) + 1e-9)
     for wider in (power * factor for factor in (5, 10, 50, 100, 500, 1000, 5000, 10_000, 100_000, 1e6)):
-        whole = abs(wider / steps[-1] - round(wider / steps[-1])) < 1e-9
+        ratio = wider / steps[-1]
         if len(np.unique(values[_multiples(values, wider)])) < 5:
             break
-        if wider >= finest and whole and _exceeds(values, steps[-1], wider):
+        if wider >= finest and abs(ratio - max(2, round(ratio))) < 1e-9 and _exceeds(values, steps[-1], wider):
             steps.append(wider)
     for k in range(len(steps) - 2, 0, -1):  # what only a wider one explains
         if not _exceeds(values[~_multiples(values, steps[k + 1])], steps[k - 1], steps[k]):
@@ -375,23 +401,26 @@ def _shifted(column: Column, sample: np.ndarray, table: Table) -> Column:
     """Return the column with an origin, if its values lie so far from 0 that float32 would blur them."""
     if column.kind not in ("continuous", "integer"):
         return column
-    lower, centre, upper = np.quantile(sample, [0.25, 0.5, 0.75])
+    with np.errstate(all="ignore"):
+        lower, centre, upper = map(float, np.quantile(sample, [0.25, 0.5, 0.75]))
+        distances = np.abs(sample - centre)
+        width = upper - lower or (float(np.median(distances[distances > 0])) if distances.any() else math.inf)
     spread = (upper - lower) / 1.349 or column.high - column.low
     origin = float(centre) if abs(centre) > FAR * spread else 0.0
     if origin and column.kind == "integer":
         origin = column.low + round((origin - column.low) / column.step) * column.step
+    outer = column.low if centre - column.low > column.high - centre else column.high
+    if len(sample) >= 10 and abs(outer - centre) > OUTLIER * width:
+        where = table.where(_row_of(table, column.name, outer))
+        raise UserError(
+            f"column {column.name!r} holds {outer:g} in {where}, where half of its values lie between {lower:g} and"
+            f" {upper:g}; correct or leave out that row, or {drop_advice(column.name)}"
+        )
     size = max(abs(column.low - origin), abs(column.high - origin))
     if size > EXTREME or size < 1 / EXTREME:
         raise UserError(
             f"column {column.name!r} reaches from {column.low:g} to {column.high:g}, outside of what single"
             " precision can hold; rescale it"
-        )
-    outer = column.low if centre - column.low > column.high - centre else column.high
-    if len(sample) >= 10 and upper > lower and abs(outer - centre) > OUTLIER * (upper - lower):
-        where = table.where(_row_of(table, column.name, outer))
-        raise UserError(
-            f"column {column.name!r} holds {outer:g} in {where}, where half of its values lie between {lower:g} and"
-            f" {upper:g}; correct or leave out that row, or {drop_advice(column.name)}"
         )
     return replace(column, origin=origin)
 

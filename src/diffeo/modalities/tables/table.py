@@ -110,6 +110,11 @@ class Table:
         return {name: known[i].texts for name, i in self._index.items() if i in known}
 
     @property
+    def has_texts(self) -> bool:
+        """Whether columns can be texts; those of an array cannot."""
+        return not isinstance(self._source, ArraySource)
+
+    @property
     def notes(self) -> list[str]:
         """Lines that tell a user how the table was read, where it is not obvious."""
         return list(self._source.notes)
@@ -384,7 +389,7 @@ def _is_number(mark: str) -> bool:
 
 def _all_finite(block: np.ndarray) -> bool:
     with np.errstate(all="ignore"):  # a sum that overflows only sends us to the slower test
-        return bool(np.isfinite(block.sum()))
+        return bool(np.isfinite(block.sum()) or np.isfinite(block).all())
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -44,6 +44,15 @@ def _arrow(dtype: str) -> pa.DataType:
     return _ARROW.get(dtype) or arrow_type(dtype)
 
 
+def _in_text(type_: pa.DataType) -> pa.DataType:
+    """Return the type whose text can be read back: no dictionaries, UTC alone, digits to the microsecond."""
+    if pa.types.is_dictionary(type_):
+        return pa.string()
+    if pa.types.is_timestamp(type_):
+        return pa.timestamp("us" if type_.unit == "ns" else type_.unit, type_.tz and "UTC")
+    return pa.time64("us") if type_ == pa.time64("ns") else type_
+
+
 def _is_known(dtype: str) -> bool:
     try:
         return _arrow(dtype) is not None
@@ -198,9 +207,7 @@ class _Delimited:
         csv.writer(header, delimiter=delimiter, lineterminator="\n").writerow(table.names)
         sink.write(header.getvalue().encode())
         options = pa.csv.WriteOptions(include_header=False, delimiter=delimiter)
-        # What the format knows nothing of is text.
-        plain = [pa.string() if pa.types.is_dictionary(type_) else type_ for type_ in table.schema.types]
-        self._schema = pa.schema(list(zip(table.names, plain, strict=True)))
+        self._schema = pa.schema([(field.name, _in_text(field.type)) for field in table.schema])
         self._writer = pa.csv.CSVWriter(pa.PythonFile(sink, "w"), self._schema, write_options=options)
 
     def write(self, values: np.ndarray) -> None:
