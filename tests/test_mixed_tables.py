@@ -12,9 +12,11 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
+from diffeo.cli import main
 from diffeo.data import Schema, TableWriter, infer_schema, load, open_table
 from diffeo.errors import UserError
 from diffeo.modalities.tables import delimited as delimited_module
+from diffeo.modalities.tables.dataset import TableDataset
 from diffeo.modalities.tables.dates import find_formats, parse_dates, show_dates
 from test_tables import one_line, written
 
@@ -492,3 +494,38 @@ def test_notes(everything):
         "some cells are missing, which is modelled (else --drop-missing): 'real gaps', 'count'",
     ):
         assert gist in text
+
+
+def test_a_run_of_numbers_carries_identifiers_and_refuses_the_rest(tmp_path, generator, capsys):
+    rows = [f"u{i},{2**60 + i},{generator.normal():.4f},{generator.normal():.4f}" for i in range(60)]
+    path = written(tmp_path / "a.csv", "id,big,x,y\n" + "\n".join(rows))
+    options = ["--epochs", "1", "--hidden", "8", "--transforms", "1", "--no-figures"]
+    assert main(["fit", str(path), "--out", str(tmp_path / "run"), *options]) == 0
+    assert "set aside as identifiers (else --categorical): 'id', 'big'" in capsys.readouterr().err
+    out = tmp_path / "scores.csv"
+    assert main(["score", str(tmp_path / "run"), str(path), "--out", str(out), "--keep", "id,big,x"]) == 0
+    scored = lines(out)
+    assert scored[0] == ["id", "big", "x", "log_likelihood"]
+    assert [row[:2] for row in scored[1:]] == [row.split(",")[:2] for row in rows]
+    capsys.readouterr()
+    path = written(
+        tmp_path / "b.csv", "id,t,d,x\n" + "\n".join(f"u{i},{'ab'[i % 2]},{i % 9 + 1}.5.24,{i}" for i in range(60))
+    )
+    assert main(["fit", str(path), "--out", str(tmp_path / "none"), *options]) == 2
+    said = capsys.readouterr().err
+    assert "column 't' holds text (row 1 (line 2): 'a')" in said
+    assert "column 'd' holds dates or times (row 1 (line 2): '1.5.24')" in said
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_dataset_of_a_model_that_takes_everything(everything, tmp_path):
+    """It is trained on codes, days, seconds and NaN for gaps; what is not asked for is refused."""
+    dataset = TableDataset(everything, {"model": "mixed"}, 0)
+    schema = dataset.schema
+    assert dataset.x.shape == (360, schema.features)
+    gaps = {name: int(dataset.x[:, place].isnan().all(1).sum()) for name, place in schema.places.items()}
+    assert {name for name, count in gaps.items() if count} == {c.name for c in schema.columns if c.missing}
+    assert list(schema.places.values())[-1].stop == schema.features == len(schema.feature_names)
+    assert "seconds (time of day)" in schema.feature_names
+    with pytest.raises(UserError, match=r"'text' holds text .* 'day' holds dates .* missing"):
+        TableDataset(everything, {}, 0)

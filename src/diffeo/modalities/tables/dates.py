@@ -7,7 +7,6 @@ day seconds since midnight.
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from itertools import product
 
 import numpy as np
@@ -81,39 +80,57 @@ def parse_dates(texts: Sequence[str | None], format_: str, strict: bool = False)
         format_: their format.
         strict: whether zeros must lead where the format has them, and only there.
     """
-    column = pa.array(texts, pa.string())
+    column = bare = pa.array(texts, pa.string())
     fraction = np.zeros(len(column))
     plain = format_
     for mark in _FRACTION:
         if mark in format_:
             parts = pc.extract_regex(column, r"\d:\d\d(?P<fraction>\.\d+)").field(0)
-            column = pc.replace_substring_regex(column, r"(\d:\d\d)\.\d+", r"\1")
+            bare = pc.replace_substring_regex(column, r"(\d:\d\d)\.\d+", r"\1")
             fraction = pc.if_else(pc.equal(parts, ""), None, parts).fill_null("0").cast(pa.float64()).to_numpy()
             plain = format_.replace(mark, "")
     if is_time(format_):
-        column, plain = pc.binary_join_element_wise("1970-01-01", column, " "), f"%Y-%m-%d {plain}"
-    stamps = pc.strptime(column, format=plain.replace("%-", "%"), unit="s", error_is_null=True)
+        bare, plain = pc.binary_join_element_wise("1970-01-01", bare, " "), f"%Y-%m-%d {plain}"
+    stamps = pc.strptime(bare, format=plain.replace("%-", "%"), unit="s", error_is_null=True)
     seconds = stamps.cast(pa.int64()).to_numpy(zero_copy_only=False) + fraction
+    if "%Y" in format_:
+        seconds = np.where(seconds >= _YEAR_1000, seconds, np.nan)  # 20 is not 2020
     # strptime takes 30.2. for 1.3.: only what comes back is a date.
-    known = np.flatnonzero(seconds >= (_YEAR_1000 if "%Y" in format_ else -np.inf))  # not 20 for 2020
-    seconds[np.setdiff1d(np.arange(len(seconds)), known)] = np.nan
-    for i, shown in zip(known.tolist(), show_dates(seconds[known], format_), strict=True):
-        text = texts[i]
-        if shown != text and (strict or _unpadded(shown) != _unpadded(str(text))):
-            seconds[i] = np.nan
-    return seconds
+    shown = _shown(np.nan_to_num(seconds), format_)
+    wrong = ~pc.equal(shown, column).fill_null(False).to_numpy(zero_copy_only=False)
+    for i in () if strict else np.flatnonzero(wrong & ~np.isnan(seconds)).tolist():
+        wrong[i] = _unpadded(shown[i].as_py()) != _unpadded(str(texts[i]))
+    return np.where(wrong, np.nan, seconds)
 
 
 def show_dates(seconds: np.ndarray, format_: str) -> list[str]:
     """Return the texts of points in time or times of day, as ``parse_dates`` reads them."""
-    micro = np.rint(np.asarray(seconds) * 1e6).astype(np.int64)
-    start = datetime(1970, 1, 1, tzinfo=UTC)
-    texts = []
-    for value in micro.tolist():
-        fraction = value % 1_000_000
-        plain = format_.replace(".%_f", ".%f" if fraction else "").replace("%L", f"{fraction // 1000:03d}")
-        texts.append((start + timedelta(microseconds=value)).strftime(plain))
-    return texts
+    return _shown(np.asarray(seconds, dtype=np.float64), format_).to_pylist()
+
+
+def _shown(seconds: np.ndarray, format_: str) -> pa.Array:
+    second, micro = np.divmod(np.rint(seconds * 1e6).astype(np.int64), 1_000_000)
+    stamps = pa.array(second).cast(pa.timestamp("s"))
+    mark = next((mark for mark in _FRACTION if mark in format_), "")
+    parts = [_bare(pc.strftime(stamps, format=_marked(part))) for part in (format_.split(mark) if mark else [format_])]
+    if not mark:
+        return parts[0]
+    digits = pc.utf8_lpad(
+        pa.array(micro // 1000 if mark == ".%L" else micro).cast(pa.string()), 3 + 3 * (mark != ".%L"), "0"
+    )
+    digits = pc.binary_join_element_wise("", digits, ".")
+    if mark == ".%_f":
+        digits = pc.if_else(pa.array(micro > 0), digits, "")
+    return pc.binary_join_element_wise(*parts[:1], digits, *parts[1:], "")
+
+
+def _marked(format_: str) -> str:
+    return format_.replace("%-", "\x01%")
+
+
+def _bare(texts: pa.Array) -> pa.Array:
+    """Return the texts without the zeros behind marks."""
+    return pc.replace_substring_regex(texts, "\x010?", "")
 
 
 def to_temporal(seconds: np.ndarray, type_: str) -> pa.Array:

@@ -42,8 +42,7 @@ class Dictionary:
         codes = np.full(len(texts) or 1, np.nan)
         # An ordered type says in which order its texts are; of others only those that occur are numbered.
         met = np.arange(len(texts)) if column.type.ordered else _first(indices[~null])
-        for i in met:
-            codes[i] = self.code(texts[int(i)].as_py())
+        codes[met] = [self.code(text) for text in texts.take(pa.array(met)).to_pylist()]
         return np.where(null, np.nan, codes[indices])
 
 

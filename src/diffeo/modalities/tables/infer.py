@@ -178,6 +178,12 @@ def infer_schema(
             " their square; choose some of them (--drop leaves columns out)"
         )
 
+    problems: list[str] = []
+    for name in [name for name in names if table.types[name] == "other"]:
+        problems += _complaints(table, name)
+        names.remove(name)
+    if not names:
+        raise UserError(f"{table.name}: {'; '.join(problems)}")
     texts = [name for name, kind in wanted.items() if kind in ("categorical", "date")]
     table.declare({name: "text" for name in texts if table.types[name] == "number"})
     everything = open_table(table, missing="keep" if table.missing == "error" else table.missing)
@@ -203,7 +209,6 @@ def infer_schema(
     if sample.rows is None or total < 2:
         raise UserError(f"{table.name}: has 1 row, expected at least 2; a density needs more data")
 
-    problems: list[str] = []
     columns, identifiers = [], []
     for i, (name, tally) in enumerate(zip(names, tallies, strict=True)):
         try:
@@ -214,14 +219,13 @@ def infer_schema(
             column = replace(column, missing=tally.missing > 0)
             seen = sample.rows[:, i]
             columns.append(_with_steps(_shifted(column, seen[np.isfinite(seen)], everything), seen))
-            if column.kind in ("categorical", "date") or column.dtype not in NUMBERS:
-                if numbers and (name in wanted or column.dtype not in NUMBERS):
-                    everything.declare({name: "number"})  # raises the error that says what it is instead
-                    raise UserError(f"column {name!r} holds {column.kind} values; {drop_advice(name)}")
-                if name in context:
-                    raise UserError(f"column {name!r} holds text or dates; a context consists of numbers")
+            if numbers and (column.dtype not in NUMBERS or wanted.get(name) == "categorical"):
+                kind = f"column {name!r} holds {column.kind} values, the model takes numbers; {drop_advice(name)}"
+                problems += _complaints(everything, name) or [kind]
+            elif column.dtype not in NUMBERS and name in context:
+                raise UserError(f"column {name!r} holds text or dates; a context consists of numbers")
         except UserError as error:
-            problems.append(str(error).removeprefix(f"{table.name}: "))
+            problems.append(_gist(table, error))
     gaps = everything.gaps
     if gaps is not None and (numbers or table.missing == "error" or gaps.inf.any() or set(gaps.columns) & set(context)):
         problems.append(gaps.message(everything.where(gaps.row)))
@@ -232,6 +236,19 @@ def infer_schema(
         what = "an identifier or constant" if identifiers else "constant"
         raise UserError(f"{table.name}: every column is {what}; give columns that vary")
     return schema
+
+
+def _complaints(table: Table, name: str) -> list[str]:
+    """Return what is wrong with a column as one of numbers, if anything is."""
+    try:
+        table.declare({name: "number"})
+    except UserError as error:
+        return [_gist(table, error)]
+    return []
+
+
+def _gist(table: Table, error: UserError) -> str:
+    return str(error).removeprefix(f"{table.name}: ")
 
 
 def _decide(table: Table, name: str, tally: _Tally, in_context: bool, wanted: str | None) -> Column | None:
@@ -312,14 +329,15 @@ def _decide_text(table: Table, name: str, tally: _Tally, wanted: str | None) -> 
                 )
     if wanted == "date":
         raise UserError(f"column {name!r} holds no dates or times, {met[0]!r} for one; leave that option out")
-    numbers = sum(np.isfinite(_by_number(text)[0]) for text in met)
-    commas = sum(text.replace(",", "", 1).isdecimal() for text in met if "," in text)
-    if wanted is None and commas and numbers + commas == len(met):
+    some = met[:: 1 + len(met) // CAP]
+    numbers = sum(np.isfinite(_by_number(text)[0]) for text in some)
+    commas = sum(text.replace(",", "", 1).isdecimal() for text in some if "," in text)
+    if wanted is None and commas and numbers + commas == len(some):
         table.declare({name: "number"})  # raises the error that says where
     if distinct is None or (wanted is None and not declared and len(distinct) > max(FEW, tally.rows / 2)):
         if wanted == "categorical":
             raise UserError(f"column {name!r} has more than {CAP} values, too many for categories; {drop_advice(name)}")
-        if 2 * numbers >= len(met) and not all(text.isdecimal() for text in met):  # no names, but numbers and mistakes
+        if 2 * numbers >= len(some) and not all(map(str.isdecimal, some)):  # no names, but numbers and mistakes
             table.declare({name: "number"})  # raises the error that says where
         return None
     categories = tuple(met if declared == "ordered" else sorted(met, key=_by_number))

@@ -87,6 +87,10 @@ class TableRun(OpenRun):
                 raise UserError(f"{table.name}: column {name!r} cannot be kept, the result has that name; rename it")
         names = list(dict.fromkeys([*self.schema.names, *keep]))
         table = table.select(names, self.schema.all_names) if keep else table
+        # Not a digit of an identifier may change.
+        if table.has_texts:
+            numbers = [name for name in keep if table.types[name] in ("number", "integer")]
+            table.declare({name: "text" for name in numbers if name in self.schema.identifiers})
         types = [_type(table, name) for name in keep]
         reasons: dict[str, int] = {}
 

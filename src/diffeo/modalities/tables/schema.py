@@ -284,8 +284,15 @@ class Schema:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the columns that the model describes."""
-        return tuple(column.name for column in self.feature_columns)
+        """Names of the features: of their columns, and what part of it where there are two."""
+        parts = (("",), ("", " (time of day)"))
+        return tuple(c.name + part for c in self.feature_columns for part in parts[c.features - 1])
+
+    @property
+    def places(self) -> dict[str, slice]:
+        """Column that the model describes -> where its features are."""
+        ends = np.cumsum([column.features for column in self.feature_columns]).tolist()
+        return {c.name: slice(end - c.features, end) for c, end in zip(self.feature_columns, ends, strict=True)}
 
     @property
     def features(self) -> int:
@@ -387,16 +394,15 @@ class Schema:
         if values.ndim != 2 or values.shape[1] != len(self.columns):
             raise ValueError(f"expected values of shape (n, {len(self.columns)}), got {values.shape}")
         gaps = self.mixed if gaps is None else gaps
-        place = {name: i for i, name in enumerate(self.names)}
         impossible = np.zeros(len(values), dtype=bool)
         reasons: dict[str, int] = {}
         unseen: dict[str, int] = {}
+        places = self.places
         x = np.empty((len(values), self.features), dtype=np.float32)
-        at = 0
-        for column in self.columns:
+        for i, column in enumerate(self.columns):
             if column.name in self.context:
                 continue
-            cells = column.read(values[:, place[column.name]], (dictionaries or {}).get(column.name))
+            cells = column.read(values[:, i], (dictionaries or {}).get(column.name))
             with np.errstate(all="ignore"):  # what overflows is off the grid
                 encoded, off = column.encode(cells)
             off &= np.isfinite(cells)
@@ -407,13 +413,11 @@ class Schema:
                 reasons[column.name] = int(off.sum())
             if column.kind == "categorical" and (cells == len(column.categories)).any():
                 unseen[column.name] = int((cells == len(column.categories)).sum())
-            if column.features:
-                part = encoded.reshape(len(cells), column.features)
-                x[:, at : at + column.features] = np.clip(part, -_LARGEST, _LARGEST)
-                at += column.features
+            if column.name in places:
+                x[:, places[column.name]] = np.clip(encoded.reshape(len(x), column.features), -_LARGEST, _LARGEST)
         context = None
         if self.context:
-            context = self.encode_context(values[:, [place[name] for name in self.context]])
+            context = self.encode_context(values[:, [self.names.index(name) for name in self.context]])
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any() and not gaps:
             x[bad] = np.nan
@@ -447,17 +451,16 @@ class Schema:
             raise ValueError(f"expected x of shape (n, {self.features}), got {x.shape}")
         if (context is None) == bool(self.context):
             raise ValueError(f"expected {'context values' if self.context else 'no context'} for {self.context}")
+        places = self.places
         values = np.empty((len(x), len(self.columns)))
-        at = 0
         for i, column in enumerate(self.columns):
             if column.name in self.context and context is not None:
                 values[:, i] = np.asarray(context)[:, self.context.index(column.name)]
             elif column.kind == "constant":
                 values[:, i] = column.low
             else:
-                part = x[:, at : at + column.features]
+                part = x[:, places[column.name]]
                 values[:, i] = column.decode(part if column.kind == "date" else part[:, 0])
-                at += column.features
         if not self.mixed:
             return values
         cells = np.empty(values.shape, dtype=object)
