@@ -78,14 +78,14 @@ def test_every_kind_is_recognised(mixed):
 def test_the_way_there_and_back(mixed, tmp_path):
     schema = infer_schema(open_table(mixed), context=["given"])
     values = next(open_table(mixed).batches())
-    x, context, impossible, reasons = schema.encode(values)
+    x, context, impossible, reasons, unseen = schema.encode(values)
     assert x.shape == (2000, 6)
     assert x.dtype == np.float32
     assert np.isfinite(x).all()
     assert context.shape == (2000, 1)
     assert context.dtype == np.float32
     assert not impossible.any()
-    assert reasons == {}
+    assert (reasons, unseen) == ({}, {})
     assert abs(x[:, 5]).max() < 1e4  # timestamps: the origin is subtracted before rounding
     back = schema.decode(x, values[:, [7]])
     exact = [i for i, name in enumerate(schema.names) if name not in ("real", "when")]
@@ -184,8 +184,10 @@ def test_whole_numbers(generator):
     heavy = generator.poisson(5, n)
     heavy[0] = 1000  # seen once: no level
     assert (kind_of(heavy).kind, kind_of(heavy).step) == ("integer", 1)
-    beyond = kind_of(generator.integers(0, 2**62, n))
-    assert (beyond.kind, beyond.dtype) == ("continuous", "float64")
+    beyond = frame(x=generator.integers(0, 2**62, n), y=generator.standard_normal(n))
+    assert infer_schema(open_table(beyond)).identifiers == ("x",)  # no float holds its digits
+    forced = infer_schema(open_table(beyond), continuous=["x"]).columns[0]
+    assert (forced.kind, forced.dtype) == ("continuous", "float64")
     assert kind_of(np.round(generator.standard_normal(n) * 1e3)).dtype == "float64"  # declared so, though whole
 
 
@@ -255,8 +257,10 @@ def test_missing_values_that_are_kept(generator):
     assert np.isnan(encoded.x).all(axis=1).tolist() == [False, True, True, True, True, True]
     assert not encoded.impossible.any()
     table["real"][7] = np.nan
-    with pytest.raises(UserError, match="1 missing"):
-        infer_schema(open_table(table, missing="keep"))
+    for refused in (dict(missing="error"), dict(missing="keep", numbers=True)):
+        with pytest.raises(UserError, match="1 missing"):
+            infer_schema(open_table(table, missing=refused.pop("missing")), **refused)
+    assert [c.missing for c in infer_schema(open_table(table, missing="keep")).columns] == [False, True, False, False]
     schema = infer_schema(open_table(table, missing="drop"))
     assert schema.rows == n - 1
     assert len(load(open_table(table, missing="drop"), schema)[0]) == n - 1

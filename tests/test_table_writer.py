@@ -171,7 +171,10 @@ def test_standard_output(path, monkeypatch):
 
 
 def test_arguments_are_checked(tmp_path):
-    with pytest.raises(ValueError, match="expected one of float64, float32, int64, bool, string for each of"):
+    with pytest.raises(
+        ValueError,
+        match="expected one of float64, float32, int64, bool, string, category, ordered or an Arrow type for each",
+    ):
         TableWriter(tmp_path / "a.csv", ["x"], ["float16"])
     with (
         pytest.raises(ValueError, match=r"expected values of shape \(n, 2\), got \(3, 3\)"),

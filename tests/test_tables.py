@@ -24,6 +24,12 @@ def everything(table, names=None, rows=65536):
     return np.concatenate(list(table.batches(names, rows)))
 
 
+def numbers(table):
+    """Read a table all of whose columns must be numbers."""
+    table.declare(dict.fromkeys(table.names, "number"))
+    return everything(table)
+
+
 def written(path, text):
     if path.name.endswith(".gz"):
         path.write_bytes(gzip.compress(text.encode()))
@@ -158,7 +164,7 @@ def test_the_capsule_interface_is_enough(values):
     assert (table.name, table.names, table.num_rows) == ("Foreign", ("a", "b"), None)
     for _ in range(2):
         np.testing.assert_array_equal(everything(table, ["a"]), values[:, :1])
-    one_line(lambda: everything(table), "Foreign: column 'b' holds text (row 1: 'x')")
+    one_line(lambda: numbers(table), "Foreign: column 'b' holds text (row 1: 'x')")
 
 
 def test_a_table_can_be_opened_again(tmp_path):
@@ -269,7 +275,7 @@ def test_arrays_that_are_no_tables():
 )
 def test_bad_files(tmp_path, name, text, gist):
     path = written(tmp_path / name, text)
-    one_line(lambda: everything(open_table(path)), str(tmp_path), *gist)
+    one_line(lambda: numbers(open_table(path)), str(tmp_path), *gist)
 
 
 def test_files_that_cannot_be_opened(tmp_path):
@@ -279,7 +285,7 @@ def test_files_that_cannot_be_opened(tmp_path):
     one_line(lambda: open_table(tmp_path), str(tmp_path), "is a folder")
     path = tmp_path / "a.csv"
     path.write_bytes("a,b\n1,2\n".encode("utf-16"))
-    one_line(lambda: open_table(path), "UTF-16", "save it as UTF-8")
+    assert everything(open_table(path)).tolist() == [[1, 2]]
     path = tmp_path / "a.csv.gz"
     path.write_text("a,b\n1,2\n")
     one_line(lambda: open_table(path), "not compressed by gzip", "name it a.csv")
@@ -330,7 +336,7 @@ def test_bad_columns_of_typed_tables(tmp_path):
         table = open_table(source)
 
         def reading(*names, table=table):
-            return lambda: everything(table, names)
+            return lambda: numbers(table.select(names))
 
         one_line(reading("text"), "column 'text' holds text (row 2: 'red')", "--drop text")
         one_line(reading("when"), "column 'when' holds dates or times (row 1: '2020-01-01", "--drop when")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from diffeo.errors import UserError
+from diffeo.modalities.tables.dictionary import Dictionary
 
 __all__ = ["ArraySource", "check_numbers", "map_npy", "open_npz", "read_npy", "read_npz"]
 
@@ -32,6 +33,14 @@ class ArraySource:
         self.names = tuple(names) if names is not None else tuple(f"c{i}" for i in range(count))
         types = [array.dtype[field] for field in fields] if fields else [array.dtype] * count
         self.types = tuple({"b": "bool", "i": "integer", "u": "integer"}.get(t.kind, "float") for t in types)
+        self.declared = ("",) * count
+        self.notes: list[str] = []
+        self.dictionaries: dict[int, Dictionary] = {}
+
+    def declare(self, column: int, kind: str) -> None:
+        """Check that a column is of numbers: an array holds nothing else."""
+        if kind != "number":
+            raise UserError(f"{self.name}: column {self.names[column]!r} holds numbers, expected {kind}; give a table")
 
     def read(self, columns: Sequence[int], rows: int) -> Iterator[np.ndarray]:
         """Yield float64 arrays of at most ``rows`` rows."""

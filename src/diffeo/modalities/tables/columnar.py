@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from diffeo.errors import UserError
-from diffeo.modalities.tables.delimited import complaint, drop
+from diffeo.modalities.tables.delimited import complaint, drop, floats
+from diffeo.modalities.tables.dictionary import Dictionary
 
 __all__ = ["ArrowSource", "FeatherSource", "ParquetSource"]
 
@@ -17,7 +18,7 @@ _NUMBERS = ("float", "integer", "bool")
 
 
 def _kind(type_: pa.DataType) -> str:
-    """Return one of ``_NUMBERS`` for what is read as float64, else the word for what it is."""
+    """Return one of ``_NUMBERS`` for what is read as float64, "date", "text", or "other" for what cannot be read."""
     if pa.types.is_dictionary(type_):
         return _kind(type_.value_type)
     if pa.types.is_boolean(type_):
@@ -26,18 +27,36 @@ def _kind(type_: pa.DataType) -> str:
         return "integer"
     if pa.types.is_floating(type_) or pa.types.is_decimal(type_) or pa.types.is_null(type_):
         return "float"
-    if pa.types.is_temporal(type_):
-        return "dates"
+    if pa.types.is_date(type_) or pa.types.is_time(type_) or pa.types.is_timestamp(type_):
+        return "date"
     if type_ in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()) or "string" in str(type_):
         return "text"
     return "other"
 
 
-def _floats(column: pa.Array) -> np.ndarray:
+def _declared(type_: pa.DataType) -> str:
+    """Return the type that samples are to have where "text" or "date" does not say it."""
+    if pa.types.is_dictionary(type_) and _kind(type_) == "text":
+        return "ordered" if type_.ordered else "category"
+    if pa.types.is_dictionary(type_):
+        return _declared(type_.value_type)
+    return str(type_) if _kind(type_) == "date" else ""
+
+
+def _seconds(column: pa.Array) -> np.ndarray:
+    """Return dates, times or points in time as seconds since 1970 or midnight, to the microsecond, NaN where null."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    # Not safe: an int64 beyond 2**53 may lose its last digits.
-    return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    type_ = column.type
+    if pa.types.is_date32(type_):
+        column, size = column.cast(pa.int32()), 86400.0
+    elif pa.types.is_date64(type_):
+        column, size = column.cast(pa.timestamp("ms")).cast(pa.int64()), 1e-3
+    else:
+        micro = pa.time64("us") if pa.types.is_time(type_) else pa.timestamp("us", type_.tz)
+        column, size = column.cast(micro, safe=False).cast(pa.int64()), 1e-6
+    values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return values * size if size >= 1 else values / round(1 / size)  # the nearest float to the decimal number
 
 
 class _Columnar:
@@ -47,26 +66,46 @@ class _Columnar:
     has_names = True
     num_rows: int | None = None
 
-    def __init__(self, name: str, schema: pa.Schema) -> None:
+    def __init__(self, name: str, schema: pa.Schema, na: Sequence[str] = ()) -> None:
         self.name = name
         self._schema = schema
         # Written by pandas for an index without a name: no data.
         self._position = [i for i, column in enumerate(schema.names) if not _is_index(column)]
         self.names = tuple(schema.names[i] or f"c{i}" for i in self._position)
-        self.types = tuple(_kind(schema.field(i).type) for i in self._position)
+        types = [schema.field(i).type for i in self._position]
+        self.types = tuple(map(_kind, types))
+        self.declared = tuple(map(_declared, types))
+        self.notes: list[str] = []
+        self.dictionaries = {i: Dictionary(na) for i, type_ in enumerate(self.types) if type_ == "text"}
+        self._na = na
+
+    def declare(self, column: int, kind: str) -> None:
+        """Check that a column is "number", "text" or "date", or can be read as such; whole numbers can be texts."""
+        type_ = "number" if self.types[column] in _NUMBERS else self.types[column]
+        if type_ == "other" or (kind == "number" and type_ != kind):
+            raise UserError(f"{self.name}: {self._complaint(column)}")
+        if kind == "text" and self.types[column] == "integer":
+            self.types = tuple("text" if i == column else known for i, known in enumerate(self.types))
+            self.dictionaries[column] = Dictionary(self._na)
+        elif kind == "text" and type_ == "number":
+            raise UserError(f"{self.name}: column {self.names[column]!r} holds numbers, expected text; convert it")
 
     def read(self, columns: Sequence[int], rows: int) -> Iterator[np.ndarray]:
-        """Yield float64 arrays (n, len(columns)) of at most ``rows`` rows; nulls are NaN."""
+        """Yield float64 arrays (n, len(columns)) of at most ``rows`` rows; texts are numbered, nulls are NaN."""
         try:
             for i in columns:
-                if self.types[i] not in _NUMBERS:
+                if self.types[i] == "other":
                     raise UserError(f"{self.name}: {self._complaint(i)}")
             for batch in self._batches([self._position[i] for i in columns], rows):
                 for start in range(0, batch.num_rows, rows):
                     part = batch.slice(start, rows)
                     block = np.empty((part.num_rows, len(columns)))
-                    for k, column in enumerate(part.columns):
-                        block[:, k] = _floats(column)
+                    for k, i in enumerate(columns):
+                        column = part.column(k)
+                        if i in self.dictionaries:
+                            block[:, k] = self.dictionaries[i].encode(column)
+                        else:
+                            block[:, k] = _seconds(column) if self.types[i] == "date" else floats(column)
                     yield block
         except UserError:
             raise
@@ -89,7 +128,7 @@ class _Columnar:
                 if self.types[column] == "text":
                     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
                     return complaint(name, f"row {row}", text)
-                if self.types[column] == "dates":
+                if self.types[column] == "date":
                     return (
                         f"column {name!r} holds dates or times (row {row}: {str(value)!r});"
                         f" convert them to numbers or {drop(name)}"
@@ -119,13 +158,13 @@ class ParquetSource(_Columnar):
 
     kind = "Parquet"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, na: Sequence[str] = ()) -> None:
         import pyarrow.parquet as pq
 
         self._path = path
         try:
             with pq.ParquetFile(path) as file:
-                super().__init__(str(path), file.schema_arrow)
+                super().__init__(str(path), file.schema_arrow, na)
                 self.num_rows = file.metadata.num_rows
         except (pa.ArrowException, OSError, ValueError) as error:
             raise _unreadable(str(path), self.kind, error) from error
@@ -144,17 +183,17 @@ class FeatherSource(_Columnar):
 
     kind = "Feather"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, na: Sequence[str] = ()) -> None:
         self._path = path
         try:
             with pa.memory_map(str(path)) as file:
                 self._stream = file.read(6) != b"ARROW1"  # the file format, or a stream saved as it came
                 file.seek(0)
                 if self._stream:
-                    super().__init__(str(path), pa.ipc.open_stream(file).schema)
+                    super().__init__(str(path), pa.ipc.open_stream(file).schema, na)
                 else:
                     reader = pa.ipc.open_file(file)
-                    super().__init__(str(path), reader.schema)
+                    super().__init__(str(path), reader.schema, na)
                     if hasattr(reader, "count_rows"):
                         self.num_rows = reader.count_rows()
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -183,7 +222,7 @@ class ArrowSource(_Columnar):
 
     kind = "a table through the Arrow PyCapsule interface"
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Any, na: Sequence[str] = ()) -> None:
         self.kind = f"a table ({type(data).__name__})"
         try:
             if isinstance(data, pa.RecordBatchReader):
@@ -191,7 +230,7 @@ class ArrowSource(_Columnar):
             elif not hasattr(data, "__arrow_c_stream__"):
                 data = pa.Table.from_batches([pa.record_batch(data)])
             self._data = data
-            super().__init__(type(data).__name__, pa.RecordBatchReader.from_stream(data).schema)
+            super().__init__(type(data).__name__, pa.RecordBatchReader.from_stream(data).schema, na)
             self.num_rows = len(data) if hasattr(data, "__len__") else None
         except (pa.ArrowException, OSError, ValueError, TypeError) as error:
             raise _unreadable(type(data).__name__, self.kind, error) from error

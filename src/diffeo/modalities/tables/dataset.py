@@ -30,11 +30,13 @@ class TableDataset(Dataset):
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
         self.settings, self.seed = settings, seed
         self.batch_size = settings.get("batch_size", BATCH_SIZE)
-        self.table = open_table(source, missing=settings.get("missing", "error"))
+        numbers = settings.get("model") != "mixed"
+        self.table = open_table(source, missing=settings.get("missing", "error" if numbers else "keep"))
         self.name = self.table.name
         # Infer the schema, and hold out rows for validation and, where asked, for a test: from one reading, if it fits.
         self.table.hold(rows.LARGE)
-        self.schema = infer_schema(self.table, self.settings.get("context", ()), self.settings.get("drop", ()))
+        chosen = self.settings.get("context", ()), self.settings.get("drop", ())
+        self.schema = infer_schema(self.table, *chosen, numbers=numbers)
         self.split = split_table(self.table, self.schema, self.batch_size, self.seed, self.settings.get("test", 0.0))
         self.x, self.context = self.split.x, self.split.context
         self.valid_x, self.valid_context = self.split.valid_x, self.split.valid_context
@@ -42,7 +44,7 @@ class TableDataset(Dataset):
         self.rows, self.hash, self.total = self.split.rows, self.split.hash, self.schema.rows
         self.features, self.context_size = self.schema.features, self.schema.context_size
         self.description = self.schema.to_json()
-        self.notes = self.schema.notes()
+        self.notes = [*self.table.notes, *self.schema.notes()]
         if self.rows < self.batch_size:
             self.notes.append(
                 f"a batch of {self.batch_size} is larger than the {self.rows} training rows: all of them make one"

@@ -17,12 +17,16 @@ import pyarrow as pa
 import pyarrow.csv
 
 from diffeo.errors import UserError
+from diffeo.modalities.tables.dictionary import Dictionary
 
-__all__ = ["NULLS", "DelimitedSource", "complaint", "drop"]
+__all__ = ["NULLS", "DelimitedSource", "Retyped", "complaint", "drop", "floats"]
 
 NULLS = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "-NaN", "NULL", "null", "None", "none", "?")
+SEPARATORS = ",;\t|"
 BLOCK = 1 << 22  # bytes of text parsed at a time
 PEEK = 100  # rows looked at when the file is opened
+RARE = 0.01  # share of texts in a column of numbers up to which they are taken for mistakes
+EXACT = 2**53  # whole numbers beyond it are none in float64
 
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity)", re.IGNORECASE)
 _DATE = re.compile(
@@ -31,11 +35,17 @@ _DATE = re.compile(
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 
 
+class Retyped(UserError):
+    """A column turned out to hold text after some of it was read as numbers; read again, it is text throughout."""
+
+
 def complaint(column: str, where: str, value: str) -> str:
     """Say what is wrong with a cell that is no number, and the remedy."""
-    shown = repr(value if len(value) <= 40 else value[:37] + "...")
+    shown = _shown(value.strip())
     if _DATE.fullmatch(value.strip()):
         return f"column {column!r} holds dates or times ({where}: {shown}); convert them to numbers or {drop(column)}"
+    if re.fullmatch(r"[+-]?\d+,\d+", value.strip()):
+        return f"column {column!r} holds decimal commas ({where}: {shown}); read it with --decimal , or {drop(column)}"
     return f"column {column!r} holds text ({where}: {shown}); encode it as numbers or {drop(column)}"
 
 
@@ -44,41 +54,57 @@ def drop(column: str) -> str:
     return f"use --drop {shlex.quote(column)}" if column.isprintable() else "leave it out"
 
 
-def _number(cell: str) -> float | None:
-    """Return the number in a cell, NaN where it is missing, None where it is neither."""
-    cell = cell.strip()
-    if cell in NULLS:
-        return np.nan
-    if _NUMBER.fullmatch(cell):
-        return float(cell)
-    return _BOOLEANS.get(cell.lower())
-
-
 class DelimitedSource:
     """The columns of a .csv or .tsv file, compressed by gzip or not, with a header or without.
 
-    The header is absent when no cell of the first line is text; the columns are then called ``c0``, ``c1``, ...
+    The first rows decide: the separator (of ``SEPARATORS``, the one that cuts them into equally many cells), the
+    decimal mark, the types, and whether there is a header: none if no cell of the first line is text, nor where only
+    columns of texts have text in it. Columns without a header are called ``c0``, ``c1``, ...
+
+    Args:
+        path: the file.
+        usual: the separator to expect.
+        header: whether the first line names the columns; by default found.
+        sep: the separator; by default found.
+        decimal: the decimal mark, a point or a comma; by default found.
+        na: texts that stand for a missing cell, beside ``NULLS``.
     """
 
     num_rows: int | None = None
 
-    def __init__(self, path: Path, delimiter: str, header: bool | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        usual: str,
+        header: bool | None = None,
+        sep: str | None = None,
+        decimal: str | None = None,
+        na: Sequence[str] = (),
+    ) -> None:
         self.name = str(path)
         self._path = path
+        self.notes: list[str] = []
+        self._nulls = (*NULLS, *na)
         with path.open("rb") as file:
             start = file.read(4)
         self._gzip = start[:2] == b"\x1f\x8b"
         if path.suffix.lower() == ".gz" and not self._gzip:
             raise UserError(f"{self.name}: is not compressed by gzip; name it {path.stem}, or compress it")
-        if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise UserError(f"{self.name}: is UTF-16 text; save it as UTF-8")
-        with self._text() as text:
-            line = text.readline()
-            while line and not line.strip():
-                line = text.readline()
-        if delimiter == "," and "," not in line:  # a .csv as some spreadsheets write it
-            delimiter = next((mark for mark in ";\t" if mark in line), ",")
-        self._delimiter = delimiter
+        self._encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        try:
+            lines = self._head()
+        except UnicodeDecodeError:
+            self._take_latin()
+            lines = self._head()
+        self._delimiter = sep or _separator(lines, usual)
+        self._decimal = decimal or "."
+        if decimal is None and self._delimiter != ",":
+            cells = [cell.strip() for line in csv.reader(lines, delimiter=self._delimiter) for cell in line]
+            if any(_with_comma(cell) for cell in cells) and not any("." in c and _NUMBER.fullmatch(c) for c in cells):
+                self._decimal = ","
+        usually = sep is not None or self._delimiter == usual
+        said = [] if usually else [f"columns are separated by {self._delimiter!r} (--sep)"]
+        self.notes += said + ([] if decimal or self._decimal == "." else ["the decimal mark is a comma (--decimal)"])
 
         with self._text() as text:
             rows = self._cells(text)
@@ -86,7 +112,7 @@ class DelimitedSource:
             if not first:
                 raise UserError(f"{self.name}: is empty; give a file with columns of numbers")
             peek = [row for _, row in islice(rows, PEEK)]
-        self.has_names = header if header is not None else any(_number(cell) is None for cell in first)
+        self.has_names = self._has_header(first, peek) if header is None else header
         self._skip = number if self.has_names else 0  # lines before the data
         if self.has_names and not peek:
             raise UserError(f"{self.name}: has a header but no rows; give a file with data")
@@ -94,24 +120,57 @@ class DelimitedSource:
         self.names = tuple(name or f"c{i}" for i, name in enumerate(names))
         if not self.has_names:
             peek.append(first)
-        self.types = tuple(
-            "bool" if _all_boolean([row[i] for row in peek if i < len(row)]) else "number" for i in range(len(first))
-        )
-        self._block = max(BLOCK, 64 * (len(line) + 1))  # a row must fit into a block
+        columns = [[row[i] for row in peek if i < len(row)] for i in range(len(first))]
+        self.types = tuple(map(self._type, columns))
+        self.declared = ("",) * len(self.types)
+        self.dictionaries = {i: Dictionary(self._nulls) for i, type_ in enumerate(self.types) if type_ == "text"}
+        self._fixed: set[int] = set()
+        if not self.has_names and self._delimiter == "," and _halved(columns):
+            raise UserError(
+                f"{self.name}: looks like numbers with decimal commas, cut in two ({','.join(first[:4])!r} in line"
+                f" {number}); separate columns by ; instead, or name them in a header"
+            )
+        self._block = max(BLOCK, 64 * (max(map(len, lines)) + 1))  # a row must fit into a block
+
+    def declare(self, column: int, kind: str) -> None:
+        """Fix what a column is read as, "number" or, for anything else, text, whatever its first rows look like.
+
+        Raises:
+            UserError: if a column of texts shall be numbers, and holds what is none.
+        """
+        if kind == "number" and self.types[column] == "text":
+            for _, where, cells in self._rows():
+                if self._number(cells[column]) is None:
+                    raise UserError(f"{self.name}: {complaint(self.names[column], where, cells[column])}")
+        if (kind == "number") == (self.types[column] == "text"):
+            self._retype(column, "number" if kind == "number" else "text")
+        self._fixed.add(column)
 
     def read(self, columns: Sequence[int], rows: int) -> Iterator[np.ndarray]:
-        """Yield float64 arrays (n, len(columns)), n of any size; missing cells are NaN.
+        """Yield float64 arrays (n, len(columns)), n of any size; texts are numbered, missing cells are NaN.
 
         Every type is fixed beforehand: pyarrow would otherwise infer it from the first block, and stumble over a later
-        one. What pyarrow cannot read goes through Python, which reads a little more and says what it cannot.
+        one. What pyarrow cannot read goes through Python, which reads a little more and says what it cannot. Where it
+        finds text among numbers, the column is text from its first row.
+
+        Raises:
+            Retyped: if a part was read as numbers already.
         """
         done = 0
         try:
             for block in self._read_fast(columns):
                 yield block
                 done += len(block)
-        except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError):
-            yield from self._read_slow(columns, rows, skip=done)
+        except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError) as error:
+            latin = "invalid UTF8" in str(error) or isinstance(error, UnicodeDecodeError)
+            if latin and self._encoding == "utf-8-sig":
+                self._take_latin()
+                again = "it is no UTF-8 text"
+            else:
+                again = self._settle(columns)
+            if again and done:
+                raise Retyped(f"{self.name}: {again}; read it again") from error
+            yield from self.read(columns, rows) if again else self._read_slow(columns, rows, skip=done)
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(error) from error
 
@@ -124,17 +183,27 @@ class DelimitedSource:
     def _read_fast(self, columns: Sequence[int]) -> Iterator[np.ndarray]:
         labels = [str(i) for i in range(len(self.names))]  # the true names may hold anything
         wanted = [labels[i] for i in columns]
-        types = {labels[i]: pa.bool_() if self.types[i] == "bool" else pa.float64() for i in columns}
+        arrow = {"bool": pa.bool_(), "text": pa.string(), "number": pa.float64()}
+        types = {labels[i]: arrow[self.types[i]] for i in columns}
+        nulls = [*self._nulls, *(" " + null for null in self._nulls)]
         with pa.input_stream(self._path, compression="gzip" if self._gzip else None) as stream:
             try:
                 reader = pa.csv.open_csv(
                     stream,
                     read_options=pa.csv.ReadOptions(
-                        column_names=labels, skip_rows=self._skip, block_size=self._block, use_threads=True
+                        column_names=labels,
+                        skip_rows=self._skip,
+                        block_size=self._block,
+                        use_threads=True,
+                        encoding=self._encoding.removesuffix("-sig"),
                     ),
                     parse_options=pa.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
                     convert_options=pa.csv.ConvertOptions(
-                        column_types=types, include_columns=wanted, null_values=list(NULLS), strings_can_be_null=True
+                        column_types=types,
+                        include_columns=wanted,
+                        null_values=nulls,
+                        strings_can_be_null=True,
+                        decimal_point=self._decimal,
                     ),
                 )
             except pa.ArrowInvalid as error:
@@ -143,34 +212,128 @@ class DelimitedSource:
                 raise
             for batch in reader:
                 block = np.empty((batch.num_rows, len(wanted)))
-                for i, label in enumerate(wanted):
-                    block[:, i] = batch.column(label).cast(pa.float64()).to_numpy(zero_copy_only=False)
+                for k, i in enumerate(columns):
+                    column = batch.column(labels[i])
+                    text = self.types[i] == "text"
+                    block[:, k] = self.dictionaries[i].encode(column) if text else floats(column)
                 yield block
 
     def _read_slow(self, columns: Sequence[int], rows: int, skip: int) -> Iterator[np.ndarray]:
         block: list[list[float]] = []
+        for row, where, cells in self._rows():
+            if row <= skip:
+                continue
+            values = []
+            for i in columns:
+                value = self.dictionaries[i].code(cells[i]) if self.types[i] == "text" else self._number(cells[i])
+                if value is None:
+                    raise UserError(f"{self.name}: {complaint(self.names[i], where, cells[i])}")
+                values.append(value)
+            block.append(values)
+            if len(block) == rows:
+                yield np.array(block).reshape(-1, len(columns))
+                block = []
+        if block:
+            yield np.array(block).reshape(-1, len(columns))
+
+    def _settle(self, columns: Sequence[int]) -> str:
+        """Find the columns of numbers that hold text, and read them as text from now on; say so, if there are any.
+
+        Raises:
+            UserError: if a column of numbers holds a few texts only: these are mistakes, or marks of missing cells.
+        """
+        seen = dict.fromkeys((i for i in columns if self.types[i] != "text" and i not in self._fixed), 0)
+        texts: dict[int, list[tuple[str, str]]] = {i: [] for i in seen}
+        for _, where, cells in self._rows():
+            for i in seen:
+                number = self._number(cells[i])
+                if number is None:
+                    texts[i].append((where, cells[i].strip()))
+                seen[i] += number is None or number == number
+        wrong = [i for i in seen if texts[i]]
+        rare = [i for i in wrong if self.types[i] == "number" and len(texts[i]) <= RARE * seen[i]]
+        if rare:
+            raise UserError(f"{self.name}: " + "; ".join(self._rare(i, texts[i], seen[i]) for i in rare))
+        for i in wrong:
+            self._retype(i, "text")
+        return " and ".join(f"column {self.names[i]!r} holds text ({texts[i][0][0]})" for i in wrong)
+
+    def _rare(self, i: int, texts: list[tuple[str, str]], count: int) -> str:
+        name = self.names[i]
+        if any(map(_DATE.fullmatch, (cell for _, cell in texts))) or any(_with_comma(cell) for _, cell in texts):
+            return complaint(name, *texts[0])
+        shown = ", ".join(f"{where}: {_shown(cell)}" for where, cell in texts[:3])
+        column = shlex.quote(name)
+        marks = sorted({cell for _, cell in texts})
+        mark = f"--na {shlex.quote(marks[0])} if that stands for a missing cell, " if len(marks) == 1 else ""
+        return (
+            f"column {name!r} has mixed types, {len(texts)} of its {count} cells hold text and the others numbers"
+            f" ({shown}{', ...' if len(texts) > 3 else ''}); use {mark}--categorical {column} or --drop {column}"
+        )
+
+    def _retype(self, column: int, kind: str) -> None:
+        self.types = tuple(kind if i == column else type_ for i, type_ in enumerate(self.types))
+        if kind == "text":
+            self.dictionaries[column] = Dictionary(self._nulls)
+        else:
+            del self.dictionaries[column]
+
+    def _type(self, cells: list[str]) -> str:
+        """Return "bool", "number" or "text" for a column by some of its cells."""
+        known = [cell.strip() for cell in cells if cell.strip() not in self._nulls]
+        if known and {cell.lower() for cell in known} <= set(_BOOLEANS):
+            return "bool"
+        # Digits that float64 would change are names.
+        if known and all(re.fullmatch(r"[+-]?\d+", cell) and abs(int(cell)) > EXACT for cell in known):
+            return "text"
+        return "number" if all(self._number(cell) is not None for cell in known) else "text"
+
+    def _number(self, cell: str) -> float | None:
+        """Return the number in a cell, NaN where it is missing, None where it is neither."""
+        cell = cell.strip()
+        if cell in self._nulls:
+            return np.nan
+        if self._decimal == ",":
+            cell = cell.replace(",", ".") if "." not in cell else "."
+        return float(cell) if _NUMBER.fullmatch(cell) else _BOOLEANS.get(cell.lower())
+
+    def _has_header(self, first: list[str], peek: list[list[str]]) -> bool:
+        """Tell whether the first line names the columns."""
+        numbers = [self._number(cell) for cell in first]
+        columns = [[row[i] for row in peek if i < len(row)] for i in range(len(first))]
+        textual = [self._type(cells) == "text" for cells in columns]
+        known = [i for i, number in enumerate(numbers) if number is not None and not np.isnan(number)]
+        if any(number is None and not textual[i] for i, number in enumerate(numbers)) or not known:
+            return any(number is None for number in numbers)
+        named = [numbers[i] or 0.0 for i in known]
+        consecutive = len(named) > 2 and named == list(range(len(named)))
+        several = len(named) + any(textual) > 1 and len(set(named)) == len(named)
+        years = several and all(1800 <= year <= 2200 and year % 1 == 0 for year in named)
+        if (consecutive or years) and peek and all(map(self._differs, named, (columns[i] for i in known))):
+            self.notes.append(f"the first line, {self._delimiter.join(first)[:40]!r}, was taken for the columns' names")
+            return True
+        if any(textual):
+            self.notes.append("the first line was taken for data, columns are called c0, c1, ...")
+        return False
+
+    def _differs(self, number: float, cells: list[str]) -> bool:
+        """Tell whether a whole number is unlike the numbers of a column."""
+        column = np.array([n for n in map(self._number, cells) if n is not None and np.isfinite(n)])
+        return not len(column) or bool((column % 1).any() or not column.min() <= number <= column.max())
+
+    def _rows(self) -> Iterator[tuple[int, str, list[str]]]:
+        """Yield (row, where it is, cells) of the data, all of one length."""
         with self._text() as text:
             for row, (line, cells) in enumerate(self._data(text), start=1):
                 where = f"row {row} (line {line})"
                 if len(cells) != len(self.names):
+                    twice = len(cells) == 2 * len(self.names) and self._delimiter == ","
+                    remedy = "if these are decimal commas, separate columns by ;" if twice else "fix that line"
                     raise UserError(
                         f"{self.name}: {where} has {_count(len(cells), 'cell')} where the others have"
-                        f" {len(self.names)}; fix that line"
+                        f" {len(self.names)}; {remedy}"
                     )
-                if row <= skip:
-                    continue
-                values = []
-                for i in columns:
-                    value = _number(cells[i])
-                    if value is None:
-                        raise UserError(f"{self.name}: {complaint(self.names[i], where, cells[i])}")
-                    values.append(value)
-                block.append(values)
-                if len(block) == rows:
-                    yield np.array(block).reshape(-1, len(columns))
-                    block = []
-        if block:
-            yield np.array(block).reshape(-1, len(columns))
+                yield row, where, cells
 
     def _data(self, text: TextIO) -> Iterator[tuple[int, list[str]]]:
         return islice(self._cells(text), 1 if self.has_names else 0, None)
@@ -185,12 +348,20 @@ class DelimitedSource:
         except csv.Error as error:
             raise UserError(f"{self.name}: line {reader.line_num} is no valid text of a table ({error})") from error
 
+    def _head(self) -> list[str]:
+        """Return the first lines."""
+        with self._text(errors="strict") as text:
+            return list(islice(text, PEEK + 1))
+
+    def _take_latin(self) -> None:
+        self._encoding = "latin-1"
+        self.notes.append("the file is no UTF-8 text and was read as Latin-1")
+
     @contextmanager
-    def _text(self) -> Iterator[TextIO]:
+    def _text(self, errors: str = "replace") -> Iterator[TextIO]:
         try:
             with gzip.open(self._path, "rb") if self._gzip else self._path.open("rb") as raw:
-                # Bytes that are not UTF-8 can only stand in text; they must not hide the message about it.
-                yield io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
+                yield io.TextIOWrapper(raw, encoding=self._encoding, errors=errors, newline="")
         except (OSError, EOFError, zlib.error) as error:
             raise self._unreadable(error) from error
 
@@ -199,9 +370,48 @@ class DelimitedSource:
         return UserError(f"{self.name}: cannot be read, the {kind} is damaged or incomplete ({error}); get it anew")
 
 
-def _all_boolean(cells: list[str]) -> bool:
-    values = {cell.strip().lower() for cell in cells if cell.strip() not in NULLS}
-    return bool(values) and values <= set(_BOOLEANS)
+def _separator(lines: list[str], usual: str) -> str:
+    """Return the separator that cuts lines into equally many cells, more than one, and most of them into numbers."""
+    cut: dict[str, tuple[float, int]] = {}
+    for mark in dict.fromkeys(usual + SEPARATORS):
+        rows = [row for row in csv.reader(lines, delimiter=mark) if row]
+        width = len(rows[0]) if rows else 0
+        if width > 1 and all(len(row) == width for row in rows):
+            cells = [cell.strip() for row in rows for cell in row]
+            numbers = sum(bool(_NUMBER.fullmatch(c)) or (mark != "," and _with_comma(c)) for c in cells)
+            cut[mark] = numbers / len(cells), width
+    if cut:
+        return max(cut, key=lambda mark: cut[mark])
+    line = next((line for line in lines if line.strip()), "")
+    return usual if usual in line else next((mark for mark in SEPARATORS if mark in line), usual)
+
+
+def _halved(columns: list[list[str]]) -> bool:
+    """Tell whether columns come in pairs of whole numbers of which the second are decimals, 0,05 say."""
+    second = [cell.strip() for column in columns[1::2] for cell in column]
+    whole = all(re.fullmatch(r"\s*[+-]?\d+\s*", cell) for column in columns for cell in column)
+    return (
+        len(columns) % 2 == 0
+        and whole
+        and all(map(str.isdigit, second))
+        and any(len(c) > 1 and c[0] == "0" for c in second)
+    )
+
+
+def _with_comma(cell: str) -> bool:
+    return cell.count(",") == 1 and "." not in cell and bool(_NUMBER.fullmatch(cell.replace(",", ".")))
+
+
+def floats(column: pa.Array) -> np.ndarray:
+    """Return numbers or booleans as float64, NaN where they are null."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    # Not safe: an int64 beyond 2**53 may lose its last digits.
+    return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def _shown(value: str) -> str:
+    return repr(value if len(value) <= 40 else value[:37] + "...")
 
 
 def _count(number: int, noun: str) -> str:

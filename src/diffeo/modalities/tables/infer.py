@@ -14,13 +14,24 @@ The rules, in order, for n rows and d distinct values (up to 65536 of them are r
 4. Few-valued and d <= 64: levels.
 5. Anything else is continuous, also if one value of it is frequent (30 % zeros, say).
 
+Missing cells do not count: n are the others. Columns of texts are
+- dates or times, if all texts have one format and come back in it as they are;
+- an identifier, set aside, if there are more than 20 texts and half of the cells or more differ, or if they are too
+  many to remember;
+- else categorical.
+Whole numbers beyond 2**53, which no float holds, are texts; in an array, which has none, an identifier.
+
 A value off the grid that turns up later is impossible (log-likelihood -inf) if the grid is of whole numbers of step 1
 or coarse (d <= 64). On a fine grid, which is a matter of rounding, it moves to the nearest point.
+
+Of more grids than one, wider ones of which more values are multiples than chance explains are noted (``steps``): of a
+column of whole numbers with rare tenths, 0.1 and 1; of amounts, 1, 10, 100 and 1000.
 
 Context columns are never coded as levels: a model takes any number as context.
 """
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -29,7 +40,10 @@ from itertools import chain
 import numpy as np
 
 from diffeo.errors import UserError
-from diffeo.modalities.tables.schema import Column, Schema, decimals
+from diffeo.modalities.tables.dates import DAY, find_formats, parse_dates
+from diffeo.modalities.tables.delimited import Retyped
+from diffeo.modalities.tables.delimited import drop as drop_advice
+from diffeo.modalities.tables.schema import NUMBERS, Column, Schema, decimals
 from diffeo.modalities.tables.table import ROWS, Table, open_table
 
 __all__ = ["find_grid", "infer_schema"]
@@ -37,6 +51,12 @@ __all__ = ["find_grid", "infer_schema"]
 CAP = 65536  # distinct values remembered
 CELLS = 1e6  # of a grid
 LEVELS = 64
+FEW = 20  # texts that are categories even if all of them differ
+MOST = 4096  # columns
+OUTLIER = 1e12  # times the quartiles' distance: beyond it float32 sees but one value beside it
+SEVERAL = 50  # values that are enough to find steps in
+MIN_EXCESS = 0.05
+RESOLVED = 2000.0  # steps of a grid within the bulk of a column; finer ones are as good as none
 SAMPLE = 4096  # rows kept for medians
 WHOLE = 2.0**53
 FAR = 1000.0  # times the spread: beyond it float32 loses too much
@@ -47,7 +67,8 @@ class _Tally:
     """Exact facts about a column, gathered batch by batch."""
 
     def __init__(self) -> None:
-        self.rows = 0
+        self.rows = 0  # that hold a number
+        self.missing = 0
         self.low, self.high = math.inf, -math.inf
         self.whole = True
         self.divisor = 0
@@ -55,7 +76,22 @@ class _Tally:
         self.distinct: np.ndarray | None = np.empty(0)
         self.counts = np.empty(0, dtype=np.int64)
 
+    @property
+    def beyond(self) -> bool:
+        """Whether float64 cannot hold these values if they are whole."""
+        return max(-self.low, self.high) >= WHOLE
+
+    def values(self) -> np.ndarray:
+        """Return the distinct values, or the extremes of too many to remember."""
+        return np.array([self.low, self.high]) if self.distinct is None else self.distinct
+
     def add(self, values: np.ndarray) -> None:
+        known = np.isfinite(values)
+        if not known.all():
+            self.missing += int((~known).sum())
+            values = values[known]
+            if not len(values):
+                return
         if not self.rows:
             self.first = float(values[0])
         self.rows += len(values)
@@ -95,74 +131,174 @@ def infer_schema(
     drop: Sequence[str] = (),
     continuous: Sequence[str] = (),
     rows: int = ROWS,
+    *,
+    categorical: Sequence[str] = (),
+    integer: Sequence[str] = (),
+    dates: Sequence[str] = (),
+    numbers: bool = False,
 ) -> Schema:
-    """Read the whole table once and decide what every column is.
+    """Read the whole table and decide what every column is.
+
+    It is read once, and again from the start where text turns up late in a column of numbers.
 
     Args:
         table: what ``open_table`` returns.
-        context: columns that the density shall be conditional on.
+        context: columns that the density shall be conditional on, of numbers without gaps.
         drop: columns to leave out.
         continuous: columns that are continuous whatever they look like.
         rows: rows read at a time; the result does not depend on it.
+        categorical: columns whose values are categories, whatever they look like.
+        integer: columns of whole numbers that are no levels.
+        dates: columns of dates or times, also in formats that numbers have too, 20240531 say.
+        numbers: whether the model takes complete numbers alone; text, dates and gaps are errors then.
 
     Raises:
-        UserError: for bad input, unknown column names, fewer than two rows, or nothing left to model.
+        UserError: for bad input, all of it at once; for unknown column names, fewer than two rows, or nothing left to
+            model.
     """
-    for name in (*context, *drop, *continuous):
+    for name in (*context, *drop, *continuous, *categorical, *integer, *dates):
         if name not in table.names:
             table.select([name])  # raises the error that lists the columns there are
     both = [name for name in context if name in drop]
     if both:
         raise UserError(f"{table.name}: column {both[0]!r} is both context and dropped; choose one")
+    kinds = {"continuous": continuous, "categorical": categorical, "integer": integer, "date": dates}
+    wanted: dict[str, str] = {}
+    for kind, columns_of_kind in kinds.items():
+        for name in columns_of_kind:
+            if wanted.setdefault(name, kind) != kind:
+                raise UserError(f"{table.name}: column {name!r} is said to be {wanted[name]} and {kind}; choose one")
     context = tuple(dict.fromkeys(context))
     names = [name for name in table.names if name not in drop]
     if len(names) <= len(context):
         raise UserError(f"{table.name}: no column is left to model; keep one that is neither dropped nor context")
+    if len(names) > MOST:
+        raise UserError(
+            f"{table.name}: has {len(names)} columns, at most {MOST} can be modelled at once, as weights grow with"
+            " their square; choose some of them (--drop leaves columns out)"
+        )
 
-    if table.missing == "keep":
-        table = open_table(table, missing="error")
-    tallies = [_Tally() for _ in names]
-    sample = _Sample()
-    for batch in table.batches(names, rows):
-        sample.add(batch)
-        for i, tally in enumerate(tallies):
-            tally.add(np.ascontiguousarray(batch[:, i]))
-    if sample.rows is None or tallies[0].rows < 2:
+    problems: list[str] = []
+    for name in [name for name in names if table.types[name] == "other"]:
+        problems += _complaints(table, name)
+        names.remove(name)
+    if not names:
+        raise UserError(f"{table.name}: {'; '.join(problems)}")
+    texts = [name for name, kind in wanted.items() if kind in ("categorical", "date")]
+    table.declare({name: "text" for name in texts if table.types[name] == "number"})
+    everything = open_table(table, missing="keep" if table.missing == "error" else table.missing)
+    everything = everything.select(table.names, table.all_names)
+    while True:
+        tallies = [_Tally() for _ in names]
+        sample = _Sample()
+        try:
+            for batch in everything.batches(names, rows):
+                sample.add(batch)
+                for i, tally in enumerate(tallies):
+                    tally.add(np.ascontiguousarray(batch[:, i]))
+        except Retyped:
+            continue
+        beyond = [name for name, tally in zip(names, tallies, strict=True) if tally.beyond and name not in wanted]
+        beyond = [name for name in beyond if everything.types[name] == "integer"]
+        if not beyond or not everything.has_texts:
+            break
+        everything.declare(dict.fromkeys(beyond, "text"))  # digits that float64 would change are names
+    if everything.missing == "drop":
+        table.dropped = everything.dropped
+    total = tallies[0].rows + tallies[0].missing
+    if sample.rows is None or total < 2:
         raise UserError(f"{table.name}: has 1 row, expected at least 2; a density needs more data")
-    columns = []
+
+    columns, identifiers = [], []
     for i, (name, tally) in enumerate(zip(names, tallies, strict=True)):
-        column = _decide(name, tally, table.types[name], name in context, name in continuous)
-        columns.append(_shifted(column, sample.rows[:, i], table.name))
-    schema = Schema(tuple(columns), context, table.all_names, tallies[0].rows)
+        try:
+            column = _decide(everything, name, tally, name in context, wanted.get(name))
+            if column is None:
+                identifiers.append(name)
+                continue
+            column = replace(column, missing=tally.missing > 0)
+            seen = sample.rows[:, i]
+            columns.append(_with_steps(_shifted(column, seen[np.isfinite(seen)], everything), seen))
+            if numbers and (column.dtype not in NUMBERS or wanted.get(name) == "categorical"):
+                kind = f"column {name!r} holds {column.kind} values, the model takes numbers; {drop_advice(name)}"
+                problems += _complaints(everything, name) or [kind]
+            elif column.dtype not in NUMBERS and name in context:
+                raise UserError(f"column {name!r} holds text or dates; a context consists of numbers")
+        except UserError as error:
+            problems.append(_gist(table, error))
+    gaps = everything.gaps
+    if gaps is not None and (numbers or table.missing == "error" or gaps.inf.any() or set(gaps.columns) & set(context)):
+        problems.append(gaps.message(everything.where(gaps.row)))
+    if problems:
+        raise UserError(f"{table.name}: {'; '.join(problems)}")
+    schema = Schema(tuple(columns), context, table.all_names, total, tuple(identifiers))
     if not schema.features:
-        raise UserError(f"{table.name}: every column is constant; give columns that vary")
+        what = "an identifier or constant" if identifiers else "constant"
+        raise UserError(f"{table.name}: every column is {what}; give columns that vary")
     return schema
 
 
-def _decide(name: str, tally: _Tally, source: str, in_context: bool, continuous: bool) -> Column:
+def _complaints(table: Table, name: str) -> list[str]:
+    """Return what is wrong with a column as one of numbers, if anything is."""
+    try:
+        table.declare({name: "number"})
+    except UserError as error:
+        return [_gist(table, error)]
+    return []
+
+
+def _gist(table: Table, error: UserError) -> str:
+    return str(error).removeprefix(f"{table.name}: ")
+
+
+def _decide(table: Table, name: str, tally: _Tally, in_context: bool, wanted: str | None) -> Column | None:
+    """Return the column, without an origin, or None for an identifier."""
+    if not tally.rows:
+        raise UserError(f"column {name!r} has no values, all its cells are missing; {drop_advice(name)}")
+    source, declared = table.types[name], table.declared[name]
+    if wanted in ("continuous", "integer") and source in ("text", "date"):
+        raise UserError(f"column {name!r} holds {source}, no numbers; it cannot be {wanted}")
+    if source == "text":
+        return _decide_text(table, name, tally, wanted)
+    if source == "date" and wanted != "categorical":
+        return _decide_date(name, tally.values(), "date", declared or "timestamp[us]")
+    if wanted == "date":
+        raise UserError(f"column {name!r} holds numbers, no dates; convert it")
     low, high, n = tally.low, tally.high, tally.rows
     # Text does not tell 1 from 1.0; a file that declares floats gets floats back.
     dtype = "bool" if source == "bool" else "int64" if tally.whole and source != "float" else "float64"
+    distinct = tally.distinct
+    if wanted == "categorical" or (low == high and tally.missing and not in_context):
+        if distinct is None:
+            raise UserError(f"column {name!r} has more than {CAP} values, too many for categories; {drop_advice(name)}")
+        values = tuple(distinct.tolist())
+        texts = tuple(f"{value:g}" if float(f"{value:g}") == value else repr(value) for value in values)
+        return Column(name, dtype, "categorical", low, high, values=values, categories=texts)
     if in_context:
         dtype = "float64"  # a context may be given any value, between whole numbers too
     if low == high:
         return Column(name, dtype, "constant", low, high)
-    plain = Column(name, "float64" if continuous else dtype, "continuous", low, high)
-    if continuous or in_context:
+    plain = Column(name, "float64" if wanted == "continuous" else dtype, "continuous", low, high)
+    if wanted == "continuous" or in_context or max(-low, high) > EXTREME:  # the last is refused below
         return plain
-    distinct = tally.distinct
+    if source == "integer" and tally.beyond:
+        return None
     few = distinct is not None and n >= 10 and len(distinct) <= max(2, n / 10)
+    if wanted == "integer" and not tally.whole:
+        raise UserError(f"column {name!r} holds fractions, it cannot be integer; leave that option out")
     if tally.whole:
         step = float(tally.divisor if n >= 100 else 1)
         cells = (high - low) / step + 1
         sparse = distinct is not None and len(distinct) < cells / 10 and tally.counts.min() >= 5
-        if few and sparse and distinct is not None and len(distinct) <= LEVELS:
+        if few and sparse and distinct is not None and len(distinct) <= LEVELS and wanted != "integer":
             return Column(name, dtype, "levels", low, high, values=tuple(distinct.tolist()))
         fine = step > 1 and cells > LEVELS
         return Column(name, dtype, "integer", low, high, step, slack=0.5 if fine else 1e-3)
     if not few or distinct is None:
         return plain
     merged = _merge(distinct)
+    if len(merged) == 1:
+        return plain
     coarse = len(merged) <= LEVELS
     counts = np.add.reduceat(tally.counts, np.searchsorted(distinct, merged))
     grid = find_grid(merged, counts, exact=coarse)
@@ -174,19 +310,134 @@ def _decide(name: str, tally: _Tally, source: str, in_context: bool, continuous:
     return plain
 
 
-def _shifted(column: Column, sample: np.ndarray, table: str) -> Column:
-    """Return the column with an origin, if its values lie so far from 0 that float32 would blur them."""
-    if column.kind in ("constant", "levels"):
+def _decide_text(table: Table, name: str, tally: _Tally, wanted: str | None) -> Column | None:
+    texts, declared = table.dictionaries[name], table.declared[name]
+    distinct = tally.distinct
+    met = texts if distinct is None else [texts[int(code)] for code in distinct]
+    if wanted == "date" or (wanted is None and not declared):
+        formats = find_formats(met, compact=wanted == "date")
+        if formats:
+            if len(formats) > 1:
+                table.note(f"{name!r} could be {formats[1]} as well, all its dates were read as {formats[0]}")
+            return _decide_date(name, parse_dates(met, formats[0]), "string", formats[0])
+        for form in find_formats(met[:1], compact=wanted == "date"):
+            wrong = np.flatnonzero(np.isnan(parse_dates(met, form)))
+            if wanted == "date" or (len(met) >= FEW and len(wrong) <= len(met) / 10):
+                raise UserError(
+                    f"column {name!r} holds dates or times as {met[0]!r}, but {met[wrong[0]]!r} is none; correct it, or"
+                    f" use --categorical {shlex.quote(name)}"
+                )
+    if wanted == "date":
+        raise UserError(f"column {name!r} holds no dates or times, {met[0]!r} for one; leave that option out")
+    some = met[:: 1 + len(met) // CAP]
+    numbers = sum(np.isfinite(_by_number(text)[0]) for text in some)
+    commas = sum(text.replace(",", "", 1).isdecimal() for text in some if "," in text)
+    if wanted is None and commas and numbers + commas == len(some):
+        table.declare({name: "number"})  # raises the error that says where
+    if distinct is None or (wanted is None and not declared and len(distinct) > max(FEW, tally.rows / 2)):
+        if wanted == "categorical":
+            raise UserError(f"column {name!r} has more than {CAP} values, too many for categories; {drop_advice(name)}")
+        if 2 * numbers >= len(some) and not all(map(str.isdecimal, some)):  # no names, but numbers and mistakes
+            table.declare({name: "number"})  # raises the error that says where
+        return None
+    categories = tuple(met if declared == "ordered" else sorted(met, key=_by_number))
+    kind = "constant" if len(met) == 1 and not tally.missing else "categorical"
+    return Column(name, declared or "string", kind, 0.0, len(met) - 1.0, categories=categories)
+
+
+def _by_number(text: str) -> tuple[float, str]:
+    """Sort numbers by their value, and before texts."""
+    try:
+        return float(text), text
+    except ValueError:
+        return math.inf, text
+
+
+def _decide_date(name: str, seconds: np.ndarray, dtype: str, form: str) -> Column:
+    low, high = float(seconds.min()), float(seconds.max())
+    if low == high:
+        return Column(name, dtype, "constant", low, high, format=form)
+    second = np.unique(np.rint(seconds % DAY * 1e6).astype(np.int64))
+    step = int(np.gcd.reduce(second - second[0])) / 1e6
+    # A day in units that float32 can distinguish; finer ones are continuous.
+    step = step if DAY / max(step, 1e-6) < 2**24 else 0.0
+    values = () if len(second) == 1 else (float(second[0]) / 1e6, float(second[-1]) / 1e6)
+    return Column(name, dtype, "date", low, high, step if values else 0.0, values=values, format=form)
+
+
+def _with_steps(column: Column, sample: np.ndarray) -> Column:
+    """Return the column with the steps of all grids on which its values lie more often than by chance.
+
+    Of values on steps of s a share s / t would be multiples of t by chance; zeros, which all grids share, are left out.
+    A wider grid counts if MIN_EXCESS of the other values are on it beyond chance, by five standard errors, at five
+    points or more, and if its steps are not below what a density resolves.
+    """
+    values = sample[np.isfinite(sample) & (sample != 0)]
+    if column.kind not in ("continuous", "integer") or len(values) < SEVERAL:
         return column
-    lower, centre, upper = np.quantile(sample, [0.25, 0.5, 0.75])
+    fraction = max(map(decimals, np.unique(values)[:SEVERAL].tolist()))
+    steps = [column.step or 10.0**-fraction]
+    if fraction > 4 or not _multiples(values, steps[0]).all():
+        return column
+    finest = float(np.ptp(np.quantile(values, [0.01, 0.99]))) / RESOLVED
+    power = 10.0 ** math.floor(math.log10(steps[0]) + 1e-9)
+    for wider in (power * factor for factor in (5, 10, 50, 100, 500, 1000, 5000, 10_000, 100_000, 1e6)):
+        ratio = wider / steps[-1]
+        if len(np.unique(values[_multiples(values, wider)])) < 5:
+            break
+        if wider >= finest and abs(ratio - max(2, round(ratio))) < 1e-9 and _exceeds(values, steps[-1], wider):
+            steps.append(wider)
+    for k in range(len(steps) - 2, 0, -1):  # what only a wider one explains
+        if not _exceeds(values[~_multiples(values, steps[k + 1])], steps[k - 1], steps[k]):
+            del steps[k]
+    return replace(column, steps=tuple(steps)) if len(steps) > 1 else column
+
+
+def _exceeds(values: np.ndarray, step: float, wider: float) -> bool:
+    """Tell whether more of the values on steps lie on wider ones than chance explains."""
+    chance, within = step / wider, max(1, int(_multiples(values, step).sum()))
+    excess = (_multiples(values, wider).sum() / within - chance) / (1 - chance)
+    return bool(excess > max(MIN_EXCESS, 5 * math.sqrt(chance / (1 - chance) / within)))
+
+
+def _multiples(values: np.ndarray, step: float) -> np.ndarray:
+    return np.abs(values - np.rint(values / step) * step) <= 1e-6 * step + 2.0**-21 * np.abs(values) * (step < 1)
+
+
+def _row_of(table: Table, name: str, value: float) -> int:
+    """Return the row, counted from 1, that first holds a value."""
+    row = 0
+    for batch in open_table(table, missing="keep", columns=[name]).batches():
+        rows = np.flatnonzero(batch[:, 0] == value)
+        if len(rows):
+            return row + int(rows[0]) + 1
+        row += len(batch)
+    raise ValueError(f"expected a value of column {name!r}, got {value}")
+
+
+def _shifted(column: Column, sample: np.ndarray, table: Table) -> Column:
+    """Return the column with an origin, if its values lie so far from 0 that float32 would blur them."""
+    if column.kind not in ("continuous", "integer"):
+        return column
+    with np.errstate(all="ignore"):
+        lower, centre, upper = map(float, np.quantile(sample, [0.25, 0.5, 0.75]))
+        distances = np.abs(sample - centre)
+        width = upper - lower or (float(np.median(distances[distances > 0])) if distances.any() else math.inf)
     spread = (upper - lower) / 1.349 or column.high - column.low
     origin = float(centre) if abs(centre) > FAR * spread else 0.0
     if origin and column.kind == "integer":
         origin = column.low + round((origin - column.low) / column.step) * column.step
+    outer = column.low if centre - column.low > column.high - centre else column.high
+    if len(sample) >= 10 and abs(outer - centre) > OUTLIER * width:
+        where = table.where(_row_of(table, column.name, outer))
+        raise UserError(
+            f"column {column.name!r} holds {outer:g} in {where}, where half of its values lie between {lower:g} and"
+            f" {upper:g}; correct or leave out that row, or {drop_advice(column.name)}"
+        )
     size = max(abs(column.low - origin), abs(column.high - origin))
     if size > EXTREME or size < 1 / EXTREME:
         raise UserError(
-            f"{table}: column {column.name!r} reaches from {column.low:g} to {column.high:g}, outside of what single"
+            f"column {column.name!r} reaches from {column.low:g} to {column.high:g}, outside of what single"
             " precision can hold; rescale it"
         )
     return replace(column, origin=origin)

@@ -117,7 +117,7 @@ class TableStream(BatchStream):
     def _blocks(self) -> Iterator[tuple[Encoded, np.ndarray]]:
         """Yield the possible rows of the table, block by block, and which of them are held out."""
         for number, values in enumerate(self.table.batches(self.schema.names)):
-            encoded = self.schema.encode(values)
+            encoded = self.schema.encode(values, self.table.dictionaries)
             out = held_out_of_block(len(values), self.schema.rows, self.seed, number)
             yield _choose(encoded, ~encoded.impossible), out[~encoded.impossible]
 
@@ -145,7 +145,7 @@ def draw_rows(table: Table, schema: Schema, limit: int, seed: int) -> tuple[Tens
             keys, parts[:] = keys[chosen], [_choose(_join(parts), chosen)]
 
     for values in table.batches(schema.names):
-        encoded = schema.encode(values)
+        encoded = schema.encode(values, table.dictionaries)
         for column, count in encoded.reasons.items():
             reasons[column] = reasons.get(column, 0) + count
         rows += len(values)

@@ -76,7 +76,7 @@ class TableRun(OpenRun):
     # ---- Scoring ----------------------------------------------------------------------------------------------------
 
     def scoring(self, source: Any, options: Mapping[str, Any]) -> Scoring:
-        """Open a table, its columns matched by name; ``keep`` names columns of numbers to pass through."""
+        """Open a table, its columns matched by name; ``keep`` names columns to pass through."""
         keep, missing = options.get("keep", ()), options.get("missing", "error")
         table = self.schema.open(source, missing=missing)
         extra = [name for name in table.extra if name not in keep]
@@ -88,7 +88,11 @@ class TableRun(OpenRun):
                 raise UserError(f"{table.name}: column {name!r} cannot be kept, the result has that name; rename it")
         names = list(dict.fromkeys([*self.schema.names, *keep]))
         table = table.select(names, self.schema.all_names) if keep else table
-        types = ["int64" if table.types[name] in ("integer", "bool") else "float64" for name in keep]
+        # Not a digit of an identifier may change.
+        if table.has_texts:
+            numbers = [name for name in keep if table.types[name] in ("number", "integer")]
+            table.declare({name: "text" for name in numbers if name in self.schema.identifiers})
+        types = [_type(table, name) for name in keep]
         reasons: dict[str, int] = {}
 
         def facts() -> dict[str, Any]:
@@ -99,10 +103,11 @@ class TableRun(OpenRun):
 
     def _chunks(self, table: Table, names: Sequence[str], kept: list[int], reasons: dict[str, int]) -> Iterator[Chunk]:
         for number, values in enumerate(table.batches(names)):
-            encoded = self.schema.encode(values[:, : len(self.schema.names)])
+            encoded = self.schema.encode(values[:, : len(self.schema.names)], table.dictionaries)
             _count(reasons, encoded.reasons)
             context = None if encoded.context is None else torch.from_numpy(encoded.context)
-            yield Chunk(number, torch.from_numpy(encoded.x), context, values[:, kept], encoded.impossible)
+            cells = table.cells(values[:, kept], [names[i] for i in kept])
+            yield Chunk(number, torch.from_numpy(encoded.x), context, cells, encoded.impossible)
 
     # ---- Sampling ---------------------------------------------------------------------------------------------------
 
@@ -154,11 +159,12 @@ class TableRun(OpenRun):
     def save(self, out: Any, drawn: Iterator[tuple[Tensor, Draw]], force: bool) -> dict[str, Any]:
         """Write rows as they are drawn; count those that are not finite, 0 in a sane model."""
         bad = 0
-        with TableWriter(out, self.schema.names, self.schema.dtypes, force=force) as writer:
+        schema = self.schema
+        with TableWriter(out, schema.names, schema.dtypes, force=force, categories=schema.categories) as writer:
             for samples, draw in drawn:
                 x = samples.double().cpu().numpy()
                 bad += int((~np.isfinite(x).all(1)).sum())
-                writer.write(self.schema.decode(x, draw.about))
+                writer.write(schema.decode(x, draw.about))
         return {"non_finite": bad}
 
     # ---- Checking ---------------------------------------------------------------------------------------------------
@@ -194,6 +200,13 @@ class TableRun(OpenRun):
         bounds = np.array([grid.low for grid in grids]), np.array([grid.high for grid in grids])
         names = self.schema.feature_names
         return check(self.flow, examples.x, examples.context, bounds=bounds, names=names, seed=seed)
+
+
+def _type(table: Table, name: str) -> str:
+    """Return the type in which a column is passed through."""
+    if table.types[name] == "date":
+        return table.declared[name]
+    return {"text": "string", "integer": "int64", "bool": "int64"}.get(table.types[name], "float64")
 
 
 def _count(totals: dict[str, int], more: Mapping[str, int]) -> None:

@@ -1,19 +1,22 @@
 """What a table's columns are, and the way from their values to a model's numbers and back."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffeo.errors import UserError
+from diffeo.modalities.tables.dates import DAY, find_formats, parse_dates, show_dates, to_temporal
 from diffeo.modalities.tables.table import Table, open_table
 
 __all__ = ["Column", "Encoded", "Grid", "Schema", "decimals", "load"]
 
-KINDS = ("continuous", "integer", "levels", "constant")
-DTYPES = ("float64", "int64", "bool")
+KINDS = ("continuous", "integer", "levels", "categorical", "date", "constant")
+NUMBERS = ("float64", "int64", "bool")
+DTYPES = (*NUMBERS, "string", "category", "ordered", "date")
 _LARGEST = 3e38  # just inside float32
 _ROUNDING = 2.0**-21  # relative; what a value may have lost in a float32 file
 
@@ -35,29 +38,41 @@ class Encoded(NamedTuple):
         impossible: bool (n,), true for rows that hold a value to which the model gives no mass: their log-likelihood is
             -inf, whatever the model says of ``x``.
         reasons: column name -> number of rows that it makes impossible.
+        unseen: column name -> number of rows with a category that training did not see; these are not impossible.
     """
 
     x: np.ndarray
     context: np.ndarray | None
     impossible: np.ndarray
     reasons: dict[str, int]
+    unseen: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Column:
     """One column of a table.
 
+    Its values are numbers: those of the table, categories as codes 0, 1, ..., dates and times as seconds since 1970 or
+    midnight; missing ones are NaN. A date becomes up to two features: the day, counted from the first, and the second
+    of the day, each where it varies. Any other column is one feature, a constant none.
+
     Attributes:
         name: as in the file.
-        dtype: what samples are written as: float64, int64 or bool.
+        dtype: what samples are written as: float64, int64, bool, string, category or ordered (texts of a dictionary
+            type), date (an Arrow type, which ``format`` names).
         kind: "continuous"; "integer", values low + k step; "levels", few irregular values, coded 0, 1, ...;
-            "constant", no part of the model.
+            "categorical"; "date"; "constant", no part of the model.
         low: the smallest value seen (for "integer": the grid's).
         high: the largest.
-        step: distance of the grid's points, 0 for other kinds.
+        step: distance of the grid's points, of a date that of the seconds of the day; 0 for other kinds.
         slack: how far from its grid point a value may lie, in steps; 0.5 if every value moves to the nearest.
         origin: is subtracted before rounding to float32; a shift, so densities are unaffected.
-        values: the levels, ascending.
+        values: the levels, ascending; the numbers of categories, if they are numbers; of a date whose second of the day
+            varies, the first and the last.
+        missing: whether some cells were missing.
+        categories: the categories, in the order of their codes.
+        steps: of the grids on which more values lie than chance explains, ascending; empty if there is but one.
+        format: how dates and times are written: for ``show_dates``, or an Arrow type.
     """
 
     name: str
@@ -69,19 +84,77 @@ class Column:
     slack: float = 0.0
     origin: float = 0.0
     values: tuple[float, ...] = ()
+    missing: bool = False
+    categories: tuple[str, ...] = ()
+    steps: tuple[float, ...] = ()
+    format: str = ""
+
+    @property
+    def features(self) -> int:
+        """How many features the column has."""
+        return len(self.grids)
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The cells of each feature in encoded units."""
+        if self.kind == "constant":
+            return ()
+        if self.kind == "integer":
+            return (Grid(self.step, self.low - self.origin, self.high - self.origin),)
+        if self.kind in ("levels", "categorical"):
+            return (Grid(1.0, 0.0, len(self.categories or self.values) - 1.0),)
+        if self.kind == "date":
+            last = self.high // DAY - self.low // DAY
+            days = (Grid(1.0, 0.0, last),) if last else ()
+            return (*days, Grid(self.step, *self.values)) if self.values else days
+        return (Grid(0.0, self.low - self.origin, self.high - self.origin),)
 
     def grid(self) -> Grid:
-        """Return the cells in encoded units."""
-        if self.kind == "integer":
-            return Grid(self.step, self.low - self.origin, self.high - self.origin)
-        if self.kind == "levels":
-            return Grid(1.0, 0.0, len(self.values) - 1.0)
-        return Grid(0.0, self.low - self.origin, self.high - self.origin)
+        """Return the cells of the only feature in encoded units."""
+        (grid,) = self.grids
+        return grid
+
+    def read(self, cells: np.ndarray, texts: Sequence[str] | None = None) -> np.ndarray:
+        """Return the column's values (n,) of what a table reads: numbers, or the numbers of ``texts``.
+
+        A category that is none of the column's is ``len(categories)``.
+
+        Raises:
+            UserError: for a text that is no date.
+        """
+        if texts is None:
+            if self.kind != "categorical" or not self.values:
+                return cells
+            known = np.searchsorted(self.values, np.nan_to_num(cells)).clip(0, len(self.values) - 1)
+            codes = np.where(np.array(self.values)[known] == cells, known, len(self.values))
+            return np.where(np.isnan(cells), np.nan, codes)
+        codes, place = np.unique(cells[~np.isnan(cells)].astype(int), return_inverse=True)
+        met = [texts[code] for code in codes]
+        if self.format:
+            meant = self._seconds(met)
+        else:
+            order = {category: i for i, category in enumerate(self.categories)}
+            meant = np.array([order.get(text, len(order)) for text in met], dtype=np.float64)
+        values = np.full(len(cells), np.nan)
+        values[~np.isnan(cells)] = meant[place] if len(met) else 0
+        return values
+
+    def _seconds(self, texts: list[str]) -> np.ndarray:
+        form = self.format if "%" in self.format else next(iter(find_formats(texts)), "%Y-%m-%d")
+        seconds = parse_dates(texts, form)
+        wrong = np.flatnonzero(np.isnan(seconds))
+        if len(wrong):
+            example = show_dates(np.array([self.low]), form)[0]
+            raise UserError(
+                f"column {self.name!r}: {texts[wrong[0]]!r} is no date or time of the form {example!r} ({form});"
+                " correct it or leave out such rows"
+            )
+        return seconds
 
     def encode(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the encoded values (n,) in float64 and which of them are impossible (n,)."""
+        """Return the encoded values in float64, (n,) or of a date (n, features), and which are impossible (n,)."""
         if self.kind == "constant":
-            return values, np.abs(values - self.low) > _ROUNDING * abs(self.low)
+            return values, np.abs(values - self.low) > (1e-6 if self.format else _ROUNDING * abs(self.low))
         if self.kind == "integer":
             k = np.rint((values - self.low) / self.step)
             nearest = self.low + k * self.step
@@ -93,7 +166,23 @@ class Column:
             code = np.searchsorted((levels[1:] + levels[:-1]) / 2, values)
             gap = np.diff(levels).min()
             tolerance = np.minimum(1e-6 * gap + _ROUNDING * np.abs(values), gap / 4)
-            return code.astype(np.float64), np.abs(values - levels[code]) > tolerance
+            off = np.abs(values - levels[code]) > tolerance
+            return np.where(np.isnan(values), np.nan, code.astype(np.float64)), off
+        if self.kind == "date":
+            day, second = np.divmod(values, DAY)
+            first, last = self.values or (self.low % DAY,) * 2
+            nearest = second
+            if self.step:
+                nearest = first + np.rint((second - first) / self.step) * self.step
+            elif first == last:
+                nearest = np.full_like(second, first)
+            off = np.abs(second - nearest) > 1e-3 * self.step + 1e-6
+            varying = [day - self.low // DAY] if self.low // DAY != self.high // DAY else []
+            if not varying:
+                off |= day != self.low // DAY
+            return np.stack([*varying, *([nearest] if self.values else [])], axis=1), off
+        if self.kind == "categorical":
+            return values, np.zeros(len(values), dtype=bool)
         return values - self.origin, np.zeros(len(values), dtype=bool)
 
     def decode(self, encoded: np.ndarray) -> np.ndarray:
@@ -113,29 +202,60 @@ class Column:
             last = len(self.values) - 1
             code = np.rint(np.clip(np.nan_to_num(encoded, nan=0.0, posinf=last, neginf=0), 0, last)).astype(int)
             return np.where(np.isnan(encoded), np.nan, np.array(self.values)[code])
+        if self.kind == "categorical":
+            return np.rint(np.clip(encoded, 0, len(self.categories) - 1))
+        if self.kind == "date":
+            parts = [np.clip(part, grid.low, grid.high) for part, grid in zip(encoded.T, self.grids, strict=True)]
+            day = np.rint(parts[0]) if self.low // DAY != self.high // DAY else np.zeros(len(encoded))
+            second = parts[-1] if self.values else np.full(len(encoded), self.low % DAY)
+            if self.values and self.step:
+                second = self.values[0] + np.rint((second - self.values[0]) / self.step) * self.step
+            values = (self.low // DAY + day) * DAY + second
+            return np.clip(np.rint(values * 1e6) / 1e6, self.low, self.high)  # to the microsecond
         return np.where(np.isfinite(encoded), np.clip(encoded + self.origin, self.low, self.high), encoded)
+
+    def cells(self, values: np.ndarray) -> list[Any]:
+        """Return the column's values as Python has them: numbers, texts, dates and times; None for missing ones."""
+        known = ~np.isnan(values)
+        if self.categories:
+            choice: Sequence[Any] = self.values or self.categories
+            met = [choice[int(code)] for code in values[known]]
+        elif "%" in self.format:
+            met = show_dates(values[known], self.format)
+        elif self.format:
+            met = to_temporal(values[known], self.format).to_pylist()
+        else:
+            met = values[known].tolist()
+        if self.dtype in ("int64", "bool"):
+            met = [int(value) if self.dtype == "int64" else bool(value) for value in met]
+        cells = np.full(len(values), None, dtype=object)
+        cells[known] = met
+        return cells.tolist()
 
 
 @dataclass(frozen=True)
 class Schema:
     """The columns of a table in their order, and how they are encoded for a model.
 
-    Features are the columns that are neither context nor constant. Encoding, per feature:
-    continuous x - origin; integer the nearest point of its grid - origin; levels their position 0, 1, ... Context
-    columns are only shifted. All are volume preserving, so a density of ``x`` is one in the units of the file; the
-    probability of a value on a grid is that of its cell, [value, value + step) once the model has dequantised it.
+    Features come from the columns that are neither context nor constant. Encoding, per feature:
+    continuous x - origin; integer the nearest point of its grid - origin; levels and categories their position 0, 1,
+    ...; dates and times the day and the second of the day. Context columns are only shifted. All are volume preserving,
+    so a density of ``x`` is one in the units of the file; the probability of a value on a grid is that of its cell,
+    [value, value + step) once the model has dequantised it.
 
     Attributes:
         columns: all columns that belong to the model, in the file's order.
         context: names of those that the density is conditional on, in the order of the context.
         all_names: all columns of the file, those left out included.
         rows: how many rows the schema was inferred from.
+        identifiers: names of columns that were set aside because nearly all their values differ.
     """
 
     columns: tuple[Column, ...]
     context: tuple[str, ...] = ()
     all_names: tuple[str, ...] = ()
     rows: int = 0
+    identifiers: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -145,7 +265,17 @@ class Schema:
     @property
     def dtypes(self) -> tuple[str, ...]:
         """Types of these columns, for writing."""
-        return tuple(column.dtype for column in self.columns)
+        return tuple(c.format if c.dtype == "date" else c.dtype for c in self.columns)
+
+    @property
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        """The texts of columns of a dictionary type, for writing."""
+        return {c.name: c.categories for c in self.columns if c.dtype in ("category", "ordered")}
+
+    @property
+    def mixed(self) -> bool:
+        """Whether there are categories, dates or missing cells beside complete numbers."""
+        return any(c.missing or c.kind in ("categorical", "date") or c.dtype not in NUMBERS for c in self.columns)
 
     @property
     def feature_columns(self) -> tuple[Column, ...]:
@@ -154,13 +284,20 @@ class Schema:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the columns that the model describes."""
-        return tuple(column.name for column in self.feature_columns)
+        """Names of the features: of their columns, and what part of it where there are two."""
+        parts = (("",), ("", " (time of day)"))
+        return tuple(c.name + part for c in self.feature_columns for part in parts[c.features - 1])
+
+    @property
+    def places(self) -> dict[str, slice]:
+        """Column that the model describes -> where its features are."""
+        ends = np.cumsum([column.features for column in self.feature_columns]).tolist()
+        return {c.name: slice(end - c.features, end) for c, end in zip(self.feature_columns, ends, strict=True)}
 
     @property
     def features(self) -> int:
-        """How many columns the model describes."""
-        return len(self.feature_columns)
+        """How many numbers the model describes in a row."""
+        return sum(column.features for column in self.feature_columns)
 
     @property
     def context_columns(self) -> tuple[Column, ...]:
@@ -176,7 +313,7 @@ class Schema:
     @property
     def discrete(self) -> tuple[Grid, ...]:
         """For each feature its cells, in encoded units; step 0 for a continuous one."""
-        return tuple(column.grid() for column in self.feature_columns)
+        return tuple(grid for column in self.feature_columns for grid in column.grids)
 
     def notes(self) -> list[str]:
         """Return lines that tell a user how columns were read, where it is not obvious."""
@@ -192,60 +329,100 @@ class Schema:
             if c.kind == "integer":
                 grids.setdefault(c.step, []).append(c)
         notes.extend(f"quantised, step {step:g}: {_listed(columns)}" for step, columns in grids.items())
+        for c in self.feature_columns:
+            if c.steps:
+                wider = ", ".join(f"{step:g}" for step in c.steps[1:])
+                notes.append(f"{c.name!r} lies on steps of {c.steps[0]:g}, more often than by chance on {wider}")
         levels = [c for c in self.feature_columns if c.kind == "levels"]
         if levels:
             notes.append(f"few irregular values, coded as ordered levels: {_listed(levels)}")
+        chosen = [c for c in self.feature_columns if c.kind == "categorical"]
+        if chosen:
+            notes.append(f"categories (else --drop): {_listed(chosen, lambda c: f' ({len(c.categories)})')}")
+        dated = [c for c in self.feature_columns if c.kind == "date"]
+        if dated:
+            notes.append(f"dates and times (else --categorical): {_listed(dated, lambda c: f' ({c.format})')}")
+        gaps = [c for c in self.columns if c.missing]
+        if gaps:
+            notes.append(f"some cells are missing, which is modelled (else --drop-missing): {_listed(gaps)}")
+        if self.identifiers:
+            aside = ", ".join(map(repr, self.identifiers))
+            notes.append(f"nearly all values differ, set aside as identifiers (else --categorical): {aside}")
         return notes
 
-    def open(self, source: Any, missing: str | None = None, key: str | None = None) -> Table:
+    def open(self, source: Any, missing: str | None = None, key: str | None = None, **reading: Any) -> Table:
         """Open a table that has this schema's columns, in any order; without names, by position.
 
-        Raises:
-            UserError: if columns are missing.
-        """
-        return open_table(source, missing=missing, key=key).select(self.names, self.all_names or self.names)
+        Args:
+            source: a table, as ``open_table`` takes it.
+            missing: what happens to rows with missing cells.
+            key: which array of a .npz file.
+            **reading: how a csv is read.
 
-    def open_context(self, source: Any, missing: str | None = None, key: str | None = None) -> Table:
+        Raises:
+            UserError: if columns are missing, or of another kind.
+        """
+        table = open_table(source, missing=missing, key=key, **reading).select(self.names, self.all_names or self.names)
+        table.declare({column.name: _declared(column) for column in self.columns})
+        return table
+
+    def open_context(self, source: Any, missing: str | None = None, key: str | None = None, **reading: Any) -> Table:
         """Open a table that has (at least) the context columns, as sampling needs it.
 
         Raises:
             UserError: if columns are missing.
         """
-        return open_table(source, missing=missing, key=key).select(self.context, self.context)
+        table = open_table(source, missing=missing, key=key, **reading).select(self.context, self.context)
+        table.declare(dict.fromkeys(self.context, "number"))
+        return table
 
-    def encode(self, values: np.ndarray) -> Encoded:
+    def encode(
+        self, values: np.ndarray, dictionaries: Mapping[str, Sequence[str]] | None = None, gaps: bool | None = None
+    ) -> Encoded:
         """Return what the model sees of rows (n, len(names)), columns in the order of ``names``.
 
-        Rows with NaN or infinity anywhere become NaN throughout.
+        Args:
+            values: rows as ``Table.batches`` yields them, missing cells NaN.
+            dictionaries: the table's.
+            gaps: whether the model knows missing cells: these alone are NaN then, and infinity is impossible. Else
+                rows with NaN or infinity anywhere become NaN throughout. By default, whether the table is ``mixed``.
+
+        Raises:
+            UserError: for a text that is no date.
         """
         values = np.asarray(values, dtype=np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.columns):
             raise ValueError(f"expected values of shape (n, {len(self.columns)}), got {values.shape}")
-        place = {name: i for i, name in enumerate(self.names)}
+        gaps = self.mixed if gaps is None else gaps
         impossible = np.zeros(len(values), dtype=bool)
         reasons: dict[str, int] = {}
+        unseen: dict[str, int] = {}
+        places = self.places
         x = np.empty((len(values), self.features), dtype=np.float32)
-        at = 0
-        for column in self.columns:
+        for i, column in enumerate(self.columns):
             if column.name in self.context:
                 continue
+            cells = column.read(values[:, i], (dictionaries or {}).get(column.name))
             with np.errstate(all="ignore"):  # what overflows is off the grid
-                encoded, off = column.encode(values[:, place[column.name]])
-            off &= np.isfinite(values[:, place[column.name]])
+                encoded, off = column.encode(cells)
+            off &= np.isfinite(cells)
+            if gaps:
+                off |= np.isinf(cells)
             if off.any():
                 impossible |= off
                 reasons[column.name] = int(off.sum())
-            if column.kind != "constant":
-                x[:, at] = np.clip(encoded, -_LARGEST, _LARGEST)
-                at += 1
+            if column.kind == "categorical" and (cells == len(column.categories)).any():
+                unseen[column.name] = int((cells == len(column.categories)).sum())
+            if column.name in places:
+                x[:, places[column.name]] = np.clip(encoded.reshape(len(x), column.features), -_LARGEST, _LARGEST)
         context = None
         if self.context:
-            context = self.encode_context(values[:, [place[name] for name in self.context]])
+            context = self.encode_context(values[:, [self.names.index(name) for name in self.context]])
         bad = ~np.isfinite(values).all(axis=1)
-        if bad.any():
+        if bad.any() and not gaps:
             x[bad] = np.nan
             impossible &= ~bad
-        return Encoded(x, context, impossible, reasons)
+        return Encoded(x, context, impossible, reasons, unseen)
 
     def encode_context(self, values: np.ndarray) -> np.ndarray | None:
         """Return float32 (n, context_size) from values (n, len(context)), or None if nothing is left of it."""
@@ -261,7 +438,8 @@ class Schema:
     def decode(self, x: np.ndarray, context: np.ndarray | None = None) -> np.ndarray:
         """Return rows (n, len(names)) from features (n, features).
 
-        Nothing leaves the observed range, integers are rounded to their grid, levels and constants come back.
+        Nothing leaves the observed range, integers are rounded to their grid, levels and constants come back. They are
+        float64, or, where the table is ``mixed``, objects: numbers, texts, dates and times, None for missing cells.
 
         Args:
             x: features as ``encode`` returns them, for quantised ones the lower end of the cell (what the model's
@@ -273,23 +451,35 @@ class Schema:
             raise ValueError(f"expected x of shape (n, {self.features}), got {x.shape}")
         if (context is None) == bool(self.context):
             raise ValueError(f"expected {'context values' if self.context else 'no context'} for {self.context}")
+        places = self.places
         values = np.empty((len(x), len(self.columns)))
-        at = 0
         for i, column in enumerate(self.columns):
             if column.name in self.context and context is not None:
                 values[:, i] = np.asarray(context)[:, self.context.index(column.name)]
             elif column.kind == "constant":
                 values[:, i] = column.low
             else:
-                values[:, i] = column.decode(x[:, at])
-                at += 1
-        return values
+                part = x[:, places[column.name]]
+                values[:, i] = column.decode(part if column.kind == "date" else part[:, 0])
+        if not self.mixed:
+            return values
+        cells = np.empty(values.shape, dtype=object)
+        for i, column in enumerate(self.columns):
+            cells[:, i] = column.cells(values[:, i])
+        return cells
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data that ``json.dumps`` takes and ``from_json`` reads."""
-        data = asdict(self)
-        data["columns"] = [{**column, "values": list(column["values"])} for column in data["columns"]]
-        return {**data, "context": list(self.context), "all_names": list(self.all_names)}
+        columns = [
+            {
+                field.name: list(value) if isinstance(value, tuple) else value
+                for field in fields(Column)
+                if (value := getattr(column, field.name)) != field.default or field.name in _STORED
+            }
+            for column in self.columns
+        ]
+        data = {"columns": columns, "context": list(self.context), "all_names": list(self.all_names), "rows": self.rows}
+        return {**data, "identifiers": list(self.identifiers)} if self.identifiers else data
 
     @staticmethod
     def from_json(data: Any) -> "Schema":
@@ -298,15 +488,17 @@ class Schema:
         Raises:
             UserError: for anything else.
         """
-        keys = {field.name for field in fields(Schema)}
-        _expect(isinstance(data, dict) and set(data) == keys, f"an object with {sorted(keys)}", data)
+        keys = {field.name for field in fields(Schema)} - {"identifiers"}
+        _expect(isinstance(data, dict) and set(data) - {"identifiers"} == keys, f"an object with {sorted(keys)}", data)
+        data = {"identifiers": [], **data}
         _expect(isinstance(data["columns"], list) and data["columns"], "a list of columns", data["columns"])
         columns = tuple(_column(item) for item in data["columns"])
-        for key in ("context", "all_names"):
+        for key in ("context", "all_names", "identifiers"):
             _expect(isinstance(data[key], list) and all(isinstance(n, str) for n in data[key]), "names", data[key])
             _expect(len(set(data[key])) == len(data[key]), f"{key} without repetition", data[key])
         _expect(type(data["rows"]) is int and data["rows"] >= 0, "rows >= 0", data["rows"])
-        schema = Schema(columns, tuple(data["context"]), tuple(data["all_names"]), data["rows"])
+        context, all_names, identifiers = (tuple(data[key]) for key in ("context", "all_names", "identifiers"))
+        schema = Schema(columns, context, all_names, data["rows"], identifiers)
         names = set(schema.names)
         _expect(len(names) == len(columns), "columns with names of their own", sorted(schema.names))
         _expect(set(schema.context) <= names, "context among the columns", data["context"])
@@ -327,7 +519,7 @@ def load(table: Table, schema: Schema) -> tuple[np.ndarray, np.ndarray | None]:
     """
     parts: list[Encoded] = []
     for batch in table.batches(schema.names):
-        encoded = schema.encode(batch)
+        encoded = schema.encode(batch, table.dictionaries)
         if encoded.impossible.any():
             column, count = next(iter(encoded.reasons.items()))
             rows_hold = "1 row holds" if count == 1 else f"{count} rows hold"
@@ -339,25 +531,50 @@ def load(table: Table, schema: Schema) -> tuple[np.ndarray, np.ndarray | None]:
     return np.concatenate([part.x for part in parts]), np.concatenate(contexts) if contexts else None
 
 
+def _declared(column: Column) -> str:
+    """Return what the column of a table must be for it to be this one: "number", "text" or "date"."""
+    if column.format:
+        return "date"
+    return "text" if column.dtype not in NUMBERS else "number"
+
+
+_STORED = {"name", "dtype", "kind", "low", "high", "step", "slack", "origin", "values"}  # others if they say anything
+
+
 def _column(data: Any) -> Column:
     keys = {field.name for field in fields(Column)}
-    _expect(isinstance(data, dict) and set(data) == keys, f"a column with {sorted(keys)}", data)
+    _expect(isinstance(data, dict) and _STORED <= set(data) <= keys, f"a column with {sorted(keys)}", data)
+    data = {"missing": False, "categories": [], "steps": [], "format": "", **data}
     _expect(isinstance(data["name"], str) and data["name"], "a name", data["name"])
     _expect(data["kind"] in KINDS, f"kind to be one of {KINDS}", data["kind"])
     _expect(data["dtype"] in DTYPES, f"dtype to be one of {DTYPES}", data["dtype"])
     for key in ("low", "high", "step", "slack", "origin"):
         _expect(_is_number(data[key]), f"{key} to be a finite number", data[key])
-    _expect(isinstance(data["values"], list) and all(map(_is_number, data["values"])), "numbers", data["values"])
+    for key in ("values", "steps"):
+        _expect(isinstance(data[key], list) and all(map(_is_number, data[key])), "numbers", data[key])
+        _expect(all(np.diff(data[key]) > 0), f"ascending {key}", data[key])
+    _expect(type(data["missing"]) is bool, "missing to be true or false", data["missing"])
+    _expect(isinstance(data["format"], str), "a format", data["format"])
+    texts = data["categories"]
+    _expect(isinstance(texts, list) and all(isinstance(text, str) for text in texts), "categories of text", texts)
+    _expect(len(set(texts)) == len(texts), "categories without repetition", texts)
     numbers = {key: float(data[key]) for key in ("low", "high", "step", "slack", "origin")}
-    values = tuple(float(value) for value in data["values"])
+    values, steps = (tuple(float(value) for value in data[key]) for key in ("values", "steps"))
+    kind = data["kind"]
     _expect(numbers["low"] <= numbers["high"], "low <= high", numbers)
-    _expect((numbers["step"] > 0) == (data["kind"] == "integer"), "a step > 0 for integer, 0 for others", numbers)
+    _expect(
+        numbers["step"] >= 0 if kind == "date" else (numbers["step"] > 0) == (kind == "integer"),
+        "a step > 0 for integer, 0 for others",
+        numbers,
+    )
     _expect(0 <= numbers["slack"] <= 0.5, "slack in [0, 0.5]", numbers["slack"])
-    if data["kind"] == "levels":
-        _expect(len(values) >= 2 and all(np.diff(values) > 0), "two or more ascending values", data["values"])
-    else:
-        _expect(not values, "values for levels only", data["values"])
-    return Column(name=data["name"], dtype=data["dtype"], kind=data["kind"], values=values, **numbers)
+    lengths = {"levels": range(2, len(values) + 1), "categorical": (0, len(texts)), "date": (0, 2)}
+    _expect(len(values) in lengths.get(kind, (0,)), "values for levels, categories and dates only", data["values"])
+    textual = data["dtype"] in ("string", "category", "ordered") and not data["format"]
+    _expect(bool(texts) == (kind == "categorical" or textual), "categories where they belong", texts)
+    _expect(bool(data["format"]) or (kind != "date" and data["dtype"] != "date"), "a format of dates", data["format"])
+    tuples = {"values": values, "categories": tuple(texts), "steps": steps}
+    return Column(**{**data, **numbers, **tuples})
 
 
 def _is_number(value: Any) -> bool:
@@ -375,9 +592,9 @@ def _expect(condition: Any, expected: str, got: Any) -> None:
         raise UserError(f"schema: expected {expected}, got {shown[:80]}{'...' if len(shown) > 80 else ''}")
 
 
-def _listed(columns: Sequence[Column]) -> str:
+def _listed(columns: Sequence[Column], detail: Callable[[Column], str] = lambda column: "") -> str:
     more = f" and {len(columns) - 8} more" if len(columns) > 8 else ""
-    return ", ".join(repr(column.name) for column in columns[:8]) + more
+    return ", ".join(f"{column.name!r}{detail(column)}" for column in columns[:8]) + more
 
 
 def decimals(value: float) -> int:

@@ -1,8 +1,8 @@
-"""Tables of numbers from files, data frames and arrays, read in batches of constant memory."""
+"""Tables from files, data frames and arrays, read as numbers in batches of constant memory."""
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,9 @@ from diffeo.errors import UserError
 from diffeo.modalities.arrays import ArraySource, read_npy, read_npz
 from diffeo.modalities.builtin import BUILTIN, load_builtin
 from diffeo.modalities.tables.columnar import ArrowSource, FeatherSource, ParquetSource
+from diffeo.modalities.tables.dates import to_temporal
 from diffeo.modalities.tables.delimited import DelimitedSource
+from diffeo.modalities.tables.dictionary import Dictionary
 
 __all__ = ["EXTENSIONS", "ROWS", "Table", "extension", "open_table"]
 
@@ -29,7 +31,13 @@ class Source(Protocol):
     names: tuple[str, ...]
     has_names: bool
     num_rows: int | None
-    types: tuple[str, ...]  # "number" (text), "float", "integer", "bool", or a word for what cannot be read
+    types: tuple[str, ...]  # "number" (in csv), "float", "integer", "bool", "text", "date", or "other": cannot be read
+    declared: tuple[str, ...]  # what else is known: "category", "ordered", an Arrow type of dates; or nothing
+    dictionaries: dict[int, Dictionary]  # the texts of each column of texts, as they are met
+    notes: list[str]  # how the source was read, where it is not obvious
+
+    def declare(self, column: int, kind: str) -> None:
+        """Say that a column is one of "number", "text" and "date"; raise ``UserError`` if it cannot be."""
 
     def read(self, columns: Sequence[int], rows: int) -> Iterator[np.ndarray]:
         """Yield float64 arrays (n, len(columns)) with NaN for what is missing, n of any size."""
@@ -39,7 +47,10 @@ class Source(Protocol):
 
 
 class Table:
-    """Columns of numbers, read as often as one likes, in batches.
+    """Columns as numbers, read as often as one likes, in batches.
+
+    Texts are numbered 0, 1, 2, ... in the order in which they are met (``dictionaries``); dates and times are seconds
+    since 1970 or midnight; false and true are 0 and 1.
 
     Attributes:
         name: the file's path or the object's type, for messages.
@@ -50,9 +61,10 @@ class Table:
         extra: columns of the source that were not selected.
         missing: what happens to rows with NaN, infinity or an empty cell: "error", "drop" or "keep".
         dropped: rows left out by the last full reading with ``missing="drop"``.
+        gaps: what was missing or infinite in the last full reading with ``missing="keep"``, None if nothing was.
     """
 
-    def __init__(self, source: Source, missing: str = "error") -> None:
+    def __init__(self, source: Source, missing: str = "error", na: Sequence[str] = ()) -> None:
         if missing not in _MISSING:
             raise ValueError(f"expected missing to be one of {', '.join(_MISSING)}, got {missing!r}")
         twice = sorted({name for name in source.names if source.names.count(name) > 1}, key=source.names.index)
@@ -71,6 +83,8 @@ class Table:
         self.dropped = 0
         self._hold = 0  # bytes of the next reading that may be kept for the one after it
         self._held: tuple[Any, deque[np.ndarray]] = None, deque()
+        self.gaps: Gaps | None = None
+        self.na = tuple(na)
         self._select(source.names, range(len(source.names)))
         if not source.names:
             raise UserError(f"{self.name}: has no columns; give a table of numbers")
@@ -84,8 +98,64 @@ class Table:
 
     @property
     def types(self) -> dict[str, str]:
-        """Column name -> "number" (as text), "float", "integer", "bool", or a word for what cannot be read."""
+        """Column name -> "number" (in csv), "float", "integer", "bool", "text", "date", or "other": cannot be read."""
         return {name: self._source.types[i] for name, i in self._index.items()}
+
+    @property
+    def declared(self) -> dict[str, str]:
+        """Column name -> "category" or "ordered" (a dictionary of texts), an Arrow type of dates, or nothing."""
+        return {name: self._source.declared[i] for name, i in self._index.items()}
+
+    @property
+    def dictionaries(self) -> dict[str, list[str]]:
+        """Name of a column of texts -> its texts, by number; they grow as the table is read."""
+        known = self._source.dictionaries
+        return {name: known[i].texts for name, i in self._index.items() if i in known}
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether columns can be texts; those of an array cannot."""
+        return not isinstance(self._source, ArraySource)
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines that tell a user how the table was read, where it is not obvious."""
+        return list(self._source.notes)
+
+    def note(self, line: str) -> None:
+        """Add to the notes."""
+        if line not in self._source.notes:
+            self._source.notes.append(line)
+
+    def declare(self, kinds: Mapping[str, str]) -> None:
+        """Say which columns are "number", "text" or "date", whatever they look like.
+
+        Raises:
+            UserError: if one cannot be that.
+        """
+        for name, kind in kinds.items():
+            self._source.declare(self._index[name], kind)
+
+    def where(self, row: int) -> str:
+        """Say where the row of the source, counted from 1, is to be found."""
+        return self._source.where(row)
+
+    def cells(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Return numbers (n, len(names)) as ``batches`` yields them, with texts and dates in their place.
+
+        Where there are none, these are the numbers themselves; else an array of objects, None for what is missing.
+        """
+        texts = self.dictionaries
+        if not any(self.types[name] in ("text", "date") for name in names):
+            return values
+        cells = values.astype(object)
+        for i, name in enumerate(names):
+            if name in texts:
+                known = np.array([*texts[name], None], dtype=object)
+                cells[:, i] = known[np.nan_to_num(values[:, i], nan=-1).astype(int)]
+            elif self.types[name] == "date":
+                cells[:, i] = to_temporal(values[:, i], self.declared[name]).to_pylist()
+        return cells
 
     def select(self, columns: Sequence[str], positions: Sequence[str] | None = None) -> "Table":
         """Return the table of these columns, in this order, wherever they stand here; others become ``extra``.
@@ -144,20 +214,24 @@ class Table:
             raise ValueError(f"expected rows >= 1, got {rows}")
         if not names:
             raise ValueError("expected at least one column, got none")
+        markers = [float(mark) for mark in self.na if _is_number(mark)]
+        numbers = [self._source.types[i] not in ("text", "date") for i in places]
         seen = dropped = 0
-        report: _Missing | None = None
+        report: Gaps | None = None
         pending: list[np.ndarray] = []
         held = 0
         for block in self._blocks(places, rows):
             start, seen = seen, seen + len(block)
-            finite = None if self.missing == "keep" or _all_finite(block) else np.isfinite(block).all(axis=1)
+            if markers:
+                block[np.isin(block, markers) & numbers] = np.nan
+            finite = None if _all_finite(block) else np.isfinite(block).all(axis=1)
             if finite is not None and self.missing == "drop":
                 block = block[finite]
                 dropped += len(finite) - len(block)
             elif finite is not None:
-                report = report or _Missing(names)
+                report = report or Gaps(names)
                 report.add(block, start)
-            if report is not None:
+            if report is not None and self.missing == "error":
                 continue
             pending.append(block)
             held += len(block)
@@ -168,7 +242,7 @@ class Table:
             for at in range(0, whole, rows):
                 yield block[at : at + rows]
             pending, held = [block[whole:]], held - whole
-        if report is not None:
+        if report is not None and self.missing == "error":
             raise UserError(f"{self.name}: {report.message(self._source.where(report.row))}")
         if not seen:
             raise UserError(f"{self.name}: has columns but no rows; give a table with data")
@@ -176,7 +250,7 @@ class Table:
             raise UserError(
                 f"{self.name}: every row has a missing or infinite value; use --drop on the columns at fault"
             )
-        self.dropped = dropped
+        self.dropped, self.gaps = dropped, report
         if held:
             yield np.concatenate(pending)
 
@@ -209,30 +283,34 @@ class Table:
             self._held = wanted, held
 
 
-class _Missing:
+class Gaps:
     """The count of what is missing or infinite, column by column."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
-        self._nan = np.zeros(len(names), dtype=np.int64)
-        self._inf = np.zeros(len(names), dtype=np.int64)
+        self.nan = np.zeros(len(names), dtype=np.int64)
+        self.inf = np.zeros(len(names), dtype=np.int64)
         self.row = 0
         self._column = ""
 
     def add(self, block: np.ndarray, start: int) -> None:
         nan, inf = np.isnan(block), np.isinf(block)
-        self._nan += nan.sum(axis=0)
-        self._inf += inf.sum(axis=0)
+        self.nan += nan.sum(axis=0)
+        self.inf += inf.sum(axis=0)
         if not self.row:
             row, column = np.argwhere(nan | inf)[0]
             self.row, self._column = start + int(row) + 1, self._names[column]
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns that have any."""
+        return [name for name, n in zip(self._names, self.nan + self.inf, strict=True) if n]
+
     def message(self, where: str) -> str:
-        total = self._nan + self._inf
+        """Say what is missing, the first of it in ``where``, and the remedy."""
+        total = self.nan + self.inf
         kinds = [
-            f"{n} {word}"
-            for n, word in ((self._nan.sum(), "missing (NaN or empty)"), (self._inf.sum(), "infinite"))
-            if n
+            f"{n} {word}" for n, word in ((self.nan.sum(), "missing (NaN or empty)"), (self.inf.sum(), "infinite")) if n
         ]
         at = [f"{name!r} ({n})" for name, n in zip(self._names, total, strict=True) if n]
         listed = ", ".join(at[:_SHOWN]) + (f" and {len(at) - _SHOWN} more" if len(at) > _SHOWN else "")
@@ -250,6 +328,9 @@ def open_table(
     key: str | None = None,
     missing: str | None = None,
     header: bool | None = None,
+    sep: str | None = None,
+    decimal: str | None = None,
+    na: Sequence[str] = (),
 ) -> Table:
     """Open a table: a path, a built-in set's name, an array, or an object with the Arrow PyCapsule interface.
 
@@ -261,19 +342,23 @@ def open_table(
         key: which array of a .npz file; else X, x or the only table in it.
         missing: rows with NaN, infinity or an empty cell: "error" (by default), "drop" (counted in ``Table.dropped``)
             or "keep".
-        header: whether the first line of a csv names the columns; by default it does unless all its cells are numbers.
+        header: whether the first line of a csv names the columns; by default found: it does unless all its cells are
+            numbers, or texts in columns of texts beside numbers.
+        sep: what separates the columns of a csv; by default found among , ; | and tabs.
+        decimal: the decimal mark of a csv, a point or a comma; by default found.
+        na: texts and numbers that stand for a missing cell; in a csv beside NA, NaN, null and the like.
 
     Raises:
         UserError: if the source cannot be opened as a table.
     """
     if isinstance(source, Table):
-        table = Table(source._source, missing or source.missing).select(source.names)
+        table = Table(source._source, missing or source.missing, source.na).select(source.names)
     elif isinstance(source, str | Path):
-        table = Table(_open_path(source, key, header), missing or "error")
+        table = Table(_open_path(source, key, header, sep, decimal, na), missing or "error", na)
     elif hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
-        table = Table(ArrowSource(source), missing or "error")
+        table = Table(ArrowSource(source, na), missing or "error", na)
     elif isinstance(source, np.ndarray) or hasattr(source, "__array__"):
-        table = Table(ArraySource(np.asarray(source), "array"), missing or "error")
+        table = Table(ArraySource(np.asarray(source), "array"), missing or "error", na)
     else:
         raise TypeError(f"expected a path, an array or a data frame, got {type(source).__name__}")
     return table if columns is None else table.select(columns)
@@ -285,7 +370,14 @@ def extension(path: str | Path) -> str | None:
     return next((known for known in sorted(EXTENSIONS, key=len, reverse=True) if name.endswith(known)), None)
 
 
-def _open_path(source: str | Path, key: str | None, header: bool | None) -> Source:
+def _open_path(
+    source: str | Path,
+    key: str | None,
+    header: bool | None,
+    sep: str | None,
+    decimal: str | None,
+    na: Sequence[str],
+) -> Source:
     if isinstance(source, str) and source in BUILTIN:
         x, names, _ = load_builtin(source)
         return ArraySource(x, source, names)
@@ -309,19 +401,26 @@ def _open_path(source: str | Path, key: str | None, header: bool | None) -> Sour
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror or error})") from error
     if kind == ".parquet":
-        return ParquetSource(path)
+        return ParquetSource(path, na)
     if kind in (".feather", ".arrow"):
-        return FeatherSource(path)
+        return FeatherSource(path, na)
     if kind == ".npy":
         return read_npy(path)
     if kind == ".npz":
         return read_npz(path, key)
-    return DelimitedSource(path, "\t" if kind.startswith(".tsv") else ",", header)
+    return DelimitedSource(path, "\t" if kind.startswith(".tsv") else ",", header, sep, decimal, na)
+
+
+def _is_number(mark: str) -> bool:
+    try:
+        return bool(np.isfinite(float(mark)))
+    except ValueError:
+        return False
 
 
 def _all_finite(block: np.ndarray) -> bool:
     with np.errstate(all="ignore"):  # a sum that overflows only sends us to the slower test
-        return bool(np.isfinite(block.sum()))
+        return bool(np.isfinite(block.sum()) or np.isfinite(block).all())
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,12 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from diffeo.atomic import atomic_write, unwritable
 from diffeo.errors import UserError
+from diffeo.modalities.tables.dates import arrow_type
 from diffeo.modalities.tables.table import EXTENSIONS, extension
 
 __all__ = ["TableWriter"]
@@ -31,8 +33,31 @@ _ARROW = {
     "int64": pa.int64(),
     "bool": pa.bool_(),
     "string": pa.string(),
+    "category": pa.dictionary(pa.int32(), pa.string()),
+    "ordered": pa.dictionary(pa.int32(), pa.string(), ordered=True),
 }
+_NUMBERS = ("float64", "float32", "int64", "bool")
 _NPY_HEADER = 128  # bytes, with room for any number of rows
+
+
+def _arrow(dtype: str) -> pa.DataType:
+    return _ARROW.get(dtype) or arrow_type(dtype)
+
+
+def _in_text(type_: pa.DataType) -> pa.DataType:
+    """Return the type whose text can be read back: no dictionaries, UTC alone, digits to the microsecond."""
+    if pa.types.is_dictionary(type_):
+        return pa.string()
+    if pa.types.is_timestamp(type_):
+        return pa.timestamp("us" if type_.unit == "ns" else type_.unit, type_.tz and "UTC")
+    return pa.time64("us") if type_ == pa.time64("ns") else type_
+
+
+def _is_known(dtype: str) -> bool:
+    try:
+        return _arrow(dtype) is not None
+    except ValueError:
+        return False
 
 
 class _Format(Protocol):
@@ -54,8 +79,10 @@ class TableWriter:
     Args:
         path: ends in .csv .csv.gz .tsv .tsv.gz .parquet .feather .arrow .npy or .npz.
         names: of the columns.
-        dtypes: float64 (by default), float32, int64, bool or string for each column. Integers are rounded, and written
-            as such; .npy and .npz hold a single type, float64 unless all columns share another one, and no strings.
+        dtypes: float64 (by default), float32, int64, bool, string, category, ordered (texts of a dictionary type) or
+            the name of an Arrow type of dates or times for each column. Integers are rounded, and written as such; .npy
+            and .npz hold a single type, float64 unless all columns share another one, and numbers alone.
+        categories: name of a column of dictionary type -> its texts; all that are written must be among them.
         force: whether to replace a file that exists.
 
     Raises:
@@ -69,11 +96,15 @@ class TableWriter:
         names: Sequence[str],
         dtypes: Sequence[str] | None = None,
         force: bool = False,
+        categories: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.names = tuple(names)
         self.dtypes = tuple(dtypes) if dtypes is not None else ("float64",) * len(self.names)
-        if len(self.dtypes) != len(self.names) or not set(self.dtypes) <= set(_ARROW):
-            raise ValueError(f"expected one of {', '.join(_ARROW)} for each of {self.names}, got {self.dtypes}")
+        if len(self.dtypes) != len(self.names) or not all(map(_is_known, self.dtypes)):
+            raise ValueError(
+                f"expected one of {', '.join(_ARROW)} or an Arrow type for each of {self.names}, got {self.dtypes}"
+            )
+        self._categories = {name: pa.array(texts, pa.string()) for name, texts in (categories or {}).items()}
         self.path = "standard output" if path is None or str(path) == "-" else os.fspath(path)
         self.rows = 0
         self._stack = ExitStack()
@@ -84,8 +115,9 @@ class TableWriter:
         kind = extension(target)
         if kind is None and (target.is_file() or not target.exists()):
             raise UserError(f"{self.path}: unknown extension {target.suffix!r}; diffeo writes {' '.join(EXTENSIONS)}")
-        if "string" in self.dtypes and kind in (".npy", ".npz"):
-            text = self.names[self.dtypes.index("string")]
+        texts = [name for name, dtype in zip(self.names, self.dtypes, strict=True) if dtype not in _NUMBERS]
+        if texts and kind in (".npy", ".npz"):
+            text = texts[0]
             raise UserError(f"{self.path}: {kind} holds numbers alone, and {text!r} is text; choose .csv")
         if target.is_file() and not force:
             raise UserError(f"{self.path}: exists already; choose another name or replace it with --force")
@@ -136,15 +168,23 @@ class TableWriter:
     def arrays(self, values: np.ndarray) -> list[pa.Array]:
         """Return the columns as arrow arrays of their types; what is not finite among integers is null."""
         arrays = []
-        for i, dtype in enumerate(self.dtypes):
+        for i, (name, dtype) in enumerate(zip(self.names, self.dtypes, strict=True)):
             column = values[:, i]
             if dtype in ("int64", "bool"):
                 column = column.astype(np.float64)
                 finite = np.isfinite(column)
                 column = np.rint(np.where(finite, column, 0)).astype(np.int64 if dtype == "int64" else bool)
                 arrays.append(pa.array(column, type=_ARROW[dtype], mask=~finite))
-            elif dtype == "string":
-                arrays.append(pa.array(column.tolist(), type=_ARROW[dtype]))
+            elif dtype in ("category", "ordered"):
+                texts = pa.array(column.tolist(), pa.string())
+                codes = pc.index_in(texts, self._categories[name])
+                if codes.null_count > texts.null_count:
+                    raise ValueError(f"expected the categories of {name!r} alone, got others")
+                arrays.append(pa.DictionaryArray.from_arrays(codes, self._categories[name], ordered=dtype == "ordered"))
+            elif dtype not in _NUMBERS:
+                arrays.append(pa.array(column.tolist(), type=_arrow(dtype)))
+            elif column.dtype == object:
+                arrays.append(pa.array(column.tolist(), pa.float64()).cast(_arrow(dtype)))
             else:
                 arrays.append(pa.array(column.astype(dtype)))
         return arrays
@@ -152,7 +192,7 @@ class TableWriter:
     @property
     def schema(self) -> pa.Schema:
         """Names and types as arrow wants them."""
-        return pa.schema([(name, _ARROW[dtype]) for name, dtype in zip(self.names, self.dtypes, strict=True)])
+        return pa.schema([(name, _arrow(dtype)) for name, dtype in zip(self.names, self.dtypes, strict=True)])
 
 
 class _Delimited:
@@ -167,10 +207,12 @@ class _Delimited:
         csv.writer(header, delimiter=delimiter, lineterminator="\n").writerow(table.names)
         sink.write(header.getvalue().encode())
         options = pa.csv.WriteOptions(include_header=False, delimiter=delimiter)
-        self._writer = pa.csv.CSVWriter(pa.PythonFile(sink, "w"), table.schema, write_options=options)
+        self._schema = pa.schema([(field.name, _in_text(field.type)) for field in table.schema])
+        self._writer = pa.csv.CSVWriter(pa.PythonFile(sink, "w"), self._schema, write_options=options)
 
     def write(self, values: np.ndarray) -> None:
-        self._writer.write_batch(pa.record_batch(self._table.arrays(values), schema=self._table.schema))
+        arrays = [array.cast(field.type) for array, field in zip(self._table.arrays(values), self._schema, strict=True)]
+        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
 
     def close(self) -> None:
         self._writer.close()
