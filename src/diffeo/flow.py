@@ -308,7 +308,7 @@ class Flow(nn.Module):
         """
         rows, contexts, batch = self._rows(x, context, self.event_shape, "x")
         (log_prob,) = self._in_chunks(
-            lambda x, known, c: (self.transform.log_prob(x, known, self.normalize_context(c)),),
+            lambda x, known, c: (self.transform.log_prob_given(x, known, self.normalize_context(c)),),
             rows, self._known(known, batch), contexts,
         )  # fmt: skip
         return log_prob.reshape(batch)

@@ -116,6 +116,17 @@ def fit(
     ] = None,
     drop: Annotated[list[str] | None, Option(help="Columns to leave out.", metavar="COLS")] = None,
     missing: Missing = False,
+    categorical: Annotated[
+        list[str] | None, Option(help="Columns that hold categories, as codes say.", metavar="COLS")
+    ] = None,
+    integer: Annotated[list[str] | None, Option(help="Columns of whole numbers.", metavar="COLS")] = None,
+    continuous: Annotated[list[str] | None, Option(help="Columns with a smooth density.", metavar="COLS")] = None,
+    dates: Annotated[list[str] | None, Option("--date", help="Columns of dates or times.", metavar="COLS")] = None,
+    na: Annotated[
+        list[str] | None, Option(help="What stands for a missing cell, beside NA, NaN, null ...", metavar="MARKS")
+    ] = None,
+    sep: Annotated[str | None, Option(help="What separates the columns of a csv.  [default: found]")] = None,
+    decimal: Annotated[str | None, Option(help="The decimal mark of a csv.  [default: found]")] = None,
     test: Annotated[
         float | None, Option(help="Keep this fraction of the rows for 'diffeo check' alone.", metavar="FRACTION")
     ] = None,
@@ -163,7 +174,11 @@ def score(
     source: Data,
     out: Out = None,
     keep: Annotated[
-        list[str] | None, Option(help="Columns of numbers to pass through, an identifier say.", metavar="COLS")
+        list[str] | None, Option(help="Columns to pass through, an identifier say.", metavar="COLS")
+    ] = None,
+    conditions: Annotated[
+        list[str] | None,
+        Option("--given", help="Columns that the likelihood is conditional on, of a mixed density.", metavar="COLS"),
     ] = None,
     missing: Missing = False,
     force: Force = False,
@@ -184,7 +199,8 @@ def sample(
     n: Annotated[int | None, Option("-n", "--number", help="How many rows (for each context of --given-file).")] = None,
     out: Out = None,
     given: Annotated[
-        list[str] | None, Option(help="A context column's value, for a conditional model.", metavar="COL=VALUE")
+        list[str] | None,
+        Option(help="A column's value: of a context, or of a mixed density any column.", metavar="COL=VALUE"),
     ] = None,
     given_from: Annotated[
         str | None,
@@ -203,6 +219,24 @@ def sample(
 
     Rows have the columns, types and order of the training table; no value leaves the range seen there. Images are
     written as a grid (--out x.png), an array (x.npz) or a folder of pngs, sounds as a folder of wavs.
+    """
+
+
+@_command(counts="filled")
+def impute(
+    run: Run,
+    source: Data,
+    out: Out = None,
+    draws: Annotated[int, Option(help="How often each row is completed.", min=1)] = 1,
+    force: Force = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Fill the gaps of a table.
+
+    Each missing cell is drawn given the others of its row, by a mixed density. With --draws 5 every row is written five
+    times, behind the columns 'row' and 'draw'.
     """
 
 
@@ -325,4 +359,4 @@ def check(
     """
 
 
-COMMANDS = (fit, score, sample, inpaint, distill, info, check)
+COMMANDS = (fit, score, sample, impute, inpaint, distill, info, check)

@@ -71,9 +71,9 @@ def _context_values(words: Sequence[str]) -> dict[str, str]:
 
 
 PARSERS: Mapping[str, Callable[[Any], Any]] = {
-    "context": _columns,
-    "drop": _columns,
-    "keep": _columns,
+    **dict.fromkeys(
+        ("context", "drop", "keep", "conditions", "categorical", "integer", "continuous", "dates", "na"), _columns
+    ),
     "size": partial(_whole_numbers, "--size"),
     "hidden": partial(_whole_numbers, "--hidden"),
     "arguments": _assignments,

@@ -97,6 +97,7 @@ def score(summary: Mapping[str, Any]) -> str:
             ("mean", f"{_pair(summary)} nats per {summary['unit']}"),
             ("lowest", _number(summary["min"])),
             ("-inf", f"{summary['impossible']:,} impossible rows; columns: {blame}" * (summary["impossible"] > 0)),
+            ("unseen", _counts(summary.get("unseen_by_column", {}))),
             ("left out", _if(summary.get("dropped"), "{:,} rows with missing values")),
             ("ignored", _listed(summary.get("ignored_columns", ()))),
             ("skipped", ", ".join(summary.get("skipped", ()))),
@@ -127,6 +128,15 @@ def sample(summary: Mapping[str, Any]) -> str:
     place = "" if summary["out"] in (None, "-") else f"{summary['out']}: "
     cut = _if(summary.get("cut"), "; {:,} samples were cut off at full scale")
     return place + _pace(summary) + cut + _if(summary.get("non_finite"), "; {:,} numbers are not finite")
+
+
+def impute(summary: Mapping[str, Any]) -> str:
+    """Describe gaps filled."""
+    place = "" if summary["out"] in (None, "-") else f"{summary['out']}: "
+    counts = _counts(summary["filled_by_column"])
+    where = f" ({counts})" if counts else ""
+    often = _if(summary["draws"] > 1 and summary["draws"], ", {:,} times each")
+    return f"{place}{_many(summary['rows'], 'row')}, {_many(summary['filled'], 'cell')} filled{often}{where}"
 
 
 def inpaint(summary: Mapping[str, Any]) -> str:

@@ -3,10 +3,11 @@
 from diffeo.commands.check import check
 from diffeo.commands.distill import distill
 from diffeo.commands.fit import fit
+from diffeo.commands.impute import impute
 from diffeo.commands.info import info
 from diffeo.commands.inpaint import inpaint
 from diffeo.commands.machine import machine
 from diffeo.commands.sample import sample
 from diffeo.commands.score import score
 
-__all__ = ["check", "distill", "fit", "info", "inpaint", "machine", "sample", "score"]
+__all__ = ["check", "distill", "fit", "impute", "info", "inpaint", "machine", "sample", "score"]

@@ -46,6 +46,13 @@ def fit(
     context: Sequence[str] = (),
     drop: Sequence[str] = (),
     missing: str = "error",
+    categorical: Sequence[str] = (),
+    integer: Sequence[str] = (),
+    continuous: Sequence[str] = (),
+    dates: Sequence[str] = (),
+    na: Sequence[str] = (),
+    sep: str | None = None,
+    decimal: str | None = None,
     test: float | None = None,
     size: Sequence[int] = (),
     rate: int | None = None,
@@ -79,7 +86,14 @@ def fit(
         context: columns that the density shall be conditional on; of images, "label" for their class; of audio, "mel"
             for log-mel features, "label" for what the files' names say.
         drop: columns to leave out.
-        missing: what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
+        missing: what becomes of rows with NaN or an empty cell: "error", but a mixed density keeps them, or "drop".
+        categorical: columns of a table whose values are categories, whatever they look like.
+        integer: columns of whole numbers, whatever they look like.
+        continuous: columns that have a smooth density, whatever they look like.
+        dates: columns of dates or times, whatever they look like.
+        na: texts and numbers that stand for a missing cell, beside NA, NaN, null and the like.
+        sep: what separates the columns of a csv; found by default.
+        decimal: the decimal mark of a csv, a point or a comma; found by default.
         test: the fraction of rows or images, drawn by the seed, that neither training nor validation sees; their
             likelihood is reported, and ``check_run`` examines the run on them.
         size: side, or height and width, that pictures are brought to.

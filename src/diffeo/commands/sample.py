@@ -43,9 +43,9 @@ def sample(
         run: a run directory.
         n: how many; with ``given_from``, how many for each of its examples (1 by default).
         out: where to; of a table, None or ``-`` is csv on standard output.
-        given: for a conditional model, a value for every context column; {"label": class} of images and sounds, whose
-            classes otherwise take turns.
-        given_from: instead of ``given``, a table with the context columns; recordings, for their log-mel features.
+        given: for a conditional model, a value for every context column; for a mixed one, values of any columns;
+            {"label": class} of images and sounds, whose classes otherwise take turns.
+        given_from: instead of ``given``, a table with these columns; recordings, for their log-mel features.
         guidance: of a continuous flow, how much more typical of their context samples shall be than the data (1: just
             as).
         length: of sounds, in seconds; by default that of the crops of the training, or of the recordings.
@@ -82,7 +82,10 @@ def sample(
             flow = draw.flow or opened.flow
             seed_noise(opened.device, derive(seed, "sample", draw.key))
             context = None if draw.context is None else draw.context.to(opened.device)
-            yield flow.sample(draw.count) if context is None else flow.sample((), context), draw
+            if draw.x is not None and draw.known is not None:
+                yield flow.complete(draw.x.to(opened.device), draw.known.to(opened.device), context), draw
+            else:
+                yield flow.sample(draw.count) if context is None else flow.sample((), context), draw
             rows += draw.count
             progress(rows, total)
 

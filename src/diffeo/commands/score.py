@@ -28,6 +28,7 @@ def score(
     out: str | os.PathLike[str] | None = None,
     *,
     keep: Sequence[str] = (),
+    conditions: Sequence[str] = (),
     missing: str = "error",
     seed: int = 0,
     device: str | None = None,
@@ -46,7 +47,10 @@ def score(
         source: data of the run's kind: what ``open_table``, ``open_images`` or ``open_audio`` takes.
         out: a table to write, whose name decides the format; None or ``-`` is csv on standard output.
         keep: of a table, columns of numbers to pass through, an identifier for instance.
-        missing: of a table, what becomes of rows with NaN, infinity or an empty cell: "error" or "drop".
+        conditions: of a table and a mixed density, columns that the likelihood of the others is conditional on.
+        missing: of a table, what becomes of rows with NaN, infinity or an empty cell: "error" or "drop". To a mixed
+            density a gap is a value like any other where training saw some, and is left out of the likelihood (the
+            exact marginal, in the order that it goes by) where not.
         seed: of the dequantisation noise.
         device: where to compute; a GPU if there is one.
         force: replace ``out`` if it exists.
@@ -60,7 +64,9 @@ def score(
     Raises:
         UserError: for bad input, a bad run directory or an output that cannot be written.
     """
-    opened, options = open_for("score", run, device, keep=list(keep) or None, missing=missing)
+    opened, options = open_for(
+        "score", run, device, keep=list(keep) or None, conditions=list(conditions) or None, missing=missing
+    )
     with_likelihood(opened)
     scoring = opened.scoring(source, options)
     started = time.monotonic()
@@ -78,7 +84,10 @@ def score(
             x = chunk.x.to(opened.device)
             context = None if chunk.context is None else chunk.context.to(opened.device)
             seed_noise(opened.device, derive(seed, "score", chunk.key))
-            log_prob = (chunk.flow or opened.flow).log_prob(x, context).double().cpu().numpy()
+            flow = chunk.flow or opened.flow
+            known = None if chunk.known is None else chunk.known.to(opened.device)
+            nats = flow.log_prob(x, context) if known is None else flow.log_prob_given(x, known, context)
+            log_prob = nats.double().cpu().numpy()
             if chunk.impossible is not None:
                 log_prob[chunk.impossible] = -np.inf
             written = [log_prob]

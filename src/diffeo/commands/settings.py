@@ -16,6 +16,7 @@ __all__ = ["option_of", "refuse_foreign", "settings_of"]
 _NUMBER = int | float
 _TYPES: dict[str, Any] = {
     "model": str, "student": str, "arguments": dict, "context": list, "drop": list, "size": list, "missing": str,
+    "categorical": list, "integer": list, "continuous": list, "dates": list, "na": list, "sep": str, "decimal": str,
     "label_pattern": str, "test": _NUMBER, "rate": int, "crop": _NUMBER, "mels": int, "epochs": int, "minutes": _NUMBER,
     "batch_size": int, "accumulate": int, "lr": _NUMBER, "seed": int,
     "power": _NUMBER, "contrast": _NUMBER, "forward_share": _NUMBER,
@@ -69,7 +70,13 @@ def settings_of(arguments: Mapping[str, Any], run: str | os.PathLike[str], store
 
 def option_of(argument: str) -> str:
     """What the command line calls an argument."""
-    others = {"missing": "drop-missing", "given_from": "given-file", "length": "seconds"}
+    others = {
+        "missing": "drop-missing",
+        "given_from": "given-file",
+        "length": "seconds",
+        "dates": "date",
+        "conditions": "given",
+    }
     return f"--{others.get(argument, argument.replace('_', '-'))}"
 
 

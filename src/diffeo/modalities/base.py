@@ -103,6 +103,7 @@ class Chunk:
         x, context: as the flow takes them.
         cells: what is written before the scores, ``(n, columns)``.
         impossible: which of them have a value that the model rules out, or None.
+        known: elements that the density is conditional on, or None; for flows of any order.
         flow: the density of these, where it is another one than the run's: of another length, say.
     """
 
@@ -112,6 +113,7 @@ class Chunk:
     cells: np.ndarray
     impossible: np.ndarray | None = None
     flow: Flow | None = None
+    known: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class Scoring:
 class Draw:
     """Samples that are drawn together: how many, given what (as the flow takes it), and by which flow if not the run's.
 
-    ``key`` decides, with the seed, the noise; ``about`` is whatever ``OpenRun.save`` wants to know of them.
+    ``key`` decides, with the seed, the noise; ``about`` is whatever ``OpenRun.save`` wants to know of them. A flow of
+    any order completes ``x``, of which the elements in ``known`` stay as they are.
     """
 
     key: int
@@ -146,6 +149,8 @@ class Draw:
     context: Tensor | None = None
     flow: Flow | None = None
     about: Any = None
+    x: Tensor | None = None
+    known: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -88,13 +88,13 @@ class AnyOrder(KnowsArguments, nn.Module):
             h = h + self.context(context)
         for norm, layer in zip(self.norms, self.layers, strict=False):
             h = h + self.dropout(F.silu(layer(norm(h))))
-        return self.norms[-1](h)
+        result: Tensor = self.norms[-1](h)
+        return result
 
     def head(self, h: Tensor, which: Tensor | None = None) -> Tensor:
         """Return these of the parameters, all by default: ``(n, outputs)``."""
-        if which is None:
-            return self.last(h)
-        return F.linear(h, self.last.weight[which], self.last.bias[which])
+        weight, bias = self.last.weight, self.last.bias
+        return F.linear(h, weight, bias) if which is None else F.linear(h, weight[which], bias[which])
 
     def _pieces(self, numbers: Tensor, known: Tensor) -> Tensor:
         """phi of every number ``(n, numeric columns, bins + 2)``, 0 where it is not known."""

@@ -15,8 +15,8 @@ __all__ = ["AnyOrderLikelihood"]
 class AnyOrderLikelihood(Objective):
     """-D / (D - t) sum_{i not known} log p(x_i | known), for t known columns drawn at random, t uniform on 0 ... D - 1.
 
-    Its mean is that of -log p(x) over all orders of the D columns. The t of a batch's rows are spread evenly, so that the
-    mean over the batch is less noisy. Hoogeboom et al. 2022 (arXiv:2110.02037).
+    Its mean is that of -log p(x) over all orders of the D columns. The t of a batch's rows are spread evenly, so that
+    the mean over the batch is less noisy. Hoogeboom et al. 2022 (arXiv:2110.02037).
 
     Args:
         flow: one whose transform is ``Mixed``.

@@ -134,6 +134,33 @@ class Transform(KnowsArguments, nn.Module, ABC):
         result: tuple[Tensor, Tensor] = getattr(self, method)(value, context)  # an event is one element
         return result
 
+    def log_prob_given(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(the other elements | the known ones) ``(n,)``, for a transform of any order; see ``Mixed``.
+
+        Args:
+            x: ``(n, D)``.
+            known: ``(n, D)``, true for what the density is conditional on.
+            context: ``(n, context)``.
+
+        Raises:
+            NotImplementedError: for another transform.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no conditionals of any order")
+
+    def complete(self, x: Tensor, known: Tensor, context: Tensor | None = None, *, gaps: bool = True) -> Tensor:
+        """Draw the elements that are not known ``(n, D)``, for a transform of any order; see ``Mixed``.
+
+        Args:
+            x: ``(n, D)``.
+            known: ``(n, D)``, true for what stays as it is.
+            context: ``(n, context)``.
+            gaps: whether a missing value may be drawn.
+
+        Raises:
+            NotImplementedError: for another transform.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no conditionals of any order")
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Generate: x = f(z).
 

@@ -145,6 +145,10 @@ class Mixed(DataDependent):
     any_order = True
 
     orders: Tensor
+    steps: Tensor
+    there: Tensor
+    origins: Tensor
+    dense: Tensor
 
     def __init__(
         self,
@@ -189,7 +193,7 @@ class Mixed(DataDependent):
 
         self.network: Any = network
         with torch.no_grad():  # at first: equal masses, and about a standard normal
-            last = network.last
+            last: Any = network.last
             last.weight.mul_(0.1)
             last.bias.zero_()
             parts = last.bias[sum(self._masses) :].view(len(self.smooth), self.grids + 2, components)
@@ -214,10 +218,10 @@ class Mixed(DataDependent):
                 rest = values
             if len(rest.unique()) < 2:
                 continue
-            own = [Standardize(1), Gaussianize(1, max_slope=1000.0)]
-            for part, whole in zip(own, (self.scale, self.curve), strict=True):
+            maps = [Standardize(1), Gaussianize(1, max_slope=1000.0)]
+            for part, whole in zip(maps, (self.scale, self.curve), strict=True):
                 part = part.to(x)
-                rows = rest[:, None] if part is own[0] else own[0].inverse(rest[:, None])
+                rows = rest[:, None] if part is maps[0] else maps[0].inverse(rest[:, None])
                 part.initialize(rows)
                 for name, buffer in whole.named_buffers():
                     if name != "initialized":
@@ -240,7 +244,7 @@ class Mixed(DataDependent):
         joint, total = self._parts(x, cells, known, h, range(len(self.factors)))
         return self._log_prob(joint, total, cells, range(len(self.factors)))
 
-    def log_prob(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob_given(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
         """log p(the other columns | the known columns), the mean over orders: ``(n,)``; as in ``log_conditionals``."""
         each = [self._in_order(x, known, context, order)[0].sum(1) for order in self.orders]
         return torch.stack(each).logsumexp(0) - math.log(len(each))
@@ -248,7 +252,7 @@ class Mixed(DataDependent):
     def log_shares(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
         """log p of each column given the known ones and those before it ``(n, D)``, 0 of known ones.
 
-        The mean over orders. The sum over columns is never above ``log_prob``.
+        The mean over orders. The sum over columns is never above ``log_prob_given``.
         """
         return torch.stack([self._in_order(x, known, context, order)[0] for order in self.orders]).mean(0)
 
@@ -290,7 +294,7 @@ class Mixed(DataDependent):
         """x = F^-1(z), and -log p(x)."""
         x = self.forward(z, context)
         rows = _flat(x)
-        log_prob = self.log_prob(
+        log_prob = self.log_prob_given(
             rows, torch.zeros_like(rows, dtype=torch.bool), None if context is None else _flat(context)
         )
         return x, -log_prob.reshape(x.shape[:-1])
@@ -299,11 +303,11 @@ class Mixed(DataDependent):
         """x = F^-1(z)."""
         rows = _flat(z)
         nothing = torch.zeros_like(rows, dtype=torch.bool)
-        return self.complete(rows, nothing, None if context is None else _flat(context), rows).reshape(z.shape)
+        return self.complete(rows, nothing, None if context is None else _flat(context), z=rows).reshape(z.shape)
 
     @torch.no_grad()
     def complete(
-        self, x: Tensor, known: Tensor, context: Tensor | None = None, z: Tensor | None = None, gaps: bool = True
+        self, x: Tensor, known: Tensor, context: Tensor | None = None, *, gaps: bool = True, z: Tensor | None = None
     ) -> Tensor:
         """Draw the cells that are not known given those that are: ``(n, D)``.
 
@@ -311,8 +315,8 @@ class Mixed(DataDependent):
             x: ``(n, D)``; what its unknown cells hold does not matter.
             known: ``(n, D)``, true for cells to keep.
             context: ``(n, context)``.
-            z: uniform noise ``(n, D)``, drawn by default.
             gaps: whether a missing cell may be drawn.
+            z: uniform noise ``(n, D)``, drawn by default.
         """
         z = torch.rand_like(x) if z is None else z
         first = z[:, 0] * len(self.orders)
@@ -322,8 +326,8 @@ class Mixed(DataDependent):
         for r, order in enumerate(self.orders):
             mine = (which == r).nonzero()[:, 0]
             if len(mine):
-                given = None if context is None else context[mine]
-                result[mine] = self._drawn(x[mine], known[mine], given, z[mine], order, gaps)
+                contexts = None if context is None else context[mine]
+                result[mine] = self._drawn(x[mine], known[mine], contexts, z[mine], order, gaps)
         return result
 
     def _drawn(self, x: Tensor, known: Tensor, context: Tensor | None, z: Tensor, order: Tensor, gaps: bool) -> Tensor:
@@ -394,11 +398,11 @@ class Mixed(DataDependent):
     def _which(self, i: int) -> Tensor:
         """The outputs of the network that are column i's."""
         start, masses = sum(self._masses[:i]), sum(self._masses)
-        own = [torch.arange(start, start + self._masses[i])]
+        outputs = [torch.arange(start, start + self._masses[i])]
         if i in self._place:
             size = (self.grids + 2) * self.components
-            own.append(torch.arange(size) + masses + self._place[i] * size)
-        return torch.cat(own).to(self.orders.device)
+            outputs.append(torch.arange(size) + masses + self._place[i] * size)
+        return torch.cat(outputs).to(self.orders.device)
 
     def _split(self, h: Tensor, columns: Sequence[int]) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """Logits of masses, a tensor for each column; of smooth ones weights (n, S, G, K), locations, log-scales."""
@@ -429,8 +433,8 @@ class Mixed(DataDependent):
             level = cells.levels[:, i]
             parts, all_of_them = [], [logit]
             if factor.levels:
-                found = logit.gather(1, level.clamp_min(0)[:, None])[:, 0]
-                parts.append(torch.where(level >= 0, found, NEVER))
+                mass = logit.gather(1, level.clamp_min(0)[:, None])[:, 0]
+                parts.append(torch.where(level >= 0, mass, NEVER))
             for c, (j, a, b) in enumerate(factor.copies):
                 near = (x[:, i] - (a * x[:, j] + b)).abs() <= self._tolerance(factor, x[:, i])
                 parts.append(torch.where(near, logit[:, factor.levels + c], NEVER))

@@ -14,12 +14,15 @@ from diffeo.modalities.tables import rows
 from diffeo.modalities.tables.defaults import default_model, preprocessing
 from diffeo.modalities.tables.figures import plot_figures
 from diffeo.modalities.tables.infer import infer_schema
+from diffeo.modalities.tables.mixed import factors
 from diffeo.modalities.tables.rows import Split, TableStream, split_table
 from diffeo.modalities.tables.table import open_table
 
 __all__ = ["TableDataset"]
 
 BATCH_SIZE = 512
+READING = ("na", "sep", "decimal")  # settings of how a table is read
+CHOSEN = ("context", "drop", "categorical", "integer", "continuous", "dates")  # of what its columns are
 
 
 class TableDataset(Dataset):
@@ -30,13 +33,14 @@ class TableDataset(Dataset):
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
         self.settings, self.seed = settings, seed
         self.batch_size = settings.get("batch_size", BATCH_SIZE)
-        numbers = settings.get("model") != "mixed"
-        self.table = open_table(source, missing=settings.get("missing", "error" if numbers else "keep"))
+        numbers = settings.get("model", "mixed") != "mixed"  # a model of complete numbers was asked for
+        reading = {name: settings[name] for name in READING if name in settings}
+        self.table = open_table(source, missing=settings.get("missing", "error" if numbers else "keep"), **reading)
         self.name = self.table.name
         # Infer the schema, and hold out rows for validation and, where asked, for a test: from one reading, if it fits.
         self.table.hold(rows.LARGE)
-        chosen = self.settings.get("context", ()), self.settings.get("drop", ())
-        self.schema = infer_schema(self.table, *chosen, numbers=numbers)
+        chosen = {name: settings[name] for name in CHOSEN if name in settings}
+        self.schema = infer_schema(self.table, numbers=numbers, **chosen)
         self.split = split_table(self.table, self.schema, self.batch_size, self.seed, self.settings.get("test", 0.0))
         self.x, self.context = self.split.x, self.split.context
         self.valid_x, self.valid_context = self.split.valid_x, self.split.valid_context
@@ -49,20 +53,32 @@ class TableDataset(Dataset):
             self.notes.append(
                 f"a batch of {self.batch_size} is larger than the {self.rows} training rows: all of them make one"
             )
+        if self.schema.mixed and self.mixed:
+            self.notes.append("model: mixed, which takes categories, dates and gaps as they are")
         if self.table.dropped:
             self.notes.append(f"{self.table.dropped} rows with missing or infinite values were left out")
 
     def default_model(self) -> tuple[str, dict[str, Any]]:
-        """Autoregressive splines placed by affine maps."""
+        """The mixed density of tables that have more than complete numbers; else splines placed by affine maps."""
+        if self.mixed:
+            return "mixed", {"columns": factors(self.schema, self._some())}
         return default_model(self.rows)
 
     def preprocessing(self, model: str) -> list[Any]:
         """Dequantise what is discrete, standardise, and make normal what has tails like Cauchy's."""
-        return preprocessing(self.schema, self.valid_x if isinstance(self.x, TableStream) else self.x)
+        return [] if model == "mixed" else preprocessing(self.schema, self._some())
+
+    @property
+    def mixed(self) -> bool:
+        """Whether categories, dates or gaps are among the columns, or the mixed density was asked for."""
+        return self.settings.get("model") == "mixed" or ("model" not in self.settings and self.schema.mixed)
+
+    def _some(self) -> Tensor:
+        return self.valid_x if isinstance(self.x, TableStream) else self.x
 
     def training(self, flow: Flow) -> dict[str, Any]:
-        """The defaults of ``diffeo.fit`` are those of tables."""
-        return {}
+        """The defaults of ``diffeo.fit`` are those of tables; a mixed density learns more slowly."""
+        return {"lr": 2e-3} if flow.any_order else {}
 
     def judged(self, most: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Rows for validation, for the test if there are any, and training rows where they are in memory."""

@@ -14,6 +14,6 @@ MODALITY = Modality(
     recognizes=lambda source: True,
     dataset=TableDataset,
     run=TableRun,
-    options=("drop", "missing", "test"),
+    options=("drop", "missing", "test", "categorical", "integer", "continuous", "dates", "na", "sep", "decimal"),
     suffixes={Path(f"x{extension}").suffix for extension in EXTENSIONS} - {".npy", ".npz"},
 )

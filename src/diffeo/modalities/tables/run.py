@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from diffeo.errors import UserError
 from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Words, choose, held_out
+from diffeo.modalities.tables.dataset import READING
 from diffeo.modalities.tables.rows import LARGE, draw_rows
-from diffeo.modalities.tables.schema import Schema
-from diffeo.modalities.tables.table import Table
+from diffeo.modalities.tables.schema import Encoded, Schema
+from diffeo.modalities.tables.table import Table, open_table
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.check import FEWEST, check
 from diffeo.training.batches import fingerprint
@@ -28,12 +30,31 @@ SCORE = "log_likelihood"
 
 
 @dataclass(frozen=True)
+class Gappy:
+    """A table with gaps to fill.
+
+    Attributes:
+        total: how many rows, if known.
+        names, types, categories: of all its columns, as ``TableWriter`` takes them.
+        chunks: encoded rows ``(n, features)``, NaN where a cell is missing, and all their cells ``(n, columns)``.
+    """
+
+    total: int | None
+    names: Sequence[str]
+    types: Sequence[str]
+    categories: Mapping[str, Sequence[str]]
+    chunks: Iterable[tuple[Tensor, np.ndarray]]
+
+
+@dataclass(frozen=True)
 class TableRun(OpenRun):
     """A flow of a table's rows, and the table's schema."""
 
     words = Words("row", "rows", "column", "tables")
     options = {  # noqa: RUF012 - a constant
-        "score": ("keep", "missing"), "sample": ("given", "given_from", "guidance"), "check": ("missing",),
+        "score": ("keep", "conditions", "missing"),
+        "sample": ("given", "given_from", "guidance"),
+        "check": ("missing",),
     }  # fmt: skip
 
     schema: Schema
@@ -77,8 +98,9 @@ class TableRun(OpenRun):
 
     def scoring(self, source: Any, options: Mapping[str, Any]) -> Scoring:
         """Open a table, its columns matched by name; ``keep`` names columns to pass through."""
-        keep, missing = options.get("keep", ()), options.get("missing", "error")
-        table = self.schema.open(source, missing=missing)
+        keep = options.get("keep", ())
+        table = self._open(source, options)
+        known = self._known(options.get("conditions", ()))
         extra = [name for name in table.extra if name not in keep]
         for name in keep:
             if name not in table.all_names:
@@ -94,29 +116,88 @@ class TableRun(OpenRun):
             table.declare({name: "text" for name in numbers if name in self.schema.identifiers})
         types = [_type(table, name) for name in keep]
         reasons: dict[str, int] = {}
+        unseen: dict[str, int] = {}
 
         def facts() -> dict[str, Any]:
-            return {"impossible_by_column": reasons, "dropped": table.dropped, "ignored_columns": extra}
+            counts = {"impossible_by_column": reasons, "dropped": table.dropped, "ignored_columns": extra}
+            return counts | ({"unseen_by_column": unseen} if self.schema.mixed else {})
 
-        chunks = self._chunks(table, names, [names.index(name) for name in keep], reasons)
+        chunks = self._chunks(table, names, [names.index(name) for name in keep], reasons, unseen, known)
         return Scoring(table.num_rows, chunks, keep, types, facts)
 
-    def _chunks(self, table: Table, names: Sequence[str], kept: list[int], reasons: dict[str, int]) -> Iterator[Chunk]:
+    def _chunks(
+        self,
+        table: Table,
+        names: Sequence[str],
+        kept: list[int],
+        reasons: dict[str, int],
+        unseen: dict[str, int],
+        known: Tensor | None,
+    ) -> Iterator[Chunk]:
         for number, values in enumerate(table.batches(names)):
-            encoded = self.schema.encode(values[:, : len(self.schema.names)], table.dictionaries)
+            encoded = self.schema.encode(values[:, : len(self.schema.names)], table.dictionaries, self._gaps)
             _count(reasons, encoded.reasons)
+            _count(unseen, encoded.unseen)
             context = None if encoded.context is None else torch.from_numpy(encoded.context)
             cells = table.cells(values[:, kept], [names[i] for i in kept])
-            yield Chunk(number, torch.from_numpy(encoded.x), context, cells, encoded.impossible)
+            x = torch.from_numpy(encoded.x)
+            yield Chunk(
+                number, x, context, cells, encoded.impossible, known=None if known is None else known.expand(x.shape)
+            )
+
+    @property
+    def _gaps(self) -> bool | None:
+        """Whether a missing cell is a value, or what the schema says."""
+        return True if self.flow.any_order else None
+
+    def _open(self, source: Any, options: Mapping[str, Any]) -> Table:
+        """Open a table as the run's own was read; the flow decides whether missing cells are an error."""
+        missing = options.get("missing", "keep" if self.flow.any_order else "error")
+        return self.schema.open(source, missing=missing, **self._reading)
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        settings = self.provenance.get("settings")
+        return {name: settings[name] for name in READING if name in settings} if isinstance(settings, dict) else {}
+
+    def _known(self, names: Sequence[str]) -> Tensor | None:
+        """Which features are those of these columns ``(features,)``, None for no columns.
+
+        Raises:
+            UserError: for unknown columns, all of them, or a flow of one order.
+        """
+        if not names:
+            return None
+        places = self.schema.places
+        if not self.flow.any_order:
+            raise UserError(
+                f"{self.path}: only a mixed density is conditional on any columns; train with --model mixed"
+            )
+        unknown = [name for name in names if name not in places]
+        if unknown:
+            raise UserError(f"{self.path}: {unknown[0]!r} is no modelled column; they are {_listed([*places])}")
+        known = torch.zeros(self.schema.features, dtype=torch.bool)
+        for name in names:
+            known[places[name]] = True
+        if known.all():
+            raise UserError(f"{self.path}: every column is given, none is left to score or to draw")
+        return known
 
     # ---- Sampling ---------------------------------------------------------------------------------------------------
 
     def draws(self, n: int | None, options: Mapping[str, Any]) -> tuple[Iterable[Draw], int | None]:
         """Draw n rows, given a value of every context column; or n for each row of a table of these."""
         schema, given, given_from = self.schema, options.get("given"), options.get("given_from")
+        if self.flow.any_order and not schema.context:
+            if not given and given_from is None:
+                assert n is not None
+                return (Draw(number, count) for number, count in enumerate(_counts(n))), n
+            return self._completions(n, given, given_from)
         if not schema.context:
             if given or given_from is not None:
-                raise UserError(f"{self.path}: the model takes no context; leave it out (--given)")
+                raise UserError(
+                    f"{self.path}: the model takes no context; leave it out (--given), or use a mixed density"
+                )
             assert n is not None
             return (Draw(number, count) for number, count in enumerate(_counts(n))), n
         if given and given_from is not None:
@@ -129,6 +210,73 @@ class TableRun(OpenRun):
         values = np.array([self._values(given or {})])
         assert n is not None
         return self._draws(values.repeat(count, 0) for count in _counts(n)), n
+
+    def _completions(self, n: int | None, given: Any, given_from: Any) -> tuple[Iterable[Draw], int | None]:
+        """Rows of which some columns are given, as values or by a table, in which missing cells are drawn."""
+        if given and given_from is not None:
+            raise UserError("columns given twice, as values and as a table; choose one (--given or --given-file)")
+        if given_from is None:
+            assert n is not None
+            x, known = self._given_row(given)
+            rows = (x.expand(count, -1) for count in _counts(n))
+            return (Draw(k, len(row), x=row, known=known.expand(row.shape)) for k, row in enumerate(rows)), n
+        table = open_table(given_from, missing="keep", **self._reading)
+        self._known([name for name in table.all_names if name in self.schema.places])
+        each = n or 1
+        rows = (torch.from_numpy(part) for part in _repeated(self._encoded(table), each))
+        return (
+            (Draw(k, len(row), x=row, known=~row.isnan()) for k, row in enumerate(rows)),
+            table.num_rows and table.num_rows * each,
+        )
+
+    def _encoded(self, table: Table) -> Iterator[np.ndarray]:
+        """Yield the rows of a table that has some of the columns, encoded, NaN for what it does not have."""
+        schema = self.schema
+        there = [name for name in schema.names if name in table.all_names]
+        table = schema.declared(table.select(there))
+        for values in table.batches(there):
+            whole = np.full((len(values), len(schema.names)), np.nan)
+            whole[:, [schema.names.index(name) for name in there]] = values
+            encoded = schema.encode(whole, table.dictionaries, gaps=True)
+            self._refuse(encoded)
+            yield encoded.x
+
+    def _given_row(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The encoded row ``(1, features)`` of values by column, NaN elsewhere, and which features these are."""
+        schema = self.schema
+        known = self._known([*given])
+        assert known is not None
+        row = np.full((1, len(schema.names)), np.nan)
+        texts: dict[str, list[str]] = {}
+        for name, value in given.items():
+            place = schema.names.index(name)
+            column = schema.columns[place]
+            if column.categories or column.format:
+                texts[name], row[0, place] = [str(value)], 0
+                continue
+            try:
+                row[0, place] = float(value)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"expected a number for column {name!r}, got {value!r}") from error
+            if not np.isfinite(row[0, place]):
+                raise UserError(f"expected a finite value of column {name!r}, got {value}")
+        encoded = schema.encode(row, texts, gaps=True)
+        self._refuse(encoded, given)
+        return torch.from_numpy(encoded.x), known[None]
+
+    def _refuse(self, encoded: Encoded, given: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Refuse values that no column has: nothing can be drawn given what has no density.
+
+        Raises:
+            UserError: for a category that training did not see, or a value off a column's grid.
+        """
+        for name in encoded.unseen:
+            column = self.schema.columns[self.schema.names.index(name)]
+            value = f" {given[name]!r}" if name in given else ""
+            raise UserError(f"column {name!r}: training saw no category{value}; it has {_few(column.categories)}")
+        for name in encoded.reasons:
+            value = f" {given[name]}" if name in given else ""
+            raise UserError(f"column {name!r}: training saw no value such as{value}, and such rows have no density")
 
     def _draws(self, contexts: Iterable[np.ndarray]) -> Iterator[Draw]:
         for number, context in enumerate(contexts):
@@ -163,15 +311,59 @@ class TableRun(OpenRun):
         with TableWriter(out, schema.names, schema.dtypes, force=force, categories=schema.categories) as writer:
             for samples, draw in drawn:
                 x = samples.double().cpu().numpy()
-                bad += int((~np.isfinite(x).all(1)).sum())
+                finite = np.isfinite(x) | (np.isnan(x) & self.flow.any_order)  # a gap is a value of a mixed density
+                bad += int((~finite.all(1)).sum())
                 writer.write(schema.decode(x, draw.about))
         return {"non_finite": bad}
+
+    # ---- Imputing ---------------------------------------------------------------------------------------------------
+
+    def gaps(self, source: Any, options: Mapping[str, Any]) -> Gappy:
+        """Open a table whose missing cells are to be drawn; columns that are not the model's stay as they are.
+
+        Raises:
+            UserError: for a flow of one order, or a table that lacks columns.
+        """
+        schema = self.schema
+        if not self.flow.any_order:
+            raise UserError(f"{self.path}: only a mixed density fills gaps; train with --model mixed")
+        if schema.context:
+            raise UserError(f"{self.path}: is conditional on {_listed(schema.context)}; train without --context")
+        table = self.schema.open(source, missing="keep", **self._reading)
+        names = list(dict.fromkeys([*table.all_names, *schema.names])) if table.has_names else list(schema.names)
+        table = table.select(names, schema.all_names or schema.names)
+        types = dict(zip(schema.names, schema.dtypes, strict=True))
+        categories = {name: each for name, each in schema.categories.items() if name in names}
+        order = [names.index(name) for name in schema.names]
+
+        def chunks() -> Iterator[tuple[Tensor, np.ndarray]]:
+            for values in table.batches(names):
+                encoded = schema.encode(values[:, order], table.dictionaries, gaps=True)
+                yield torch.from_numpy(encoded.x), table.cells(values, names).astype(object)
+
+        return Gappy(
+            table.num_rows, names, [types.get(name) or _type(table, name) for name in names], categories, chunks()
+        )
+
+    def filled(self, x: Tensor, known: Tensor, cells: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """The cells of rows, those of the model's columns that were missing taken from completed features."""
+        schema = self.schema
+        drawn = schema.decode(x.double().cpu().numpy()).astype(object)
+        whole = cells.copy()
+        for k, name in enumerate(schema.names):
+            place = names.index(name)
+            if name in schema.places:
+                missing = ~known[:, schema.places[name]].all(1).cpu().numpy()
+                whole[missing, place] = drawn[missing, k]
+            else:
+                whole[:, place] = drawn[:, k]  # a constant
+        return whole
 
     # ---- Checking ---------------------------------------------------------------------------------------------------
 
     def examples(self, source: Any, most: int, seed: int, options: Mapping[str, Any]) -> Examples:
         """Rows, without those that the schema calls impossible."""
-        schema, table = self.schema, self.schema.open(source, missing=options.get("missing", "error"))
+        schema, table = self.schema, self._open(source, options)
         # To find out whether these are the rows of training takes all of them.
         small = 4 * schema.rows * (schema.features + schema.context_size) <= LARGE
         x, context, reasons, read = draw_rows(table, schema, max(most, schema.rows) if small else most, seed)
@@ -227,6 +419,10 @@ def _repeated(batches: Iterator[np.ndarray], each: int) -> Iterator[np.ndarray]:
             part = batch[start : start + step]
             for times in _counts(each):
                 yield part.repeat(times, 0)
+
+
+def _few(names: Sequence[str], most: int = 8) -> str:
+    return _listed(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -362,8 +362,16 @@ class Schema:
         Raises:
             UserError: if columns are missing, or of another kind.
         """
-        table = open_table(source, missing=missing, key=key, **reading).select(self.names, self.all_names or self.names)
-        table.declare({column.name: _declared(column) for column in self.columns})
+        table = open_table(source, missing=missing, key=key, **reading)
+        return self.declared(table.select(self.names, self.all_names or self.names))
+
+    def declared(self, table: Table) -> Table:
+        """Say of a table with some of the columns what they hold; return it.
+
+        Raises:
+            UserError: if a column is of another kind.
+        """
+        table.declare({column.name: _declared(column) for column in self.columns if column.name in table.names})
         return table
 
     def open_context(self, source: Any, missing: str | None = None, key: str | None = None, **reading: Any) -> Table:
