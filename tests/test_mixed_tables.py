@@ -357,6 +357,8 @@ def test_identifiers_are_set_aside(tmp_path, generator):
         table = open_table(source, columns=["id"])
         assert table.cells(next(table.batches()), ["id"])[:, 0].tolist() == ids
         assert infer_schema(open_table(source), categorical=["id"]).names == ("id", "x", "few")
+    chosen = infer_schema(open_table(frame), categorical=["big"]).columns[0]
+    assert chosen.categories == tuple(str(number) for number in big)
     with pytest.raises(UserError, match="every column is an identifier or constant"):
         infer_schema(open_table(frame[["id", "big"]]))
 

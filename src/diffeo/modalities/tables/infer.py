@@ -32,7 +32,7 @@ Context columns are never coded as levels: a model takes any number as context.
 
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from itertools import chain
@@ -116,11 +116,11 @@ class _Sample:
     def __init__(self) -> None:
         self._generator = np.random.default_rng(0)
         self._keys = np.empty(0)
-        self.rows: np.ndarray | None = None
+        self.rows = np.empty((0, 0))
 
     def add(self, batch: np.ndarray) -> None:
         keys = np.concatenate([self._keys, self._generator.random(len(batch))])
-        rows = batch if self.rows is None else np.concatenate([self.rows, batch])
+        rows = np.concatenate([self.rows, batch]) if len(self.rows) else batch
         kept = np.argpartition(keys, SAMPLE)[:SAMPLE] if len(keys) > SAMPLE else slice(None)
         self._keys, self.rows = keys[kept], rows[kept].copy()
 
@@ -156,18 +156,8 @@ def infer_schema(
         UserError: for bad input, all of it at once; for unknown column names, fewer than two rows, or nothing left to
             model.
     """
-    for name in (*context, *drop, *continuous, *categorical, *integer, *dates):
-        if name not in table.names:
-            table.select([name])  # raises the error that lists the columns there are
-    both = [name for name in context if name in drop]
-    if both:
-        raise UserError(f"{table.name}: column {both[0]!r} is both context and dropped; choose one")
     kinds = {"continuous": continuous, "categorical": categorical, "integer": integer, "date": dates}
-    wanted: dict[str, str] = {}
-    for kind, columns_of_kind in kinds.items():
-        for name in columns_of_kind:
-            if wanted.setdefault(name, kind) != kind:
-                raise UserError(f"{table.name}: column {name!r} is said to be {wanted[name]} and {kind}; choose one")
+    wanted = _wanted(table, context, drop, kinds)
     context = tuple(dict.fromkeys(context))
     names = [name for name in table.names if name not in drop]
     if len(names) <= len(context):
@@ -184,41 +174,26 @@ def infer_schema(
         names.remove(name)
     if not names:
         raise UserError(f"{table.name}: {'; '.join(problems)}")
-    texts = [name for name, kind in wanted.items() if kind in ("categorical", "date")]
-    table.declare({name: "text" for name in texts if table.types[name] == "number"})
+    # What shall be an error is still read to the end, so that all errors are said.
     everything = open_table(table, missing="keep" if table.missing == "error" else table.missing)
     everything = everything.select(table.names, table.all_names)
-    while True:
-        tallies = [_Tally() for _ in names]
-        sample = _Sample()
-        try:
-            for batch in everything.batches(names, rows):
-                sample.add(batch)
-                for i, tally in enumerate(tallies):
-                    tally.add(np.ascontiguousarray(batch[:, i]))
-        except Retyped:
-            continue
-        beyond = [name for name, tally in zip(names, tallies, strict=True) if tally.beyond and name not in wanted]
-        beyond = [name for name in beyond if everything.types[name] == "integer"]
-        if not beyond or not everything.has_texts:
-            break
-        everything.declare(dict.fromkeys(beyond, "text"))  # digits that float64 would change are names
+    tallies, sample = _survey(everything, names, wanted, rows)
     if everything.missing == "drop":
         table.dropped = everything.dropped
     total = tallies[0].rows + tallies[0].missing
-    if sample.rows is None or total < 2:
+    if total < 2:
         raise UserError(f"{table.name}: has 1 row, expected at least 2; a density needs more data")
 
     columns, identifiers = [], []
-    for i, (name, tally) in enumerate(zip(names, tallies, strict=True)):
+    for name, tally, values in zip(names, tallies, sample.T, strict=True):
         try:
             column = _decide(everything, name, tally, name in context, wanted.get(name))
             if column is None:
                 identifiers.append(name)
                 continue
-            column = replace(column, missing=tally.missing > 0)
-            seen = sample.rows[:, i]
-            columns.append(_with_steps(_shifted(column, seen[np.isfinite(seen)], everything), seen))
+            values = values[np.isfinite(values)]
+            column = _with_steps(_shifted(column, values, everything), values)
+            columns.append(replace(column, missing=tally.missing > 0))
             if numbers and (column.dtype not in NUMBERS or wanted.get(name) == "categorical"):
                 kind = f"column {name!r} holds {column.kind} values, the model takes numbers; {drop_advice(name)}"
                 problems += _complaints(everything, name) or [kind]
@@ -236,6 +211,47 @@ def infer_schema(
         what = "an identifier or constant" if identifiers else "constant"
         raise UserError(f"{table.name}: every column is {what}; give columns that vary")
     return schema
+
+
+def _wanted(
+    table: Table, context: Sequence[str], drop: Sequence[str], kinds: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Return column -> the kind that it shall have, after checking what is asked for."""
+    for name in chain(context, drop, *kinds.values()):
+        if name not in table.names:
+            table.select([name])  # raises the error that lists the columns there are
+    both = [name for name in context if name in drop]
+    if both:
+        raise UserError(f"{table.name}: column {both[0]!r} is both context and dropped; choose one")
+    wanted: dict[str, str] = {}
+    for kind, names in kinds.items():
+        for name in names:
+            if wanted.setdefault(name, kind) != kind:
+                raise UserError(f"{table.name}: column {name!r} is said to be {wanted[name]} and {kind}; choose one")
+    return wanted
+
+
+def _survey(
+    table: Table, names: Sequence[str], wanted: Mapping[str, str], rows: int
+) -> tuple[list[_Tally], np.ndarray]:
+    """Read all rows; return what was counted of each column, and some rows (n, columns)."""
+    texts = [name for name, kind in wanted.items() if kind in ("categorical", "date")]
+    table.declare({name: "text" for name in texts if table.types[name] == "number"})
+    while True:
+        tallies, sample = [_Tally() for _ in names], _Sample()
+        try:
+            for batch in table.batches(names, rows):
+                sample.add(batch)
+                for i, tally in enumerate(tallies):
+                    tally.add(np.ascontiguousarray(batch[:, i]))
+        except Retyped:
+            continue
+        beyond = [name for name, tally in zip(names, tallies, strict=True) if tally.beyond]
+        beyond = [name for name in beyond if wanted.get(name, "categorical") == "categorical"]
+        texts = [name for name in beyond if table.types[name] == "integer"]
+        if not texts or not table.has_texts:
+            return tallies, sample.rows
+        table.declare(dict.fromkeys(texts, "text"))  # digits that float64 would change are names
 
 
 def _complaints(table: Table, name: str) -> list[str]:
@@ -372,7 +388,7 @@ def _with_steps(column: Column, sample: np.ndarray) -> Column:
     A wider grid counts if MIN_EXCESS of the other values are on it beyond chance, by five standard errors, at five
     points or more, and if its steps are not below what a density resolves.
     """
-    values = sample[np.isfinite(sample) & (sample != 0)]
+    values = sample[sample != 0]
     if column.kind not in ("continuous", "integer") or len(values) < SEVERAL:
         return column
     fraction = max(map(decimals, np.unique(values)[:SEVERAL].tolist()))
