@@ -73,6 +73,7 @@ class _Tally:
         self.whole = True
         self.divisor = 0
         self.first = 0.0
+        self.clock = _Clock()  # if these are dates
         self.distinct: np.ndarray | None = np.empty(0)
         self.counts = np.empty(0, dtype=np.int64)
 
@@ -80,10 +81,6 @@ class _Tally:
     def beyond(self) -> bool:
         """Whether float64 cannot hold these values if they are whole."""
         return max(-self.low, self.high) >= WHOLE
-
-    def values(self) -> np.ndarray:
-        """Return the distinct values, or the extremes of too many to remember."""
-        return np.array([self.low, self.high]) if self.distinct is None else self.distinct
 
     def add(self, values: np.ndarray) -> None:
         known = np.isfinite(values)
@@ -108,6 +105,26 @@ class _Tally:
             both = np.concatenate([self.counts, counts])
             self.counts = np.bincount(place, weights=both, minlength=len(merged)).astype(np.int64)
             self.distinct = merged if len(merged) <= CAP else None
+
+
+class _Clock:
+    """Exact facts about dates and times: their range, and the seconds of the day, in microseconds."""
+
+    def __init__(self, seconds: np.ndarray | None = None) -> None:
+        self.low, self.high = math.inf, -math.inf
+        self.first, self.last, self.divisor = 2**63, -1, 0
+        if seconds is not None:
+            self.add(seconds)
+
+    def add(self, seconds: np.ndarray) -> None:
+        seconds = seconds[np.isfinite(seconds)]
+        if not len(seconds):
+            return
+        self.low, self.high = min(self.low, float(seconds.min())), max(self.high, float(seconds.max()))
+        micro = np.rint(seconds % DAY * 1e6).astype(np.int64)
+        differences = [int(np.gcd.reduce(micro - micro[0])), int(micro[0]) - self.first if self.last >= 0 else 0]
+        self.divisor = math.gcd(self.divisor, *differences)
+        self.first, self.last = min(self.first, int(micro.min())), max(self.last, int(micro.max()))
 
 
 class _Sample:
@@ -242,8 +259,10 @@ def _survey(
         try:
             for batch in table.batches(names, rows):
                 sample.add(batch)
-                for i, tally in enumerate(tallies):
-                    tally.add(np.ascontiguousarray(batch[:, i]))
+                for name, tally, values in zip(names, tallies, batch.T, strict=True):
+                    tally.add(np.ascontiguousarray(values))
+                    if table.types[name] == "date":
+                        tally.clock.add(values)
         except Retyped:
             continue
         beyond = [name for name, tally in zip(names, tallies, strict=True) if tally.beyond]
@@ -277,7 +296,7 @@ def _decide(table: Table, name: str, tally: _Tally, in_context: bool, wanted: st
     if source == "text":
         return _decide_text(table, name, tally, wanted)
     if source == "date" and wanted != "categorical":
-        return _decide_date(name, tally.values(), "date", declared or "timestamp[us]")
+        return _decide_date(name, tally.clock, "date", declared)
     if wanted == "date":
         raise UserError(f"column {name!r} holds numbers, no dates; convert it")
     low, high, n = tally.low, tally.high, tally.rows
@@ -335,9 +354,12 @@ def _decide_text(table: Table, name: str, tally: _Tally, wanted: str | None) -> 
         if formats:
             if len(formats) > 1:
                 table.note(f"{name!r} could be {formats[1]} as well, all its dates were read as {formats[0]}")
-            return _decide_date(name, parse_dates(met, formats[0]), "string", formats[0])
+            return _decide_date(name, _Clock(parse_dates(met, formats[0])), "string", formats[0])
         for form in find_formats(met[:1], compact=wanted == "date"):
-            wrong = np.flatnonzero(np.isnan(parse_dates(met, form)))
+            seconds = parse_dates(met, form)
+            wrong = np.flatnonzero(np.isnan(seconds))
+            if not len(wrong):  # some with leading zeros, some without
+                return _decide_date(name, _Clock(seconds), "string", form)
             if wanted == "date" or (len(met) >= FEW and len(wrong) <= len(met) / 10):
                 raise UserError(
                     f"column {name!r} holds dates or times as {met[0]!r}, but {met[wrong[0]]!r} is none; correct it, or"
@@ -369,16 +391,15 @@ def _by_number(text: str) -> tuple[float, str]:
         return math.inf, text
 
 
-def _decide_date(name: str, seconds: np.ndarray, dtype: str, form: str) -> Column:
-    low, high = float(seconds.min()), float(seconds.max())
-    if low == high:
-        return Column(name, dtype, "constant", low, high, format=form)
-    second = np.unique(np.rint(seconds % DAY * 1e6).astype(np.int64))
-    step = int(np.gcd.reduce(second - second[0])) / 1e6
+def _decide_date(name: str, clock: _Clock, dtype: str, form: str) -> Column:
+    if clock.low == clock.high:
+        return Column(name, dtype, "constant", clock.low, clock.high, format=form)
+    if clock.first == clock.last:
+        return Column(name, dtype, "date", clock.low, clock.high, format=form)
     # A day in units that float32 can distinguish; finer ones are continuous.
-    step = step if DAY / max(step, 1e-6) < 2**24 else 0.0
-    values = () if len(second) == 1 else (float(second[0]) / 1e6, float(second[-1]) / 1e6)
-    return Column(name, dtype, "date", low, high, step if values else 0.0, values=values, format=form)
+    step = clock.divisor / 1e6 if DAY * 1e6 / clock.divisor < 2**24 else 0.0
+    values = clock.first / 1e6, clock.last / 1e6
+    return Column(name, dtype, "date", clock.low, clock.high, step, values=values, format=form)
 
 
 def _with_steps(column: Column, sample: np.ndarray) -> Column:

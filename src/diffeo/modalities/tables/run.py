@@ -93,17 +93,22 @@ class TableRun(OpenRun):
             table.declare({name: "text" for name in numbers if name in self.schema.identifiers})
         types = [_type(table, name) for name in keep]
         reasons: dict[str, int] = {}
+        unseen: dict[str, int] = {}
 
         def facts() -> dict[str, Any]:
-            return {"impossible_by_column": reasons, "dropped": table.dropped, "ignored_columns": extra}
+            more = {"unseen_by_column": unseen} if self.schema.mixed else {}
+            return {"impossible_by_column": reasons, **more, "dropped": table.dropped, "ignored_columns": extra}
 
-        chunks = self._chunks(table, names, [names.index(name) for name in keep], reasons)
+        chunks = self._chunks(table, names, [names.index(name) for name in keep], reasons, unseen)
         return Scoring(table.num_rows, chunks, keep, types, facts)
 
-    def _chunks(self, table: Table, names: Sequence[str], kept: list[int], reasons: dict[str, int]) -> Iterator[Chunk]:
+    def _chunks(
+        self, table: Table, names: Sequence[str], kept: list[int], reasons: dict[str, int], unseen: dict[str, int]
+    ) -> Iterator[Chunk]:
         for number, values in enumerate(table.batches(names)):
             encoded = self.schema.encode(values[:, : len(self.schema.names)], table.dictionaries)
             _count(reasons, encoded.reasons)
+            _count(unseen, encoded.unseen)
             context = None if encoded.context is None else torch.from_numpy(encoded.context)
             cells = table.cells(values[:, kept], [names[i] for i in kept])
             yield Chunk(number, torch.from_numpy(encoded.x), context, cells, encoded.impossible)
