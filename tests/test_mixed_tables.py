@@ -305,8 +305,19 @@ def test_dates_are_told_from_text(tmp_path, generator):
     one_line(lambda: of(["x", "y"] * 9, dates=["d"]), "column 'd' holds no dates")
     noon, _ = of([f"2024-05-{i % 30 + 1:02} 12:00" for i in range(99)])
     assert (noon.features, noon.step) == (1, 0)
+    careless, _ = of([f"{i % 9 + 1}.{i % 9 + 1:02}.2024" if i % 2 else f"{i % 9 + 1:02}.11.2024" for i in range(99)])
+    assert (careless.kind, careless.format) == ("date", "%d.%m.%Y")
     hours, _ = of([f"2024-05-31 {i % 12:02}:15" for i in range(99)])
     assert (hours.features, hours.step, hours.values) == (1, 3600, (900, 40500))
+
+
+def test_seconds_of_the_day_of_a_long_column(generator):
+    """More distinct points in time than are remembered, in several batches."""
+    seconds = generator.integers(0, 10**6, 150_000) * 1800 + 600
+    table = pa.table({"d": pa.array(seconds, pa.int64()).cast(pa.timestamp("s")), "x": generator.random(150_000)})
+    column = infer_schema(open_table(table), rows=10_000).columns[0]
+    assert (column.step, column.values) == (1800, (600, 85200))
+    assert column.grids == ((1, 0, column.high // 86400), (1800, 600, 85200))
 
 
 def test_what_scoring_says_of_other_values(tmp_path):
@@ -357,6 +368,8 @@ def test_identifiers_are_set_aside(tmp_path, generator):
         table = open_table(source, columns=["id"])
         assert table.cells(next(table.batches()), ["id"])[:, 0].tolist() == ids
         assert infer_schema(open_table(source), categorical=["id"]).names == ("id", "x", "few")
+    chosen = infer_schema(open_table(frame), categorical=["big"]).columns[0]
+    assert chosen.categories == tuple(str(number) for number in big)
     with pytest.raises(UserError, match="every column is an identifier or constant"):
         infer_schema(open_table(frame[["id", "big"]]))
 
@@ -481,6 +494,30 @@ def test_encodings(tmp_path, encoding, late):
 def test_bad_tables(tmp_path, text, gist):
     path = written(tmp_path / "a.csv", text)
     one_line(lambda: infer_schema(open_table(path)), *gist)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"categories": ["a", "a"]},
+        {"categories": []},
+        {"categories": [1]},
+        {"values": [1.0]},
+        {"missing": 1},
+        {"format": None},
+        {"steps": [2, 1]},
+        {"kind": "date"},
+        {"dtype": "date"},
+        {"kind": "continuous", "dtype": "float64"},
+        {"colour": "red"},
+    ],
+)
+def test_hostile_json(everything, changes):
+    good = infer_schema(open_table(everything, missing="keep")).to_json()
+    place = [column["name"] for column in good["columns"]].index("text")
+    good["columns"][place] |= changes
+    with pytest.raises(UserError, match=r"schema: expected .*, got"):
+        Schema.from_json(good)
 
 
 def test_notes(everything):

@@ -25,6 +25,7 @@ NULLS = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "-NaN", "
 SEPARATORS = ",;\t|"
 BLOCK = 1 << 22  # bytes of text parsed at a time
 PEEK = 100  # rows looked at when the file is opened
+ENOUGH = 10_000  # cells that are enough to see what separates them
 RARE = 0.01  # share of texts in a column of numbers up to which they are taken for mistakes
 EXACT = 2**53  # whole numbers beyond it are none in float64
 
@@ -99,7 +100,7 @@ class DelimitedSource:
         self._delimiter = sep or _separator(lines, usual)
         self._decimal = decimal or "."
         if decimal is None and self._delimiter != ",":
-            cells = [cell.strip() for line in csv.reader(lines, delimiter=self._delimiter) for cell in line]
+            cells = [cell.strip() for row in _split(lines, self._delimiter) for cell in row]
             if any(_with_comma(cell) for cell in cells) and not any("." in c and _NUMBER.fullmatch(c) for c in cells):
                 self._decimal = ","
         usually = sep is not None or self._delimiter == usual
@@ -169,7 +170,7 @@ class DelimitedSource:
             else:
                 again = self._settle(columns)
             if again and done:
-                raise Retyped(f"{self.name}: {again}; read it again") from error
+                raise Retyped(f"{self.name}: {again}, which its first rows do not show; read it again") from error
             yield from self.read(columns, rows) if again else self._read_slow(columns, rows, skip=done)
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(error) from error
@@ -374,16 +375,23 @@ def _separator(lines: list[str], usual: str) -> str:
     """Return the separator that cuts lines into equally many cells, more than one, and most of them into numbers."""
     cut: dict[str, tuple[float, int]] = {}
     for mark in dict.fromkeys(usual + SEPARATORS):
-        rows = [row for row in csv.reader(lines, delimiter=mark) if row]
+        rows = _split(lines, mark)
         width = len(rows[0]) if rows else 0
         if width > 1 and all(len(row) == width for row in rows):
-            cells = [cell.strip() for row in rows for cell in row]
+            cells = [cell.strip() for row in rows[: 1 + ENOUGH // width] for cell in row]
             numbers = sum(bool(_NUMBER.fullmatch(c)) or (mark != "," and _with_comma(c)) for c in cells)
             cut[mark] = numbers / len(cells), width
     if cut:
         return max(cut, key=lambda mark: cut[mark])
     line = next((line for line in lines if line.strip()), "")
-    return usual if usual in line else next((mark for mark in SEPARATORS if mark in line), usual)
+    return usual if usual in line else next((mark for mark in ";\t" if mark in line), usual)
+
+
+def _split(lines: list[str], separator: str) -> list[list[str]]:
+    try:
+        return [row for row in csv.reader(lines, delimiter=separator) if row]
+    except csv.Error:  # whose message comes with its line when the table is read
+        return []
 
 
 def _halved(columns: list[list[str]]) -> bool:

@@ -32,7 +32,7 @@ Context columns are never coded as levels: a model takes any number as context.
 
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from itertools import chain
@@ -73,6 +73,7 @@ class _Tally:
         self.whole = True
         self.divisor = 0
         self.first = 0.0
+        self.clock = _Clock()  # if these are dates
         self.distinct: np.ndarray | None = np.empty(0)
         self.counts = np.empty(0, dtype=np.int64)
 
@@ -80,10 +81,6 @@ class _Tally:
     def beyond(self) -> bool:
         """Whether float64 cannot hold these values if they are whole."""
         return max(-self.low, self.high) >= WHOLE
-
-    def values(self) -> np.ndarray:
-        """Return the distinct values, or the extremes of too many to remember."""
-        return np.array([self.low, self.high]) if self.distinct is None else self.distinct
 
     def add(self, values: np.ndarray) -> None:
         known = np.isfinite(values)
@@ -110,17 +107,37 @@ class _Tally:
             self.distinct = merged if len(merged) <= CAP else None
 
 
+class _Clock:
+    """Exact facts about dates and times: their range, and the seconds of the day, in microseconds."""
+
+    def __init__(self, seconds: np.ndarray | None = None) -> None:
+        self.low, self.high = math.inf, -math.inf
+        self.first, self.last, self.divisor = 2**63, -1, 0
+        if seconds is not None:
+            self.add(seconds)
+
+    def add(self, seconds: np.ndarray) -> None:
+        seconds = seconds[np.isfinite(seconds)]
+        if not len(seconds):
+            return
+        self.low, self.high = min(self.low, float(seconds.min())), max(self.high, float(seconds.max()))
+        micro = np.rint(seconds % DAY * 1e6).astype(np.int64)
+        differences = [int(np.gcd.reduce(micro - micro[0])), int(micro[0]) - self.first if self.last >= 0 else 0]
+        self.divisor = math.gcd(self.divisor, *differences)
+        self.first, self.last = min(self.first, int(micro.min())), max(self.last, int(micro.max()))
+
+
 class _Sample:
     """A uniform draw of rows, the same whatever the size of the batches."""
 
     def __init__(self) -> None:
         self._generator = np.random.default_rng(0)
         self._keys = np.empty(0)
-        self.rows: np.ndarray | None = None
+        self.rows = np.empty((0, 0))
 
     def add(self, batch: np.ndarray) -> None:
         keys = np.concatenate([self._keys, self._generator.random(len(batch))])
-        rows = batch if self.rows is None else np.concatenate([self.rows, batch])
+        rows = np.concatenate([self.rows, batch]) if len(self.rows) else batch
         kept = np.argpartition(keys, SAMPLE)[:SAMPLE] if len(keys) > SAMPLE else slice(None)
         self._keys, self.rows = keys[kept], rows[kept].copy()
 
@@ -156,18 +173,8 @@ def infer_schema(
         UserError: for bad input, all of it at once; for unknown column names, fewer than two rows, or nothing left to
             model.
     """
-    for name in (*context, *drop, *continuous, *categorical, *integer, *dates):
-        if name not in table.names:
-            table.select([name])  # raises the error that lists the columns there are
-    both = [name for name in context if name in drop]
-    if both:
-        raise UserError(f"{table.name}: column {both[0]!r} is both context and dropped; choose one")
     kinds = {"continuous": continuous, "categorical": categorical, "integer": integer, "date": dates}
-    wanted: dict[str, str] = {}
-    for kind, columns_of_kind in kinds.items():
-        for name in columns_of_kind:
-            if wanted.setdefault(name, kind) != kind:
-                raise UserError(f"{table.name}: column {name!r} is said to be {wanted[name]} and {kind}; choose one")
+    wanted = _wanted(table, context, drop, kinds)
     context = tuple(dict.fromkeys(context))
     names = [name for name in table.names if name not in drop]
     if len(names) <= len(context):
@@ -184,41 +191,26 @@ def infer_schema(
         names.remove(name)
     if not names:
         raise UserError(f"{table.name}: {'; '.join(problems)}")
-    texts = [name for name, kind in wanted.items() if kind in ("categorical", "date")]
-    table.declare({name: "text" for name in texts if table.types[name] == "number"})
+    # What shall be an error is still read to the end, so that all errors are said.
     everything = open_table(table, missing="keep" if table.missing == "error" else table.missing)
     everything = everything.select(table.names, table.all_names)
-    while True:
-        tallies = [_Tally() for _ in names]
-        sample = _Sample()
-        try:
-            for batch in everything.batches(names, rows):
-                sample.add(batch)
-                for i, tally in enumerate(tallies):
-                    tally.add(np.ascontiguousarray(batch[:, i]))
-        except Retyped:
-            continue
-        beyond = [name for name, tally in zip(names, tallies, strict=True) if tally.beyond and name not in wanted]
-        beyond = [name for name in beyond if everything.types[name] == "integer"]
-        if not beyond or not everything.has_texts:
-            break
-        everything.declare(dict.fromkeys(beyond, "text"))  # digits that float64 would change are names
+    tallies, sample = _survey(everything, names, wanted, rows)
     if everything.missing == "drop":
         table.dropped = everything.dropped
     total = tallies[0].rows + tallies[0].missing
-    if sample.rows is None or total < 2:
+    if total < 2:
         raise UserError(f"{table.name}: has 1 row, expected at least 2; a density needs more data")
 
     columns, identifiers = [], []
-    for i, (name, tally) in enumerate(zip(names, tallies, strict=True)):
+    for name, tally, values in zip(names, tallies, sample.T, strict=True):
         try:
             column = _decide(everything, name, tally, name in context, wanted.get(name))
             if column is None:
                 identifiers.append(name)
                 continue
-            column = replace(column, missing=tally.missing > 0)
-            seen = sample.rows[:, i]
-            columns.append(_with_steps(_shifted(column, seen[np.isfinite(seen)], everything), seen))
+            values = values[np.isfinite(values)]
+            column = _with_steps(_shifted(column, values, everything), values)
+            columns.append(replace(column, missing=tally.missing > 0))
             if numbers and (column.dtype not in NUMBERS or wanted.get(name) == "categorical"):
                 kind = f"column {name!r} holds {column.kind} values, the model takes numbers; {drop_advice(name)}"
                 problems += _complaints(everything, name) or [kind]
@@ -236,6 +228,49 @@ def infer_schema(
         what = "an identifier or constant" if identifiers else "constant"
         raise UserError(f"{table.name}: every column is {what}; give columns that vary")
     return schema
+
+
+def _wanted(
+    table: Table, context: Sequence[str], drop: Sequence[str], kinds: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Return column -> the kind that it shall have, after checking what is asked for."""
+    for name in chain(context, drop, *kinds.values()):
+        if name not in table.names:
+            table.select([name])  # raises the error that lists the columns there are
+    both = [name for name in context if name in drop]
+    if both:
+        raise UserError(f"{table.name}: column {both[0]!r} is both context and dropped; choose one")
+    wanted: dict[str, str] = {}
+    for kind, names in kinds.items():
+        for name in names:
+            if wanted.setdefault(name, kind) != kind:
+                raise UserError(f"{table.name}: column {name!r} is said to be {wanted[name]} and {kind}; choose one")
+    return wanted
+
+
+def _survey(
+    table: Table, names: Sequence[str], wanted: Mapping[str, str], rows: int
+) -> tuple[list[_Tally], np.ndarray]:
+    """Read all rows; return what was counted of each column, and some rows (n, columns)."""
+    texts = [name for name, kind in wanted.items() if kind in ("categorical", "date")]
+    table.declare({name: "text" for name in texts if table.types[name] == "number"})
+    while True:
+        tallies, sample = [_Tally() for _ in names], _Sample()
+        try:
+            for batch in table.batches(names, rows):
+                sample.add(batch)
+                for name, tally, values in zip(names, tallies, batch.T, strict=True):
+                    tally.add(np.ascontiguousarray(values))
+                    if table.types[name] == "date":
+                        tally.clock.add(values)
+        except Retyped:
+            continue
+        beyond = [name for name, tally in zip(names, tallies, strict=True) if tally.beyond]
+        beyond = [name for name in beyond if wanted.get(name, "categorical") == "categorical"]
+        texts = [name for name in beyond if table.types[name] == "integer"]
+        if not texts or not table.has_texts:
+            return tallies, sample.rows
+        table.declare(dict.fromkeys(texts, "text"))  # digits that float64 would change are names
 
 
 def _complaints(table: Table, name: str) -> list[str]:
@@ -261,7 +296,7 @@ def _decide(table: Table, name: str, tally: _Tally, in_context: bool, wanted: st
     if source == "text":
         return _decide_text(table, name, tally, wanted)
     if source == "date" and wanted != "categorical":
-        return _decide_date(name, tally.values(), "date", declared or "timestamp[us]")
+        return _decide_date(name, tally.clock, "date", declared)
     if wanted == "date":
         raise UserError(f"column {name!r} holds numbers, no dates; convert it")
     low, high, n = tally.low, tally.high, tally.rows
@@ -319,9 +354,12 @@ def _decide_text(table: Table, name: str, tally: _Tally, wanted: str | None) -> 
         if formats:
             if len(formats) > 1:
                 table.note(f"{name!r} could be {formats[1]} as well, all its dates were read as {formats[0]}")
-            return _decide_date(name, parse_dates(met, formats[0]), "string", formats[0])
+            return _decide_date(name, _Clock(parse_dates(met, formats[0])), "string", formats[0])
         for form in find_formats(met[:1], compact=wanted == "date"):
-            wrong = np.flatnonzero(np.isnan(parse_dates(met, form)))
+            seconds = parse_dates(met, form)
+            wrong = np.flatnonzero(np.isnan(seconds))
+            if not len(wrong):  # some with leading zeros, some without
+                return _decide_date(name, _Clock(seconds), "string", form)
             if wanted == "date" or (len(met) >= FEW and len(wrong) <= len(met) / 10):
                 raise UserError(
                     f"column {name!r} holds dates or times as {met[0]!r}, but {met[wrong[0]]!r} is none; correct it, or"
@@ -353,16 +391,15 @@ def _by_number(text: str) -> tuple[float, str]:
         return math.inf, text
 
 
-def _decide_date(name: str, seconds: np.ndarray, dtype: str, form: str) -> Column:
-    low, high = float(seconds.min()), float(seconds.max())
-    if low == high:
-        return Column(name, dtype, "constant", low, high, format=form)
-    second = np.unique(np.rint(seconds % DAY * 1e6).astype(np.int64))
-    step = int(np.gcd.reduce(second - second[0])) / 1e6
+def _decide_date(name: str, clock: _Clock, dtype: str, form: str) -> Column:
+    if clock.low == clock.high:
+        return Column(name, dtype, "constant", clock.low, clock.high, format=form)
+    if clock.first == clock.last:
+        return Column(name, dtype, "date", clock.low, clock.high, format=form)
     # A day in units that float32 can distinguish; finer ones are continuous.
-    step = step if DAY / max(step, 1e-6) < 2**24 else 0.0
-    values = () if len(second) == 1 else (float(second[0]) / 1e6, float(second[-1]) / 1e6)
-    return Column(name, dtype, "date", low, high, step if values else 0.0, values=values, format=form)
+    step = clock.divisor / 1e6 if DAY * 1e6 / clock.divisor < 2**24 else 0.0
+    values = clock.first / 1e6, clock.last / 1e6
+    return Column(name, dtype, "date", clock.low, clock.high, step, values=values, format=form)
 
 
 def _with_steps(column: Column, sample: np.ndarray) -> Column:
@@ -372,7 +409,7 @@ def _with_steps(column: Column, sample: np.ndarray) -> Column:
     A wider grid counts if MIN_EXCESS of the other values are on it beyond chance, by five standard errors, at five
     points or more, and if its steps are not below what a density resolves.
     """
-    values = sample[np.isfinite(sample) & (sample != 0)]
+    values = sample[sample != 0]
     if column.kind not in ("continuous", "integer") or len(values) < SEVERAL:
         return column
     fraction = max(map(decimals, np.unique(values)[:SEVERAL].tolist()))

@@ -329,10 +329,10 @@ class Schema:
             if c.kind == "integer":
                 grids.setdefault(c.step, []).append(c)
         notes.extend(f"quantised, step {step:g}: {_listed(columns)}" for step, columns in grids.items())
-        for c in self.feature_columns:
-            if c.steps:
-                wider = ", ".join(f"{step:g}" for step in c.steps[1:])
-                notes.append(f"{c.name!r} lies on steps of {c.steps[0]:g}, more often than by chance on {wider}")
+        stepped = [c for c in self.feature_columns if c.steps]
+        if stepped:
+            widths = _listed(stepped, lambda c: f" ({', '.join(f'{step:g}' for step in c.steps)})")
+            notes.append(f"on steps of several widths: {widths}")
         levels = [c for c in self.feature_columns if c.kind == "levels"]
         if levels:
             notes.append(f"few irregular values, coded as ordered levels: {_listed(levels)}")
