@@ -57,6 +57,7 @@ OUTLIER = 1e12  # times the quartiles' distance: beyond it float32 sees but one 
 SEVERAL = 50  # values that are enough to find steps in
 MIN_EXCESS = 0.05
 RESOLVED = 2000.0  # steps of a grid within the bulk of a column; finer ones are as good as none
+MOST_PLACES = 6  # decimals of a column whose samples are rounded to as many
 SAMPLE = 4096  # rows kept for medians
 WHOLE = 2.0**53
 FAR = 1000.0  # times the spread: beyond it float32 loses too much
@@ -428,6 +429,14 @@ def _with_steps(column: Column, sample: np.ndarray) -> Column:
         if not _exceeds(values[~_multiples(values, steps[k + 1])], steps[k - 1], steps[k]):
             del steps[k]
     return replace(column, steps=tuple(steps)) if len(steps) > 1 else column
+
+
+def _with_unit(column: Column, sample: np.ndarray) -> Column:
+    """Return a continuous column with the unit of its last digit, if that is one of few."""
+    if column.kind != "continuous" or not len(sample):
+        return column
+    places = max(decimals(value) for value in np.unique(sample).tolist())
+    return replace(column, unit=10.0**-places) if places <= MOST_PLACES else column
 
 
 def _exceeds(values: np.ndarray, step: float, wider: float) -> bool:

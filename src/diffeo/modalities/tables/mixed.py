@@ -40,13 +40,20 @@ def factors(schema: Schema, x: Tensor) -> list[dict[str, Any]]:
                 unseen = min(0.05, max(1, single) / (counts.sum() + 1))
                 each: dict[str, Any] = {"values": [float(k) for k in range(round(grid.high) + 1)], "unseen": unseen}
             else:
-                discrete = grid.step > 0
-                steps = (column.steps or (grid.step,)) if discrete else (0.0,)
-                each = {"values": _single(seen, counts), "steps": list(map(float, steps)), "origin": float(grid.low)}
+                steps: tuple[float, ...] = (grid.step,)
+                origin = grid.low
+                if column.steps and _on_grid(seen + column.origin, column.steps[0]):  # multiples, and so from 0 on
+                    steps, origin = column.steps, -column.origin
+                each = {"values": _single(seen, counts), "steps": list(map(float, steps)), "origin": float(origin)}
             result.append({**each, "gaps": column.missing})
     for i, copy in _copies(values, result):
         result[i].setdefault("copies", []).append(copy)
     return result
+
+
+def _on_grid(values: np.ndarray, step: float) -> bool:
+    """Tell whether all values are multiples of a step, to what float32 rounds."""
+    return bool((np.abs(values - np.rint(values / step) * step) <= 0.005 * step + 2e-7 * np.abs(values)).all())
 
 
 def _single(seen: np.ndarray, counts: np.ndarray) -> list[float]:

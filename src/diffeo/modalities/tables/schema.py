@@ -72,6 +72,7 @@ class Column:
         missing: whether some cells were missing.
         categories: the categories, in the order of their codes.
         steps: of the grids on which more values lie than chance explains, ascending; empty if there is but one.
+        unit: of the last digit of a continuous column, to which samples are rounded; 0 if they have too many.
         format: how dates and times are written: for ``show_dates``, or an Arrow type.
     """
 
@@ -87,6 +88,7 @@ class Column:
     missing: bool = False
     categories: tuple[str, ...] = ()
     steps: tuple[float, ...] = ()
+    unit: float = 0.0
     format: str = ""
 
     @property
@@ -212,7 +214,8 @@ class Column:
                 second = self.values[0] + np.rint((second - self.values[0]) / self.step) * self.step
             values = (self.low // DAY + day) * DAY + second
             return np.clip(np.rint(values * 1e6) / 1e6, self.low, self.high)  # to the microsecond
-        return np.where(np.isfinite(encoded), np.clip(encoded + self.origin, self.low, self.high), encoded)
+        values = np.where(np.isfinite(encoded), np.clip(encoded + self.origin, self.low, self.high), encoded)
+        return np.round(values, decimals(self.unit)) if self.unit else values
 
     def cells(self, values: np.ndarray) -> list[Any]:
         """Return the column's values as Python has them: numbers, texts, dates and times; None for missing ones."""
@@ -552,11 +555,11 @@ _STORED = {"name", "dtype", "kind", "low", "high", "step", "slack", "origin", "v
 def _column(data: Any) -> Column:
     keys = {field.name for field in fields(Column)}
     _expect(isinstance(data, dict) and _STORED <= set(data) <= keys, f"a column with {sorted(keys)}", data)
-    data = {"missing": False, "categories": [], "steps": [], "format": "", **data}
+    data = {"missing": False, "categories": [], "steps": [], "unit": 0.0, "format": "", **data}
     _expect(isinstance(data["name"], str) and data["name"], "a name", data["name"])
     _expect(data["kind"] in KINDS, f"kind to be one of {KINDS}", data["kind"])
     _expect(data["dtype"] in DTYPES, f"dtype to be one of {DTYPES}", data["dtype"])
-    for key in ("low", "high", "step", "slack", "origin"):
+    for key in ("low", "high", "step", "slack", "origin", "unit"):
         _expect(_is_number(data[key]), f"{key} to be a finite number", data[key])
     for key in ("values", "steps"):
         _expect(isinstance(data[key], list) and all(map(_is_number, data[key])), "numbers", data[key])
@@ -566,7 +569,7 @@ def _column(data: Any) -> Column:
     texts = data["categories"]
     _expect(isinstance(texts, list) and all(isinstance(text, str) for text in texts), "categories of text", texts)
     _expect(len(set(texts)) == len(texts), "categories without repetition", texts)
-    numbers = {key: float(data[key]) for key in ("low", "high", "step", "slack", "origin")}
+    numbers = {key: float(data[key]) for key in ("low", "high", "step", "slack", "origin", "unit")}
     values, steps = (tuple(float(value) for value in data[key]) for key in ("values", "steps"))
     kind = data["kind"]
     _expect(numbers["low"] <= numbers["high"], "low <= high", numbers)

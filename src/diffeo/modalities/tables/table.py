@@ -3,6 +3,7 @@
 import copy
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,8 +82,7 @@ class Table:
         self.num_rows = source.num_rows
         self.missing = missing
         self.dropped = 0
-        self._hold = 0  # bytes of the next reading that may be kept for the one after it
-        self._held: tuple[Any, deque[np.ndarray]] = None, deque()
+        self._memory = _Memory()
         self.gaps: Gaps | None = None
         self.na = tuple(na)
         self._select(source.names, range(len(source.names)))
@@ -260,27 +260,48 @@ class Table:
         A file is then parsed once where two readings follow each other. Nothing is kept of what is in memory anyway.
         """
         if not isinstance(self._source, ArraySource | ArrowSource):
-            self._hold = most
+            self._memory.room = most
 
     def _blocks(self, places: Sequence[int], rows: int) -> Iterator[np.ndarray]:
         """Yield the source's blocks, those that were kept if it is the same columns that are wanted."""
         wanted = [(i, self._source.types[i]) for i in places]
-        (columns, held), self._held = self._held, (None, deque())
-        if columns == wanted:
-            while held:  # let go of each, now that it is used for the last time
-                yield held.popleft()
+        memory = self._memory
+        if memory.columns == wanted:
+            memory.columns = []
+            while memory.blocks:  # let go of each, now that it is used for the last time
+                yield memory.blocks.popleft()
             return
-        left, self._hold = self._hold, 0
-        held = deque()
+        memory.forget()
+        room = memory.room
+        kept: deque[np.ndarray] = deque()
         for block in self._source.read(places, rows):
-            left -= block.nbytes
-            if left >= 0:
-                held.append(block)
+            room -= block.nbytes
+            if room >= 0:
+                kept.append(block)
             else:
-                held.clear()
+                kept.clear()
             yield block
-        if held:
-            self._held = wanted, held
+        if kept:
+            memory.room, memory.columns, memory.blocks = 0, wanted, kept
+
+
+@dataclass
+class _Memory:
+    """Blocks of a reading that are kept for the next one, by whichever table of the same source.
+
+    Attributes:
+        room: how many bytes of the next reading may be kept.
+        columns: which columns were kept, as what.
+        blocks: all of their rows, or none.
+    """
+
+    room: int = 0
+    columns: list[tuple[int, str]] = field(default_factory=list)
+    blocks: deque[np.ndarray] = field(default_factory=deque)
+
+    def forget(self) -> None:
+        """Let go of what is kept."""
+        self.columns, self.blocks = [], deque()
 
 
 class Gaps:
@@ -352,7 +373,9 @@ def open_table(
         UserError: if the source cannot be opened as a table.
     """
     if isinstance(source, Table):
-        table = Table(source._source, missing or source.missing, source.na).select(source.names)
+        table = Table(source._source, missing or source.missing, source.na)
+        table._memory = source._memory
+        table = table.select(source.names)
     elif isinstance(source, str | Path):
         table = Table(_open_path(source, key, header, sep, decimal, na), missing or "error", na)
     elif hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
