@@ -18,7 +18,7 @@ import io
 import os
 import urllib.request
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +145,13 @@ def divide(table: pd.DataFrame, split: int) -> tuple[pd.DataFrame, pd.DataFrame]
     np.random.RandomState(split).shuffle(order)
     train, test = np.split(order, [int(len(table) * 0.9)])
     return table.iloc[train].reset_index(drop=True), table.iloc[test].reset_index(drop=True)
+
+
+def halves(table: Table, split: int = 0) -> Table:
+    """Return the table with half of all its rows for training and the other half for testing, as privacy needs them."""
+    rows = pd.concat([table.train, table.test], ignore_index=True).sample(frac=1, random_state=split, ignore_index=True)
+    middle = len(rows) // 2
+    return replace(table, train=rows[:middle], test=rows[middle:].reset_index(drop=True))
 
 
 def frame(file: File, columns: tuple[str, ...], missing: str = "") -> pd.DataFrame:
