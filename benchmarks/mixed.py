@@ -18,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +82,7 @@ def published(table: Table) -> list[str]:
     return [row(f"{name} (published)", (*values, NONE, NONE)) for name, values in PUBLISHED[table.name].items()]
 
 
-def bounds(table: Table, seed: int) -> list[str]:
+def bounds(table: Table, seed: int) -> Iterator[str]:
     """The lines of real rows, independent columns and, for privacy, of the training rows themselves."""
     start = time.perf_counter()
     # Test rows take the place of samples. What is held out from these is half of them, and what a classifier learns
@@ -92,13 +94,11 @@ def bounds(table: Table, seed: int) -> list[str]:
         utility(table.train, table, seed),
         *privacy(shuffled[:middle], table.train, shuffled[middle:], table, seed=seed),
     )
+    yield row("real rows", values, time.perf_counter() - start)
     rng = np.random.default_rng(seed)
     columns = {c: rng.choice(table.train[c].to_numpy(), len(table.train)) for c in table.train}
-    return [
-        row("real rows", values, time.perf_counter() - start),
-        measure("independent columns", pd.DataFrame(columns), table, seed),
-        measure("training rows, copied", table.train, table, seed),
-    ]
+    yield measure("independent columns", pd.DataFrame(columns), table, seed)
+    yield measure("training rows, copied", table.train, table, seed)
 
 
 def command(*arguments: object) -> float:
@@ -108,8 +108,8 @@ def command(*arguments: object) -> float:
     return time.perf_counter() - start
 
 
-def train(table: Table, args: argparse.Namespace) -> list[str]:
-    """Fits, samples and imputes by the command line, and returns the lines of what came out."""
+def train(table: Table, args: argparse.Namespace) -> Iterator[str]:
+    """Fits, samples and imputes by the command line; the lines of what came out."""
     with nullcontext(args.out) if args.out else tempfile.TemporaryDirectory() as folder:
         out = Path(folder, table.name)
         out.mkdir(parents=True, exist_ok=True)
@@ -117,19 +117,15 @@ def train(table: Table, args: argparse.Namespace) -> list[str]:
         table.train.to_csv(out / "train.csv", index=False)
         fitted = command("fit", out / "train.csv", "--out", run, "--minutes", args.minutes, "--seed", args.seed)
         drawn = command("sample", run, "-n", len(table.train), "--out", samples, "--seed", args.seed)
-        lines = [
-            f"diffeo: fitted in {fitted:.1f} s, {len(table.train)} rows drawn in {drawn:.1f} s",
-            "",
-            *header(table),
-        ]
-        lines += [measure("diffeo", read_samples(samples, table.train), table, args.seed), *published(table)]
-        print("\n".join(lines), flush=True)
-        if args.imputations == 0:
-            return []
-        mixed_imputers.hold_out(table, args.rows, args.seed)[1].to_csv(gaps, index=False)
-        seconds = command("impute", run, gaps, "--out", full, "--draws", args.imputations, "--seed", args.seed)
-        report = mixed_imputers.report(table, args.rows, args.seed, args.imputations, {"diffeo": full})
-        return ["", f"diffeo: imputed in {seconds:.1f} s", *report]
+        yield f"diffeo: fitted in {fitted:.1f} s, {len(table.train)} rows drawn in {drawn:.1f} s\n"
+        yield from header(table)
+        yield measure("diffeo", read_samples(samples, table.train), table, args.seed)
+        yield from published(table)
+        if args.imputations:
+            mixed_imputers.hold_out(table, args.rows, args.seed)[1].to_csv(gaps, index=False)
+            seconds = command("impute", run, gaps, "--out", full, "--draws", args.imputations, "--seed", args.seed)
+            yield f"\ndiffeo: imputed in {seconds:.1f} s"
+            yield from mixed_imputers.report(table, args.rows, args.seed, args.imputations, {"diffeo": full})
 
 
 def main() -> None:
@@ -165,11 +161,12 @@ def main() -> None:
         if args.command == "train":
             lines = train(table, args)
         elif args.command == "bounds":
-            lines = [*header(table), *bounds(table, args.seed), *published(table)]
+            lines = chain(header(table), bounds(table, args.seed), published(table))
         else:
             samples = read_samples(args.csv, table.train, args.missing)
             lines = [*header(table), measure(args.csv.name, samples, table, args.seed), *published(table)]
-        print("\n".join([*lines, ""]), flush=True)
+        for line in chain(lines, [""]):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

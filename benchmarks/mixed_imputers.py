@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -194,15 +194,12 @@ def read_draws(path: Path, gaps: pd.DataFrame, table: Table) -> list[pd.DataFram
     return [gaps.where(gaps.notna(), filled) for filled in sets]
 
 
-def report(table: Table, rows: int, seed: int, draws: int, files: dict[str, Path]) -> list[str]:
-    """Return a markdown table: what the files hold beside every imputer."""
+def report(table: Table, rows: int, seed: int, draws: int, files: dict[str, Path]) -> Iterator[str]:
+    """The lines of a markdown table: what the files hold beside every imputer."""
     truth, gaps, removed = hold_out(table, rows, seed)
-    lines = [
-        f"{len(truth)} held-out rows, {int(removed.sum().sum())} of their cells removed",
-        "",
-        "| imputer | draws | accuracy | CRPS, sd | coverage of 90 % | seconds |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    yield f"{len(truth)} held-out rows, {int(removed.sum().sum())} of their cells removed\n"
+    yield "| imputer | draws | accuracy | CRPS, sd | coverage of 90 % | seconds |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
     sources = {name: (lambda path=path: read_draws(path, gaps, table)) for name, path in files.items()}
     sources |= {name: (lambda impute=impute: impute(gaps, table, seed, draws)) for name, impute in IMPUTERS.items()}
     for name, source in sources.items():
@@ -211,8 +208,7 @@ def report(table: Table, rows: int, seed: int, draws: int, files: dict[str, Path
         seconds = "-" if name in files else f"{time.perf_counter() - start:.1f}"
         r = imputation(truth, removed, filled, table, seed)
         coverage = f"{r['coverage']:.3f}" if len(filled) > 1 else "-"
-        lines.append(f"| {name} | {len(filled)} | {r['accuracy']:.4f} | {r['CRPS']:.4f} | {coverage} | {seconds} |")
-    return lines
+        yield f"| {name} | {len(filled)} | {r['accuracy']:.4f} | {r['CRPS']:.4f} | {coverage} | {seconds} |"
 
 
 def main() -> None:
@@ -231,7 +227,8 @@ def main() -> None:
         hold_out(table, args.rows, args.seed)[1].to_csv(args.gaps, index=False)
         return
     files = {args.csv.name: args.csv} if args.csv else {}
-    print("\n".join(report(table, args.rows, args.seed, args.draws, files)))
+    for line in report(table, args.rows, args.seed, args.draws, files):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
