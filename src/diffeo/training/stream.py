@@ -22,7 +22,11 @@ class BatchStream(ABC):
     epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next."""
+        """Say which epoch comes next.
+
+        Args:
+            epoch: its number, from 0.
+        """
         self.epoch = epoch
 
     @abstractmethod

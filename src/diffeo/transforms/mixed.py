@@ -253,6 +253,11 @@ class Mixed(DataDependent):
         """log p of each column given the known ones and those before it ``(n, D)``, 0 of known ones.
 
         The mean over orders. The sum over columns is never above ``log_prob_given``.
+
+        Args:
+            x: ``(n, D)``.
+            known: ``(n, D)``, true where all the others are conditional on the cell.
+            context: ``(n, context)``.
         """
         return torch.stack([self._in_order(x, known, context, order)[0] for order in self.orders]).mean(0)
 
