@@ -441,7 +441,8 @@ class Mixed(DataDependent):
                 mass = logit.gather(1, level.clamp_min(0)[:, None])[:, 0]
                 parts.append(torch.where(level >= 0, mass, NEVER))
             for c, (j, a, b) in enumerate(factor.copies):
-                near = (x[:, i] - (a * x[:, j] + b)).abs() <= self._tolerance(factor, x[:, i])
+                meant = self._on_grid(i, a * x[:, j] + b)
+                near = (x[:, i] - meant).abs() <= self._tolerance(factor, x[:, i])
                 parts.append(torch.where(near, logit[:, factor.levels + c], NEVER))
             if factor.steps:
                 all_of_them.append(sums[:, s, None])
@@ -466,8 +467,8 @@ class Mixed(DataDependent):
 
     @staticmethod
     def _tolerance(factor: Factor, value: Tensor) -> Tensor:
-        """How far from a copy a value may lie: half a cell, and what float32 rounds away."""
-        return 1e-6 * value.abs() + (min(factor.steps, default=0.0) / 2)
+        """How far from a copy a value may lie: what float32 rounds away, and a hundredth of a cell."""
+        return 1e-6 * value.abs() + 0.01 * min(factor.steps, default=0.0)
 
     def _likelihood(self, cells: _Cells, means: Tensor, log_scales: Tensor, smooth: Sequence[int]) -> Tensor:
         """Log density, or log mass of the cell, of every logistic: ``(n, S, G, K)``."""
@@ -550,6 +551,7 @@ class Mixed(DataDependent):
         return torch.where(part >= first, smooth, value)
 
     def _on_grid(self, i: int, value: Tensor) -> Tensor:
+        """Values moved to the nearest point of the column's finest grid, if it has one: one point, also for halves."""
         factor = self.factors[i]
         if not factor.steps or factor.continuous:
             return value
