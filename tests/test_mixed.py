@@ -236,6 +236,13 @@ def test_copies_are_exact_and_need_what_they_copy():
         assert (flow.transform.log_conditionals(x, known)[:, 6] != close).all()
 
 
+def test_a_copy_on_a_grid_is_one_point_also_half_way_between_two():
+    flow = flow_of([{"steps": [1]}, {"steps": [1], "copies": [[0, 0.5, 0]]}])
+    values = torch.arange(-3000, 3001.0)
+    for source in (3.0, 4.0, -5.0):
+        assert masses(flow, torch.tensor([source, 0.0]), 1, values).logsumexp(0).abs() < 1e-5
+
+
 def test_drawn_cells_keep_what_is_known_and_have_no_gaps_if_asked():
     flow, x = flow_of("all"), rows(TOYS["all"], 300, seed=8)
     known = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5

@@ -14,8 +14,20 @@ from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
 
-from diffeo.cli.options import Data, Device, Figures, Force, Json, Missing, NewRun, Out, Run, Seed, TrainingSeed
-from diffeo.cli.parse import arguments_of
+from diffeo.cli.parse import (
+    Data,
+    Device,
+    Figures,
+    Force,
+    Json,
+    Missing,
+    NewRun,
+    Out,
+    Run,
+    Seed,
+    TrainingSeed,
+    arguments_of,
+)
 from diffeo.cli.progress import RowsBar
 from diffeo.errors import UserError
 

@@ -24,8 +24,7 @@ from diffeo.modalities import open_run
 from diffeo.modalities.base import OpenRun
 from diffeo.recipes import build
 from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
-from diffeo.training.device import choose_device
-from diffeo.training.parallel import World
+from diffeo.training.parallel import World, choose_device
 from diffeo.training.run import claimed, plain
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.training.weights import digest

@@ -23,9 +23,8 @@ from diffeo.objectives.choice import SETTINGS
 from diffeo.recipes import build
 from diffeo.report.statistics import likelihood_facts
 from diffeo.training import FitResult, create_run, provenance, read_model, save_metrics
-from diffeo.training.device import choose_device
 from diffeo.training.fit import fit as train
-from diffeo.training.parallel import World
+from diffeo.training.parallel import World, choose_device
 from diffeo.training.run import claimed, plain
 from diffeo.training.seeding import derive, seed_noise
 

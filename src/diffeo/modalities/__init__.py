@@ -49,7 +49,7 @@ def open_run(run: str | os.PathLike[str], device: str | torch.device | None = No
         UserError: if it is damaged, or none.
     """
     from diffeo.errors import UserError
-    from diffeo.training.device import choose_device
+    from diffeo.training.parallel import choose_device
     from diffeo.training.run import load_run
 
     place = choose_device(device)

@@ -92,7 +92,12 @@ class AnyOrder(KnowsArguments, nn.Module):
         return result
 
     def head(self, h: Tensor, which: Tensor | None = None) -> Tensor:
-        """Return these of the parameters, all by default: ``(n, outputs)``."""
+        """Return these of the parameters, all by default: ``(n, outputs)``.
+
+        Args:
+            h: what ``forward`` returns, ``(n, H)``.
+            which: their numbers ``(outputs,)``.
+        """
         weight, bias = self.last.weight, self.last.bias
         return F.linear(h, weight, bias) if which is None else F.linear(h, weight[which], bias[which])
 

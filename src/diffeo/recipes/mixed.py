@@ -8,7 +8,7 @@ from typing import Any
 from diffeo.bases import Uniform
 from diffeo.flow import Flow
 from diffeo.nets import AnyOrder
-from diffeo.recipes.assembly import Preprocess, recipe
+from diffeo.recipes.assembly import Features, Preprocess, event_shape, recipe
 from diffeo.transforms import Standardize
 from diffeo.transforms.mixed import Mixed, network_sizes
 
@@ -17,7 +17,7 @@ __all__ = ["mixed"]
 
 @recipe()
 def mixed(
-    features: int,
+    features: Features,
     context: int = 0,
     *,
     columns: Sequence[Mapping[str, Any]] = (),
@@ -44,17 +44,20 @@ def mixed(
         preprocess: nothing; each column is made normal inside.
 
     Raises:
-        ValueError: for another number of columns than features, or a preprocessing.
+        ValueError: for another number of columns than features, images, or a preprocessing.
     """
     if list(preprocess):
         raise ValueError(f"expected no preprocessing of mixed columns, got {list(preprocess)}")
-    each = list(columns) or [{"steps": [0.0]}] * features
-    if len(each) != features:
-        raise ValueError(f"expected {features} columns, got {len(each)}")
+    shape = event_shape(features)
+    if len(shape) > 1:
+        raise ValueError(f"expected features as a number of columns, got {shape}")
+    each = list(columns) or [{"steps": [0.0]}] * shape[0]
+    if len(each) != shape[0]:
+        raise ValueError(f"expected {shape[0]} columns, got {len(each)}")
     network = AnyOrder(
         **network_sizes(each, components), hidden=hidden, layers=layers, context=context, dropout=dropout
     )
-    transform, base = Mixed(network, each, components, orders), Uniform(features)
+    transform, base = Mixed(network, each, components, orders), Uniform(shape)
     if not context:
         return Flow(base, transform)
     return Flow(base, transform, context_shape=(context,), context_transform=Standardize(context))

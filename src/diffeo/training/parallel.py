@@ -1,4 +1,4 @@
-"""One process or many: the same loop under ``torchrun``."""
+"""Where to compute: on which device, in one process or many; the loop is the same under ``torchrun``."""
 
 import atexit
 import os
@@ -10,7 +10,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["World"]
+from diffeo.errors import UserError
+
+__all__ = ["World", "choose_device"]
+
+
+def choose_device(name: str | torch.device | None) -> torch.device:
+    """Return the device of this name; without one, a GPU if there is one.
+
+    Raises:
+        UserError: if there is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {str(name)!r} cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
+    return device
 
 
 class World:

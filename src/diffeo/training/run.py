@@ -23,8 +23,8 @@ from diffeo.atomic import SUFFIX, atomic_write, check_writable, remove_leftovers
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.structure import described, rebuilt
-from diffeo.training.device import choose_device
 from diffeo.training.guard import Allowance
+from diffeo.training.parallel import choose_device
 from diffeo.training.weights import load_tensors, read_shapes, save_tensors
 
 __all__ = [

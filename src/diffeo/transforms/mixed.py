@@ -253,6 +253,11 @@ class Mixed(DataDependent):
         """log p of each column given the known ones and those before it ``(n, D)``, 0 of known ones.
 
         The mean over orders. The sum over columns is never above ``log_prob_given``.
+
+        Args:
+            x: ``(n, D)``.
+            known: ``(n, D)``, true where all the others are conditional on the cell.
+            context: ``(n, context)``.
         """
         return torch.stack([self._in_order(x, known, context, order)[0] for order in self.orders]).mean(0)
 
@@ -436,7 +441,8 @@ class Mixed(DataDependent):
                 mass = logit.gather(1, level.clamp_min(0)[:, None])[:, 0]
                 parts.append(torch.where(level >= 0, mass, NEVER))
             for c, (j, a, b) in enumerate(factor.copies):
-                near = (x[:, i] - (a * x[:, j] + b)).abs() <= self._tolerance(factor, x[:, i])
+                meant = self._on_grid(i, a * x[:, j] + b)
+                near = (x[:, i] - meant).abs() <= self._tolerance(factor, x[:, i])
                 parts.append(torch.where(near, logit[:, factor.levels + c], NEVER))
             if factor.steps:
                 all_of_them.append(sums[:, s, None])
@@ -461,8 +467,8 @@ class Mixed(DataDependent):
 
     @staticmethod
     def _tolerance(factor: Factor, value: Tensor) -> Tensor:
-        """How far from a copy a value may lie: half a cell, and what float32 rounds away."""
-        return 1e-6 * value.abs() + (min(factor.steps, default=0.0) / 2)
+        """How far from a copy a value may lie: what float32 rounds away, and a hundredth of a cell."""
+        return 1e-6 * value.abs() + 0.01 * min(factor.steps, default=0.0)
 
     def _likelihood(self, cells: _Cells, means: Tensor, log_scales: Tensor, smooth: Sequence[int]) -> Tensor:
         """Log density, or log mass of the cell, of every logistic: ``(n, S, G, K)``."""
@@ -545,6 +551,7 @@ class Mixed(DataDependent):
         return torch.where(part >= first, smooth, value)
 
     def _on_grid(self, i: int, value: Tensor) -> Tensor:
+        """Values moved to the nearest point of the column's finest grid, if it has one: one point, also for halves."""
         factor = self.factors[i]
         if not factor.steps or factor.continuous:
             return value

@@ -209,7 +209,11 @@ class Gaussianize(DataDependent):
         return x, sum_event(log_slopes, self.event_dim)
 
     def normalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """z = g(x) and log dz_i/dx_i of each element, both of the shape of x."""
+        """z = g(x) and log dz_i/dx_i of each element, both of the shape of x.
+
+        Args:
+            x: values, of the shape of the knots' columns.
+        """
         return self._map(x, self.knots_x, self.slopes, rational_quadratic)
 
     def _map(

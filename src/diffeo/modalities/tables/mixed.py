@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ __all__ = ["factors"]
 
 LEVELS = 300  # distinct values of a column that all have masses of their own; and the most that do
 COMMON = 0.002  # the share of the rows from which on a value has one anyway
-LEAST = 20  # rows that a value or a copy is seen in, or a fiftieth of a small table's
+LEAST = 20  # rows that a value or a copy is seen in; of a small table a fiftieth, or for copies a fifth
 COPIED = 0.02  # the share of the rows from which on copies count
 CHANCE = 3.0  # times as often as they would agree by chance
-LOOKED_AT = 20_000  # rows in which copies are looked for
+LOOKED_AT = 5_000  # rows in which copies are looked for
 MOST_COLUMNS = 60  # in wider tables none are
+BITS = 18  # in which ratios and differences agree, of the 24 that float32 has
 
 
 def factors(schema: Schema, x: Tensor) -> list[dict[str, Any]]:
@@ -35,10 +37,12 @@ def factors(schema: Schema, x: Tensor) -> list[dict[str, Any]]:
         for grid in column.grids:
             cells = values[:, len(result)]
             seen, counts = np.unique(cells[~np.isnan(cells)], return_counts=True)
+            each: dict[str, Any]
             if column.kind in ("categorical", "levels"):
-                single = int((counts == 1).sum())
-                unseen = min(0.05, max(1, single) / (counts.sum() + 1))
-                each: dict[str, Any] = {"values": [float(k) for k in range(round(grid.high) + 1)], "unseen": unseen}
+                each = {"values": [float(k) for k in range(round(grid.high) + 1)]}
+                if column.kind == "categorical":  # another number than the levels is impossible
+                    single = int((counts == 1).sum())
+                    each["unseen"] = min(0.05, max(1, single) / (counts.sum() + 1))
             else:
                 steps: tuple[float, ...] = (grid.step,)
                 origin = grid.low
@@ -66,38 +70,62 @@ def _single(seen: np.ndarray, counts: np.ndarray) -> list[float]:
     return [float(value) for value in seen[frequent]]
 
 
-def _copies(values: np.ndarray, made: list[dict[str, Any]]) -> Iterator[tuple[int, list[float]]]:
-    """Yield (i, [j, a, b]) where column i is often a x_j + b, not counting single values of its own."""
+def _copies(values: np.ndarray, made: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, list[float]]]:
+    """Yield (i, [j, a, b]) where column i is often a x_j + b, not counting single values of its own.
+
+    Of each other column j these are tried: x_j itself, the multiple and the difference that are most frequent, each
+    where none before it is true.
+    """
     numeric = [i for i, each in enumerate(made) if each.get("steps")]
     if len(numeric) > MOST_COLUMNS:
         return
-    values = values[:LOOKED_AT]
-    shuffled = values[np.random.default_rng(0).permutation(len(values))]
-    least = max(COPIED * len(values), min(LEAST, len(values) / 10))
+    rows = values[np.random.default_rng(0).permutation(len(values))[:LOOKED_AT]]
+    others = np.roll(rows, 1, axis=0)  # rows that have nothing to do with these
+    least = max(COPIED * len(rows), min(LEAST, len(rows) / 5), 5)
     for i in numeric:
-        cells = np.where(np.isin(values[:, i], made[i]["values"]), np.nan, values[:, i])
-        # of the points that a value may be told apart by: a cell, or what float32 rounds
-        width = made[i]["steps"][0] / 2 or 1e-6 * np.nanmax(np.abs(values[:, i]), initial=1e-30)
+        smooth = ~(np.isnan(rows[:, i]) | np.isin(rows[:, i], made[i]["values"]))
+        x = rows[smooth, i]
         for j in numeric:
-            if i == j:
-                continue
-            for a, b in _relations(cells, values[:, j], width, least):
-                hits = np.sum(np.abs(cells - (a * values[:, j] + b)) < width)
-                chance = np.sum(np.abs(cells - (a * shuffled[:, j] + b)) < width)
-                if hits >= max(least, CHANCE * chance):
+            y, other = rows[smooth, j], others[smooth, j]
+            left = np.isfinite(y)
+            for relation in (_equality, _multiple, _difference):
+                if i == j or left.sum() < least:
+                    break
+                a, b = relation(x[left], y[left])
+                hits = _agree(x, a * y + b, made[i]) & left
+                if hits.sum() >= max(least, CHANCE * _agree(x, a * other + b, made[i]).sum()):
                     yield i, [j, a, b]
+                    left &= ~hits
 
 
-def _relations(x: np.ndarray, y: np.ndarray, width: float, least: float) -> Iterator[tuple[float, float]]:
-    """Yield (a, b) of candidates x = a y + b: equality, the most frequent ratio, the most frequent difference."""
-    yield 1.0, 0.0
+def _equality(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    return 1.0, 0.0
+
+
+def _multiple(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     with np.errstate(all="ignore"):
-        for a_of, shown in ((True, x / y), (False, x - y)):
-            there = shown[np.isfinite(shown) & (y != 0)]
-            if len(there) < least:
-                continue
-            keys = np.array([float(f"{value:.6g}") for value in there])
-            usual, counts = np.unique(keys, return_counts=True)
-            value, count = usual[np.argmax(counts)], counts.max()
-            if count >= least and value != (1.0 if a_of else 0.0) and value != 0:
-                yield (float(value), 0.0) if a_of else (1.0, float(value))
+        return _usual(x / y), 0.0
+
+
+def _difference(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    return 1.0, _usual(x - y)
+
+
+def _usual(values: np.ndarray) -> float:
+    """Return the most frequent of values that float32 has rounded, NaN if there is none."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return math.nan
+    mantissa, exponent = np.frexp(values)
+    _, place, counts = np.unique(
+        np.ldexp(np.rint(mantissa * 2**BITS), exponent - BITS), return_inverse=True, return_counts=True
+    )
+    return float(np.median(values[place == counts.argmax()]))
+
+
+def _agree(x: np.ndarray, meant: np.ndarray, made: Mapping[str, Any]) -> np.ndarray:
+    """Tell which values are what is meant, moved to the nearest point of the column's grid, if it has one."""
+    step, origin = made["steps"][0], made["origin"]
+    if step:
+        meant = origin + np.rint((meant - origin) / step) * step
+    return np.abs(x - meant) <= 1e-6 * np.abs(x) + 0.01 * step
