@@ -323,9 +323,20 @@ def check(report: Mapping[str, Any]) -> str:
     """Describe a check."""
     reasons = [textwrap.fill(text, 100, initial_indent="  - ", subsequent_indent="    ") for text in report["reasons"]]
     impossible = _counts(report["impossible_by_column"])
+    left_out = ("left out", f"impossible rows, by column: {impossible}" if impossible else "")
     return _page(
         f"{report['run']} on {report['data']}: {report['which']} ({report['rows']:,})",
         [],
+        *(_checked_orders if "orders" in report else _checked)(report, left_out),
+        "",
+        f"verdict: {report['verdict']}" + ":" * bool(reasons),
+        *reasons,
+    )
+
+
+def _checked(report: Mapping[str, Any], left_out: tuple[str, str]) -> list[str]:
+    """What was found of a flow of one order."""
+    return [
         *_below(("inverse: |x - f(f⁻¹(x))| / (1 + |x|)", "p99.9", "max", "not finite"), _numerics(report)),
         "",
         *_table(
@@ -334,13 +345,57 @@ def check(report: Mapping[str, Any]) -> str:
                 *_samples(report["samples"]),
                 *(_latents(report["latents"]) if "latents" in report else []),
                 *(_sounds(report["sound"]) if report.get("sound") else []),
-                ("left out", f"impossible rows, by column: {impossible}" if impossible else ""),
+                left_out,
             ]
         ),
-        "",
-        f"verdict: {report['verdict']}" + ":" * bool(reasons),
-        *reasons,
-    )
+    ]
+
+
+def _checked_orders(report: Mapping[str, Any], left_out: tuple[str, str]) -> list[str]:
+    """What was found of a mixed density."""
+    noise, orders, trip = report["noise"], report["orders"], report["round_trip"]
+    means = ", ".join(map(_number, orders["means"]))
+    columns = ((part["column"], _pair(part), _pair(part["gain"])) for part in report["columns"][:SHOWN])
+    return [
+        *_table(
+            [
+                ("round trip", f"{trip['lost']:,} of {_many(trip['rows'], 'row')} do not come back from their noise"),
+                *_densities(report["likelihood"]),
+                ("orders", f"{means} nats per row" * (len(orders["means"]) > 1)),
+                ("  of one row", _if(orders.get("spread"), "standard deviation {:.3g} nats, on average")),
+                *_samples(report["samples"]),
+                *_noise(noise, len(report["columns"])),
+                *(_nearest(report["privacy"]) if "privacy" in report else []),
+                left_out,
+            ]
+        ),
+        *_below(("column", "nats per row", "more than by itself"), columns),
+    ]
+
+
+def _noise(z: Mapping[str, Any], columns: int) -> Rows:
+    return [
+        ("noise", f"{z['column']} is farthest from uniform, by {z['distance']:.3f} (p {_p(z['p'])})"),
+        ("", _if(len(z["randomised"]), f"drawn at random within the masses of {{}} of {columns} columns")),
+        ("  distances from 0", f"{z['radius_distance']:.3f} (p {_p(z['radius_p'])}), as normal scores"),
+        ("  covariance", f"off by {z['covariance']:.3f} at most (p {_p(z['covariance_p'])})"),
+    ]
+
+
+def _nearest(privacy: Mapping[str, Any]) -> Rows:
+    share, close, rows = privacy["share"], privacy["close"], privacy["rows"]
+    return [
+        (
+            "nearest row",
+            f"a training row for {share:.1%} ± {privacy['stderr']:.1%} of samples, of {rows['each']:,} and as many"
+            " held-out ones (50 %: nothing is copied)",
+        ),
+        (
+            "  as near",
+            f"as {close['held_out']['mean']:.1%} of held-out rows are to {rows['train']:,} training rows:"
+            f" {close['samples']['mean']:.1%} of samples",
+        ),
+    ]
 
 
 def _numerics(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
@@ -372,6 +427,10 @@ def _samples(samples: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         p = samples["projections"]
         column = f"worst column {p['column']}: {p['column_distance']:.3f}"
         yield "  worst direction", f"{p['distance']:.3f} apart (p {_p(p['p'])}); {column}"
+    if "marginals" in samples:
+        part = samples["marginals"]
+        apart = f"{part['distance']:.3f} apart, {part['chance']:.3f} by chance (p {_p(part['p'])})"
+        yield "  worst column", f"{part['column']}: {apart}"
 
 
 def _latents(z: Mapping[str, Any]) -> Rows:

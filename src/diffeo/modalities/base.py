@@ -163,6 +163,7 @@ class Examples:
         which: says which of the data these are; ``in_sample`` whether the run was trained on them.
         contexts: those of all other examples, or of all where none were set aside.
         reasons: counts examples that the model rules out, by column.
+        train: those that the run was trained on, where x were held out of them and both are at hand.
     """
 
     name: str
@@ -172,6 +173,7 @@ class Examples:
     in_sample: bool = False
     contexts: Tensor | None = None
     reasons: Mapping[str, int] = field(default_factory=dict)
+    train: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from diffeo.report.numerics import consistency, continuous_part, log_det_error, 
 from diffeo.report.statistics import mean_and_error
 from diffeo.transforms.ode import ODE
 
-__all__ = ["IMAGES", "THRESHOLDS", "Thresholds", "check", "judge"]
+__all__ = ["IMAGES", "THRESHOLDS", "Thresholds", "Verdict", "check", "judge"]
 
 JACOBIANS = 64  # rows whose log-det is compared with autograd's
 FEWEST = 20  # rows below which statistics say nothing
@@ -199,17 +199,46 @@ def _likelihood(log_prob: np.ndarray, y: Tensor, context: Tensor | None, seed: i
     return result
 
 
+class Verdict:
+    """What speaks against trust: reasons for ``care``, and for ``distrust``."""
+
+    def __init__(self) -> None:
+        self.care: list[str] = []
+        self.distrust: list[str] = []
+
+    def weigh(self, value: float, limit: tuple[float, float], text: str) -> None:
+        """Take a text as a reason for care if the value is above the first limit, for distrust above the second."""
+        if not value <= limit[1]:  # also NaN
+            self.distrust.append(text)
+        elif value > limit[0]:
+            self.care.append(text)
+
+    def weigh_classifier(self, result: dict[str, float], limit: tuple[float, float]) -> None:
+        """Weigh what ``classifier_test`` found; two standard errors are granted."""
+        text = f"a classifier tells samples from rows with AUC {result['auc']:.2f} (0.5: it cannot)"
+        self.weigh(result["auc"] - 2 * result["stderr"], limit, text)
+
+    def weigh_likelihood(self, likelihood: dict[str, Any], limit: tuple[float, float]) -> None:
+        """Weigh by how much simple densities are better than the flow; two standard errors are granted."""
+        if "flow" not in likelihood:
+            self.distrust.append("no row has a finite likelihood")
+        for name, what in (("gaussian", "a Gaussian"), ("marginals", "independent columns")):
+            if f"gain_over_{name}" in likelihood:
+                gain = likelihood[f"gain_over_{name}"]
+                text = f"{what} would describe the rows better, by {-gain['mean']:.2f} nats per row"
+                self.weigh(-gain["mean"] - 2 * gain["stderr"], limit, text)
+
+    def said(self) -> tuple[str, list[str]]:
+        """Return the verdict in words, and its reasons, the gravest first."""
+        if self.distrust:
+            return "not trustworthy", self.distrust + self.care
+        return ("usable with care", self.care) if self.care else ("trustworthy", [])
+
+
 def judge(report: dict[str, Any], limits: Thresholds = THRESHOLDS) -> tuple[str, list[str]]:
     """Return the verdict in words, and every reason for less than full trust."""
-    care: list[str] = []
-    distrust: list[str] = []
-
-    def weigh(value: float, limit: tuple[float, float], text: str) -> None:
-        if not value <= limit[1]:  # also NaN
-            distrust.append(text)
-        elif value > limit[0]:
-            care.append(text)
-
+    verdict = Verdict()
+    weigh = verdict.weigh
     for where, result in (("rows", report["round_trip"]["rows"]), ("samples", report["round_trip"]["samples"])):
         tail, most = result["p99.9"], result["max"]
         weigh(result["non_finite"] / result["rows"], limits.non_finite, f"{result['non_finite']} {where} have no image")
@@ -227,9 +256,7 @@ def judge(report: dict[str, Any], limits: Thresholds = THRESHOLDS) -> tuple[str,
 
     samples = report["samples"]
     if "classifier" in samples:
-        auc, stderr = samples["classifier"]["auc"], samples["classifier"]["stderr"]
-        text = f"a classifier tells samples from rows with AUC {auc:.2f} (0.5: it cannot)"
-        weigh(auc - 2 * stderr, limits.auc, text)
+        verdict.weigh_classifier(samples["classifier"], limits.auc)
     if "projections" in samples and samples["projections"]["p"] < limits.significance:
         distance, column = samples["projections"]["distance"], samples["projections"]["column"]
         text = f"samples and rows differ by {distance:.2f} in distribution function in some direction"
@@ -249,15 +276,5 @@ def judge(report: dict[str, Any], limits: Thresholds = THRESHOLDS) -> tuple[str,
             text = f"the latents' covariance ({a}, {b}) is off by {entry:.2f}"
             weigh(entry, limits.covariance, text)
         weigh(latents["far"] / latents["rows"], limits.far, f"{latents['far']} rows have a latent beyond {FAR:g}")
-    likelihood = report["likelihood"]
-    if "flow" not in likelihood:
-        distrust.append("no row has a finite likelihood")
-    for name, what in (("gaussian", "a Gaussian"), ("marginals", "independent columns")):
-        if f"gain_over_{name}" not in likelihood:
-            continue
-        gain = likelihood[f"gain_over_{name}"]
-        text = f"{what} would describe the rows better, by {-gain['mean']:.2f} nats per row"
-        weigh(-gain["mean"] - 2 * gain["stderr"], limits.simpler, text)
-    if distrust:
-        return "not trustworthy", distrust + care
-    return ("usable with care", care) if care else ("trustworthy", [])
+    verdict.weigh_likelihood(report["likelihood"], limits.simpler)
+    return verdict.said()

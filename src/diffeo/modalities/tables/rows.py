@@ -122,8 +122,12 @@ class TableStream(BatchStream):
             yield _choose(encoded, ~encoded.impossible), out[~encoded.impossible]
 
 
-def draw_rows(table: Table, schema: Schema, limit: int, seed: int) -> tuple[Tensor, Tensor | None, dict[str, int], int]:
+def draw_rows(
+    table: Table, schema: Schema, limit: int, seed: int, gaps: bool | None = None
+) -> tuple[Tensor, Tensor | None, dict[str, int], int]:
     """Return at most ``limit`` rows of a table, drawn at random, without those that the schema calls impossible.
+
+    ``gaps`` says whether the model knows missing cells, as ``Schema.encode`` takes it.
 
     Returns:
         x, context, the number of impossible rows by column, and the number of rows read.
@@ -145,7 +149,7 @@ def draw_rows(table: Table, schema: Schema, limit: int, seed: int) -> tuple[Tens
             keys, parts[:] = keys[chosen], [_choose(_join(parts), chosen)]
 
     for values in table.batches(schema.names):
-        encoded = schema.encode(values, table.dictionaries)
+        encoded = schema.encode(values, table.dictionaries, gaps)
         for column, count in encoded.reasons.items():
             reasons[column] = reasons.get(column, 0) + count
         rows += len(values)

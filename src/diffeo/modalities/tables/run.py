@@ -19,6 +19,7 @@ from diffeo.modalities.tables.schema import Encoded, Schema
 from diffeo.modalities.tables.table import Table, open_table
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.check import FEWEST, check
+from diffeo.report.mixed import check_mixed
 from diffeo.training.batches import fingerprint
 from diffeo.training.run import Run as StoredRun
 from diffeo.training.splitting import split_rows
@@ -366,14 +367,16 @@ class TableRun(OpenRun):
         schema, table = self.schema, self._open(source, options)
         # To find out whether these are the rows of training takes all of them.
         small = 4 * schema.rows * (schema.features + schema.context_size) <= LARGE
-        x, context, reasons, read = draw_rows(table, schema, max(most, schema.rows) if small else most, seed)
-        contexts, which, in_sample = context, "all rows", False
+        x, context, reasons, read = draw_rows(
+            table, schema, max(most, schema.rows) if small else most, seed, self._gaps
+        )
+        contexts, which, in_sample, known = context, "all rows", False, None
         if small and read == schema.rows and fingerprint(x, context) == self.trained_on():
             train, valid, test = split_rows(len(x), self.provenance["seed"], self.tested())
             part, which = held_out(len(valid), len(test), "rows")
             in_sample = part is None
             if part is not None:
-                chosen = test if part == "test" else valid
+                known, chosen = x[train], test if part == "test" else valid
                 rest = torch.cat([train, valid]) if part == "test" else train
                 contexts = None if context is None else context[rest]
                 x, context = x[chosen], None if context is None else context[chosen]
@@ -382,15 +385,18 @@ class TableRun(OpenRun):
         rows, which = choose(len(x), most, which, seed)
         if len(rows) < FEWEST:
             raise UserError(f"{table.name}: has {len(rows)} usable rows, expected at least {FEWEST} to check by")
-        return Examples(
-            table.name, x[rows], None if context is None else context[rows], which, in_sample, contexts, reasons
-        )
+        given = None if context is None else context[rows]
+        return Examples(table.name, x[rows], given, which, in_sample, contexts, reasons, known)
 
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
         """Numerics, latents, samples and likelihood, beside a Gaussian and independent columns."""
         grids = self.schema.discrete
         bounds = np.array([grid.low for grid in grids]), np.array([grid.high for grid in grids])
         names = self.schema.feature_names
+        if self.flow.any_order:
+            return check_mixed(
+                self.flow, examples.x, examples.context, train=examples.train, bounds=bounds, names=names, seed=seed
+            )
         return check(self.flow, examples.x, examples.context, bounds=bounds, names=names, seed=seed)
 
 

@@ -1,0 +1,321 @@
+"""Whether a mixed density can be trusted: ``check`` where cells are categories, whole numbers and gaps too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffeo.flow import Flow
+from diffeo.report.baselines import factor_log_prob, mixed_held_out
+from diffeo.report.check import FEWEST, Verdict
+from diffeo.report.compare import classifier_test, marginal_test
+from diffeo.report.latents import normality
+from diffeo.report.privacy import nearest_records
+from diffeo.report.statistics import mean_and_error
+from diffeo.transforms.mixed import Factor, Mixed
+
+__all__ = ["MixedThresholds", "check_mixed", "judge_mixed", "noise_of"]
+
+CHUNK = 4096  # rows at a time
+LEAST_SAMPLES = 1_000  # drawn to look for copies of training rows
+LEVELS = 30  # categories that a classifier is given one by one
+NEAR = 0.01  # how far from itself a number may come back, in standard deviations
+ORDER = "the order of the columns"
+
+
+@dataclass(frozen=True)
+class MixedThresholds:
+    """Where care begins and where trust ends; each pair is (care, distrust).
+
+    Attributes:
+        round_trip: share of the rows that do not come back from their noise.
+        non_finite: share of samples with numbers that are infinite, and of rows that have no finite likelihood.
+        auc: of a classifier that tells samples from rows; two standard errors are granted.
+        marginal: total variation distance of samples from rows in the worst column, beyond chance, where significant.
+        noise: Kolmogorov-Smirnov distance from uniform of the noise of the worst column, where significant.
+        radius: the same of the noise's distance from 0 as normal scores.
+        covariance: largest entry of |covariance of these scores - identity|, where significant.
+        simpler: nats per row by which independent columns are better; two standard errors are granted.
+        orders: standard deviation of log p over the orders of the columns, in nats per row and column.
+        copied: by how much the share of the samples that are nearer to a training row than to a held-out one is above
+            a half; two standard errors are granted.
+        close: by how much the share of the samples that are as near to a training row as few held-out rows are is above
+            that of these; two standard errors are granted.
+        significance: p-values, corrected for the number of tests, above which a deviation counts as chance.
+    """
+
+    round_trip: tuple[float, float] = (0.01, 0.1)
+    non_finite: tuple[float, float] = (0.0, 1e-2)
+    auc: tuple[float, float] = (0.6, 0.8)
+    marginal: tuple[float, float] = (0.04, 0.15)
+    noise: tuple[float, float] = (0.04, 0.15)
+    radius: tuple[float, float] = (0.08, 0.4)
+    covariance: tuple[float, float] = (0.15, 2.0)
+    simpler: tuple[float, float] = (0.0, 0.5)
+    orders: tuple[float, float] = (0.2, 1.0)
+    copied: tuple[float, float] = (0.02, 0.1)
+    close: tuple[float, float] = (0.05, 0.3)
+    significance: float = 0.001
+
+
+THRESHOLDS = MixedThresholds()
+
+
+def check_mixed(
+    flow: Flow,
+    x: Tensor,
+    context: Tensor | None = None,
+    *,
+    train: Tensor | None = None,
+    bounds: tuple[np.ndarray, np.ndarray] | None = None,
+    names: Sequence[str] | None = None,
+    limits: MixedThresholds = THRESHOLDS,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Examine a mixed density on rows that it should describe, preferably not those that it was trained on.
+
+    Args:
+        flow: one whose transform is ``Mixed``, of D columns.
+        x: rows (n, D), NaN where a cell is missing.
+        context: their contexts (n, C).
+        train: rows (m, D) that it was trained on, if x are not: then it is known how close samples come to them, unless
+            there is a context.
+        bounds: ends of the range that samples of each column are kept in, (D,) each; infinite for none.
+        names: of the columns, for messages.
+        limits: where care begins and trust ends.
+        seed: of samples, and of the noise of what has a mass.
+
+    Returns:
+        Plain data: sections ``round_trip``, ``noise``, ``samples``, ``likelihood``, ``columns``, ``orders``, perhaps
+        ``privacy``, and the ``verdict`` with its ``reasons``.
+
+    Raises:
+        ValueError: for fewer than 20 rows, where statistics say nothing.
+    """
+    if len(x) < FEWEST:
+        raise ValueError(f"expected at least {FEWEST} rows, got {len(x)}: too few to judge a model by")
+    flow = copy.deepcopy(flow).eval()
+    transform = flow.transform
+    assert isinstance(transform, Mixed)
+    factors = transform.factors
+    names = list(names or (f"c{i}" for i in range(len(factors))))
+    marker = flow.base.device_marker
+    x = x.to(marker)
+    context = None if context is None else context.to(marker)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        z, in_orders = _evaluate(flow, x, context)
+        again = flow.decode(z, context)
+        count = max(len(x), LEAST_SAMPLES) if context is None and train is not None else len(x)
+        drawn = _array(flow.sample((count,) if context is None else (), context))
+    rows = _array(x)
+    infinite = np.isinf(drawn).any(1)
+    if bounds is not None:
+        drawn = np.clip(drawn, *bounds)
+    drawn = drawn[~infinite]
+    independent = mixed_held_out(factors, rows, seed)
+    if train is not None:
+        independent = factor_log_prob(factors, _array(train), rows)
+    report: dict[str, Any] = {
+        "rows": len(x),
+        "round_trip": _round_trip(rows, _array(again), factors),
+        "noise": _noise(transform, z, names),
+        "samples": {"rows": len(infinite), "non_finite": int(infinite.sum())},
+        **_likelihood(in_orders, independent, names),
+    }
+    discrete = np.array([not factor.steps for factor in factors])
+    if len(drawn) >= FEWEST:
+        real, sampled = _for_trees(rows, drawn[: len(rows)], discrete, context)
+        marginals = marginal_test(rows, drawn, [*map(bool, discrete)])
+        report["samples"] |= {
+            "classifier": classifier_test(real, sampled, seed),
+            "marginals": {**marginals, "column": names[marginals["column"]]},
+        }
+        if train is not None and context is None:
+            report["privacy"] = nearest_records(drawn, _array(train), rows, discrete, seed)
+    report["verdict"], report["reasons"] = judge_mixed(report, limits)
+    return report
+
+
+def _array(x: Tensor) -> np.ndarray:
+    result: np.ndarray = x.double().cpu().numpy()
+    return result
+
+
+def _evaluate(flow: Flow, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The noise of rows (n, D), and log p of their cells in each of the orders (R, n, D)."""
+    transform: Any = flow.transform
+    noise, in_orders = [], []
+    for start in range(0, len(x), CHUNK):
+        part = x[start : start + CHUNK]
+        given = None if context is None else flow.normalize_context(context[start : start + CHUNK])
+        noise.append(transform.inverse(part, given))
+        in_orders.append(transform.log_in_orders(part, torch.zeros_like(part, dtype=torch.bool), given))
+    return torch.cat(noise), torch.cat(in_orders, 1)
+
+
+def noise_of(transform: Mixed, z: Tensor, names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Return the noise of each column, that of the order last, if there are several, and their names.
+
+    Args:
+        transform: of R orders.
+        z: as it encodes rows, (n, D), where the first also says which order it is.
+        names: of the D columns.
+
+    Returns:
+        ``(n, D)`` or ``(n, D + 1)`` in (0, 1): independent and uniform if the density is that of the rows.
+    """
+    noise, orders, every = _array(z).copy(), len(transform.orders), list(names)
+    order = np.floor(noise[:, 0] * orders).clip(0, orders - 1)
+    noise[:, 0] = noise[:, 0] * orders - order
+    if orders > 1:
+        within = np.random.default_rng(0).random(len(noise))  # an order has a mass, as a category has
+        noise, every = np.column_stack([noise, (order + within) / orders]), [*every, ORDER]
+    return noise.clip(1e-7, 1 - 1e-7), every
+
+
+def _noise(transform: Mixed, z: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Compare the noise with independent uniform numbers; where cells have masses it is drawn, and sees less."""
+    from scipy.special import ndtri
+
+    noise, every = noise_of(transform, z, names)
+    result = normality(ndtri(noise), every)
+    del result["far"]  # what is far out float32 does not tell
+    randomised = [
+        name
+        for name, factor in zip(names, transform.factors, strict=True)
+        if factor.levels or factor.copies or not factor.continuous
+    ]
+    return {**result, "randomised": randomised}
+
+
+def _round_trip(rows: np.ndarray, again: np.ndarray, factors: Sequence[Factor]) -> dict[str, int]:
+    """How many rows do not come back from their noise, of those whose cells can all be drawn.
+
+    Cells that are marginalised, or were never seen, are drawn as others, and so is what depends on them.
+    """
+    lost, kept = np.zeros(len(rows), dtype=bool), np.ones(len(rows), dtype=bool)
+    for cells, back, factor in zip(rows.T, again.T, factors, strict=True):
+        missing = np.isnan(cells)
+        near = 0.25 * min(factor.steps, default=1.0)
+        if factor.continuous and not missing.all():
+            near = NEAR * np.nanstd(cells)
+        with np.errstate(invalid="ignore"):
+            same = np.abs(back - cells) <= near + 1e-6 * np.abs(cells)
+        lost |= ~(same | (missing & np.isnan(back)))
+        kept &= ~missing | factor.gaps
+        if not factor.steps:
+            kept &= missing | np.isin(cells.astype(np.float32), np.array(factor.values, dtype=np.float32))
+    return {"rows": int(kept.sum()), "lost": int((lost & kept).sum())}
+
+
+def _for_trees(
+    rows: np.ndarray, drawn: np.ndarray, discrete: np.ndarray, context: Tensor | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and samples as a classifier sees them: a gap is a category, or a median and a mark."""
+    both = np.concatenate([rows, drawn])
+    columns: list[np.ndarray] = []
+    for cells, categories in zip(both.T, discrete, strict=True):
+        missing = np.isnan(cells)
+        met = np.unique(cells[~missing])
+        if categories and len(met) <= LEVELS:
+            columns.extend(cells == value for value in met)
+        else:
+            filler = -1.0 if categories or missing.all() else np.median(cells[~missing])
+            columns.append(np.where(missing, filler, cells))
+        columns.append(missing)
+    real, sampled = np.split(np.stack(columns, 1).astype(np.float64), [len(rows)])
+    if context is None:
+        return real, sampled
+    # In its own order in both, so a classifier sees the joint distribution.
+    given = _array(context)
+    return np.concatenate([real, given], 1), np.concatenate([sampled, given[: len(sampled)]], 1)
+
+
+def _likelihood(in_orders: Tensor, independent: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """The likelihood beside that of independent columns, the columns' parts of both, and what orders differ by."""
+    log_prob = (in_orders.sum(2).double().logsumexp(0) - np.log(len(in_orders))).cpu().numpy()
+    kept = np.isfinite(log_prob) & np.isfinite(independent).all(1)
+    impossible = {"impossible": int((~np.isfinite(log_prob)).sum())}
+    if kept.sum() < 2:
+        return {"likelihood": impossible, "columns": [], "orders": {"means": []}}
+    # A row may be impossible in some of the orders only.
+    sums = _array(in_orders.sum(2))[:, kept]
+    finite = np.isfinite(sums).all(0)
+    shares = _array(in_orders)[:, kept][:, finite].mean(0)
+    columns = [
+        {"column": name, **mean_and_error(share), "gain": mean_and_error(share - own)}
+        for name, share, own in zip(names, shares.T, independent[kept][finite].T, strict=True)
+    ]
+    whole = independent.sum(1)
+    return {
+        "likelihood": {
+            **impossible,
+            "flow": mean_and_error(log_prob[kept]),
+            "marginals": mean_and_error(whole[kept]),
+            "gain_over_marginals": mean_and_error(log_prob[kept] - whole[kept]),
+        },
+        "columns": sorted(columns, key=lambda part: part["mean"]),
+        "orders": {
+            "means": [float(order.mean()) for order in sums[:, finite]],
+            "spread": float(sums[:, finite].std(0).mean()),
+        },
+    }
+
+
+def judge_mixed(report: dict[str, Any], limits: MixedThresholds = THRESHOLDS) -> tuple[str, list[str]]:
+    """Return the verdict in words, and every reason for less than full trust."""
+    verdict = Verdict()
+    weigh = verdict.weigh
+    rows, lost = report["round_trip"]["rows"], report["round_trip"]["lost"]
+    weigh(lost / max(1, rows), limits.round_trip, f"{lost} of {rows} rows do not come back from their noise")
+    rows = report["rows"]
+    impossible = report["likelihood"]["impossible"]
+    weigh(impossible / rows, limits.non_finite, f"{impossible} of {rows} rows have no finite likelihood")
+    samples = report["samples"]
+    infinite = samples["non_finite"]
+    weigh(infinite / samples["rows"], limits.non_finite, f"{infinite} of {samples['rows']} samples are not finite")
+    if "classifier" in samples:
+        verdict.weigh_classifier(samples["classifier"], limits.auc)
+        part = samples["marginals"]
+        if part["p"] < limits.significance:
+            text = f"samples and rows differ by {part['distance']:.2f} in the distribution of column {part['column']!r}"
+            weigh(part["distance"] - part["chance"], limits.marginal, f"{text} ({part['chance']:.2f} by chance)")
+    noise = report["noise"]
+    if noise["p"] < limits.significance:
+        what = noise["column"] if noise["column"] == ORDER else f"column {noise['column']!r}"
+        weigh(noise["distance"], limits.noise, f"the noise of {what} is {noise['distance']:.2f} away from uniform")
+    if noise["radius_p"] < limits.significance:
+        distance = noise["radius_distance"]
+        weigh(distance, limits.radius, f"the noise's distances from 0, as normal scores, are off by {distance:.2f}")
+    if noise["covariance_p"] < limits.significance:
+        entry, (a, b) = noise["covariance"], noise["covariance_columns"]
+        weigh(entry, limits.covariance, f"the noise's covariance ({a}, {b}), as normal scores, is off by {entry:.2f}")
+    verdict.weigh_likelihood(report["likelihood"], limits.simpler)
+    if "spread" in report["orders"]:
+        spread = report["orders"]["spread"]
+        text = (
+            f"the log-likelihood of a row varies by {spread:.2f} nats (standard deviation) over orders of the columns"
+        )
+        weigh(spread / len(report["columns"]), limits.orders, text)
+    if "privacy" in report:
+        _weigh_copies(verdict, report["privacy"], limits)
+    return verdict.said()
+
+
+def _weigh_copies(verdict: Verdict, privacy: dict[str, Any], limits: MixedThresholds) -> None:
+    share, stderr = privacy["share"], privacy["stderr"]
+    text = f"{share:.0%} of the samples are nearer to a training row than to a held-out one (50 %: nothing is copied)"
+    verdict.weigh(share - 0.5 - 2 * stderr, limits.copied, text)
+    samples, held_out = privacy["close"]["samples"], privacy["close"]["held_out"]
+    error = float(np.hypot(samples["stderr"], held_out["stderr"]))
+    text = (
+        f"{samples['mean']:.0%} of the samples are as near to a training row as {held_out['mean']:.0%} of held-out rows"
+    )
+    verdict.weigh(samples["mean"] - held_out["mean"] - 2 * error, limits.close, text)
