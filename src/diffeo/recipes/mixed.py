@@ -24,7 +24,7 @@ def mixed(
     hidden: int = 512,
     layers: int = 3,
     components: int = 10,
-    orders: int = 4,
+    orders: int = 8,
     dropout: float = 0.0,
     preprocess: Preprocess = (),
 ) -> Flow:

@@ -155,7 +155,7 @@ class Mixed(DataDependent):
         network: nn.Module,
         columns: Sequence[Factor | Mapping[str, Any]],
         components: int = 10,
-        orders: int = 4,
+        orders: int = 8,
         seed: int = 0,
     ) -> None:
         super().__init__()

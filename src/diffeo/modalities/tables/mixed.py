@@ -38,19 +38,19 @@ def factors(schema: Schema, x: Tensor) -> list[dict[str, Any]]:
             cells = values[:, len(result)]
             seen, counts = np.unique(cells[~np.isnan(cells)], return_counts=True)
             each: dict[str, Any]
-            if column.kind in ("categorical", "levels"):
-                each = {"values": [float(k) for k in range(round(grid.high) + 1)]}
-                if column.kind == "categorical":  # another number than the levels is impossible
-                    single = int((counts == 1).sum())
-                    each["unseen"] = min(0.05, max(1, single) / (counts.sum() + 1))
-            else:
+            if column.kind == "categorical":
+                single = int((counts == 1).sum())
+                unseen = min(0.05, max(1, single) / (counts.sum() + 1))
+                each = {"values": [float(k) for k in range(round(grid.high) + 1)], "unseen": unseen}
+            else:  # levels, too: their order tells something
                 steps: tuple[float, ...] = (grid.step,)
                 origin = grid.low
                 if column.steps and _on_grid(seen + column.origin, column.steps[0]):  # multiples, and so from 0 on
                     steps, origin = column.steps, -column.origin
                 each = {"values": _single(seen, counts), "steps": list(map(float, steps)), "origin": float(origin)}
             result.append({**each, "gaps": column.missing})
-    for i, copy in _copies(values, result):
+    numeric = [k for c in schema.feature_columns for k in [c.kind in ("continuous", "integer")] * c.features]
+    for i, copy in _copies(values, result, np.flatnonzero(numeric).tolist()):
         result[i].setdefault("copies", []).append(copy)
     return result
 
@@ -70,13 +70,14 @@ def _single(seen: np.ndarray, counts: np.ndarray) -> list[float]:
     return [float(value) for value in seen[frequent]]
 
 
-def _copies(values: np.ndarray, made: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, list[float]]]:
-    """Yield (i, [j, a, b]) where column i is often a x_j + b, not counting single values of its own.
+def _copies(
+    values: np.ndarray, made: Sequence[Mapping[str, Any]], numeric: Sequence[int]
+) -> Iterator[tuple[int, list[float]]]:
+    """Yield (i, [j, a, b]) where numeric column i is often a x_j + b, not counting single values of its own.
 
     Of each other column j these are tried: x_j itself, the multiple and the difference that are most frequent, each
     where none before it is true.
     """
-    numeric = [i for i, each in enumerate(made) if each.get("steps")]
     if len(numeric) > MOST_COLUMNS:
         return
     rows = values[np.random.default_rng(0).permutation(len(values))[:LOOKED_AT]]

@@ -198,6 +198,9 @@ class Column:
             k = np.rint((encoded - (self.low - self.origin)) / self.step)
             last = round((self.high - self.low) / self.step)
             values = self.low + np.clip(k, 0, last) * self.step
+            for wider in self.steps[1:]:  # thirds and whole numbers, say: these are exact
+                point = np.rint(values / wider) * wider
+                values = np.where(np.abs(values - point) < 1e-6 * wider, point, values)
             places = max(decimals(self.low), decimals(self.step))
             return np.round(values, places) + 0.0 if places <= 12 else values  # + 0: never -0
         if self.kind == "levels":
