@@ -129,8 +129,8 @@ class Uniform(Base):
     ) -> None:
         super().__init__(event_shape)
         for name, value in (("low", low), ("high", high)):
-            table = torch.as_tensor(value, dtype=torch.get_default_dtype()).expand(self.event_shape).clone()
-            self.register_buffer(name, table)
+            table = torch.as_tensor(value, dtype=torch.get_default_dtype()).expand(self.event_shape)
+            self.register_buffer(name, table.clone(memory_format=torch.contiguous_format))
         if not (self.low < self.high).all():
             raise ValueError("expected low < high in every element")
 

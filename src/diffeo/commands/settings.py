@@ -58,6 +58,10 @@ def settings_of(arguments: Mapping[str, Any], run: str | os.PathLike[str], store
     model = settings.get("model")
     if model is not None and model not in RECIPES:
         raise UserError(f"unknown model {model!r}; expected one of {', '.join(RECIPES)}")
+    if len(settings.get("sep", ",")) != 1:
+        raise UserError(f"expected one character that separates columns (--sep), got {settings['sep']!r}")
+    if settings.get("decimal", ".") not in (".", ","):
+        raise UserError(f"expected a point or a comma as the decimal mark (--decimal), got {settings['decimal']!r}")
     numbers = {"transforms": settings.get("arguments", {}).get("transforms"), **settings}
     for names, expected, valid in _RANGES:
         for name in names.split():

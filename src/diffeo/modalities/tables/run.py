@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +14,7 @@ from diffeo.errors import UserError
 from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Words, choose, held_out
 from diffeo.modalities.tables.dataset import READING
 from diffeo.modalities.tables.rows import LARGE, draw_rows
-from diffeo.modalities.tables.schema import Encoded, Schema
+from diffeo.modalities.tables.schema import Schema
 from diffeo.modalities.tables.table import Table, open_table
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.check import FEWEST, check
@@ -28,6 +27,8 @@ __all__ = ["TableRun"]
 
 CHUNK = 65536  # rows drawn at a time
 SCORE = "log_likelihood"
+LARGEST = 1e30  # of a value that is given
+BOOLEANS = {"true": 1.0, "false": 0.0}
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,11 @@ class TableRun(OpenRun):
             _count(reasons, encoded.reasons)
             _count(unseen, encoded.unseen)
             context = None if encoded.context is None else torch.from_numpy(encoded.context)
+            if self._gaps and context is not None and context.isnan().any():
+                raise UserError(
+                    f"{table.name}: values are missing in context columns ({_listed(self.schema.context)}); fill them"
+                    " or leave such rows out with --drop-missing"
+                )
             cells = table.cells(values[:, kept], [names[i] for i in kept])
             x = torch.from_numpy(encoded.x)
             yield Chunk(
@@ -216,68 +222,100 @@ class TableRun(OpenRun):
         """Rows of which some columns are given, as values or by a table, in which missing cells are drawn."""
         if given and given_from is not None:
             raise UserError("columns given twice, as values and as a table; choose one (--given or --given-file)")
+        schema = self.schema
         if given_from is None:
             assert n is not None
-            x, known = self._given_row(given)
-            rows = (x.expand(count, -1) for count in _counts(n))
-            return (Draw(k, len(row), x=row, known=known.expand(row.shape)) for k, row in enumerate(rows)), n
+            self._known([*given])
+            batches = [self._given_row(given)]
+            return self._completed(((row.repeat(count, 0), texts) for row, texts in batches for count in _counts(n))), n
         table = open_table(given_from, missing="keep", **self._reading)
-        self._known([name for name in table.all_names if name in self.schema.places])
-        each = n or 1
-        rows = (torch.from_numpy(part) for part in _repeated(self._encoded(table), each))
-        return (
-            (Draw(k, len(row), x=row, known=~row.isnan()) for k, row in enumerate(rows)),
-            table.num_rows and table.num_rows * each,
-        )
+        names = [name for name in schema.names if name in table.all_names] if table.has_names else [*schema.names]
+        if not names:
+            raise UserError(
+                f"{table.name}: has none of the columns {_few(schema.names)}; give a table with some of them"
+            )
+        table = schema.declared(table.select(names, schema.all_names or names))
+        places, each = [schema.names.index(name) for name in names], n or 1
 
-    def _encoded(self, table: Table) -> Iterator[np.ndarray]:
-        """Yield the rows of a table that has some of the columns, encoded, NaN for what it does not have."""
-        schema = self.schema
-        there = [name for name in schema.names if name in table.all_names]
-        table = schema.declared(table.select(there))
-        for values in table.batches(there):
-            whole = np.full((len(values), len(schema.names)), np.nan)
-            whole[:, [schema.names.index(name) for name in there]] = values
-            encoded = schema.encode(whole, table.dictionaries, gaps=True)
-            self._refuse(encoded)
-            yield encoded.x
+        def rows() -> Iterator[tuple[np.ndarray, Mapping[str, Sequence[str]]]]:
+            start = 0
+            for values in table.batches(names):
+                whole = np.full((len(values), len(schema.names)), np.nan)
+                whole[:, places] = values
+                self._refuse_unlikely(whole, table.dictionaries, table, start)
+                start += len(values)
+                for part in _repeated(iter([whole]), each):
+                    yield part, table.dictionaries
 
-    def _given_row(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """The encoded row ``(1, features)`` of values by column, NaN elsewhere, and which features these are."""
+        return self._completed(rows()), table.num_rows and table.num_rows * each
+
+    def _completed(self, rows: Iterable[tuple[np.ndarray, Mapping[str, Sequence[str]]]]) -> Iterator[Draw]:
+        """Draws of rows (n, columns) as a table reads them, NaN where cells are to be drawn."""
+        for number, (values, texts) in enumerate(rows):
+            x = torch.from_numpy(self.schema.encode(values, texts, gaps=True).x)
+            columns = zip(self.schema.columns, values.T, strict=True)
+            about = np.stack([column.read(cells, texts.get(column.name)) for column, cells in columns], axis=1)
+            yield Draw(number, len(x), x=x, known=~x.isnan(), about=about)
+
+    def _given_row(self, given: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, list[str]]]:
+        """Values by column as a table reads them: a row ``(1, columns)``, NaN elsewhere, and its texts.
+
+        Raises:
+            UserError: for what is no value of its column.
+        """
         schema = self.schema
-        known = self._known([*given])
-        assert known is not None
         row = np.full((1, len(schema.names)), np.nan)
         texts: dict[str, list[str]] = {}
         for name, value in given.items():
             place = schema.names.index(name)
             column = schema.columns[place]
-            if column.categories or column.format:
+            if column.format or (column.categories and not column.values):
                 texts[name], row[0, place] = [str(value)], 0
                 continue
+            word = str(value).strip().lower()
             try:
-                row[0, place] = float(value)
+                row[0, place] = BOOLEANS[word] if column.dtype == "bool" and word in BOOLEANS else float(value)
             except (TypeError, ValueError) as error:
                 raise UserError(f"expected a number for column {name!r}, got {value!r}") from error
-            if not np.isfinite(row[0, place]):
+            if not abs(row[0, place]) < LARGEST:
                 raise UserError(f"expected a finite value of column {name!r}, got {value}")
-        encoded = schema.encode(row, texts, gaps=True)
-        self._refuse(encoded, given)
-        return torch.from_numpy(encoded.x), known[None]
+        self._refuse_unlikely(row, texts)
+        return row, texts
 
-    def _refuse(self, encoded: Encoded, given: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def _refuse_unlikely(
+        self, values: np.ndarray, texts: Mapping[str, Sequence[str]], table: Table | None = None, start: int = 0
+    ) -> None:
         """Refuse values that no column has: nothing can be drawn given what has no density.
+
+        Args:
+            values: rows (n, columns) as a table reads them.
+            texts: by column, those that their numbers stand for.
+            table: where they come from.
+            start: how many of its rows came before these.
 
         Raises:
             UserError: for a category that training did not see, or a value off a column's grid.
         """
-        for name in encoded.unseen:
-            column = self.schema.columns[self.schema.names.index(name)]
-            value = f" {given[name]!r}" if name in given else ""
-            raise UserError(f"column {name!r}: training saw no category{value}; it has {_few(column.categories)}")
-        for name in encoded.reasons:
-            value = f" {given[name]}" if name in given else ""
-            raise UserError(f"column {name!r}: training saw no value such as{value}, and such rows have no density")
+        for column, cells in zip(self.schema.columns, values.T, strict=True):
+            known = column.read(cells, texts.get(column.name))
+            if column.kind == "categorical":
+                wrong, remedy = known == len(column.categories), f"they are {_few(column.categories)}"
+            else:
+                with np.errstate(all="ignore"):
+                    wrong = column.encode(known)[1] & ~np.isnan(known)
+                if column.dtype in ("int64", "bool"):  # what is written is whole
+                    wrong |= ((known != np.rint(known)) & ~np.isnan(known)) | (np.abs(known) >= 2.0**53)
+                if column.dtype == "bool":
+                    wrong |= (known < 0) | (known > 1)
+                remedy = f"they lie between {' and '.join(map(str, column.cells(np.array([column.low, column.high]))))}"
+                if column.kind == "levels":
+                    remedy = f"they are {_few([f'{value:g}' for value in column.values])}"
+            if not wrong.any():
+                continue
+            row = int(wrong.argmax())
+            value = texts[column.name][int(cells[row])] if column.name in texts else f"{cells[row]:g}"
+            where = f"{table.name}: {table.where(start + row + 1)}, " if table is not None else ""
+            raise UserError(f"{where}column {column.name!r}: training saw no values such as {value!r}; {remedy}")
 
     def _draws(self, contexts: Iterable[np.ndarray]) -> Iterator[Draw]:
         for number, context in enumerate(contexts):
@@ -314,8 +352,21 @@ class TableRun(OpenRun):
                 x = samples.double().cpu().numpy()
                 finite = np.isfinite(x) | (np.isnan(x) & self.flow.any_order)  # a gap is a value of a mixed density
                 bad += int((~finite.all(1)).sum())
-                writer.write(schema.decode(x, draw.about))
+                if draw.known is None or draw.about is None:
+                    writer.write(schema.decode(x, draw.about))
+                else:
+                    writer.write(self._kept(x, draw.about))
         return {"non_finite": bad}
+
+    def _kept(self, x: np.ndarray, about: np.ndarray) -> np.ndarray:
+        """The cells of features that were completed, those that were given as they were."""
+        cells = self.schema.decode(x).astype(object)
+        for i, column in enumerate(self.schema.columns):
+            there = ~np.isnan(about[:, i])
+            if there.any():
+                shown = column.cells(about[there, i])
+                cells[there, i] = np.fromiter(shown, dtype=object, count=len(shown))
+        return cells
 
     # ---- Imputing ---------------------------------------------------------------------------------------------------
 
