@@ -458,8 +458,8 @@ def _samples(samples: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield "  worst direction", f"{p['distance']:.3f} apart (p {_p(p['p'])}); {column}"
     if "marginals" in samples:
         part = samples["marginals"]
-        apart = f"{part['distance']:.3f} apart, {part['chance']:.3f} by chance (p {_p(part['p'])})"
-        yield "  worst column", f"{part['column']}: {apart}"
+        text = f"{part['distance']:.3f} apart, {part['chance']:.3f} by chance (p {_p(part['p'])})"
+        yield "  worst column", f"{part['column']}: {text}"
 
 
 def _latents(z: Mapping[str, Any]) -> Rows:

@@ -407,8 +407,8 @@ class TableRun(OpenRun):
         rows, which = choose(len(x), most, which, seed)
         if len(rows) < FEWEST:
             raise UserError(f"{table.name}: has {len(rows)} usable rows, expected at least {FEWEST} to check by")
-        given = None if context is None else context[rows]
-        return Examples(table.name, x[rows], given, which, in_sample, contexts, reasons, known)
+        chosen_context = None if context is None else context[rows]
+        return Examples(table.name, x[rows], chosen_context, which, in_sample, contexts, reasons, known)
 
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
         """Numerics, latents, samples and likelihood, beside a Gaussian and independent columns."""
