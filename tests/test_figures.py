@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
-from matplotlib.patches import StepPatch
+from matplotlib.patches import Rectangle, StepPatch
 from PIL import Image, ImageSequence
 from scipy import stats
 
@@ -20,6 +20,7 @@ from diffeo.modalities.audio import figures as audio_figures
 from diffeo.modalities.images import figures as image_figures
 from diffeo.modalities.tables import figures as table_figures
 from diffeo.modalities.tables.schema import Column, Schema
+from diffeo.recipes import mixed
 from diffeo.report import distillation, figures, step_distillation, trajectories
 from diffeo.report.style import GREY, MODEL, OTHER, REAL
 from diffeo.spectral import magnitudes
@@ -270,6 +271,122 @@ def test_figures_of_a_flow_of_a_table(tmp_path, plotted):
     cells = np.diff(edges[0]) * np.diff(edges[1])[:, None]
     np.testing.assert_allclose(values, np.histogram2d(*in_units.T, bins=edges)[0].T / 2000 / cells)
     assert title(right) == "samples (5,000 rows)"
+
+
+# Mixed densities
+
+
+def bars(axes):
+    """The bars of data and of samples: pairs of place and length."""
+    rectangles = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    sideways = any(patch.get_height() == 0.8 for patch in rectangles)
+    return [
+        [
+            (p.get_y() + 0.4, p.get_width()) if sideways else (p.get_x() + p.get_width() / 2, p.get_height())
+            for p in rectangles
+            if p.get_fill() == filled
+        ]
+        for filled in (True, False)
+    ]
+
+
+def gappy(generator, values, share):
+    return np.where(generator.random(len(values)) < share, np.nan, values)
+
+
+def test_marginals_show_shares_of_categories_of_numbers_and_of_gaps(tmp_path, plotted):
+    g = np.random.default_rng(0)
+    codes = [gappy(g, g.integers(20, size=n) ** 2 // 20, 0.1) for n in (900, 500)]
+    numbers = [gappy(g, g.normal(size=n), share) for n, share in ((900, 0.2), (500, 0.1))]
+    days = [1e9 + 86400 * part.round() for part in numbers]
+    columns = [
+        figures.Marginal("category", *codes, labels=[f"label {i}" for i in range(19)]),
+        figures.Marginal("number", *numbers),
+        figures.Marginal("full", *(part[~np.isnan(part)] for part in numbers)),
+        figures.Marginal("whole", *(part.round() for part in numbers), step=1.0),
+        figures.Marginal("day", *days, dates=True, show=lambda value: f"day {value / 86400:.0f}"),
+        *(figures.Marginal(f"more {i}", *numbers) for i in range(12)),
+    ]
+    figures.marginals(columns, tmp_path / "marginals.png")
+    axes = plotted["marginals"].axes
+    assert [title(each) for each in axes] == [column.name for column in columns[:16]]
+    assert plotted["marginals"].get_supxlabel() == "the first 16 of 17 columns"
+    names = [text.get_text() for text in axes[0].get_yticklabels()]
+    assert (len(names), names[-2:]) == (14, ["7 others", "missing"])
+    often = [int(name.split()[1]) for name in names[:-2]]
+    counts = [np.array([(part == code).mean() for code in range(19)]) for part in codes]
+    assert list(counts[0][often]) == sorted(counts[0], reverse=True)[:12]
+    for count, part, drawn in zip(counts, codes, bars(axes[0]), strict=True):
+        lengths = [*count[often], count.sum() - count[often].sum(), np.isnan(part).mean()]
+        np.testing.assert_allclose(drawn, np.stack([np.arange(14), lengths], 1), atol=1e-9)
+    for panel, column in zip(axes[1:5], columns[1:5], strict=True):
+        for colour, values, drawn in zip((REAL, MODEL), (column.real, column.sampled), bars(panel), strict=True):
+            ((heights, edges, filled),) = steps(panel, colour)
+            np.testing.assert_allclose(heights, np.histogram(values[~np.isnan(values)], edges)[0] / len(values))
+            assert filled == (colour == REAL)
+            gaps = np.isnan(values).mean()
+            assert [length for _, length in drawn] == ([pytest.approx(gaps)] if gaps else [])
+            assert all(place > edges[-1] for place, _ in drawn)
+    assert axes[1].get_xticklabels()[-1].get_text() == "missing"
+    assert all(text.get_text() != "missing" for text in axes[2].get_xticklabels())
+    assert (steps(axes[3], REAL)[0][1] % 1 == 0.5).all()
+    assert [text.get_text().split()[0] for text in axes[4].get_xticklabels()] == ["day", "day", "missing"]
+    assert texts(plotted["marginals"].legends[0]) == ["data", "samples"]
+
+
+@pytest.mark.parametrize("columns", [1, 20])
+def test_noise_beside_the_uniform_distribution(tmp_path, plotted, columns):
+    values = np.random.default_rng(0).random((1000, columns)) ** np.linspace(1, 2, columns)
+    figures.noise(values, [f"column {i}" for i in range(columns)], tmp_path / "noise.png", "held-out rows")
+    axes, count = plotted["noise"].axes, min(columns, 16)
+    assert [title(each) for each in axes] == [f"column {i}" for i in range(columns - count, columns)]  # the farthest
+    for number, panel in zip(range(columns - count, columns), axes, strict=True):
+        ((heights, edges, _),) = steps(panel, REAL)
+        np.testing.assert_allclose(heights, expected_density(values[:, number], edges))
+        ((_, line),) = lines(panel)
+        assert (line == 1).all()
+        assert panel.get_ylim()[1] >= heights.max()
+    assert ("the 16 of 20 farthest from it" in plotted["noise"].get_suptitle()) == (columns == 20)
+    assert "held-out rows" in plotted["noise"].get_suptitle()
+
+
+def test_figures_of_a_mixed_density(tmp_path, plotted):
+    """Columns in the table's own units, complete rows of pairs, the noise of held-out rows."""
+    form = "%Y-%m-%d %H:%M"
+    columns = (
+        Column("kind", "string", "categorical", 0, 1, categories=("a", "b")),
+        Column("size", "float64", "continuous", -50.0, 70.0, origin=10.0, missing=True),
+        Column("level", "float64", "levels", 0.5, 77.0, values=(0.5, 2.25, 77.0), missing=True),
+        Column("when", "string", "date", 1e9, 1e9 + 86400 * 99.5, 3600.0, values=(0.0, 82800.0), format=form),
+        Column("count", "int64", "integer", 3, 40, step=1.0, origin=3.0),
+    )
+    schema = Schema(columns)
+    factors = [{"values": [0, 1]}, {"steps": [0], "gaps": True}, {"values": [0, 1, 2], "gaps": True}]
+    flow = mixed(6, columns=[*factors, *[{"steps": [1]}] * 3], hidden=16, layers=1, orders=2).eval()
+    x = torch.rand(300, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([2, 9, 3, 99, 20, 30])
+    x[:, [0, 2, 3, 4, 5]] = x[:, [0, 2, 3, 4, 5]].floor()
+    x[:, 4] *= 3600
+    x[:30, 1], x[20:60, 2] = torch.nan, torch.nan
+    rows = SimpleNamespace(x=x, context=None, valid_x=x[:150].flip(0), valid_context=None)
+    paths = table_figures.plot_figures(tmp_path, flow, schema, rows, seed=0)
+    assert paths == [str(tmp_path / "figures" / f"{name}.png") for name in ("marginals", "pairs", "noise")]
+    panels = {title(axes): axes for axes in plotted["marginals"].axes}
+    assert list(panels) == [column.name for column in columns]
+    names = [text.get_text() for text in panels["level"].get_yticklabels()]
+    shares = {f"{value:g}": (x[:, 2] == i).float().mean().item() for i, value in enumerate((0.5, 2.25, 77))}
+    shown = dict(zip(names, [length for _, length in bars(panels["level"])[0]], strict=True))
+    assert shown == pytest.approx(shares | {"missing": 40 / 300})
+    assert bars(panels["size"])[0][0][1] == pytest.approx(0.1)
+    ((heights, edges, _),) = steps(panels["size"], REAL)
+    size = x[:, 1].numpy() + 10.0
+    np.testing.assert_allclose(heights, np.histogram(size[30:], edges)[0] / 300)
+    assert panels["when"].get_xticklabels()[0].get_text().startswith("2001-")
+    grid = np.array(plotted["pairs"].axes).reshape(2, 2)
+    assert [axes.get_xlabel() for axes in grid[1]] == ["size", "count"]
+    (xy,) = lines(grid[1, 0])
+    np.testing.assert_allclose(xy[0], size[30:], atol=1e-4)
+    assert [title(axes) for axes in plotted["noise"].axes] == [*schema.feature_names, "the order of the columns"]
+    assert "held-out rows" in plotted["noise"].get_suptitle()
 
 
 # Latents

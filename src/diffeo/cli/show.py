@@ -10,6 +10,9 @@ from typing import Any
 __all__ = ["check", "distill", "fit", "info", "inpaint", "machine", "sample", "score"]
 
 SHOWN = 40  # columns listed by info
+WIDE = 50  # letters of what is listed of one
+MASSES = ("missing", "single values", "copies")  # of the columns of a mixed density
+LONG = ("preprocess", "columns")  # arguments that it does not show
 
 Rows = list[tuple[str, str]]  # what is said, and of what; nothing is shown of what is not there
 SOUND = {"rms": "loudness (RMS)", "flatness": "spectral flatness", "voiced_share": "voiced share"}
@@ -67,7 +70,17 @@ def _figures(summary: Mapping[str, Any]) -> tuple[str, str]:
 
 def _likelihoods(metrics: Mapping[str, Any]) -> Rows:
     parts = {"validation": "validation", "train": "training", "test": "test"}
-    return [(text, _likelihood(metrics[name])) for name, text in parts.items() if name in metrics]
+    rows = metrics.get("rows", {})
+    return [
+        (text, _likelihood(metrics[name]) + _used(metrics[name].get("rows"), rows.get(name)))
+        for name, text in parts.items()
+        if name in metrics
+    ]
+
+
+def _used(used: int | None, rows: int | None) -> str:
+    """How many rows a figure is of, if not of all."""
+    return f", on {used:,} rows" if used and rows and used < rows else ""
 
 
 def _likelihood(part: Mapping[str, Any]) -> str:
@@ -251,12 +264,13 @@ def info(summary: Mapping[str, Any]) -> str:
     data, versions = origin.get("data") or {}, origin.get("versions", {})
     teacher = origin.get("distillation", {}).get("teacher")
     columns = summary.get("columns", [])
+    masses = MASSES if any("masses" in column for column in columns) else ()
     unit = "rows" if columns else "images" if "shape" in summary else "recordings"
     made_by = ", ".join(f"{name} {versions[name]}" for name in ("diffeo", "torch") if name in versions)
     return _page(
         f"{_model(summary)}, {summary['bytes'] / 1e6:.2f} MB",
         [
-            ("arguments", ", ".join(f"{k}={v}" for k, v in summary["arguments"].items() if k != "preprocess")),
+            ("arguments", ", ".join(f"{k}={v}" for k, v in summary["arguments"].items() if k not in LONG)),
             ("fast", " and ".join(summary["fast"]) or "neither log_prob nor sample"),
             *_likelihoods(metrics),
             ("trained", _trained(metrics) if "epochs" in metrics else "not to the end"),
@@ -267,18 +281,33 @@ def info(summary: Mapping[str, Any]) -> str:
             ("distilled", f"from {teacher['run']}, {teacher['model']}" if teacher else ""),
             ("made", f"{origin.get('date', '?')} by {made_by}"),
         ],
-        *_below(("column", "kind", "range"), map(_column, columns[:SHOWN])),
+        *_below(("column", "kind", "range", *masses), map(_column, columns[:SHOWN])),
         *([f"  ... and {len(columns) - SHOWN} more"] if len(columns) > SHOWN else []),
     )
 
 
-def _column(column: Mapping[str, Any]) -> tuple[str, str, str]:
+def _column(column: Mapping[str, Any]) -> tuple[str, ...]:
     low, high, step = column["low"], column["high"], column["step"]
-    return (
+    known = (
         column["name"] + " (context)" * (column["role"] == "context"),
         column["kind"] + _if(column["levels"], " ({})"),
-        f"{low:g}" + f" ... {high:g}" * (high != low) + f" step {step:g}" * (step not in (0, 1)),
     )
+    if "masses" not in column:
+        return (*known, f"{low:g}" + f" ... {high:g}" * (high != low) + f" step {step:g}" * (step not in (0, 1)))
+    if column["kind"] == "categorical":
+        reach = ", ".join(column["range"]) + ", ..." * (column["levels"] > len(column["range"]))
+    else:
+        stepped = column["kind"] == "integer" and step != 1
+        reach = " ... ".join(column["range"]) + f" step {step:g}" * stepped
+    copies = "; ".join(map(_copy, column["copies"]))
+    reach = textwrap.shorten(reach, WIDE, placeholder=" ...")
+    return (*known, reach, "yes" * column["missing"], _if(column["masses"], "{:,}"), copies)
+
+
+def _copy(copy: Mapping[str, Any]) -> str:
+    times, plus = copy["times"], copy["plus"]
+    value = f"{times:.6g} x " * (times != 1) + repr(copy["column"]) + f" {plus:+.6g}" * (plus != 0)
+    return f"equals {value} in some rows"
 
 
 def machine(summary: Mapping[str, Any]) -> str:
@@ -429,8 +458,8 @@ def _samples(samples: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield "  worst direction", f"{p['distance']:.3f} apart (p {_p(p['p'])}); {column}"
     if "marginals" in samples:
         part = samples["marginals"]
-        apart = f"{part['distance']:.3f} apart, {part['chance']:.3f} by chance (p {_p(part['p'])})"
-        yield "  worst column", f"{part['column']}: {apart}"
+        text = f"{part['distance']:.3f} apart, {part['chance']:.3f} by chance (p {_p(part['p'])})"
+        yield "  worst column", f"{part['column']}: {text}"
 
 
 def _latents(z: Mapping[str, Any]) -> Rows:

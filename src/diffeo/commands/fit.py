@@ -224,7 +224,7 @@ def _metrics(flow: Flow, dataset: Dataset, words: Words, seed: int) -> dict[str,
         result[name] = likelihood_facts(nll, math.prod(x.shape[1:]), words.dimension, dataset.step)
     result["rows"] = {"train": dataset.rows, "validation": len(dataset.valid_x)}
     if "test" in result:
-        result["rows"]["test"] = result["test"]["rows"]
+        result["rows"]["test"] = dataset.tested
     return result
 
 

@@ -113,9 +113,9 @@ def _cells(values: np.ndarray, discrete: bool) -> np.ndarray:
         return cells
     numbers = np.arange(len(met))
     if not discrete:
-        own = counts >= OFTEN * len(values)
-        rest = np.where(own, 0, counts)
+        frequent = counts >= OFTEN * len(values)
+        rest = np.where(frequent, 0, counts)
         steps = (rest.cumsum() - rest) * CELLS // max(1, rest.sum())
-        numbers = np.where(own, CELLS + numbers, steps)
+        numbers = np.where(frequent, CELLS + numbers, steps)
     cells[known] = 1 + numbers[place]
     return cells

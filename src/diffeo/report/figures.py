@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from diffeo.flow import Flow
 from diffeo.objectives import MaximumLikelihood, objective_of
 from diffeo.report.style import DENSITY, GREY, MODEL, REAL, Figures, figure, heat, histogram, legend_above, span
 
-__all__ = ["density_2d", "latents", "learning_curve", "pairs", "training"]
+__all__ = ["Marginal", "density_2d", "latents", "learning_curve", "marginals", "noise", "pairs", "training"]
 
 COLUMNS = 6  # columns shown in a grid of pairs, and latents
+PANELS = 16  # columns shown one by one
+BARS = 12  # categories shown, the most frequent ones
+MISSING = "missing"
 FEW = 1500  # rows plotted as points, not as counts
 
 
@@ -201,6 +205,155 @@ def _counts(xy: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
 
 def _short(name: str, length: int = 18) -> str:
     return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """A column of rows and of samples, side by side.
+
+    Attributes:
+        name: of the column.
+        real, sampled: its values (n,) and (m,), NaN where a cell is missing; codes 0, 1, ... of categories.
+        labels: what the codes stand for; empty for numbers.
+        step: distance between neighbouring numbers, 0 if there is none.
+        show: the text of a number, for ticks.
+        dates: whether the numbers are points in time, in seconds.
+    """
+
+    name: str
+    real: np.ndarray
+    sampled: np.ndarray
+    labels: Sequence[str] = ()
+    step: float = 0.0
+    show: Callable[[float], str] = _compact
+    dates: bool = False
+
+
+def marginals(columns: Sequence[Marginal], path: str | Path) -> None:
+    """Compare columns of rows with those of samples one by one, of what is missing its share.
+
+    Bars are shares of the rows with a category, or of the rows with a number in a bin; of more than 16 columns the
+    first are shown.
+
+    Args:
+        columns: any number.
+        path: of the PNG.
+    """
+    from matplotlib.patches import Patch
+
+    shown = columns[:PANELS]
+    across = min(4, len(shown))
+    down = -(-len(shown) // across)
+    with figure(path, (2.6 * across + 0.4, 2.1 * down + 0.5)) as fig:
+        grid = fig.subplots(down, across, squeeze=False)
+        for axes in grid.flat[len(shown) :]:
+            axes.remove()
+        for axes, column in zip(grid.flat, shown, strict=False):
+            (_bars if column.labels else _bins)(axes, column)
+            axes.set_title(_short(column.name, 30))
+        handles = [Patch(color=REAL, alpha=0.35, lw=0, label="data"), Patch(fill=False, ec=MODEL, label="samples")]
+        fig.legend(handles=handles, loc="outside upper right", ncols=2)
+        if len(columns) > len(shown):
+            fig.supxlabel(f"the first {len(shown)} of {len(columns)} columns", fontsize=8, color=GREY)
+
+
+def _bars(axes: Any, column: Marginal) -> None:
+    """Plot shares of the most frequent categories, from top to bottom, of all others, and of what is missing."""
+    counts = [
+        np.bincount(values[~np.isnan(values)].astype(int), minlength=len(column.labels)) / max(1, len(values))
+        for values in (column.real, column.sampled)
+    ]
+    order = np.argsort(-counts[0], kind="stable")
+    often, rest = order[:BARS], order[BARS:]
+    names = [_short(column.labels[code], 20) or "''" for code in often]
+    shares = [[*part[often], *([part[rest].sum()] if len(rest) else [])] for part in counts]
+    names += [f"{len(rest)} others"] if len(rest) else []
+    missing = [float(np.isnan(values).mean()) for values in (column.real, column.sampled)]
+    if any(missing):
+        names, shares = [*names, MISSING], [[*part, share] for part, share in zip(shares, missing, strict=True)]
+    places = np.arange(len(names))
+    axes.barh(places, shares[0], 0.8, color=REAL, alpha=0.35, lw=0)
+    axes.barh(places, shares[1], 0.8, fill=False, edgecolor=MODEL, lw=1.1)
+    axes.set_yticks(places, names, fontsize=7 if len(names) > 6 else 8)
+    axes.invert_yaxis()
+    axes.tick_params(left=False)
+    _shares(axes.xaxis)
+
+
+def _bins(axes: Any, column: Marginal) -> None:
+    """Plot shares of the numbers in bins, and at the right of what is missing."""
+    real, sampled = (values[np.isfinite(values)] for values in (column.real, column.sampled))
+    edges = _edges(real if len(real) else np.zeros(1), column.step, int(np.clip(2.5 * len(real) ** (1 / 3), 8, 40)))
+    for values, whole, look in (
+        (real, column.real, {"fill": True, "color": REAL, "alpha": 0.35, "lw": 0}),
+        (sampled, column.sampled, {"fill": False, "color": MODEL, "lw": 1.3}),
+    ):
+        axes.stairs(np.histogram(values, edges)[0] / max(1, len(whole)), edges, **look)
+    low, high = edges[0], edges[-1]
+    missing = [float(np.isnan(values).mean()) for values in (column.real, column.sampled)]
+    ticks = _numbers(low, high, column.step >= 1)
+    if column.dates:  # whose texts are long
+        ticks = [low + share * (high - low) for share in ((0.15, 0.7) if any(missing) else (0.2, 0.8))]
+    if any(missing):
+        width = 0.09 * (high - low)
+        place = high + 1.6 * width
+        axes.bar(place, missing[0], width, color=REAL, alpha=0.35, lw=0)
+        axes.bar(place, missing[1], width, fill=False, edgecolor=MODEL, lw=1.1)
+        ticks = [tick for tick in ticks if tick < high - width]
+        axes.set_xticks([*ticks, place], [*map(column.show, ticks), MISSING])
+        high = place + width
+    else:
+        axes.set_xticks(ticks, [*map(column.show, ticks)])
+    axes.set_xlim(low, high)
+    axes.set_ylim(bottom=0)
+    _shares(axes.yaxis)
+
+
+def _shares(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(3))
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+
+
+def _numbers(low: float, high: float, whole: bool) -> list[float]:
+    from matplotlib.ticker import MaxNLocator
+
+    return [tick for tick in MaxNLocator(3, integer=whole).tick_values(low, high) if low <= tick <= high]
+
+
+def noise(values: np.ndarray, names: Sequence[str], path: str | Path, what: str = "data") -> None:
+    """Hold the noise of rows (n, D) against the uniform distribution, column by column.
+
+    Of more than 16 columns, those farthest from uniform are shown. ``what`` names the rows.
+    """
+    from scipy import stats
+
+    n, d = values.shape
+    distances = [stats.kstest(column, "uniform").statistic for column in values.T]
+    shown = sorted(np.argsort(distances)[::-1][:PANELS])
+    across = min(4, len(shown))
+    down = -(-len(shown) // across)
+    bins = int(np.clip(n ** (1 / 2.5), 5, 25))
+    chance = stats.binom.ppf([0.005, 0.995], n, 1 / bins) * bins / n
+    with figure(path, (1.9 * max(across, 2) + 0.3, 1.5 * down + 0.7)) as fig:
+        grid = fig.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+        for axes in grid.flat[len(shown) :]:
+            axes.remove()
+        for axes, i in zip(grid.flat, shown, strict=False):
+            axes.axhspan(*chance, color="#D0D0D0", lw=0)
+            histogram(axes, values[:, i], np.linspace(0, 1, bins + 1), REAL, filled=True)
+            axes.axhline(1.0, color="black", lw=1)
+            axes.set_title(_short(names[i], 24))
+            axes.set_xlim(0, 1)
+            axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+            axes.tick_params(labelbottom=True)
+        grid[0, 0].set_ylim(bottom=0)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("density")
+        which = "" if len(shown) == d else f": the {len(shown)} of {d} farthest from it"
+        title = f"noise of {what} (blue), uniform (black), the range of chance (99 %, grey){which}"
+        fig.suptitle(title if across > 3 else title.replace(", the range", "\nand the range"), fontsize=9, color=GREY)
 
 
 def latents(scores: np.ndarray, path: str | Path, what: str = "data") -> None:

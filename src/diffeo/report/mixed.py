@@ -131,7 +131,10 @@ def check_mixed(
     }
     discrete = np.array([not factor.steps for factor in factors])
     if len(drawn) >= FEWEST:
-        real, sampled = _for_trees(rows, drawn[: len(rows)], discrete, context)
+        real, sampled = _for_trees(rows, drawn, discrete)
+        if context is not None:  # in its own order in both, so a classifier sees the joint distribution
+            contexts = _array(context)
+            real, sampled = np.append(real, contexts, 1), np.append(sampled, contexts[~infinite], 1)
         marginals = marginal_test(rows, drawn, [*map(bool, discrete)])
         report["samples"] |= {
             "classifier": classifier_test(real, sampled, seed),
@@ -154,9 +157,9 @@ def _evaluate(flow: Flow, x: Tensor, context: Tensor | None) -> tuple[Tensor, Te
     noise, in_orders = [], []
     for start in range(0, len(x), CHUNK):
         part = x[start : start + CHUNK]
-        given = None if context is None else flow.normalize_context(context[start : start + CHUNK])
-        noise.append(transform.inverse(part, given))
-        in_orders.append(transform.log_in_orders(part, torch.zeros_like(part, dtype=torch.bool), given))
+        contexts = None if context is None else flow.normalize_context(context[start : start + CHUNK])
+        noise.append(transform.inverse(part, contexts))
+        in_orders.append(transform.log_in_orders(part, torch.zeros_like(part, dtype=torch.bool), contexts))
     return torch.cat(noise), torch.cat(in_orders, 1)
 
 
@@ -215,13 +218,10 @@ def _round_trip(rows: np.ndarray, again: np.ndarray, factors: Sequence[Factor]) 
     return {"rows": int(kept.sum()), "lost": int((lost & kept).sum())}
 
 
-def _for_trees(
-    rows: np.ndarray, drawn: np.ndarray, discrete: np.ndarray, context: Tensor | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _for_trees(rows: np.ndarray, drawn: np.ndarray, discrete: np.ndarray) -> list[np.ndarray]:
     """Rows and samples as a classifier sees them: a gap is a category, or a median and a mark."""
-    both = np.concatenate([rows, drawn])
     columns: list[np.ndarray] = []
-    for cells, categories in zip(both.T, discrete, strict=True):
+    for cells, categories in zip(np.concatenate([rows, drawn]).T, discrete, strict=True):
         missing = np.isnan(cells)
         met = np.unique(cells[~missing])
         if categories and len(met) <= LEVELS:
@@ -230,12 +230,7 @@ def _for_trees(
             filler = -1.0 if categories or missing.all() else np.median(cells[~missing])
             columns.append(np.where(missing, filler, cells))
         columns.append(missing)
-    real, sampled = np.split(np.stack(columns, 1).astype(np.float64), [len(rows)])
-    if context is None:
-        return real, sampled
-    # In its own order in both, so a classifier sees the joint distribution.
-    given = _array(context)
-    return np.concatenate([real, given], 1), np.concatenate([sampled, given[: len(sampled)]], 1)
+    return np.split(np.stack(columns, 1).astype(np.float64), [len(rows)])
 
 
 def _likelihood(in_orders: Tensor, independent: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
@@ -250,8 +245,8 @@ def _likelihood(in_orders: Tensor, independent: np.ndarray, names: Sequence[str]
     finite = np.isfinite(sums).all(0)
     shares = _array(in_orders)[:, kept][:, finite].mean(0)
     columns = [
-        {"column": name, **mean_and_error(share), "gain": mean_and_error(share - own)}
-        for name, share, own in zip(names, shares.T, independent[kept][finite].T, strict=True)
+        {"column": name, **mean_and_error(share), "gain": mean_and_error(share - marginal)}
+        for name, share, marginal in zip(names, shares.T, independent[kept][finite].T, strict=True)
     ]
     whole = independent.sum(1)
     return {

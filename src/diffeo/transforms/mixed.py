@@ -262,7 +262,13 @@ class Mixed(DataDependent):
         return self.log_in_orders(x, known, context).mean(0)
 
     def log_in_orders(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
-        """log p of each column given the known ones and those before it in each of the orders, ``(R, n, D)``."""
+        """log p of each column given the known ones and those before it in each of the orders, ``(R, n, D)``.
+
+        Args:
+            x: ``(n, D)``.
+            known: ``(n, D)``, true where all the others are conditional on the cell.
+            context: ``(n, context)``.
+        """
         return torch.stack([self._in_order(x, known, context, order)[0] for order in self.orders])
 
     def _in_order(

@@ -14,7 +14,7 @@ from diffeo.errors import UserError
 from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Words, choose, held_out
 from diffeo.modalities.tables.dataset import READING
 from diffeo.modalities.tables.rows import LARGE, draw_rows
-from diffeo.modalities.tables.schema import Schema
+from diffeo.modalities.tables.schema import Column, Schema
 from diffeo.modalities.tables.table import Table, open_table
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.check import FEWEST, check
@@ -22,10 +22,12 @@ from diffeo.report.mixed import check_mixed
 from diffeo.training.batches import fingerprint
 from diffeo.training.run import Run as StoredRun
 from diffeo.training.splitting import split_rows
+from diffeo.transforms.mixed import Mixed
 
 __all__ = ["TableRun"]
 
 CHUNK = 65536  # rows drawn at a time
+CATEGORIES = 8  # that ``facts`` names
 SCORE = "log_likelihood"
 LARGEST = 1e30  # of a value that is given
 BOOLEANS = {"true": 1.0, "false": 0.0}
@@ -79,7 +81,7 @@ class TableRun(OpenRun):
         return self.schema.to_json()
 
     def facts(self) -> dict[str, Any]:
-        """How many rows, and every column."""
+        """How many rows, and every column; of a mixed density what has a mass in it."""
         return {
             "rows": self.schema.rows,
             "columns": [
@@ -90,9 +92,29 @@ class TableRun(OpenRun):
                     "low": column.low,
                     "high": column.high,
                     "step": column.step,
-                    "levels": len(column.values),
+                    "levels": len(column.categories or (column.values if column.kind == "levels" else ())),
+                    **self._masses(column),
                 }
                 for column in self.schema.columns
+            ],
+        }
+
+    def _masses(self, column: Column) -> dict[str, Any]:
+        """Of a column of a mixed density: the range in words, gaps, single values with a mass, and copies of others."""
+        if not isinstance(self.flow.transform, Mixed):
+            return {}
+        place = self.schema.places.get(column.name)
+        factors = self.flow.transform.factors[place] if place is not None else []
+        names = self.schema.feature_names
+        ends = column.categories or column.cells(np.array([column.low, column.high]))
+        return {
+            "range": [str(end) for end in (ends[:CATEGORIES] if column.categories else dict.fromkeys(ends))],
+            "missing": column.missing,
+            "masses": sum(len(factor.values) for factor in factors if factor.steps),
+            "copies": [
+                {"column": names[j], "times": times, "plus": plus}
+                for factor in factors
+                for j, times, plus in factor.copies
             ],
         }
 
@@ -436,8 +458,8 @@ class TableRun(OpenRun):
         rows, which = choose(len(x), most, which, seed)
         if len(rows) < FEWEST:
             raise UserError(f"{table.name}: has {len(rows)} usable rows, expected at least {FEWEST} to check by")
-        given = None if context is None else context[rows]
-        return Examples(table.name, x[rows], given, which, in_sample, contexts, reasons, known)
+        chosen_context = None if context is None else context[rows]
+        return Examples(table.name, x[rows], chosen_context, which, in_sample, contexts, reasons, known)
 
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
         """Numerics, latents, samples and likelihood, beside a Gaussian and independent columns."""
