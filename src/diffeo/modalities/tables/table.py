@@ -260,7 +260,7 @@ class Table:
         A file is then parsed once where two readings follow each other. Nothing is kept of what is in memory anyway.
         """
         if not isinstance(self._source, ArraySource | ArrowSource):
-            self._memory.room = most
+            self._memory.limit = most
 
     def _blocks(self, places: Sequence[int], rows: int) -> Iterator[np.ndarray]:
         """Yield the source's blocks, those that were kept if it is the same columns that are wanted."""
@@ -272,17 +272,17 @@ class Table:
                 yield memory.blocks.popleft()
             return
         memory.forget()
-        room = memory.room
+        limit = memory.limit
         kept: deque[np.ndarray] = deque()
         for block in self._source.read(places, rows):
-            room -= block.nbytes
-            if room >= 0:
+            limit -= block.nbytes
+            if limit >= 0:
                 kept.append(block)
             else:
                 kept.clear()
             yield block
         if kept:
-            memory.room, memory.columns, memory.blocks = 0, wanted, kept
+            memory.limit, memory.columns, memory.blocks = 0, wanted, kept
 
 
 @dataclass
@@ -290,12 +290,12 @@ class _Memory:
     """Blocks of a reading that are kept for the next one, by whichever table of the same source.
 
     Attributes:
-        room: how many bytes of the next reading may be kept.
+        limit: how many bytes of the next reading may be kept.
         columns: which columns were kept, as what.
         blocks: all of their rows, or none.
     """
 
-    room: int = 0
+    limit: int = 0
     columns: list[tuple[int, str]] = field(default_factory=list)
     blocks: deque[np.ndarray] = field(default_factory=deque)
 
