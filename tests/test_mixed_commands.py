@@ -80,7 +80,7 @@ def test_scores_are_those_of_the_frame(run, tmp_path, suffix):
 
 
 def test_conditional_scores_are_ratios_where_the_order_puts_the_given_first(run, tmp_path):
-    """log p(all) = log p(kind, size) + log p(rest | kind, size), the first with the rest missing and marginalised."""
+    """log p(all) = log p(kind, size) + log p(rest | kind, size): the rest is missing and marginalised, or given."""
     frame = frame_of().drop(columns=["count", "real", "day"]).dropna()
     run = tmp_path / "run"
     commands.fit(frame, run, **TINY)
