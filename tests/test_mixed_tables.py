@@ -548,7 +548,7 @@ def test_a_run_of_numbers_carries_identifiers_and_refuses_the_rest(tmp_path, gen
     path = written(
         tmp_path / "b.csv", "id,t,d,x\n" + "\n".join(f"u{i},{'ab'[i % 2]},{i % 9 + 1}.5.24,{i}" for i in range(60))
     )
-    assert main(["fit", str(path), "--out", str(tmp_path / "none"), *options]) == 2
+    assert main(["fit", str(path), "--out", str(tmp_path / "none"), "--model", "maf", *options]) == 2
     said = capsys.readouterr().err
     assert "column 't' holds text (row 1 (line 2): 'a')" in said
     assert "column 'd' holds dates or times (row 1 (line 2): '1.5.24')" in said
@@ -565,4 +565,4 @@ def test_a_dataset_of_a_model_that_takes_everything(everything, tmp_path):
     assert list(schema.places.values())[-1].stop == schema.features == len(schema.feature_names)
     assert "seconds (time of day)" in schema.feature_names
     with pytest.raises(UserError, match=r"'text' holds text .* 'day' holds dates .* missing"):
-        TableDataset(everything, {}, 0)
+        TableDataset(everything, {"model": "maf"}, 0)
