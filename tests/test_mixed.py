@@ -88,6 +88,7 @@ def masses(flow, row, i, values):
     return flow.transform.log_conditionals(x, known)[:, i]
 
 
+@pytest.mark.slow
 @each_toy
 def test_every_conditional_sums_or_integrates_to_one(toy):
     columns, flow = TOYS[toy], flow_of(toy)

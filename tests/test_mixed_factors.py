@@ -94,9 +94,12 @@ def test_copies_are_looked_for_in_rows_with_gaps(generator):
 
 def test_values_that_occur_twice_have_masses_and_of_many_only_frequent_ones(generator):
     n = 3000
-    few = np.concatenate([np.repeat(np.arange(50.0), 2), [1000.5]])
+    few = np.concatenate([np.repeat(np.arange(50.0), 6), [1000.5]])
     (factor,) = factors_of(pd.DataFrame({"few": few})).values()
     assert factor["values"] == list(range(50))
+    pairs = np.repeat(np.arange(50.0) ** 1.1, 2)  # so few rows coincide by chance
+    (factor,) = factors_of(pd.DataFrame({"pairs": pairs})).values()
+    assert factor["values"] == []
     spike = np.where(generator.random(n) < 0.1, 0.0, generator.normal(size=n))
     (factor,) = factors_of(pd.DataFrame({"spike": spike})).values()
     assert factor["values"] == [0.0]
