@@ -83,7 +83,8 @@ TABLES = {
 @pytest.mark.parametrize(("name", "text", "gist"), TABLES.values(), ids=TABLES)
 def test_tables(refused, tmp_path, name, text, gist):
     (tmp_path / name).write_text(text)
-    refused(["fit", tmp_path / name, "--out", tmp_path / "run", *TINY], *gist)
+    # By a model of complete numbers; the one that a table with text or gaps has by default takes them.
+    refused(["fit", tmp_path / name, "--out", tmp_path / "run", "--model", "nsf", *TINY], *gist)
     assert not (tmp_path / "run").exists()
 
 

@@ -14,7 +14,7 @@ from diffeo.modalities.tables.schema import Schema
 __all__ = ["factors"]
 
 LEVELS = 300  # distinct values of a column that all have masses of their own; and the most that do
-REPEATED = 5  # rows that these have on average: in a small table values coincide by chance
+REPEATED = 3  # rows that these have on average: in a small table values coincide by chance
 COMMON = 0.002  # the share of the rows from which on a value has one anyway
 LEAST = 20  # rows that a value or a copy is seen in; of a small table a fiftieth, or for copies a fifth
 COPIED = 0.02  # the share of the rows from which on copies count
@@ -29,7 +29,7 @@ def factors(schema: Schema, x: Tensor) -> list[dict[str, Any]]:
 
     A category has a mass, and so has what was never seen (that of Good and Turing 1953: the share of the rows whose
     category no other row has). In a column of numbers a mass belongs to each of up to 300 values that occur twice, if
-    they occur five times on average, else to the frequent ones; and to being a copy of another column, a x_j + b, where
+    they occur thrice on average, else to the frequent ones; and to being a copy of another column, a x_j + b, where
     that is so in at least 2 % of the rows and thrice as often as by chance.
     """
     values = x.double().numpy()
@@ -65,7 +65,7 @@ def _single(seen: np.ndarray, counts: np.ndarray) -> list[float]:
     """Return the values that have a mass of their own, ascending."""
     rows = counts.sum()
     few = len(seen) <= min(LEVELS, rows / REPEATED)
-    least = 2.0 if few else max(min(LEAST, rows / 50), 2.0, COMMON * rows)
+    least = 2.0 if few else max(min(LEAST, max(REPEATED, rows / 50)), COMMON * rows)
     frequent = np.flatnonzero(counts >= least)
     if len(frequent) > LEVELS:
         frequent = np.sort(frequent[np.argsort(-counts[frequent], kind="stable")[:LEVELS]])
