@@ -20,7 +20,7 @@ __all__ = ["Factor", "Mixed", "network_sizes"]
 NEVER = -1e30  # the logarithm of no mass; finite, so that gradients of what is masked are 0 and not NaN
 SHARPEST = 9.0  # the largest -log of a component's scale, in standard deviations of the column made normal
 RESOLUTION = 1e-6  # of noise within the interval of a part
-NARROWEST = 1e-6  # a cell's width in scales, below which its mass is no more than rounding noise
+NARROW = 1e-2  # a cell's width in scales, below which the density in its middle says its mass to six digits
 
 
 @dataclass(frozen=True)
@@ -494,9 +494,16 @@ class Mixed(DataDependent):
             low, high = (
                 (end[:, smooth, :, None] - means.unsqueeze(2)) * rates.unsqueeze(2) for end in (cells.low, cells.high)
             )
+            # A narrow cell has its middle's density times its width: a difference would be what float32 rounds away.
+            narrow = high - low < NARROW
+            widths = (cells.high - cells.low)[:, smooth]
+            by_slope = self.steps[smooth].log() + cells.slopes[:, smooth, None]
+            log_width = torch.where(widths < NARROW / 10, by_slope, widths.clamp_min(NARROW / 100).log())
+            middle = (density - slopes).unsqueeze(2) + log_width.unsqueeze(-1)
             # F(b) - F(a) = F(b) F(-a) (1 - e^(a - b)): exact in both tails
-            width = (high - low).clamp_min(NARROWEST)
+            width = torch.where(narrow, 1.0, high - low)
             mass = F.logsigmoid(high) + F.logsigmoid(-low) + torch.log(-torch.expm1(-width))
+            mass = torch.where(narrow, middle, mass)
             result = torch.where(dense[:, None, None], result, mass)
         return torch.where(cells.on[:, smooth].unsqueeze(-1), result, NEVER)
 
