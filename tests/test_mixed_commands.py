@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -248,3 +249,28 @@ def test_bad_trainings_leave_nothing_behind(tmp_path, capsys, words, gists):
     said = said_in_one_line(capsys)
     assert all(gist in said for gist in gists)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_one_order_lives_the_same_life_without_other_conditionals(tmp_path, capsys):
+    data, run = str(tmp_path / "data.parquet"), str(tmp_path / "run")
+    frame_of().to_parquet(data, index=False)
+    tiny = {**TINY, "arguments": {"hidden": 32, "any_order": False}, "figures": True}
+    assert not {"marginals", "noise"} - {Path(plot).stem for plot in commands.fit(data, run, **tiny)["figures"]}
+    commands.score(run, data, tmp_path / "scores.csv")
+    assert np.isfinite(pd.read_csv(tmp_path / "scores.csv")["log_likelihood"]).all()
+    commands.sample(run, 50, tmp_path / "new.parquet")
+    assert pq.read_schema(tmp_path / "new.parquet").names == [*frame_of()]
+    assert commands.check(run, data)["orders"]["spread"] == 0
+    for command in (
+        ["sample", run, "-n", "3", "--given", "kind=red"],
+        ["score", run, data, "--given", "kind"],
+        ["impute", run, data],
+    ):
+        assert main([*command, "--out", str(tmp_path / "none.csv")]) == 2
+        assert "any_order" in said_in_one_line(capsys)
+    gappy = frame_of()
+    gappy.loc[3, "when"] = None
+    gappy.to_parquet(tmp_path / "gappy.parquet", index=False)
+    assert main(["score", run, str(tmp_path / "gappy.parquet"), "--out", str(tmp_path / "none.csv")]) == 2
+    assert "row 4: column 'when' is missing" in said_in_one_line(capsys)
+    assert not (tmp_path / "none.csv").exists()

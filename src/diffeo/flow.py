@@ -379,8 +379,7 @@ class Flow(nn.Module):
         return FlowDistribution(self, context)
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
-        z, log_det = self.transform.inverse_and_log_det(x, self.normalize_context(context))
-        return (self.base.log_prob(z) + log_det,)
+        return (self.transform.log_prob(self.base.log_prob, x, self.normalize_context(context)),)
 
     def _generate(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         x, log_det = self.transform.forward_and_log_det(z, self.normalize_context(context))

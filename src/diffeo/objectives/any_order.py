@@ -19,7 +19,7 @@ class AnyOrderLikelihood(Objective):
     the mean over the batch is less noisy. Hoogeboom et al. 2022 (arXiv:2110.02037).
 
     Args:
-        flow: one whose transform is ``Mixed``.
+        flow: one of any order, whose transform is ``Mixed``.
 
     Raises:
         ValueError: for another flow.
@@ -27,7 +27,7 @@ class AnyOrderLikelihood(Objective):
 
     def __init__(self, flow: Flow) -> None:
         super().__init__(flow)
-        if not isinstance(flow.transform, Mixed):
+        if not (isinstance(flow.transform, Mixed) and flow.any_order):
             raise ValueError(f"expected a flow of any order, such as mixed(...), got {type(flow.transform).__name__}")
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -9,7 +9,6 @@ from diffeo.objectives.any_order import AnyOrderLikelihood
 from diffeo.objectives.base import Objective
 from diffeo.objectives.flow_matching import FlowMatching
 from diffeo.objectives.likelihood import MaximumLikelihood
-from diffeo.transforms.mixed import Mixed
 
 __all__ = ["SETTINGS", "as_objective", "objective_of"]
 
@@ -28,7 +27,7 @@ def objective_of(flow: Flow, **settings: Any) -> Objective:
         ValueError: for bad settings.
         TypeError: for settings that the objective does not have.
     """
-    if isinstance(flow.transform, Mixed):
+    if flow.any_order:
         return AnyOrderLikelihood(flow, **settings)
     recipe = flow.recipe
     if recipe is None or recipe["name"] != "flow_matching":

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffeo.bases import Uniform
 from diffeo.flow import Flow
-from diffeo.nets import AnyOrder
+from diffeo.nets import AnyOrder, Ordered
 from diffeo.recipes.assembly import Features, Preprocess, event_shape, recipe
 from diffeo.transforms import Standardize
 from diffeo.transforms.mixed import Mixed, network_sizes
@@ -24,13 +24,15 @@ def mixed(
     hidden: int = 512,
     layers: int = 3,
     components: int = 10,
+    any_order: bool = True,
     orders: int = 8,
     dropout: float = 0.0,
     preprocess: Preprocess = (),
 ) -> Flow:
     """An exact density of rows of any kind of column, and every conditional of it (``Mixed``).
 
-    Trained by ``AnyOrderLikelihood``. A category is its number 0, 1, ..., a missing cell NaN.
+    Trained by ``AnyOrderLikelihood``, in one order by maximum likelihood. A category is its number 0, 1, ..., a missing
+    cell NaN.
 
     Args:
         features: how many columns.
@@ -39,7 +41,9 @@ def mixed(
         hidden: the width of the network.
         layers: how many residual layers it has.
         components: logistics in the density of a smooth column.
-        orders: how many orders of the columns the density is the mean over; scoring takes so many times longer.
+        any_order: whether to learn every conditional; else only those of each column given the ones before it, by one
+            pass of a masked network instead of one for every column.
+        orders: how many orders of the columns the density is the mean over, if any; scoring takes so many times longer.
         dropout: of the network, in training.
         preprocess: nothing; each column is made normal inside.
 
@@ -51,13 +55,14 @@ def mixed(
     shape = event_shape(features)
     if len(shape) > 1:
         raise ValueError(f"expected features as a number of columns, got {shape}")
-    each = list(columns) or [{"steps": [0.0]}] * shape[0]
+    each: list[Mapping[str, Any]] = list(columns) or [{"steps": [0.0]}] * shape[0]
     if len(each) != shape[0]:
         raise ValueError(f"expected {shape[0]} columns, got {len(each)}")
-    network = AnyOrder(
-        **network_sizes(each, components), hidden=hidden, layers=layers, context=context, dropout=dropout
-    )
-    transform, base = Mixed(network, each, components, orders), Uniform(shape)
+    if not any_order:
+        each = [{**c, "copies": [copy for copy in c.get("copies", ()) if copy[0] < i]} for i, c in enumerate(each)]
+    kind = AnyOrder if any_order else Ordered
+    network = kind(**network_sizes(each, components), hidden=hidden, layers=layers, context=context, dropout=dropout)
+    transform, base = Mixed(network, each, components, orders if any_order else 1), Uniform(shape)
     if not context:
         return Flow(base, transform)
     return Flow(base, transform, context_shape=(context,), context_transform=Standardize(context))

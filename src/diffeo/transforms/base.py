@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import torch
@@ -94,6 +94,17 @@ class Transform(KnowsArguments, nn.Module, ABC):
         Returns:
             z, of the shape of x, and the log-determinant, ``(*batch,)``.
         """
+
+    def log_prob(self, noise: Callable[[Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(x) = log p(z) + log|det dz/dx|, ``(*batch,)``.
+
+        Args:
+            noise: log p(z), ``(*batch, *event) -> (*batch,)``.
+            x: ``(*batch, *event)``.
+            context: ``(*batch, *context)``, or None.
+        """
+        z, log_det = self.inverse_and_log_det(x, context)
+        return noise(z) + log_det
 
     def forward_and_log_diagonal(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Generate: x = f(z) and log|dx_i/dz_i| of each element, for a transform that keeps one order throughout.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,12 +79,12 @@ def network_sizes(columns: Sequence[Factor | Mapping[str, Any]], components: int
     """The arguments of an ``AnyOrder`` that suit ``Mixed``: ``levels``, ``numeric`` and ``outputs``."""
     factors = as_factors(columns)
     grids = max((len(factor.steps) for factor in factors), default=0)
-    smooth = [bool(factor.steps) for factor in factors]
-    masses = sum(factor.levels + len(factor.copies) for factor in factors)
+    masses = [(i, factor.levels + len(factor.copies)) for i, factor in enumerate(factors)]
+    smooth = [(i, (grids + 2) * components) for i, factor in enumerate(factors) if factor.steps]
     return {
         "levels": [factor.levels for factor in factors],
-        "numeric": smooth,
-        "outputs": masses + sum(smooth) * (grids + 2) * components,
+        "numeric": [bool(factor.steps) for factor in factors],
+        "outputs": [*masses, *smooth],
     }
 
 
@@ -130,19 +130,22 @@ class Mixed(DataDependent):
     A missing cell is NaN. Where gaps have a mass, it is that; elsewhere the column is marginalised: left out of every
     condition, and of the sum.
 
+    By an ``Ordered`` network there is one order only, that of the columns. A density then takes one pass, and so does a
+    sample; other conditionals and marginals there are none, and a gap without a mass has NaN for a density.
+
     Args:
-        network: (levels, numbers, known, context) -> h with a ``head``, as ``AnyOrder``, of ``sizes`` of these columns.
+        network: an ``AnyOrder`` or ``Ordered`` of the ``network_sizes`` of these columns.
         columns: a ``Factor`` for each column, or its fields by name.
         components: logistics of a smooth column.
         orders: the number R of orders, drawn by ``seed``; the first is that of the columns.
         seed: of the orders.
 
     Raises:
-        ValueError: for no columns, copies of columns that are not there, or numbers below 1.
+        ValueError: for no columns, copies of columns that are not there (or not before, in one order), numbers below 1,
+            or several orders of a network that has one.
     """
 
     takes_missing = True
-    any_order = True
 
     orders: Tensor
     steps: Tensor
@@ -167,6 +170,11 @@ class Mixed(DataDependent):
                 raise ValueError(f"expected {name} >= 1, got {number}")
         if any(j == i or not 0 <= j < len(factors) for i, each in enumerate(factors) for j, _, _ in each.copies):
             raise ValueError("expected copies of other columns")
+        self.any_order = bool(network.any_order)
+        if not self.any_order and orders > 1:
+            raise ValueError(f"expected one order by an ordered network, got {orders}")
+        if not self.any_order and any(j > i for i, each in enumerate(factors) for j, _, _ in each.copies):
+            raise ValueError("expected copies of columns that come before, in one order")
         self.factors, self.components = factors, components
         self.smooth = [i for i, factor in enumerate(factors) if factor.steps]
         self.grids = max((len(factor.steps) for factor in factors), default=0) or 1
@@ -205,8 +213,8 @@ class Mixed(DataDependent):
 
     @property
     def fast(self) -> frozenset[str]:
-        """Neither: each direction takes a pass of the network for every column."""
-        return frozenset()
+        """Neither where each direction takes a pass of the network for every column; in one order densities."""
+        return frozenset() if self.any_order else frozenset({"inverse"})
 
     def initialize(self, x: Tensor) -> None:
         """Make smooth columns normal by these rows' quantiles; single values with masses do not count."""
@@ -276,20 +284,52 @@ class Mixed(DataDependent):
     ) -> tuple[Tensor, Tensor | None]:
         """Log-densities of each column, in turn, and where asked for the noise that it is made of: both ``(n, D)``."""
         self._see(x)
-        cells = self._cells(x)
-        shares: list[Tensor] = [torch.zeros_like(x[:, 0])] * len(self.factors)
+        cells, columns = self._cells(x), range(len(self.factors))
         z = torch.rand_like(x) if noise else None
+
+        def note(i: int, usable: Tensor, h: Tensor, joint: Tensor) -> None:
+            if z is not None:
+                with torch.no_grad():
+                    z[:, i] = self._encode(i, x, cells, usable, h, joint)
+
+        if not self.any_order:
+            everything = torch.ones_like(known)
+            h = self.network(cells.levels, cells.numbers, everything, context)
+            each, totals = self._parts(x, cells, everything, h, columns)
+            for i in columns:
+                note(i, everything, h, each[i])
+            return self._log_prob(each, totals, cells, columns), z
+        shares: list[Tensor] = [torch.zeros_like(x[:, 0])] * len(self.factors)
+        usable = self._usable(known, cells)
+        state = self._start(cells.levels, cells.numbers, usable, context)
         for i in order.tolist():
             if not known[:, i].all():
-                usable = self._usable(known, cells)
-                h = self.network(cells.levels, cells.numbers, usable, context)
+                h = self.network.hidden(state, i)
                 joint, total = self._parts(x, cells, usable, h, [i])
                 shares[i] = torch.where(known[:, i], 0, self._log_prob(joint, total, cells, [i])[:, 0])
-                if z is not None:
-                    with torch.no_grad():
-                        z[:, i] = self._encode(i, cells, usable, h, joint[0])
-            known = self._and(known, i)
+                note(i, usable, h, joint[0])
+                now = self._usable(self._and(known, i), cells)
+                self.network.read(state, i, cells.levels[:, i], self._of(cells.numbers, i), now[:, i] & ~usable[:, i])
+                known, usable = self._and(known, i), now
         return torch.stack(shares, 1), z
+
+    def _start(self, levels: Tensor, numbers: Tensor, usable: Tensor, context: Tensor | None) -> list[Tensor]:
+        """The network's state when it has read what is known."""
+        state: list[Tensor] = self.network.start(len(levels), context)
+        for j in usable.any(0).nonzero()[:, 0].tolist():
+            self.network.read(state, j, levels[:, j], self._of(numbers, j), usable[:, j])
+        return state
+
+    def _of(self, numbers: Tensor, i: int) -> Tensor | None:
+        """Of numbers (n, S) those of column i, if it has any."""
+        return numbers[:, self._place[i]] if i in self._place else None
+
+    def log_prob(self, noise: Callable[[Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(x) of uniform noise, which need not be drawn: its density is 1."""
+        rows = _flat(x)
+        nothing = torch.zeros_like(rows, dtype=torch.bool)
+        log_prob = self.log_prob_given(rows, nothing, None if context is None else _flat(context))
+        return log_prob.reshape(x.shape[:-1])
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = F(x), drawn within its interval where x has a mass, and log p(x)."""
@@ -308,11 +348,7 @@ class Mixed(DataDependent):
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x = F^-1(z), and -log p(x)."""
         x = self.forward(z, context)
-        rows = _flat(x)
-        log_prob = self.log_prob_given(
-            rows, torch.zeros_like(rows, dtype=torch.bool), None if context is None else _flat(context)
-        )
-        return x, -log_prob.reshape(x.shape[:-1])
+        return x, -self.log_prob(torch.zeros_like, x, context)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """x = F^-1(z)."""
@@ -347,14 +383,17 @@ class Mixed(DataDependent):
 
     def _drawn(self, x: Tensor, known: Tensor, context: Tensor | None, z: Tensor, order: Tensor, gaps: bool) -> Tensor:
         x = torch.where(known, x, 0)
+        cells = self._cells(x)
+        usable = self._usable(known, cells)
+        state = self._start(cells.levels, cells.numbers, usable, context)
         for i in order.tolist():
-            if not known[:, i].all():
-                cells = self._cells(x)
-                usable = self._usable(known, cells)
-                h = self.network(cells.levels, cells.numbers, usable, context)
-                drawn = self._decode(i, x, z[:, i], cells, usable, h, gaps)
-                x[:, i] = torch.where(known[:, i], x[:, i], drawn)
-                known = self._and(known, i)
+            new = ~known[:, i]
+            if new.any():
+                h = self.network.hidden(state, i)
+                drawn = self._decode(i, x, z[:, i], usable, h, gaps)
+                x[:, i] = torch.where(new, drawn, x[:, i])
+                self.network.read(state, i, self._level(i, x[:, i]), self._number(i, x[:, i]), new)
+                usable[:, i] |= new
         return x
 
     def _and(self, known: Tensor, i: int) -> Tensor:
@@ -365,17 +404,18 @@ class Mixed(DataDependent):
 
     def _levels(self, x: Tensor) -> Tensor:
         """The number of the single value in each cell, -1 for another: ``(n, D)``."""
-        columns = []
-        for i, factor in enumerate(self.factors):
-            level = torch.full_like(x[:, i], -1, dtype=torch.long)
-            if factor.values:
-                table, value = self.get_buffer(self._tables[i]), x[:, i].contiguous()
-                nearest = torch.searchsorted(table, value).clamp_max(len(table) - 1)
-                level = torch.where(table[nearest] == value, nearest, level)
-            if factor.gaps:
-                level = torch.where(torch.isnan(x[:, i]), len(factor.values), level)
-            columns.append(level)
-        return torch.stack(columns, 1)
+        return torch.stack([self._level(i, x[:, i]) for i in range(len(self.factors))], 1)
+
+    def _level(self, i: int, value: Tensor) -> Tensor:
+        """The number of the single value in each cell of column i, -1 for another: ``(n,)``."""
+        factor, level = self.factors[i], torch.full_like(value, -1, dtype=torch.long)
+        if factor.values:
+            table = self.get_buffer(self._tables[i])
+            nearest = torch.searchsorted(table, value.contiguous()).clamp_max(len(table) - 1)
+            level = torch.where(table[nearest] == value, nearest, level)
+        if factor.gaps:
+            level = torch.where(torch.isnan(value), len(factor.values), level)
+        return level
 
     def _cells(self, x: Tensor) -> _Cells:
         missing = torch.isnan(x)
@@ -401,6 +441,13 @@ class Mixed(DataDependent):
             return value, value
         s, log_slope = self.curve.normalize((value - self.scale.mean) / self.scale.std)
         return s, log_slope - self.scale.std.log()
+
+    def _number(self, i: int, value: Tensor) -> Tensor | None:
+        """Cells of column i made normal ``(n,)``, if it is smooth."""
+        if i not in self._place:
+            return None
+        s = self._place[i]
+        return self.curve.normalize((value - self.scale.mean[s]) / self.scale.std[s], s)[0]
 
     def _usable(self, known: Tensor, cells: _Cells) -> Tensor:
         """Known cells that say something: not those that are marginalised."""
@@ -444,7 +491,7 @@ class Mixed(DataDependent):
         sums = weights.flatten(2).logsumexp(-1)
         joint, totals, s = [], [], 0
         for k, i in enumerate(columns):
-            factor, logit = self.factors[i], self._available(i, logits[k], cells, known)
+            factor, logit = self.factors[i], self._available(i, logits[k], x, known)
             level = cells.levels[:, i]
             parts, all_of_them = [], [logit]
             if factor.levels:
@@ -466,13 +513,13 @@ class Mixed(DataDependent):
             totals.append(torch.cat(all_of_them, 1).logsumexp(1))
         return joint, torch.stack(totals, 1)
 
-    def _available(self, i: int, logit: Tensor, cells: _Cells, known: Tensor) -> Tensor:
+    def _available(self, i: int, logit: Tensor, x: Tensor, known: Tensor) -> Tensor:
         """Logits of masses without those of copies of what is not known or missing."""
         factor = self.factors[i]
         if not factor.copies:
             return logit
         sources = [j for j, _, _ in factor.copies]
-        there = F.pad(known[:, sources] & ~cells.missing[:, sources], (factor.levels, 0), value=True)
+        there = F.pad(known[:, sources] & ~torch.isnan(x[:, sources]), (factor.levels, 0), value=True)
         return torch.where(there, logit, NEVER)
 
     @staticmethod
@@ -520,16 +567,16 @@ class Mixed(DataDependent):
             else:
                 log_prob = torch.where(log_prob < NEVER / 2, -torch.inf, log_prob)
             left_out = cells.missing[:, i] & (cells.levels[:, i] < 0)
-            result.append(torch.where(left_out, 0, log_prob))
+            result.append(torch.where(left_out, 0 if self.any_order else torch.nan, log_prob))
         return torch.stack(result, 1)
 
     # ---- Noise ------------------------------------------------------------------------------------------------------
 
-    def _weights(self, i: int, h: Tensor, cells: _Cells, known: Tensor, gaps: bool = True) -> tuple[Tensor, Tensor]:
+    def _weights(self, i: int, h: Tensor, x: Tensor, known: Tensor, gaps: bool = True) -> tuple[Tensor, Tensor]:
         """Masses of single values, copies and grids ``(n, parts)``, adding up to 1; logistics ``(n, G, 3, K)``."""
         (logit,), weights, means, log_scales = self._split(h, [i])
         factor = self.factors[i]
-        logit = self._available(i, logit, cells, known)
+        logit = self._available(i, logit, x, known)
         if factor.gaps and not gaps:
             logit = logit.index_fill(1, torch.tensor([len(factor.values)], device=h.device), NEVER)
         if not factor.steps:
@@ -539,10 +586,10 @@ class Mixed(DataDependent):
         shape = [part.expand(weights.shape) for part in (means, log_scales)]
         return parts, torch.stack([weights, *shape], 2)
 
-    def _decode(self, i: int, x: Tensor, z: Tensor, cells: _Cells, known: Tensor, h: Tensor, gaps: bool) -> Tensor:
+    def _decode(self, i: int, x: Tensor, z: Tensor, known: Tensor, h: Tensor, gaps: bool) -> Tensor:
         """The value that the noise stands for ``(n,)``."""
         factor = self.factors[i]
-        parts, logistics = self._weights(i, h, cells, known, gaps)
+        parts, logistics = self._weights(i, h, x, known, gaps)
         ends = parts.double().cumsum(1)
         part = (z.double()[:, None] * ends[:, -1:] >= ends).sum(1).clamp_max(parts.shape[1] - 1)
         value = torch.full_like(z, torch.nan)
@@ -575,11 +622,9 @@ class Mixed(DataDependent):
         return factor.origin + ((value - factor.origin) / factor.steps[0]).round() * factor.steps[0]
 
     def _inverse_normal(self, s: Tensor, place: int) -> Tensor:
-        whole = s.new_zeros(len(s), len(self.smooth))
-        whole[:, place] = s
-        return self.curve.forward(whole)[:, place] * self.scale.std[place] + self.scale.mean[place]
+        return self.curve.generate(s, place)[0] * self.scale.std[place] + self.scale.mean[place]
 
-    def _encode(self, i: int, cells: _Cells, known: Tensor, h: Tensor, joint: Tensor) -> Tensor:
+    def _encode(self, i: int, x: Tensor, cells: _Cells, known: Tensor, h: Tensor, joint: Tensor) -> Tensor:
         """Noise that stands for the cells of column i ``(n,)``: random within the interval of a mass.
 
         Where several parts of the factor have the value, one of them is drawn.
@@ -590,7 +635,7 @@ class Mixed(DataDependent):
         part = chosen
         if factor.levels:  # which stand as one in ``joint``
             part = torch.where(chosen == 0, level.clamp_min(0), chosen - 1 + factor.levels)
-        parts, logistics = self._weights(i, h, cells, known)
+        parts, logistics = self._weights(i, h, x, known)
         size = parts.double().gather(1, part[:, None])[:, 0]
         within = torch.rand_like(size)
         if factor.steps:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -191,12 +192,6 @@ class Gaussianize(DataDependent):
         self.knots_z.copy_(z.expand_as(knots))
         self.slopes.copy_(slopes)
 
-    def _bin(self, value: Tensor, knots: Tensor) -> tuple[Tensor, ...]:
-        index = (value[..., None] >= knots[..., 1:-1]).sum(-1, keepdim=True)
-        corners = self.knots_x, self.knots_z
-        tables = *corners, *(knots.diff() for knots in corners), self.slopes[..., :-1], self.slopes[..., 1:]
-        return tuple(table.expand(*value.shape, -1).gather(-1, index).squeeze(-1) for table in tables)
-
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = g(x)."""
         self._see(x)
@@ -205,23 +200,38 @@ class Gaussianize(DataDependent):
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x = g^-1(z)."""
-        x, log_slopes = self._map(z, self.knots_z, 1 / self.slopes, rational_quadratic_inverse)
+        x, log_slopes = self.generate(z)
         return x, sum_event(log_slopes, self.event_dim)
 
-    def normalize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def normalize(self, x: Tensor, place: Any = ...) -> tuple[Tensor, Tensor]:
         """z = g(x) and log dz_i/dx_i of each element, both of the shape of x.
 
         Args:
-            x: values, of the shape of the knots' columns.
+            x: values of the elements at ``place``, all by default.
+            place: an index of the event.
         """
-        return self._map(x, self.knots_x, self.slopes, rational_quadratic)
+        return self._map(x, place, generate=False)
 
-    def _map(
-        self, value: Tensor, knots: Tensor, slopes: Tensor, curve: Callable[..., tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
+    def generate(self, z: Tensor, place: Any = ...) -> tuple[Tensor, Tensor]:
+        """x = g^-1(z) and log dx_i/dz_i of each element, both of the shape of z.
+
+        Args:
+            z: noise of the elements at ``place``, all by default.
+            place: an index of the event.
+        """
+        return self._map(z, place, generate=True)
+
+    def _map(self, value: Tensor, place: Any, *, generate: bool) -> tuple[Tensor, Tensor]:
+        tables = knots_x, knots_z, rates = self.knots_x[place], self.knots_z[place], self.slopes[place]
+        knots, slopes, curve = (
+            (knots_z, 1 / rates, rational_quadratic_inverse) if generate else (knots_x, rates, rational_quadratic)
+        )
         low, high = knots[..., 0], knots[..., -1]
         clipped = torch.minimum(torch.maximum(value, low), high)
-        mapped, log_slope = curve(clipped, *self._bin(clipped, knots))
+        index = (clipped[..., None] >= knots[..., 1:-1]).sum(-1, keepdim=True)
+        entries = *tables[:2], *(each.diff() for each in tables[:2]), rates[..., :-1], rates[..., 1:]
+        corners = (entry.expand(*value.shape, -1).gather(-1, index).squeeze(-1) for entry in entries)
+        mapped, log_slope = curve(clipped, *corners)
         outer = torch.where(value < low, slopes[..., 0], slopes[..., -1])
         return torch.addcmul(mapped, value - clipped, outer), torch.where(value == clipped, log_slope, outer.log())
 

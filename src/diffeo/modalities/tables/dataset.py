@@ -78,7 +78,7 @@ class TableDataset(Dataset):
 
     def training(self, flow: Flow) -> dict[str, Any]:
         """The defaults of ``diffeo.fit`` are those of tables; a mixed density learns more slowly."""
-        return {"lr": 2e-3} if flow.any_order else {}
+        return {"lr": 2e-3} if flow.transform.takes_missing else {}
 
     def judged(self, most: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Rows for validation, for the test if there are any, and training rows where they are in memory."""

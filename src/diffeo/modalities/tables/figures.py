@@ -48,8 +48,8 @@ def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
     x = x[:ROWS].to(device)
     context = None if context is None else context[:ROWS].to(device)
     seed_noise(device, derive(seed, "figures"))
-    if flow.any_order:
-        _plot_mixed(path, flow, schema, rows, x[:FEWER], None if context is None else context[:FEWER])
+    if isinstance(flow.transform, Mixed):
+        _plot_mixed(path, flow, flow.transform, schema, rows, x[:FEWER], None if context is None else context[:FEWER])
         return path.plotted
     # One sample in each row's context; a small table gets more samples than it has rows.
     sampled = flow.sample((max(len(x), ROWS // 4),)) if context is None else flow.sample((), context)
@@ -70,7 +70,9 @@ def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
     return path.plotted
 
 
-def _plot_mixed(path: Figures, flow: Flow, schema: Schema, rows: Split, x: Tensor, context: Tensor | None) -> None:
+def _plot_mixed(
+    path: Figures, flow: Flow, transform: Mixed, schema: Schema, rows: Split, x: Tensor, context: Tensor | None
+) -> None:
     sampled = flow.sample((max(len(x), ROWS // 4),)) if context is None else flow.sample((), context)
     real_columns, sampled_columns = (_in_units(schema, part) for part in (x, sampled))
     columns = schema.feature_columns
@@ -84,9 +86,8 @@ def _plot_mixed(path: Figures, flow: Flow, schema: Schema, rows: Split, x: Tenso
             names, steps = [columns[i].name for i in numbers], [columns[i].step for i in numbers]
             figures.pairs(complete[0], complete[1], names, path("pairs"), steps)
     x, context, what = _judged(rows, x, context)
-    assert isinstance(flow.transform, Mixed)
     z = flow.encode(x[:FEWER], None if context is None else context[:FEWER])
-    figures.noise(*noise_of(flow.transform, z, schema.feature_names), path("noise"), what)
+    figures.noise(*noise_of(transform, z, schema.feature_names), path("noise"), what)
 
 
 def _marginal(column: Column, real: np.ndarray, sampled: np.ndarray) -> figures.Marginal:

@@ -158,6 +158,7 @@ class TableRun(OpenRun):
         unseen: dict[str, int],
         known: Tensor | None,
     ) -> Iterator[Chunk]:
+        start = 0
         for number, values in enumerate(table.batches(names)):
             encoded = self.schema.encode(values[:, : len(self.schema.names)], table.dictionaries, self._gaps)
             _count(reasons, encoded.reasons)
@@ -170,6 +171,8 @@ class TableRun(OpenRun):
                 )
             cells = table.cells(values[:, kept], [names[i] for i in kept])
             x = torch.from_numpy(encoded.x)
+            self._refuse_unknown_gaps(x, table, start)
+            start += len(x)
             yield Chunk(
                 number, x, context, cells, encoded.impossible, known=None if known is None else known.expand(x.shape)
             )
@@ -177,11 +180,35 @@ class TableRun(OpenRun):
     @property
     def _gaps(self) -> bool | None:
         """Whether a missing cell is a value, or what the schema says."""
-        return True if self.flow.any_order else None
+        return True if self._mixed else None
+
+    @property
+    def _mixed(self) -> bool:
+        """Whether a missing cell is a value of the flow."""
+        return self.flow.transform.takes_missing
+
+    def _want_any_order(self, otherwise: str) -> None:
+        if not self.flow.any_order:
+            remedy = "without any_order=false" if self._mixed else "with --model mixed"
+            raise UserError(f"{self.path}: the model {otherwise}; train {remedy} for one that does")
+
+    def _refuse_unknown_gaps(self, x: Tensor, table: Table, start: int) -> None:
+        """Refuse gaps of rows from number ``start`` on that a flow of one order cannot leave out of a density."""
+        if not self._mixed or self.flow.any_order:
+            return
+        seen = torch.tensor([column.missing for column in self.schema.feature_columns for _ in range(column.features)])
+        bad = (x.isnan() & ~seen).nonzero()
+        if len(bad):
+            row, place = bad[0].tolist()
+            raise UserError(
+                f"{table.name}: row {start + row + 1}: column {self.schema.feature_names[place]!r} is missing, where "
+                "training saw no gap; a model of one order cannot leave it out: leave such rows out with "
+                "--drop-missing, or train with any_order"
+            )
 
     def _open(self, source: Any, options: Mapping[str, Any]) -> Table:
         """Open a table as the run's own was read; the flow decides whether missing cells are an error."""
-        missing = options.get("missing", "keep" if self.flow.any_order else "error")
+        missing = options.get("missing", "keep" if self._mixed else "error")
         return self.schema.open(source, missing=missing, **self._reading)
 
     @property
@@ -193,15 +220,12 @@ class TableRun(OpenRun):
         """Which features are those of these columns ``(features,)``, None for no columns.
 
         Raises:
-            UserError: for unknown columns, all of them, or a flow of one order.
+            UserError: for unknown columns, all of them, or a flow that has no conditionals of any order.
         """
         if not names:
             return None
         places = self.schema.places
-        if not self.flow.any_order:
-            raise UserError(
-                f"{self.path}: only a mixed density is conditional on any columns; train with --model mixed"
-            )
+        self._want_any_order("is not conditional on any columns")
         unknown = [name for name in names if name not in places]
         if unknown:
             raise UserError(f"{self.path}: {unknown[0]!r} is no modelled column; they are {_listed([*places])}")
@@ -224,9 +248,7 @@ class TableRun(OpenRun):
             return self._completions(n, given, given_from)
         if not schema.context:
             if given or given_from is not None:
-                raise UserError(
-                    f"{self.path}: the model takes no context; leave it out (--given), or use a mixed density"
-                )
+                self._want_any_order("takes no context (--given)")
             assert n is not None
             return (Draw(number, count) for number, count in enumerate(_counts(n))), n
         if given and given_from is not None:
@@ -372,7 +394,7 @@ class TableRun(OpenRun):
         with TableWriter(out, schema.names, schema.dtypes, force=force, categories=schema.categories) as writer:
             for samples, draw in drawn:
                 x = samples.double().cpu().numpy()
-                finite = np.isfinite(x) | (np.isnan(x) & self.flow.any_order)  # a gap is a value of a mixed density
+                finite = np.isfinite(x) | (np.isnan(x) & self._mixed)  # a gap is a value of a mixed density
                 bad += int((~finite.all(1)).sum())
                 if draw.known is None or draw.about is None:
                     writer.write(schema.decode(x, draw.about))
@@ -399,8 +421,7 @@ class TableRun(OpenRun):
             UserError: for a flow of one order, or a table that lacks columns.
         """
         schema = self.schema
-        if not self.flow.any_order:
-            raise UserError(f"{self.path}: only a mixed density fills gaps; train with --model mixed")
+        self._want_any_order("does not fill gaps")
         if schema.context:
             raise UserError(f"{self.path}: is conditional on {_listed(schema.context)}; train without --context")
         table = self.schema.open(source, missing="keep", **self._reading)
@@ -466,7 +487,7 @@ class TableRun(OpenRun):
         grids = self.schema.discrete
         bounds = np.array([grid.low for grid in grids]), np.array([grid.high for grid in grids])
         names = self.schema.feature_names
-        if self.flow.any_order:
+        if self._mixed:
             return check_mixed(
                 self.flow, examples.x, examples.context, train=examples.train, bounds=bounds, names=names, seed=seed
             )
