@@ -542,8 +542,8 @@ def test_a_run_of_numbers_carries_identifiers_and_refuses_the_rest(tmp_path, gen
     out = tmp_path / "scores.csv"
     assert main(["score", str(tmp_path / "run"), str(path), "--out", str(out), "--keep", "id,big,x"]) == 0
     scored = lines(out)
-    assert scored[0] == ["id", "big", "x", "log_likelihood"]
-    assert [row[:2] for row in scored[1:]] == [row.split(",")[:2] for row in rows]
+    assert scored[0] == ["row", "id", "big", "x", "log_likelihood"]
+    assert [row[1:3] for row in scored[1:]] == [row.split(",")[:2] for row in rows]
     capsys.readouterr()
     path = written(
         tmp_path / "b.csv", "id,t,d,x\n" + "\n".join(f"u{i},{'ab'[i % 2]},{i % 9 + 1}.5.24,{i}" for i in range(60))

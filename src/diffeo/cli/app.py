@@ -200,8 +200,9 @@ def score(
 ) -> None:
     """Write the log-likelihood of every row, image or recording.
 
-    The result has a column 'log_likelihood', in nats and in the units of the table, rows in order. Rows with a value
-    that the model rules out (a level never seen, a fraction in a column of whole numbers) get -inf.
+    The result has the columns 'row', the number of the row in the table from 1, and 'log_likelihood', in nats and in
+    the units of the table; images and recordings have their number or file instead. Rows with a value that the model
+    rules out (a level never seen, a fraction in a column of whole numbers) get -inf.
     """
 
 

@@ -37,6 +37,7 @@ def score(
 ) -> dict[str, Any]:
     """Write the log-likelihood of every row, image or recording, in nats and in the data's own units, in order.
 
+    Each has its number before it, counted from 1 (``row``, ``image``), or its file; rows that are left out are counted.
     Rows that hold a value to which the model gives no mass get -inf. Whole numbers, pixels and 16-bit sound are
     dequantised by uniform noise u from the seed: the same call gives the same numbers, and the mean of log p(x + u)
     over u bounds the log-probability of x from below (Theis et al. 2016, arXiv:1511.01844). Of images and recordings

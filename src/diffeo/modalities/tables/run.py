@@ -28,7 +28,7 @@ __all__ = ["TableRun"]
 
 CHUNK = 65536  # rows drawn at a time
 CATEGORIES = 8  # that ``facts`` names
-SCORE = "log_likelihood"
+ROW, SCORE = "row", "log_likelihood"  # columns of a file of scores
 LARGEST = 1e30  # of a value that is given
 BOOLEANS = {"true": 1.0, "false": 0.0}
 
@@ -121,7 +121,7 @@ class TableRun(OpenRun):
     # ---- Scoring ----------------------------------------------------------------------------------------------------
 
     def scoring(self, source: Any, options: Mapping[str, Any]) -> Scoring:
-        """Open a table, its columns matched by name; ``keep`` names columns to pass through."""
+        """Open a table, its columns matched by name: a line for each row, its number and the columns to ``keep``."""
         keep = options.get("keep", ())
         table = self._open(source, options)
         known = self._known(options.get("conditions", ()))
@@ -130,7 +130,7 @@ class TableRun(OpenRun):
             if name not in table.all_names:
                 listed = ", ".join(map(repr, table.all_names))
                 raise UserError(f"{table.name}: has no column {name!r} to keep; it has {listed}")
-            if name == SCORE:
+            if name in (ROW, SCORE):
                 raise UserError(f"{table.name}: column {name!r} cannot be kept, the result has that name; rename it")
         names = list(dict.fromkeys([*self.schema.names, *keep]))
         table = table.select(names, self.schema.all_names) if keep else table
@@ -138,7 +138,7 @@ class TableRun(OpenRun):
         if table.has_texts:
             numbers = [name for name in keep if table.types[name] in ("number", "integer")]
             table.declare({name: "text" for name in numbers if name in self.schema.identifiers})
-        types = [_type(table, name) for name in keep]
+        types = ["int64", *(_type(table, name) for name in keep)]
         reasons: dict[str, int] = {}
         unseen: dict[str, int] = {}
 
@@ -147,7 +147,7 @@ class TableRun(OpenRun):
             return counts | ({"unseen_by_column": unseen} if self.schema.mixed else {})
 
         chunks = self._chunks(table, names, [names.index(name) for name in keep], reasons, unseen, known)
-        return Scoring(table.num_rows, chunks, keep, types, facts)
+        return Scoring(table.num_rows, chunks, [ROW, *keep], types, facts)
 
     def _chunks(
         self,
@@ -158,7 +158,7 @@ class TableRun(OpenRun):
         unseen: dict[str, int],
         known: Tensor | None,
     ) -> Iterator[Chunk]:
-        for number, values in enumerate(table.batches(names)):
+        for number, (rows, values) in enumerate(table.numbered(names)):
             encoded = self.schema.encode(values[:, : len(self.schema.names)], table.dictionaries, self._gaps)
             _count(reasons, encoded.reasons)
             _count(unseen, encoded.unseen)
@@ -168,7 +168,7 @@ class TableRun(OpenRun):
                     f"{table.name}: values are missing in context columns ({_listed(self.schema.context)}); fill them"
                     " or leave such rows out with --drop-missing"
                 )
-            cells = table.cells(values[:, kept], [names[i] for i in kept])
+            cells = np.column_stack([rows, table.cells(values[:, kept], [names[i] for i in kept])])
             x = torch.from_numpy(encoded.x)
             yield Chunk(
                 number, x, context, cells, encoded.impossible, known=None if known is None else known.expand(x.shape)

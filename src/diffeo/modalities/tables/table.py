@@ -198,11 +198,15 @@ class Table:
         self.extra = tuple(name for i, name in enumerate(self.all_names) if i not in taken)
 
     def batches(self, names: Sequence[str] | None = None, rows: int = ROWS) -> Iterator[np.ndarray]:
-        """Yield float64 arrays of shape (rows, len(names)), the last one perhaps shorter.
+        """Yield float64 arrays of shape (rows, len(names)), the last one perhaps shorter; as ``numbered`` does."""
+        return (values for _, values in self.numbered(names, rows))
+
+    def numbered(self, names: Sequence[str] | None = None, rows: int = ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield which rows of the source these are, counted from 1, (rows,), and their values (rows, len(names)).
 
         Args:
             names: a choice of the table's columns, in any order; all by default.
-            rows: rows of a batch.
+            rows: rows of a batch, the last one perhaps shorter.
 
         Raises:
             UserError: if a column holds no numbers, the source is damaged, or values are missing or infinite and
@@ -218,30 +222,31 @@ class Table:
         numbers = [self._source.types[i] not in ("text", "date") for i in places]
         seen = dropped = 0
         report: Gaps | None = None
-        pending: list[np.ndarray] = []
+        pending: list[tuple[np.ndarray, np.ndarray]] = []
         held = 0
         for block in self._blocks(places, rows):
             start, seen = seen, seen + len(block)
+            which = np.arange(start + 1, seen + 1)
             if markers:
                 block[np.isin(block, markers) & numbers] = np.nan
             finite = None if _all_finite(block) else np.isfinite(block).all(axis=1)
             if finite is not None and self.missing == "drop":
-                block = block[finite]
+                which, block = which[finite], block[finite]
                 dropped += len(finite) - len(block)
             elif finite is not None:
                 report = report or Gaps(names)
                 report.add(block, start)
             if report is not None and self.missing == "error":
                 continue
-            pending.append(block)
+            pending.append((which, block))
             held += len(block)
             if held < rows:
                 continue
-            block = np.concatenate(pending) if len(pending) > 1 else block
+            which, block = _joined(pending)
             whole = held - held % rows
             for at in range(0, whole, rows):
-                yield block[at : at + rows]
-            pending, held = [block[whole:]], held - whole
+                yield which[at : at + rows], block[at : at + rows]
+            pending, held = [(which[whole:], block[whole:])], held - whole
         if report is not None and self.missing == "error":
             raise UserError(f"{self.name}: {report.message(self._source.where(report.row))}")
         if not seen:
@@ -252,7 +257,7 @@ class Table:
             )
         self.dropped, self.gaps = dropped, report
         if held:
-            yield np.concatenate(pending)
+            yield _joined(pending)
 
     def hold(self, most: int) -> None:
         """Keep what the next full reading parses, if it is at most so many bytes; the one after it takes that.
@@ -432,6 +437,11 @@ def _open_path(
     if kind == ".npz":
         return read_npz(path, key)
     return DelimitedSource(path, "\t" if kind.startswith(".tsv") else ",", header, sep, decimal, na)
+
+
+def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    which, values = zip(*parts, strict=True)
+    return parts[0] if len(parts) == 1 else (np.concatenate(which), np.concatenate(values))
 
 
 def _is_number(mark: str) -> bool:
