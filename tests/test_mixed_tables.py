@@ -405,7 +405,7 @@ def test_kinds_are_overridden(tmp_path):
         (dict(continuous=["t"]), "'t' holds text"),
         (dict(dates=["t"]), "'t' holds no dates"),
         (dict(categorical=["k"], integer=["k"]), "'k' is said to be categorical and integer"),
-        (dict(context=["t"]), "'t' holds text or dates; a context consists of numbers"),
+        (dict(context=["t"], integer=["t"]), "'t' holds text, no numbers; it cannot be integer"),
     ]
     for options, message in cases:
         with pytest.raises(UserError, match=message):

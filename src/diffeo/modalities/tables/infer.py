@@ -221,7 +221,7 @@ def infer_schema(
             problems.append(_gist(table, error))
     gaps = everything.gaps
     if gaps is not None and (numbers or table.missing == "error" or gaps.inf.any() or set(gaps.columns) & set(context)):
-        problems.append(gaps.message(everything.where(gaps.row)))
+        problems.append(everything.complaint(gaps))
     if problems:
         raise UserError(f"{table.name}: {'; '.join(problems)}")
     schema = Schema(tuple(columns), context, table.all_names, total, tuple(identifiers))

@@ -2,7 +2,7 @@
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,7 @@ class Source(Protocol):
     declared: tuple[str, ...]  # what else is known: "category", "ordered", an Arrow type of dates; or nothing
     dictionaries: dict[int, Dictionary]  # the texts of each column of texts, as they are met
     notes: list[str]  # how the source was read, where it is not obvious
+    remedies: Collection[str]  # arguments of the command at hand that messages may recommend
 
     def declare(self, column: int, kind: str) -> None:
         """Say that a column is one of "number", "text" and "date"; raise ``UserError`` if it cannot be."""
@@ -136,9 +137,17 @@ class Table:
         for name, kind in kinds.items():
             self._source.declare(self._index[name], kind)
 
+    def recommend(self, remedies: Collection[str]) -> None:
+        """Say which arguments, by name, the command at hand has, so that messages recommend no others."""
+        self._source.remedies = remedies
+
     def where(self, row: int) -> str:
         """Say where the row of the source, counted from 1, is to be found."""
         return self._source.where(row)
+
+    def place(self, rows: np.ndarray) -> Callable[[int], str]:
+        """Return what says, in front of a message, where one of these rows (n,) is, as ``numbered`` counts them."""
+        return lambda i: f"{self.name}: {self.where(int(rows[i]))}, "
 
     def cells(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Return numbers (n, len(names)) as ``batches`` yields them, with texts and dates in their place.
@@ -248,16 +257,20 @@ class Table:
                 yield which[at : at + rows], block[at : at + rows]
             pending, held = [(which[whole:], block[whole:])], held - whole
         if report is not None and self.missing == "error":
-            raise UserError(f"{self.name}: {report.message(self._source.where(report.row))}")
+            raise UserError(f"{self.name}: {self.complaint(report)}")
         if not seen:
             raise UserError(f"{self.name}: has columns but no rows; give a table with data")
         if dropped == seen:
-            raise UserError(
-                f"{self.name}: every row has a missing or infinite value; use --drop on the columns at fault"
-            )
+            remedy = "use --drop on the columns at fault" if "drop" in self._source.remedies else "fill them"
+            raise UserError(f"{self.name}: every row has a missing or infinite value; {remedy}")
         self.dropped, self.gaps = dropped, report
         if held:
             yield _joined(pending)
+
+    def complaint(self, gaps: "Gaps") -> str:
+        """Say what is missing, where the first of it is, and the remedy."""
+        remedy = " or leave such rows out with --drop-missing" if "missing" in self._source.remedies else ""
+        return f"{gaps.message(self.where(gaps.row))}; fill them{remedy}"
 
     def hold(self, most: int) -> None:
         """Keep what the next full reading parses, if it is at most so many bytes; the one after it takes that.
@@ -333,7 +346,7 @@ class Gaps:
         return [name for name, n in zip(self._names, self.nan + self.inf, strict=True) if n]
 
     def message(self, where: str) -> str:
-        """Say what is missing, the first of it in ``where``, and the remedy."""
+        """Say what is missing, the first of it in ``where``."""
         total = self.nan + self.inf
         kinds = [
             f"{n} {word}" for n, word in ((self.nan.sum(), "missing (NaN or empty)"), (self.inf.sum(), "infinite")) if n
@@ -343,7 +356,7 @@ class Gaps:
         values = "value" if total.sum() == 1 else "values"
         return (
             f"{' and '.join(kinds)} {values} in {'column' if len(at) == 1 else 'columns'} {listed},"
-            f" the first in {where}, column {self._column!r}; fill them or leave such rows out with --drop-missing"
+            f" the first in {where}, column {self._column!r}"
         )
 
 
