@@ -151,7 +151,7 @@ def draw_rows(
     context = [schema.names.index(name) for name in schema.context]
     for numbers, values in table.numbered(schema.names):
         if context:
-            schema.check_context(values[:, context], table.dictionaries, table.place(numbers))
+            schema.check_context(values[:, context], table, numbers)
         encoded = schema.encode(values, table.dictionaries, gaps)
         for column, count in encoded.reasons.items():
             reasons[column] = reasons.get(column, 0) + count

@@ -104,15 +104,19 @@ class TableRun(OpenRun):
         }
 
     def _masses(self, column: Column) -> dict[str, Any]:
-        """Of a column of a mixed density: the range in words, gaps, single values with a mass, and copies of others."""
+        """The range in words, where that of numbers does not say it; of a column of a mixed density what has a mass.
+
+        That are gaps, single values, and copies of other columns.
+        """
+        ends = column.categories or column.cells(np.array([column.low, column.high]))
+        words = [str(end) for end in (ends[:CATEGORIES] if column.categories else dict.fromkeys(ends))]
         if not isinstance(self.flow.transform, Mixed):
-            return {}
+            return {} if column.plain else {"range": words}
         place = self.schema.places.get(column.name)
         factors = self.flow.transform.factors[place] if place is not None else []
         names = self.schema.feature_names
-        ends = column.categories or column.cells(np.array([column.low, column.high]))
         return {
-            "range": [str(end) for end in (ends[:CATEGORIES] if column.categories else dict.fromkeys(ends))],
+            "range": words,
             "missing": column.missing,
             "masses": sum(len(factor.values) for factor in factors if factor.steps),
             "copies": [
@@ -171,7 +175,7 @@ class TableRun(OpenRun):
     ) -> Iterator[Chunk]:
         for number, (rows, values) in enumerate(table.numbered(names)):
             context_cells = values[:, [names.index(name) for name in self.schema.context]]
-            self.schema.check_context(context_cells, table.dictionaries, table.place(rows))
+            self.schema.check_context(context_cells, table, rows)
             encoded = self.schema.encode(self._whole(values, names), table.dictionaries, self._gaps)
             _count(reasons, encoded.reasons)
             _count(unseen, encoded.unseen)
@@ -395,7 +399,7 @@ class TableRun(OpenRun):
     def _contexts(self, table: Table) -> Iterator[np.ndarray]:
         """The context columns' own values (n, columns) of a table of these."""
         for rows, cells in table.numbered(self.schema.context):
-            self.schema.check_context(cells, table.dictionaries, table.place(rows))
+            self.schema.check_context(cells, table, rows)
             yield self.schema.read_context(cells, table.dictionaries)
 
     def _context_row(self, given: Mapping[str, Any]) -> np.ndarray:
@@ -413,7 +417,7 @@ class TableRun(OpenRun):
         for name, value in constants.items():
             row[0, schema.names.index(name)] = value
         cells = row[:, [schema.names.index(name) for name in schema.context]]
-        schema.check_context(cells, texts, lambda _: "")
+        schema.check_context(cells, texts)
         return schema.read_context(cells, texts)
 
     def save(self, out: Any, drawn: Iterator[tuple[Tensor, Draw]], force: bool) -> dict[str, Any]:

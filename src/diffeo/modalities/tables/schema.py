@@ -473,18 +473,19 @@ class Schema:
         return np.stack(read, axis=1)
 
     def check_context(
-        self, cells: np.ndarray, dictionaries: Mapping[str, Sequence[str]], where: Callable[[int], str]
+        self, cells: np.ndarray, table: Table | Mapping[str, Sequence[str]], rows: Sequence[int] | np.ndarray = ()
     ) -> None:
         """Refuse contexts given which the density is not known.
 
         Args:
             cells: what a table yields of the context columns (n, len(context)).
-            dictionaries: the table's.
-            where: says where one of the n is to be found.
+            table: the table; or, of values that no table holds, their texts by column.
+            rows: their numbers in the table (n,), as ``Table.numbered`` counts them.
 
         Raises:
             UserError: for a missing cell, infinity, or a category that training did not see.
         """
+        dictionaries = table.dictionaries if isinstance(table, Table) else table
         for name, part in zip(self.context, cells.T, strict=True):
             column = self.columns[self.names.index(name)]
             values = column.read(part, dictionaries.get(name))
@@ -497,13 +498,15 @@ class Schema:
                 continue
             row = int((absent | unseen).argmax())
             if absent[row]:
-                what = "the density is conditional on it, and it is missing or infinite; fill it or leave that row out"
+                remedy = table.remedy if isinstance(table, Table) else ""
+                what = f"the density is conditional on what is missing or infinite here; fill it{remedy}"
             else:
                 value = dictionaries[name][int(part[row])] if name in dictionaries else f"{part[row]:g}"
                 known = [*map(repr, column.categories[:_SHOWN])] or ["false", "true"]
                 more = f" and {len(column.categories) - _SHOWN} more" if len(column.categories) > _SHOWN else ""
                 what = f"training saw no values such as {value!r}; they are {', '.join(known)}{more}"
-            raise UserError(f"{where(row)}column {name!r}: {what}")
+            where = f"{table.name}: {table.where(int(rows[row]))}, " if isinstance(table, Table) else ""
+            raise UserError(f"{where}column {name!r}: {what}")
 
     def encode_context(self, values: np.ndarray) -> np.ndarray | None:
         """Return float32 (n, context_size) from values (n, len(context)), or None if nothing is left of it.

@@ -2,7 +2,7 @@
 
 import copy
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -145,10 +145,6 @@ class Table:
         """Say where the row of the source, counted from 1, is to be found."""
         return self._source.where(row)
 
-    def place(self, rows: np.ndarray) -> Callable[[int], str]:
-        """Return what says, in front of a message, where one of these rows (n,) is, as ``numbered`` counts them."""
-        return lambda i: f"{self.name}: {self.where(int(rows[i]))}, "
-
     def cells(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Return numbers (n, len(names)) as ``batches`` yields them, with texts and dates in their place.
 
@@ -269,8 +265,12 @@ class Table:
 
     def complaint(self, gaps: "Gaps") -> str:
         """Say what is missing, where the first of it is, and the remedy."""
-        remedy = " or leave such rows out with --drop-missing" if "missing" in self._source.remedies else ""
-        return f"{gaps.message(self.where(gaps.row))}; fill them{remedy}"
+        return f"{gaps.message(self.where(gaps.row))}; fill them{self.remedy}"
+
+    @property
+    def remedy(self) -> str:
+        """What else than filling gaps the command at hand can do about them."""
+        return " or leave such rows out with --drop-missing" if "missing" in self._source.remedies else ""
 
     def hold(self, most: int) -> None:
         """Keep what the next full reading parses, if it is at most so many bytes; the one after it takes that.
