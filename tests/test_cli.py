@@ -20,6 +20,7 @@ from diffeo.cli import main
 from diffeo.cli.app import COMMANDS as CLI_COMMANDS
 from diffeo.cli.parse import MODEL, arguments_of
 from diffeo.data import infer_schema, open_table
+from diffeo.errors import UserError
 from diffeo.modalities.tables.defaults import preprocessing
 
 TINY = ["--hidden", "16", "--transforms", "2", "--no-figures"]
@@ -124,7 +125,9 @@ def test_score(made, tmp_path, capsys):
     out, _ = run(capsys, "score", made / "run", made / "mixed.csv", "--out", tmp_path / "s.parquet", "--keep", "id")
     assert "600 rows" in out
     scores = pd.read_parquet(tmp_path / "s.parquet")
-    assert list(scores) == ["id", "log_likelihood"]
+    assert list(scores) == ["row", "id", "log_likelihood"]
+    assert scores["row"].dtype == "int64"
+    assert (scores["row"] == np.arange(1, 601)).all()
     assert (scores["id"] == np.arange(600)).all()
     assert np.isfinite(scores["log_likelihood"]).all()
 
@@ -134,6 +137,31 @@ def test_score(made, tmp_path, capsys):
 
     assert (again() == scores["log_likelihood"]).all()
     assert (again("--seed", "1") != scores["log_likelihood"]).any()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "frame"])
+def test_scores_carry_the_number_of_their_row(made, tmp_path, kind):
+    """Rows that are left out are counted, too, as in messages; batches do not show."""
+    data = pd.concat([mixed()] * 120, ignore_index=True)  # 72,000 rows: more than a batch
+    gaps = np.random.default_rng(0).random(len(data)) < 0.4
+    data.loc[gaps, "jump"] = np.nan
+    source = data if kind == "frame" else tmp_path / f"x.{kind}"
+    if kind != "frame":
+        getattr(data, f"to_{kind}")(source, index=False)
+    summary = commands.score(made / "run", source, tmp_path / "s.feather", keep=["id"], missing="drop")
+    scores = pd.read_feather(tmp_path / "s.feather")
+    assert (summary["rows"], summary["dropped"]) == ((~gaps).sum(), gaps.sum())
+    np.testing.assert_array_equal(scores["row"], np.flatnonzero(~gaps) + 1)
+    np.testing.assert_array_equal(scores["id"], data["id"][~gaps])
+    with pytest.raises(UserError, match=f"the first in row {gaps.argmax() + 1}[ ,]"):
+        commands.score(made / "run", source, tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("name", ["row", "log_likelihood"])
+def test_a_column_with_the_name_of_a_result_cannot_be_kept(made, tmp_path, name):
+    with pytest.raises(UserError, match=f"column '{name}' cannot be kept, the result has that name; rename it"):
+        commands.score(made / "run", mixed(20).rename(columns={"id": name}), tmp_path / "s.csv", keep=[name])
+    assert not (tmp_path / "s.csv").exists()
 
 
 def test_likelihoods_are_in_the_units_of_the_table(tmp_path):
@@ -315,7 +343,7 @@ def test_results_and_progress_do_not_mix(made):
     argv = [sys.executable, "-m", "diffeo", "score", str(made / "run"), str(made / "mixed.csv")]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 601
-    assert done.stdout.startswith("log_likelihood\n")
+    assert done.stdout.startswith("row,log_likelihood\n1,")
     assert "600 rows" in done.stderr
 
 

@@ -104,7 +104,7 @@ def test_a_map_that_is_added_fits_stores_loads_and_scores_from_the_command_line(
     assert recipe["arguments"]["univariate"] == {"name": name}
     run("score", "run", "data.csv", "--out", "scores.csv")
     scores = np.loadtxt(tmp_path / "scores.csv", delimiter=",", skiprows=1)
-    assert scores.shape == (300,)
+    assert scores.shape == (300, 2)
     assert np.isfinite(scores).all()
 
 

@@ -439,8 +439,8 @@ def test_the_life_of_a_run(run, capsys):
     capsys.readouterr()
     assert main(["score", str(run / "run"), table, "--out", str(run / "scores.csv")]) == 0
     assert "evaluations of the velocity for each, of unknown error" in capsys.readouterr().out  # in fixed steps
-    scores = np.genfromtxt(run / "scores.csv", skip_header=1)
-    assert scores.shape == (300,)
+    scores = np.genfromtxt(run / "scores.csv", delimiter=",", skip_header=1)
+    assert scores.shape == (300, 2)
     assert np.isfinite(scores).all()
     assert main(["sample", str(run / "given"), "-n", "20", "--given", "label=1", "--out", str(run / "new.csv")]) == 0
     assert main(["sample", str(run / "run"), "-n", "20", "--out", str(run / "fake.csv")]) == 0

@@ -74,6 +74,7 @@ def test_scores_have_a_line_per_image(runs, tmp_path):
     summary = commands.score(runs / "digits", "digits", tmp_path / "s.csv")
     rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
     assert len(rows) == summary["rows"] == 1797
+    assert [int(row["image"]) for row in rows] == list(range(1, 1798))
     bits = np.array([float(row["bits_per_dim"]) for row in rows])
     assert np.isfinite(bits).all()
     assert summary["bits_per_dim"] == pytest.approx(bits.mean())

@@ -94,6 +94,38 @@ def test_conditional_scores_are_ratios_where_the_order_puts_the_given_first(run,
     np.testing.assert_allclose(whole, first + rest, atol=1e-4)
 
 
+def test_dropped_columns_are_summed_over(run, tmp_path):
+    """By enumeration of a column that comes last: its categories, a gap, and what was never seen."""
+    frame = frame_of()[["flag", "count", "kind"]]
+    commands.fit(frame, tmp_path / "run", **TINY)
+
+    def scores(table, **options):
+        commands.score(tmp_path / "run", table, tmp_path / "s.csv", force=True, **options)
+        return pd.read_csv(tmp_path / "s.csv")["log_likelihood"].to_numpy()
+
+    kinds = ("red", "green", "blue, dark", None, "violet")
+    each = [scores(frame.assign(kind=pd.Series([kind] * N, dtype="string"))) for kind in kinds]
+    without = scores(frame, drop=["kind"])
+    np.testing.assert_allclose(np.logaddexp.reduce(each), without, atol=1e-5)
+    assert np.isfinite(without).all()
+    assert (without > np.max(each, axis=0)).all()
+    np.testing.assert_array_equal(scores(frame.drop(columns="kind"), drop=["kind"]), without)
+    # p(count | flag) = p(flag, count) / p(flag)
+    given = scores(frame, drop=["kind"], conditions=["flag"])
+    np.testing.assert_allclose(given, without - scores(frame, drop=["kind", "count"]), atol=1e-5)
+
+
+def test_infinite_and_huge_numbers_are_impossible(run, tmp_path):
+    frame = frame_of(8)
+    huge = [np.inf, -np.inf, 1e31, -1e38, 1e308]
+    frame.loc[:4, "real"] = huge
+    summary = commands.score(run, frame, tmp_path / "s.csv")
+    scores = pd.read_csv(tmp_path / "s.csv")["log_likelihood"].to_numpy()
+    assert np.isneginf(scores[:5]).all()
+    assert np.isfinite(scores[5:]).all()
+    assert summary["impossible"] == 5
+
+
 def test_unseen_categories_are_counted_and_finite(run, tmp_path):
     frame = frame_of()
     frame.loc[:4, "kind"] = "violet"

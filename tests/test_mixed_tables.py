@@ -405,7 +405,7 @@ def test_kinds_are_overridden(tmp_path):
         (dict(continuous=["t"]), "'t' holds text"),
         (dict(dates=["t"]), "'t' holds no dates"),
         (dict(categorical=["k"], integer=["k"]), "'k' is said to be categorical and integer"),
-        (dict(context=["t"]), "'t' holds text or dates; a context consists of numbers"),
+        (dict(context=["t"], integer=["t"]), "'t' holds text, no numbers; it cannot be integer"),
     ]
     for options, message in cases:
         with pytest.raises(UserError, match=message):
@@ -542,8 +542,8 @@ def test_a_run_of_numbers_carries_identifiers_and_refuses_the_rest(tmp_path, gen
     out = tmp_path / "scores.csv"
     assert main(["score", str(tmp_path / "run"), str(path), "--out", str(out), "--keep", "id,big,x"]) == 0
     scored = lines(out)
-    assert scored[0] == ["id", "big", "x", "log_likelihood"]
-    assert [row[:2] for row in scored[1:]] == [row.split(",")[:2] for row in rows]
+    assert scored[0] == ["row", "id", "big", "x", "log_likelihood"]
+    assert [row[1:3] for row in scored[1:]] == [row.split(",")[:2] for row in rows]
     capsys.readouterr()
     path = written(
         tmp_path / "b.csv", "id,t,d,x\n" + "\n".join(f"u{i},{'ab'[i % 2]},{i % 9 + 1}.5.24,{i}" for i in range(60))

@@ -298,9 +298,9 @@ def test_context(generator):
     np.testing.assert_array_equal(back, [[0.5, 8.5, 2e6 + 9, 1]])
     np.testing.assert_array_equal(schema.encode_context(context), [[2e6 + 9 - years.origin, 8.5]])
     source = frame(k=[1], other=[5], same=[1], year=[2e6])
-    np.testing.assert_array_equal(next(schema.open_context(source).batches()), [[2e6, 1, 1]])
+    np.testing.assert_array_equal(next(schema.open(source, schema.context).batches()), [[2e6, 1, 1]])
     with pytest.raises(UserError, match="lacks column 'same'"):
-        schema.open_context(frame(k=[1], year=[2e6]))
+        schema.open(frame(k=[1], year=[2e6]), schema.context)
     with pytest.raises(ValueError, match="expected context values"):
         schema.decode(np.zeros((1, 1)))
     only = infer_schema(open_table(table), context=["same"])

@@ -16,15 +16,18 @@ from typer import Argument, Exit, Option, Typer
 
 from diffeo.cli.parse import (
     Data,
+    Decimal,
     Device,
     Figures,
     Force,
     Json,
     Missing,
+    Na,
     NewRun,
     Out,
     Run,
     Seed,
+    Sep,
     TrainingSeed,
     arguments_of,
 )
@@ -134,11 +137,9 @@ def fit(
     integer: Annotated[list[str] | None, Option(help="Columns of whole numbers.", metavar="COLS")] = None,
     continuous: Annotated[list[str] | None, Option(help="Columns with a smooth density.", metavar="COLS")] = None,
     dates: Annotated[list[str] | None, Option("--date", help="Columns of dates or times.", metavar="COLS")] = None,
-    na: Annotated[
-        list[str] | None, Option(help="What stands for a missing cell, beside NA, NaN, null ...", metavar="MARKS")
-    ] = None,
-    sep: Annotated[str | None, Option(help="What separates the columns of a csv.  [default: found]")] = None,
-    decimal: Annotated[str | None, Option(help="The decimal mark of a csv.  [default: found]")] = None,
+    na: Na = None,
+    sep: Sep = None,
+    decimal: Decimal = None,
     test: Annotated[
         float | None, Option(help="Keep this fraction of the rows for 'diffeo check' alone.", metavar="FRACTION")
     ] = None,
@@ -188,11 +189,18 @@ def score(
     keep: Annotated[
         list[str] | None, Option(help="Columns to pass through, an identifier say.", metavar="COLS")
     ] = None,
+    drop: Annotated[
+        list[str] | None,
+        Option(help="Columns to ignore; a mixed density then scores the others alone.", metavar="COLS"),
+    ] = None,
     conditions: Annotated[
         list[str] | None,
         Option("--given", help="Columns that the likelihood is conditional on, of a mixed density.", metavar="COLS"),
     ] = None,
     missing: Missing = False,
+    na: Na = None,
+    sep: Sep = None,
+    decimal: Decimal = None,
     force: Force = False,
     seed: Seed = 0,
     device: Device = None,
@@ -200,8 +208,9 @@ def score(
 ) -> None:
     """Write the log-likelihood of every row, image or recording.
 
-    The result has a column 'log_likelihood', in nats and in the units of the table, rows in order. Rows with a value
-    that the model rules out (a level never seen, a fraction in a column of whole numbers) get -inf.
+    The result has the columns 'row', the number of the row in the table from 1, and 'log_likelihood', in nats and in
+    the units of the table; images and recordings have their number or file instead. Rows with a value that the model
+    rules out (a level never seen, a fraction in a column of whole numbers) get -inf.
     """
 
 

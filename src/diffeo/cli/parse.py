@@ -15,15 +15,18 @@ from diffeo.errors import UserError
 
 __all__ = [
     "Data",
+    "Decimal",
     "Device",
     "Figures",
     "Force",
     "Json",
     "Missing",
+    "Na",
     "NewRun",
     "Out",
     "Run",
     "Seed",
+    "Sep",
     "TrainingSeed",
     "arguments_of",
 ]
@@ -46,6 +49,11 @@ Out = Annotated[
 Missing = Annotated[
     bool, Option("--drop-missing", help="Leave out rows with empty cells, NaN or infinity, else refused.")
 ]
+Na = Annotated[
+    list[str] | None, Option(help="What stands for a missing cell, beside NA, NaN, null ...", metavar="MARKS")
+]
+Sep = Annotated[str | None, Option(help="What separates the columns of a csv.  [default: found]")]
+Decimal = Annotated[str | None, Option(help="The decimal mark of a csv.  [default: found]")]
 Force = Annotated[bool, Option("--force", help="Replace what is there.")]
 Figures = Annotated[bool, Option(help="Plot figures into DIR/figures.")]
 Seed = Annotated[int, Option(help="Decides all that is random.", min=0)]

@@ -292,15 +292,17 @@ def _column(column: Mapping[str, Any]) -> tuple[str, ...]:
         column["name"] + " (context)" * (column["role"] == "context"),
         column["kind"] + _if(column["levels"], " ({})"),
     )
-    if "masses" not in column:
+    if "range" not in column:
         return (*known, f"{low:g}" + f" ... {high:g}" * (high != low) + f" step {step:g}" * (step not in (0, 1)))
     if column["kind"] == "categorical":
         reach = ", ".join(column["range"]) + ", ..." * (column["levels"] > len(column["range"]))
     else:
         stepped = column["kind"] == "integer" and step != 1
         reach = " ... ".join(column["range"]) + f" step {step:g}" * stepped
-    copies = "; ".join(map(_copy, column["copies"]))
     reach = textwrap.shorten(reach, WIDE, placeholder=" ...")
+    if "masses" not in column:
+        return (*known, reach)
+    copies = "; ".join(map(_copy, column["copies"]))
     return (*known, reach, "yes" * column["missing"], _if(column["masses"], "{:,}"), copies)
 
 

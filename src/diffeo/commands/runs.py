@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffeo.commands.settings import option_of
+from diffeo.commands.settings import check_reading, option_of
 from diffeo.errors import UserError
 from diffeo.modalities import open_run
 from diffeo.modalities.base import OpenRun
@@ -23,7 +23,7 @@ def open_for(
     """Open a run for a command, with those of its options that say something: not None, nor that missing is an error.
 
     Raises:
-        UserError: for a bad run directory, or an option that its kind of data has no use for.
+        UserError: for a bad run directory, or an option that its kind of data has no use for or that makes no sense.
     """
     opened = open_run(run, device)
     chosen = {
@@ -33,6 +33,7 @@ def open_for(
     if foreign:
         option, data = option_of(foreign[0]), opened.words.data
         raise UserError(f"{option} is not for {opened.path}, which was trained on {data}; leave it out")
+    check_reading(chosen)
     return opened, chosen
 
 

@@ -28,8 +28,12 @@ def score(
     out: str | os.PathLike[str] | None = None,
     *,
     keep: Sequence[str] = (),
+    drop: Sequence[str] = (),
     conditions: Sequence[str] = (),
     missing: str = "error",
+    na: Sequence[str] = (),
+    sep: str | None = None,
+    decimal: str | None = None,
     seed: int = 0,
     device: str | None = None,
     force: bool = False,
@@ -37,6 +41,7 @@ def score(
 ) -> dict[str, Any]:
     """Write the log-likelihood of every row, image or recording, in nats and in the data's own units, in order.
 
+    Each has its number before it, counted from 1 (``row``, ``image``), or its file; rows that are left out are counted.
     Rows that hold a value to which the model gives no mass get -inf. Whole numbers, pixels and 16-bit sound are
     dequantised by uniform noise u from the seed: the same call gives the same numbers, and the mean of log p(x + u)
     over u bounds the log-probability of x from below (Theis et al. 2016, arXiv:1511.01844). Of images and recordings
@@ -47,10 +52,16 @@ def score(
         source: data of the run's kind: what ``open_table``, ``open_images`` or ``open_audio`` takes.
         out: a table to write, whose name decides the format; None or ``-`` is csv on standard output.
         keep: of a table, columns of numbers to pass through, an identifier for instance.
+        drop: of a table, columns to ignore, which it may lack. A mixed density then scores the others alone: what is
+            dropped is left out of every condition, and of the sum.
         conditions: of a table and a mixed density, columns that the likelihood of the others is conditional on.
         missing: of a table, what becomes of rows with NaN, infinity or an empty cell: "error" or "drop". To a mixed
             density a gap is a value like any other where training saw some, and is left out of the likelihood (the
             exact marginal, in the order that it goes by) where not.
+        na: texts and numbers that stand for a missing cell, beside NA, NaN, null and the like; as in the training by
+            default, as the next two are.
+        sep: what separates the columns of a csv.
+        decimal: the decimal mark of a csv, a point or a comma.
         seed: of the dequantisation noise.
         device: where to compute; a GPU if there is one.
         force: replace ``out`` if it exists.
@@ -65,8 +76,9 @@ def score(
         UserError: for bad input, a bad run directory or an output that cannot be written.
     """
     opened, options = open_for(
-        "score", run, device, keep=list(keep) or None, conditions=list(conditions) or None, missing=missing
-    )
+        "score", run, device, keep=list(keep) or None, drop=list(drop) or None, conditions=list(conditions) or None,
+        missing=missing, na=list(na) or None, sep=sep, decimal=decimal,
+    )  # fmt: skip
     with_likelihood(opened)
     scoring = opened.scoring(source, options)
     started = time.monotonic()

@@ -10,7 +10,7 @@ from typing import Any
 from diffeo.errors import UserError
 from diffeo.recipes import RECIPES
 
-__all__ = ["option_of", "refuse_foreign", "settings_of"]
+__all__ = ["check_reading", "option_of", "refuse_foreign", "settings_of"]
 
 
 _NUMBER = int | float
@@ -58,10 +58,7 @@ def settings_of(arguments: Mapping[str, Any], run: str | os.PathLike[str], store
     model = settings.get("model")
     if model is not None and model not in RECIPES:
         raise UserError(f"unknown model {model!r}; expected one of {', '.join(RECIPES)}")
-    if len(settings.get("sep", ",")) != 1:
-        raise UserError(f"expected one character that separates columns (--sep), got {settings['sep']!r}")
-    if settings.get("decimal", ".") not in (".", ","):
-        raise UserError(f"expected a point or a comma as the decimal mark (--decimal), got {settings['decimal']!r}")
+    check_reading(settings)
     numbers = {"transforms": settings.get("arguments", {}).get("transforms"), **settings}
     for names, expected, valid in _RANGES:
         for name in names.split():
@@ -70,6 +67,18 @@ def settings_of(arguments: Mapping[str, Any], run: str | os.PathLike[str], store
                 what = "a fraction of the rows for the test" if name == "test" else name.replace("_", " ")
                 raise UserError(f"expected {what} {expected}, got {value}")
     return settings
+
+
+def check_reading(options: Mapping[str, Any]) -> None:
+    """Refuse a separator or a decimal mark that is none.
+
+    Raises:
+        UserError: for such a one.
+    """
+    if len(options.get("sep", ",")) != 1:
+        raise UserError(f"expected one character that separates columns (--sep), got {options['sep']!r}")
+    if options.get("decimal", ".") not in (".", ","):
+        raise UserError(f"expected a point or a comma as the decimal mark (--decimal), got {options['decimal']!r}")
 
 
 def option_of(argument: str) -> str:

@@ -1,12 +1,13 @@
 """numpy arrays, in memory or in .npy and .npz files; never a pickle."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from diffeo.errors import UserError
+from diffeo.modalities.tables.delimited import REMEDIES
 from diffeo.modalities.tables.dictionary import Dictionary
 
 __all__ = ["ArraySource", "check_numbers", "map_npy", "open_npz", "read_npy", "read_npz"]
@@ -36,6 +37,7 @@ class ArraySource:
         self.declared = ("",) * count
         self.notes: list[str] = []
         self.dictionaries: dict[int, Dictionary] = {}
+        self.remedies: Collection[str] = REMEDIES
 
     def declare(self, column: int, kind: str) -> None:
         """Check that a column is of numbers: an array holds nothing else."""

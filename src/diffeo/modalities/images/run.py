@@ -93,7 +93,7 @@ class ImageRun(OpenRun):
         return one_hot(images.labels, len(self.classes)).to(self.device)
 
     def scoring(self, source: Any, options: Mapping[str, Any]) -> Scoring:
-        """Open images: a line for each, with its number, and its file where it has one."""
+        """Open images: a line for each, with its number from 1, and its file where it has one."""
         images = self.open(source)
         context = self.context(images)
 
@@ -104,7 +104,7 @@ class ImageRun(OpenRun):
             for start in range(0, len(images), CHUNK):
                 part = slice(start, start + CHUNK)
                 x = torch.from_numpy(np.ascontiguousarray(images.pixels[part]))
-                cells = np.arange(start, start + len(x))[:, None]
+                cells = np.arange(start + 1, start + len(x) + 1)[:, None]
                 if images.files:
                     cells = np.stack([cells[:, 0].astype(object), np.array(images.files[part], dtype=object)], axis=1)
                 yield Chunk(start, x, None if context is None else context[part], cells)

@@ -1,6 +1,6 @@
 """Parquet, Feather and every object that speaks the Arrow PyCapsule interface, read batch by batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from diffeo.errors import UserError
-from diffeo.modalities.tables.delimited import complaint, drop, floats
+from diffeo.modalities.tables.delimited import REMEDIES, complaint, drop, floats
 from diffeo.modalities.tables.dictionary import Dictionary
 
 __all__ = ["ArrowSource", "FeatherSource", "ParquetSource"]
@@ -76,6 +76,7 @@ class _Columnar:
         self.types = tuple(map(_kind, types))
         self.declared = tuple(map(_declared, types))
         self.notes: list[str] = []
+        self.remedies: Collection[str] = REMEDIES
         self.dictionaries = {i: Dictionary(na) for i, type_ in enumerate(self.types) if type_ == "text"}
         self._na = na
 
@@ -119,6 +120,7 @@ class _Columnar:
     def _complaint(self, column: int) -> str:
         """Say what a column holds instead of numbers, with its first value."""
         name, type_ = self.names[column], self._schema.field(self._position[column]).type
+        dropped = f" or {drop(name)}" if "drop" in self.remedies else ""
         row = 0
         for batch in self._batches([self._position[column]], 4096):
             for value in batch.column(0).to_pylist():
@@ -127,14 +129,14 @@ class _Columnar:
                     continue
                 if self.types[column] == "text":
                     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-                    return complaint(name, f"row {row}", text)
+                    return complaint(name, f"row {row}", text, self.remedies)
                 if self.types[column] == "date":
                     return (
                         f"column {name!r} holds dates or times (row {row}: {str(value)!r});"
-                        f" convert them to numbers or {drop(name)}"
+                        f" convert them to numbers{dropped}"
                     )
                 break
-        return f"column {name!r} holds no numbers but {str(type_)[:60]}; convert it to numbers or {drop(name)}"
+        return f"column {name!r} holds no numbers but {str(type_)[:60]}; convert it to numbers{dropped}"
 
     def _batches(self, positions: list[int], rows: int) -> Iterator[pa.RecordBatch]:
         """Yield record batches of exactly these columns, in this order."""

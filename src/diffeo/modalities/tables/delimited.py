@@ -6,7 +6,7 @@ import io
 import re
 import shlex
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow.csv
 from diffeo.errors import UserError
 from diffeo.modalities.tables.dictionary import Dictionary
 
-__all__ = ["NULLS", "DelimitedSource", "Retyped", "complaint", "drop", "floats"]
+__all__ = ["NULLS", "REMEDIES", "DelimitedSource", "Retyped", "complaint", "drop", "floats"]
 
 NULLS = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "-NaN", "NULL", "null", "None", "none", "?")
 SEPARATORS = ",;\t|"
@@ -28,6 +28,7 @@ PEEK = 100  # rows looked at when the file is opened
 ENOUGH = 10_000  # cells that are enough to see what separates them
 RARE = 0.01  # share of texts in a column of numbers up to which they are taken for mistakes
 EXACT = 2**53  # whole numbers beyond it are none in float64
+REMEDIES = ("drop", "categorical", "na", "decimal", "missing")  # arguments of a training that messages recommend
 
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity)", re.IGNORECASE)
 _DATE = re.compile(
@@ -40,14 +41,17 @@ class Retyped(UserError):
     """A column turned out to hold text after some of it was read as numbers; read again, it is text throughout."""
 
 
-def complaint(column: str, where: str, value: str) -> str:
-    """Say what is wrong with a cell that is no number, and the remedy."""
+def complaint(column: str, where: str, value: str, remedies: Collection[str]) -> str:
+    """Say what is wrong with a cell that is no number, and the remedy, of options only those there are."""
     shown = _shown(value.strip())
+    what, remedy = "text", "encode it as numbers"
     if _DATE.fullmatch(value.strip()):
-        return f"column {column!r} holds dates or times ({where}: {shown}); convert them to numbers or {drop(column)}"
-    if re.fullmatch(r"[+-]?\d+,\d+", value.strip()):
-        return f"column {column!r} holds decimal commas ({where}: {shown}); read it with --decimal , or {drop(column)}"
-    return f"column {column!r} holds text ({where}: {shown}); encode it as numbers or {drop(column)}"
+        what, remedy = "dates or times", "convert them to numbers"
+    elif re.fullmatch(r"[+-]?\d+,\d+", value.strip()):
+        what = "decimal commas"
+        remedy = "read it with --decimal ," if "decimal" in remedies else "write them with points"
+    dropped = f" or {drop(column)}" if "drop" in remedies else ""
+    return f"column {column!r} holds {what} ({where}: {shown}); {remedy}{dropped}"
 
 
 def drop(column: str) -> str:
@@ -85,6 +89,7 @@ class DelimitedSource:
         self.name = str(path)
         self._path = path
         self.notes: list[str] = []
+        self.remedies: Collection[str] = REMEDIES
         self._nulls = (*NULLS, *na)
         with path.open("rb") as file:
             start = file.read(4)
@@ -142,7 +147,7 @@ class DelimitedSource:
         if kind == "number" and self.types[column] == "text":
             for _, where, cells in self._rows():
                 if self._number(cells[column]) is None:
-                    raise UserError(f"{self.name}: {complaint(self.names[column], where, cells[column])}")
+                    raise UserError(f"{self.name}: {self._complaint(column, where, cells[column])}")
         if (kind == "number") == (self.types[column] == "text"):
             self._retype(column, "number" if kind == "number" else "text")
         self._fixed.add(column)
@@ -228,7 +233,7 @@ class DelimitedSource:
             for i in columns:
                 value = self.dictionaries[i].code(cells[i]) if self.types[i] == "text" else self._number(cells[i])
                 if value is None:
-                    raise UserError(f"{self.name}: {complaint(self.names[i], where, cells[i])}")
+                    raise UserError(f"{self.name}: {self._complaint(i, where, cells[i])}")
                 values.append(value)
             block.append(values)
             if len(block) == rows:
@@ -259,17 +264,23 @@ class DelimitedSource:
             self._retype(i, "text")
         return " and ".join(f"column {self.names[i]!r} holds text ({texts[i][0][0]})" for i in wrong)
 
+    def _complaint(self, i: int, where: str, cell: str) -> str:
+        return complaint(self.names[i], where, cell, self.remedies)
+
     def _rare(self, i: int, texts: list[tuple[str, str]], count: int) -> str:
         name = self.names[i]
         if any(map(_DATE.fullmatch, (cell for _, cell in texts))) or any(_with_comma(cell) for _, cell in texts):
-            return complaint(name, *texts[0])
+            return self._complaint(i, *texts[0])
         shown = ", ".join(f"{where}: {_shown(cell)}" for where, cell in texts[:3])
         column = shlex.quote(name)
         marks = sorted({cell for _, cell in texts})
-        mark = f"--na {shlex.quote(marks[0])} if that stands for a missing cell, " if len(marks) == 1 else ""
+        mark = f"--na {shlex.quote(marks[0])} if that stands for a missing cell" if len(marks) == 1 else ""
+        use = [mark] if mark and "na" in self.remedies else []
+        if "categorical" in self.remedies:
+            use.append(f"--categorical {column} or --drop {column}")
         return (
             f"column {name!r} has mixed types, {len(texts)} of its {count} cells hold text and the others numbers"
-            f" ({shown}{', ...' if len(texts) > 3 else ''}); use {mark}--categorical {column} or --drop {column}"
+            f" ({shown}{', ...' if len(texts) > 3 else ''}); {'use ' + ', '.join(use) if use else 'correct them'}"
         )
 
     def _retype(self, column: int, kind: str) -> None:

@@ -27,7 +27,7 @@ or coarse (d <= 64). On a fine grid, which is a matter of rounding, it moves to 
 Of more grids than one, wider ones of which more values are multiples than chance explains are noted (``steps``): of a
 column of whole numbers with rare tenths, 0.1 and 1; of amounts, 1, 10, 100 and 1000.
 
-Context columns are never coded as levels: a model takes any number as context.
+Numbers in the context are never coded as levels: a model takes any number as context.
 """
 
 import math
@@ -161,7 +161,7 @@ def infer_schema(
 
     Args:
         table: what ``open_table`` returns.
-        context: columns that the density shall be conditional on, of numbers without gaps.
+        context: columns that the density shall be conditional on, without gaps.
         drop: columns to leave out.
         continuous: columns that are continuous whatever they look like.
         rows: rows read at a time; the result does not depend on it.
@@ -206,25 +206,34 @@ def infer_schema(
     for name, tally, values in zip(names, tallies, sample.T, strict=True):
         try:
             column = _decide(everything, name, tally, name in context, wanted.get(name))
+            if column is None and name in context:
+                raise UserError(
+                    f"column {name!r}: nearly all of its values differ, which tells a context nothing; leave it out of"
+                    f" --context, or use --categorical {shlex.quote(name)}"
+                )
             if column is None:
                 identifiers.append(name)
                 continue
             values = values[np.isfinite(values)]
             column = _with_steps(_shifted(column, values, everything), values)
             columns.append(replace(column, missing=tally.missing > 0))
-            if numbers and (column.dtype not in NUMBERS or wanted.get(name) == "categorical"):
+            if numbers and name not in context and (column.dtype not in NUMBERS or wanted.get(name) == "categorical"):
                 kind = f"column {name!r} holds {column.kind} values, the model takes numbers; {drop_advice(name)}"
                 problems += _complaints(everything, name) or [kind]
-            elif column.dtype not in NUMBERS and name in context:
-                raise UserError(f"column {name!r} holds text or dates; a context consists of numbers")
         except UserError as error:
             problems.append(_gist(table, error))
     gaps = everything.gaps
     if gaps is not None and (numbers or table.missing == "error" or gaps.inf.any() or set(gaps.columns) & set(context)):
-        problems.append(gaps.message(everything.where(gaps.row)))
+        problems.append(everything.complaint(gaps))
     if problems:
         raise UserError(f"{table.name}: {'; '.join(problems)}")
     schema = Schema(tuple(columns), context, table.all_names, total, tuple(identifiers))
+    if schema.context_size > MOST:
+        widest = max(schema.context_columns, key=lambda column: column.context_size)
+        raise UserError(
+            f"{table.name}: the context has {schema.context_size} numbers, {widest.context_size} of them the categories"
+            f" of {widest.name!r}, at most {MOST} are possible; leave it out of --context"
+        )
     if not schema.features:
         what = "an identifier or constant" if identifiers else "constant"
         raise UserError(f"{table.name}: every column is {what}; give columns that vary")
@@ -310,7 +319,7 @@ def _decide(table: Table, name: str, tally: _Tally, in_context: bool, wanted: st
         values = tuple(distinct.tolist())
         texts = tuple(f"{value:g}" if float(f"{value:g}") == value else repr(value) for value in values)
         return Column(name, dtype, "categorical", low, high, values=values, categories=texts)
-    if in_context:
+    if in_context and dtype == "int64":
         dtype = "float64"  # a context may be given any value, between whole numbers too
     if low == high:
         return Column(name, dtype, "constant", low, high)

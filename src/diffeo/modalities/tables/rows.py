@@ -148,7 +148,10 @@ def draw_rows(
             chosen = np.sort(np.argpartition(keys, limit)[:limit])
             keys, parts[:] = keys[chosen], [_choose(_join(parts), chosen)]
 
-    for values in table.batches(schema.names):
+    context = [schema.names.index(name) for name in schema.context]
+    for numbers, values in table.numbered(schema.names):
+        if context:
+            schema.check_context(values[:, context], table, numbers)
         encoded = schema.encode(values, table.dictionaries, gaps)
         for column, count in encoded.reasons.items():
             reasons[column] = reasons.get(column, 0) + count

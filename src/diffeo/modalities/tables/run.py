@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffeo.errors import UserError
+from diffeo.flow import Flow
 from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Words, choose, held_out
 from diffeo.modalities.tables.dataset import READING
 from diffeo.modalities.tables.rows import LARGE, draw_rows
@@ -28,7 +31,7 @@ __all__ = ["TableRun"]
 
 CHUNK = 65536  # rows drawn at a time
 CATEGORIES = 8  # that ``facts`` names
-SCORE = "log_likelihood"
+ROW, SCORE = "row", "log_likelihood"  # columns of a file of scores
 LARGEST = 1e30  # of a value that is given
 BOOLEANS = {"true": 1.0, "false": 0.0}
 
@@ -56,9 +59,10 @@ class TableRun(OpenRun):
 
     words = Words("row", "rows", "column", "tables")
     options = {  # noqa: RUF012 - a constant
-        "score": ("keep", "conditions", "missing"),
+        "score": ("keep", "drop", "conditions", "missing", *READING),
         "sample": ("given", "given_from", "guidance"),
         "check": ("missing",),
+        "impute": (),
     }  # fmt: skip
 
     schema: Schema
@@ -100,15 +104,19 @@ class TableRun(OpenRun):
         }
 
     def _masses(self, column: Column) -> dict[str, Any]:
-        """Of a column of a mixed density: the range in words, gaps, single values with a mass, and copies of others."""
+        """The range in words, where that of numbers does not say it; of a column of a mixed density what has a mass.
+
+        That are gaps, single values, and copies of other columns.
+        """
+        ends = column.categories or column.cells(np.array([column.low, column.high]))
+        words = [str(end) for end in (ends[:CATEGORIES] if column.categories else dict.fromkeys(ends))]
         if not isinstance(self.flow.transform, Mixed):
-            return {}
+            return {} if column.plain else {"range": words}
         place = self.schema.places.get(column.name)
         factors = self.flow.transform.factors[place] if place is not None else []
         names = self.schema.feature_names
-        ends = column.categories or column.cells(np.array([column.low, column.high]))
         return {
-            "range": [str(end) for end in (ends[:CATEGORIES] if column.categories else dict.fromkeys(ends))],
+            "range": words,
             "missing": column.missing,
             "masses": sum(len(factor.values) for factor in factors if factor.steps),
             "copies": [
@@ -121,33 +129,39 @@ class TableRun(OpenRun):
     # ---- Scoring ----------------------------------------------------------------------------------------------------
 
     def scoring(self, source: Any, options: Mapping[str, Any]) -> Scoring:
-        """Open a table, its columns matched by name; ``keep`` names columns to pass through."""
-        keep = options.get("keep", ())
-        table = self._open(source, options)
-        known = self._known(options.get("conditions", ()))
-        extra = [name for name in table.extra if name not in keep]
-        for name in keep:
-            if name not in table.all_names:
-                listed = ", ".join(map(repr, table.all_names))
-                raise UserError(f"{table.name}: has no column {name!r} to keep; it has {listed}")
-            if name == SCORE:
+        """Open a table, its columns matched by name: a line for each row, its number and the columns to ``keep``."""
+        keep, drop, conditions = (options.get(name, ()) for name in ("keep", "drop", "conditions"))
+        schema = self.schema
+        names = [name for name in schema.names if name not in drop]
+        flow = self._without([name for name in schema.names if name in drop])
+        table = self._open("score", source, options, names)
+        known = self._known(conditions, drop)
+        extra = [name for name in table.extra if name not in (*keep, *drop)]
+        for name in (*keep, *drop):
+            if name not in (*table.all_names, *schema.names):
+                what, listed = "keep" if name in keep else "drop", ", ".join(map(repr, table.all_names))
+                raise UserError(f"{table.name}: has no column {name!r} to {what}; it has {listed}")
+            if name in drop and name in (*keep, *conditions):
+                other = "kept" if name in keep else "given"
+                raise UserError(f"{table.name}: column {name!r} is both {other} and dropped; choose one")
+            if name in keep and name in (ROW, SCORE):
                 raise UserError(f"{table.name}: column {name!r} cannot be kept, the result has that name; rename it")
-        names = list(dict.fromkeys([*self.schema.names, *keep]))
-        table = table.select(names, self.schema.all_names) if keep else table
+        names = list(dict.fromkeys([*names, *keep]))
+        table = table.select(names, schema.all_names) if keep else table
         # Not a digit of an identifier may change.
         if table.has_texts:
             numbers = [name for name in keep if table.types[name] in ("number", "integer")]
-            table.declare({name: "text" for name in numbers if name in self.schema.identifiers})
-        types = [_type(table, name) for name in keep]
+            table.declare({name: "text" for name in numbers if name in schema.identifiers})
+        types = ["int64", *(_type(table, name) for name in keep)]
         reasons: dict[str, int] = {}
         unseen: dict[str, int] = {}
 
         def facts() -> dict[str, Any]:
             counts = {"impossible_by_column": reasons, "dropped": table.dropped, "ignored_columns": extra}
-            return counts | ({"unseen_by_column": unseen} if self.schema.mixed else {})
+            return counts | ({"unseen_by_column": unseen} if schema.mixed else {})
 
-        chunks = self._chunks(table, names, [names.index(name) for name in keep], reasons, unseen, known)
-        return Scoring(table.num_rows, chunks, keep, types, facts)
+        chunks = self._chunks(table, names, [names.index(name) for name in keep], reasons, unseen, known, flow)
+        return Scoring(table.num_rows, chunks, [ROW, *keep], types, facts)
 
     def _chunks(
         self,
@@ -157,25 +171,57 @@ class TableRun(OpenRun):
         reasons: dict[str, int],
         unseen: dict[str, int],
         known: Tensor | None,
+        flow: Flow | None,
     ) -> Iterator[Chunk]:
-        start = 0
-        for number, values in enumerate(table.batches(names)):
-            encoded = self.schema.encode(values[:, : len(self.schema.names)], table.dictionaries, self._gaps)
+        for number, (rows, values) in enumerate(table.numbered(names)):
+            context_cells = values[:, [names.index(name) for name in self.schema.context]]
+            self.schema.check_context(context_cells, table, rows)
+            encoded = self.schema.encode(self._whole(values, names), table.dictionaries, self._gaps)
             _count(reasons, encoded.reasons)
             _count(unseen, encoded.unseen)
             context = None if encoded.context is None else torch.from_numpy(encoded.context)
-            if self._gaps and context is not None and context.isnan().any():
-                raise UserError(
-                    f"{table.name}: values are missing in context columns ({_listed(self.schema.context)}); fill them"
-                    " or leave such rows out with --drop-missing"
-                )
-            cells = table.cells(values[:, kept], [names[i] for i in kept])
+            cells = np.column_stack([rows, table.cells(values[:, kept], [names[i] for i in kept])])
             x = torch.from_numpy(encoded.x)
-            self._refuse_unknown_gaps(x, table, start)
-            start += len(x)
-            yield Chunk(
-                number, x, context, cells, encoded.impossible, known=None if known is None else known.expand(x.shape)
+            self._refuse_unknown_gaps(x, table, rows)
+            each = None if known is None else known.expand(x.shape)
+            yield Chunk(number, x, context, cells, encoded.impossible, flow, each)
+
+    def _whole(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Rows (n, columns) of all columns of values of some of these; the others are NaN, or what is constant."""
+        if tuple(names[: len(self.schema.names)]) == self.schema.names:
+            return values[:, : len(self.schema.names)]
+        whole = np.empty((len(values), len(self.schema.names)))
+        for place, column in enumerate(self.schema.columns):
+            filler = column.low if column.kind == "constant" else np.nan
+            whole[:, place] = values[:, names.index(column.name)] if column.name in names else filler
+        return whole
+
+    def _without(self, names: Sequence[str]) -> Flow | None:
+        """The density of all columns but these, which are left out of every condition, too; None for no columns.
+
+        Raises:
+            UserError: for context columns, all of them, or a flow of one order.
+        """
+        places = self.schema.places
+        given = [name for name in names if name in self.schema.context]
+        if given:
+            raise UserError(f"{self.path}: is conditional on {given[0]!r}, which cannot be dropped; train without it")
+        dropped = [place for name in names if name in places for place in range(self.schema.features)[places[name]]]
+        if not dropped:
+            return None
+        if not self.flow.any_order:
+            remedy = "without any_order=false" if self._mixed else "with --model mixed"
+            raise UserError(
+                f"{self.path}: the model has no density of fewer columns; train {remedy}, or with --drop"
+                f" {','.join(names)}"
             )
+        flow = copy.deepcopy(self.flow)
+        assert isinstance(flow.transform, Mixed)
+        left = [[place for place in order if place not in dropped] for order in flow.transform.orders.tolist()]
+        if not left[0]:
+            raise UserError(f"{self.path}: every column is dropped, none is left to score")
+        flow.transform.orders = flow.transform.orders.new_tensor(left)
+        return flow
 
     @property
     def _gaps(self) -> bool | None:
@@ -192,8 +238,8 @@ class TableRun(OpenRun):
             remedy = "without any_order=false" if self._mixed else "with --model mixed"
             raise UserError(f"{self.path}: the model {otherwise}; train {remedy} for one that does")
 
-    def _refuse_unknown_gaps(self, x: Tensor, table: Table, start: int) -> None:
-        """Refuse gaps of rows from number ``start`` on that a flow of one order cannot leave out of a density."""
+    def _refuse_unknown_gaps(self, x: Tensor, table: Table, rows: np.ndarray) -> None:
+        """Refuse gaps, of rows of these numbers, that a flow of one order cannot leave out of a density."""
         if not self._mixed or self.flow.any_order:
             return
         seen = torch.tensor([column.missing for column in self.schema.feature_columns for _ in range(column.features)])
@@ -201,26 +247,28 @@ class TableRun(OpenRun):
         if len(bad):
             row, place = bad[0].tolist()
             raise UserError(
-                f"{table.name}: row {start + row + 1}: column {self.schema.feature_names[place]!r} is missing, where "
+                f"{table.name}: row {rows[row]}: column {self.schema.feature_names[place]!r} is missing, where "
                 "training saw no gap; a model of one order cannot leave it out: leave such rows out with "
                 "--drop-missing, or train with any_order"
             )
 
-    def _open(self, source: Any, options: Mapping[str, Any]) -> Table:
-        """Open a table as the run's own was read; the flow decides whether missing cells are an error."""
+    def _open(self, command: str, source: Any, options: Mapping[str, Any], names: Sequence[str] | None = None) -> Table:
+        """Open a table for a command as the run's own was read; the flow decides whether missing cells are an error."""
         missing = options.get("missing", "keep" if self._mixed else "error")
-        return self.schema.open(source, missing=missing, **self._reading)
+        remedies = [name for name in self.options[command] if name != "drop" or self.flow.any_order]
+        return self.schema.open(source, names, missing=missing, remedies=remedies, **self._reading(options))
 
-    @property
-    def _reading(self) -> dict[str, Any]:
+    def _reading(self, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        """How a csv is read: as that of the training, where these options say nothing else."""
         settings = self.provenance.get("settings")
-        return {name: settings[name] for name in READING if name in settings} if isinstance(settings, dict) else {}
+        settings = {**(settings if isinstance(settings, dict) else {}), **options}
+        return {name: settings[name] for name in READING if name in settings}
 
-    def _known(self, names: Sequence[str]) -> Tensor | None:
+    def _known(self, names: Sequence[str], dropped: Sequence[str] = ()) -> Tensor | None:
         """Which features are those of these columns ``(features,)``, None for no columns.
 
         Raises:
-            UserError: for unknown columns, all of them, or a flow that has no conditionals of any order.
+            UserError: for unknown columns, all of them that are not dropped, or a flow of one order.
         """
         if not names:
             return None
@@ -232,7 +280,7 @@ class TableRun(OpenRun):
         known = torch.zeros(self.schema.features, dtype=torch.bool)
         for name in names:
             known[places[name]] = True
-        if known.all():
+        if all(name in (*names, *dropped) for name in places):
             raise UserError(f"{self.path}: every column is given, none is left to score or to draw")
         return known
 
@@ -254,11 +302,11 @@ class TableRun(OpenRun):
         if given and given_from is not None:
             raise UserError("context given twice, as values and as a table; choose one (--given or --given-file)")
         if given_from is not None:
-            table = schema.open_context(given_from)
+            table = schema.open(given_from, schema.context, remedies=self.options["sample"], **self._reading())
             each = n or 1
-            repeated = _repeated(table.batches(schema.context), each)
+            repeated = _repeated(self._contexts(table), each)
             return self._draws(repeated), table.num_rows and table.num_rows * each
-        values = np.array([self._values(given or {})])
+        values = self._context_row(given or {})
         assert n is not None
         return self._draws(values.repeat(count, 0) for count in _counts(n)), n
 
@@ -270,9 +318,11 @@ class TableRun(OpenRun):
         if given_from is None:
             assert n is not None
             self._known([*given])
-            batches = [self._given_row(given)]
+            batches = [self._read_given(given)]
+            self._refuse_unlikely(*batches[0])
             return self._completed(((row.repeat(count, 0), texts) for row, texts in batches for count in _counts(n))), n
-        table = open_table(given_from, missing="keep", **self._reading)
+        table = open_table(given_from, missing="keep", **self._reading())
+        table.recommend(self.options["sample"])
         names = [name for name in schema.names if name in table.all_names] if table.has_names else [*schema.names]
         if not names:
             raise UserError(
@@ -301,11 +351,11 @@ class TableRun(OpenRun):
             about = np.stack([column.read(cells, texts.get(column.name)) for column, cells in columns], axis=1)
             yield Draw(number, len(x), x=x, known=~x.isnan(), about=about)
 
-    def _given_row(self, given: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, list[str]]]:
+    def _read_given(self, given: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, list[str]]]:
         """Values by column as a table reads them: a row ``(1, columns)``, NaN elsewhere, and its texts.
 
         Raises:
-            UserError: for what is no value of its column.
+            UserError: for what is no number, in a column of numbers.
         """
         schema = self.schema
         row = np.full((1, len(schema.names)), np.nan)
@@ -313,6 +363,7 @@ class TableRun(OpenRun):
         for name, value in given.items():
             place = schema.names.index(name)
             column = schema.columns[place]
+            what = f"context column {name!r}" if name in schema.context else f"column {name!r}"
             if column.format or (column.categories and not column.values):
                 texts[name], row[0, place] = [str(value)], 0
                 continue
@@ -320,10 +371,9 @@ class TableRun(OpenRun):
             try:
                 row[0, place] = BOOLEANS[word] if column.dtype == "bool" and word in BOOLEANS else float(value)
             except (TypeError, ValueError) as error:
-                raise UserError(f"expected a number for column {name!r}, got {value!r}") from error
+                raise UserError(f"expected a number for {what}, got {value!r}") from error
             if not abs(row[0, place]) < LARGEST:
-                raise UserError(f"expected a finite value of column {name!r}, got {value}")
-        self._refuse_unlikely(row, texts)
+                raise UserError(f"expected a finite value of {what}, got {value}")
         return row, texts
 
     def _refuse_unlikely(
@@ -363,29 +413,32 @@ class TableRun(OpenRun):
 
     def _draws(self, contexts: Iterable[np.ndarray]) -> Iterator[Draw]:
         for number, context in enumerate(contexts):
-            encoded = torch.from_numpy(self.schema.encode_context(context))
-            yield Draw(number, len(context), encoded, about=context)
+            encoded = self.schema.encode_context(context)
+            yield Draw(number, len(context), None if encoded is None else torch.from_numpy(encoded), about=context)
 
-    def _values(self, given: Mapping[str, float]) -> list[float]:
+    def _contexts(self, table: Table) -> Iterator[np.ndarray]:
+        """The context columns' own values (n, columns) of a table of these."""
+        for rows, cells in table.numbered(self.schema.context):
+            self.schema.check_context(cells, table, rows)
+            yield self.schema.read_context(cells, table.dictionaries)
+
+    def _context_row(self, given: Mapping[str, Any]) -> np.ndarray:
+        """The context columns' own values ``(1, columns)``, given by the name of each that varies."""
         schema = self.schema
         unknown = [name for name in given if name not in schema.context]
         if unknown:
             raise UserError(f"{self.path}: {unknown[0]!r} is no context column; they are {_listed(schema.context)}")
-        constants = {c.name: c.low for c in schema.columns if c.kind == "constant"}
+        constants = {c.name: c.low for c in schema.columns if c.kind == "constant" and c.name not in given}
         missing = [name for name in schema.context if name not in given and name not in constants]
         if missing:
             remedy = " ".join(f"--given {name}=VALUE" for name in missing[:4]) + (" ..." if len(missing) > 4 else "")
             raise UserError(f"{self.path}: the model is conditional on {_listed(schema.context)}; give {remedy}")
-        values = []
-        for name in schema.context:
-            value = given.get(name, constants.get(name, 0.0))
-            try:
-                values.append(float(value))
-            except (TypeError, ValueError) as error:
-                raise UserError(f"expected a number for context column {name!r}, got {value!r}") from error
-            if not np.isfinite(values[-1]):
-                raise UserError(f"expected a finite value of context column {name!r}, got {value}")
-        return values
+        row, texts = self._read_given(given)
+        for name, value in constants.items():
+            row[0, schema.names.index(name)] = value
+        cells = row[:, [schema.names.index(name) for name in schema.context]]
+        schema.check_context(cells, texts)
+        return schema.read_context(cells, texts)
 
     def save(self, out: Any, drawn: Iterator[tuple[Tensor, Draw]], force: bool) -> dict[str, Any]:
         """Write rows as they are drawn; count those that are not finite, 0 in a sane model."""
@@ -424,7 +477,7 @@ class TableRun(OpenRun):
         self._want_any_order("does not fill gaps")
         if schema.context:
             raise UserError(f"{self.path}: is conditional on {_listed(schema.context)}; train without --context")
-        table = self.schema.open(source, missing="keep", **self._reading)
+        table = self._open("impute", source, {})
         names = list(dict.fromkeys([*table.all_names, *schema.names])) if table.has_names else list(schema.names)
         table = table.select(names, schema.all_names or schema.names)
         types = dict(zip(schema.names, schema.dtypes, strict=True))
@@ -458,7 +511,7 @@ class TableRun(OpenRun):
 
     def examples(self, source: Any, most: int, seed: int, options: Mapping[str, Any]) -> Examples:
         """Rows, without those that the schema calls impossible."""
-        schema, table = self.schema, self._open(source, options)
+        schema, table = self.schema, self._open("check", source, options)
         # To find out whether these are the rows of training takes all of them.
         small = 4 * schema.rows * (schema.features + schema.context_size) <= LARGE
         x, context, reasons, read = draw_rows(

@@ -1,7 +1,7 @@
 """What a table's columns are, and the way from their values to a model's numbers and back."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,6 +18,8 @@ KINDS = ("continuous", "integer", "levels", "categorical", "date", "constant")
 NUMBERS = ("float64", "int64", "bool")
 DTYPES = (*NUMBERS, "string", "category", "ordered", "date")
 _LARGEST = 3e38  # just inside float32
+_BEYOND = 1e30  # of cells of a model that knows gaps: the largest with room for arithmetic
+_SHOWN = 8  # categories named in a message
 _ROUNDING = 2.0**-21  # relative; what a value may have lost in a float32 file
 
 
@@ -92,6 +94,11 @@ class Column:
     format: str = ""
 
     @property
+    def plain(self) -> bool:
+        """Whether it consists of complete numbers."""
+        return not self.missing and self.kind not in ("categorical", "date") and self.dtype in NUMBERS
+
+    @property
     def features(self) -> int:
         """How many features the column has."""
         return len(self.grids)
@@ -110,6 +117,11 @@ class Column:
             days = (Grid(1.0, 0.0, last),) if last else ()
             return (*days, Grid(self.step, *self.values)) if self.values else days
         return (Grid(0.0, self.low - self.origin, self.high - self.origin),)
+
+    @property
+    def context_size(self) -> int:
+        """How many numbers the column is in a context: one for each category, else its features."""
+        return len(self.categories) if self.kind == "categorical" else self.features
 
     def grid(self) -> Grid:
         """Return the cells of the only feature in encoded units."""
@@ -187,6 +199,15 @@ class Column:
             return values, np.zeros(len(values), dtype=bool)
         return values - self.origin, np.zeros(len(values), dtype=bool)
 
+    def encode_context(self, values: np.ndarray) -> np.ndarray:
+        """Return the numbers (n, context_size) of values in a context: categories one-hot, numbers only shifted."""
+        if self.kind == "categorical":
+            one_hot = values[:, None] == np.arange(len(self.categories))
+            return np.where(np.isnan(values)[:, None], np.nan, one_hot)
+        if self.kind == "date":
+            return self.encode(values)[0]
+        return values[:, None] - self.origin
+
     def decode(self, encoded: np.ndarray) -> np.ndarray:
         """Return values (n,) of the column, inside the observed range, discrete ones on their grid.
 
@@ -245,9 +266,10 @@ class Schema:
 
     Features come from the columns that are neither context nor constant. Encoding, per feature:
     continuous x - origin; integer the nearest point of its grid - origin; levels and categories their position 0, 1,
-    ...; dates and times the day and the second of the day. Context columns are only shifted. All are volume preserving,
-    so a density of ``x`` is one in the units of the file; the probability of a value on a grid is that of its cell,
-    [value, value + step) once the model has dequantised it.
+    ...; dates and times the day and the second of the day. In the context, categories are one-hot, dates and times as
+    elsewhere, and numbers only shifted, so that they may have any value. All are volume preserving, so a density of
+    ``x`` is one in the units of the file; the probability of a value on a grid is that of its cell, [value, value +
+    step) once the model has dequantised it.
 
     Attributes:
         columns: all columns that belong to the model, in the file's order.
@@ -280,8 +302,8 @@ class Schema:
 
     @property
     def mixed(self) -> bool:
-        """Whether there are categories, dates or missing cells beside complete numbers."""
-        return any(c.missing or c.kind in ("categorical", "date") or c.dtype not in NUMBERS for c in self.columns)
+        """Whether there are categories, dates or missing cells beside complete numbers, the context aside."""
+        return any(not c.plain for c in self.columns if c.name not in self.context)
 
     @property
     def feature_columns(self) -> tuple[Column, ...]:
@@ -314,7 +336,7 @@ class Schema:
     @property
     def context_size(self) -> int:
         """How many numbers the model sees as context."""
-        return len(self.context_columns)
+        return sum(column.context_size for column in self.context_columns)
 
     @property
     def discrete(self) -> tuple[Grid, ...]:
@@ -326,7 +348,8 @@ class Schema:
         notes = []
         for c in self.columns:
             if c.kind == "constant" and c.name in self.context:
-                notes.append(f"context column {c.name!r} is always {c.low:g}: it tells nothing and is ignored")
+                (value,) = c.cells(np.array([c.low])) if c.categories or c.format else [f"{c.low:g}"]
+                notes.append(f"context column {c.name!r} is always {value}: it tells nothing and is ignored")
         constant = [c for c in self.columns if c.kind == "constant" and c.name not in self.context]
         if constant:
             notes.append(f"always the same value, set aside, samples carry it back: {_listed(constant)}")
@@ -345,7 +368,10 @@ class Schema:
         chosen = [c for c in self.feature_columns if c.kind == "categorical"]
         if chosen:
             notes.append(f"categories (else --drop): {_listed(chosen, lambda c: f' ({len(c.categories)})')}")
-        dated = [c for c in self.feature_columns if c.kind == "date"]
+        one_hot = [c for c in self.context_columns if c.kind == "categorical"]
+        if one_hot:
+            notes.append(f"categories in the context, one-hot: {_listed(one_hot, lambda c: f' ({len(c.categories)})')}")
+        dated = [c for c in (*self.feature_columns, *self.context_columns) if c.kind == "date"]
         if dated:
             notes.append(f"dates and times (else --categorical): {_listed(dated, lambda c: f' ({c.format})')}")
         gaps = [c for c in self.columns if c.missing]
@@ -356,20 +382,30 @@ class Schema:
             notes.append(f"nearly all values differ, set aside as identifiers (else --categorical): {aside}")
         return notes
 
-    def open(self, source: Any, missing: str | None = None, key: str | None = None, **reading: Any) -> Table:
+    def open(
+        self,
+        source: Any,
+        names: Sequence[str] | None = None,
+        *,
+        remedies: Collection[str] | None = None,
+        **reading: Any,
+    ) -> Table:
         """Open a table that has this schema's columns, in any order; without names, by position.
 
         Args:
             source: a table, as ``open_table`` takes it.
-            missing: what happens to rows with missing cells.
-            key: which array of a .npz file.
-            **reading: how a csv is read.
+            names: those of its columns that are needed; all by default.
+            remedies: arguments that messages may recommend; by default those of a training.
+            **reading: how ``open_table`` reads it.
 
         Raises:
             UserError: if columns are missing, or of another kind.
         """
-        table = open_table(source, missing=missing, key=key, **reading)
-        return self.declared(table.select(self.names, self.all_names or self.names))
+        table = open_table(source, **reading)
+        if remedies is not None:
+            table.recommend(remedies)
+        names = self.names if names is None else names
+        return self.declared(table.select(names, self.all_names or self.names))
 
     def declared(self, table: Table) -> Table:
         """Say of a table with some of the columns what they hold; return it.
@@ -378,16 +414,6 @@ class Schema:
             UserError: if a column is of another kind.
         """
         table.declare({column.name: _declared(column) for column in self.columns if column.name in table.names})
-        return table
-
-    def open_context(self, source: Any, missing: str | None = None, key: str | None = None, **reading: Any) -> Table:
-        """Open a table that has (at least) the context columns, as sampling needs it.
-
-        Raises:
-            UserError: if columns are missing.
-        """
-        table = open_table(source, missing=missing, key=key, **reading).select(self.context, self.context)
-        table.declare(dict.fromkeys(self.context, "number"))
         return table
 
     def encode(
@@ -411,7 +437,7 @@ class Schema:
         impossible = np.zeros(len(values), dtype=bool)
         reasons: dict[str, int] = {}
         unseen: dict[str, int] = {}
-        places = self.places
+        places, largest = self.places, _BEYOND if gaps else _LARGEST
         x = np.empty((len(values), self.features), dtype=np.float32)
         for i, column in enumerate(self.columns):
             if column.name in self.context:
@@ -428,37 +454,86 @@ class Schema:
             if column.kind == "categorical" and (cells == len(column.categories)).any():
                 unseen[column.name] = int((cells == len(column.categories)).sum())
             if column.name in places:
-                x[:, places[column.name]] = np.clip(encoded.reshape(len(x), column.features), -_LARGEST, _LARGEST)
+                x[:, places[column.name]] = np.clip(encoded.reshape(len(x), column.features), -largest, largest)
         context = None
         if self.context:
-            context = self.encode_context(values[:, [self.names.index(name) for name in self.context]])
+            cells = values[:, [self.names.index(name) for name in self.context]]
+            context = self.encode_context(self.read_context(cells, dictionaries))
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any() and not gaps:
             x[bad] = np.nan
             impossible &= ~bad
         return Encoded(x, context, impossible, reasons, unseen)
 
+    def read_context(self, cells: np.ndarray, dictionaries: Mapping[str, Sequence[str]] | None = None) -> np.ndarray:
+        """Return the context columns' own values (n, len(context)), as ``Column.read`` does, of what a table yields."""
+        names, texts = self.context, dictionaries or {}
+        columns = [self.columns[self.names.index(name)] for name in names]
+        read = [column.read(part, texts.get(column.name)) for column, part in zip(columns, cells.T, strict=True)]
+        return np.stack(read, axis=1)
+
+    def check_context(
+        self, cells: np.ndarray, table: Table | Mapping[str, Sequence[str]], rows: Sequence[int] | np.ndarray = ()
+    ) -> None:
+        """Refuse contexts given which the density is not known.
+
+        Args:
+            cells: what a table yields of the context columns (n, len(context)).
+            table: the table; or, of values that no table holds, their texts by column.
+            rows: their numbers in the table (n,), as ``Table.numbered`` counts them.
+
+        Raises:
+            UserError: for a missing cell, infinity, or a category that training did not see.
+        """
+        dictionaries = table.dictionaries if isinstance(table, Table) else table
+        for name, part in zip(self.context, cells.T, strict=True):
+            column = self.columns[self.names.index(name)]
+            values = column.read(part, dictionaries.get(name))
+            absent, unseen = ~np.isfinite(values), np.zeros(len(values), dtype=bool)
+            if column.categories:
+                unseen = values == len(column.categories)
+            elif column.dtype == "bool":
+                unseen = ~absent & (values != 0) & (values != 1)
+            if not (absent | unseen).any():
+                continue
+            row = int((absent | unseen).argmax())
+            if absent[row]:
+                remedy = table.remedy if isinstance(table, Table) else ""
+                what = f"the density is conditional on what is missing or infinite here; fill it{remedy}"
+            else:
+                value = dictionaries[name][int(part[row])] if name in dictionaries else f"{part[row]:g}"
+                known = [*map(repr, column.categories[:_SHOWN])] or ["false", "true"]
+                more = f" and {len(column.categories) - _SHOWN} more" if len(column.categories) > _SHOWN else ""
+                what = f"training saw no values such as {value!r}; they are {', '.join(known)}{more}"
+            where = f"{table.name}: {table.where(int(rows[row]))}, " if isinstance(table, Table) else ""
+            raise UserError(f"{where}column {name!r}: {what}")
+
     def encode_context(self, values: np.ndarray) -> np.ndarray | None:
-        """Return float32 (n, context_size) from values (n, len(context)), or None if nothing is left of it."""
+        """Return float32 (n, context_size) from values (n, len(context)), or None if nothing is left of it.
+
+        Args:
+            values: the columns' own values, as ``read_context`` returns them; a category that is none is all zeros.
+        """
         values = np.asarray(values, dtype=np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.context):
             raise ValueError(f"expected context of shape (n, {len(self.context)}), got {values.shape}")
         if not self.context_size:
             return None
-        places = [self.context.index(column.name) for column in self.context_columns]
-        origins = np.array([column.origin for column in self.context_columns])
-        return np.clip(values[:, places] - origins, -_LARGEST, _LARGEST).astype(np.float32)
+        parts = [column.encode_context(values[:, self.context.index(column.name)]) for column in self.context_columns]
+        return np.clip(np.concatenate(parts, axis=1), -_LARGEST, _LARGEST).astype(np.float32)
 
     def decode(self, x: np.ndarray, context: np.ndarray | None = None) -> np.ndarray:
         """Return rows (n, len(names)) from features (n, features).
 
         Nothing leaves the observed range, integers are rounded to their grid, levels and constants come back. They are
-        float64, or, where the table is ``mixed``, objects: numbers, texts, dates and times, None for missing cells.
+        float64, or, where not all columns are complete numbers, objects: numbers, texts, dates and times, None for
+        missing cells.
 
         Args:
             x: features as ``encode`` returns them, for quantised ones the lower end of the cell (what the model's
                 dequantisation emits), up to half a step more or less.
-            context: the context columns' own values (n, len(context)), not encoded; needed if there are any.
+            context: the context columns' own values (n, len(context)), as ``read_context`` returns them; needed if
+                there are any.
         """
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or x.shape[1] != self.features:
@@ -475,7 +550,7 @@ class Schema:
             else:
                 part = x[:, places[column.name]]
                 values[:, i] = column.decode(part if column.kind == "date" else part[:, 0])
-        if not self.mixed:
+        if all(column.plain for column in self.columns):
             return values
         cells = np.empty(values.shape, dtype=object)
         for i, column in enumerate(self.columns):

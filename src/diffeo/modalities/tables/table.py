@@ -2,7 +2,7 @@
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,7 @@ class Source(Protocol):
     declared: tuple[str, ...]  # what else is known: "category", "ordered", an Arrow type of dates; or nothing
     dictionaries: dict[int, Dictionary]  # the texts of each column of texts, as they are met
     notes: list[str]  # how the source was read, where it is not obvious
+    remedies: Collection[str]  # arguments of the command at hand that messages may recommend
 
     def declare(self, column: int, kind: str) -> None:
         """Say that a column is one of "number", "text" and "date"; raise ``UserError`` if it cannot be."""
@@ -136,6 +137,10 @@ class Table:
         for name, kind in kinds.items():
             self._source.declare(self._index[name], kind)
 
+    def recommend(self, remedies: Collection[str]) -> None:
+        """Say which arguments, by name, the command at hand has, so that messages recommend no others."""
+        self._source.remedies = remedies
+
     def where(self, row: int) -> str:
         """Say where the row of the source, counted from 1, is to be found."""
         return self._source.where(row)
@@ -198,11 +203,15 @@ class Table:
         self.extra = tuple(name for i, name in enumerate(self.all_names) if i not in taken)
 
     def batches(self, names: Sequence[str] | None = None, rows: int = ROWS) -> Iterator[np.ndarray]:
-        """Yield float64 arrays of shape (rows, len(names)), the last one perhaps shorter.
+        """Yield float64 arrays of shape (rows, len(names)), the last one perhaps shorter; as ``numbered`` does."""
+        return (values for _, values in self.numbered(names, rows))
+
+    def numbered(self, names: Sequence[str] | None = None, rows: int = ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield which rows of the source these are, counted from 1, (rows,), and their values (rows, len(names)).
 
         Args:
             names: a choice of the table's columns, in any order; all by default.
-            rows: rows of a batch.
+            rows: rows of a batch, the last one perhaps shorter.
 
         Raises:
             UserError: if a column holds no numbers, the source is damaged, or values are missing or infinite and
@@ -218,41 +227,50 @@ class Table:
         numbers = [self._source.types[i] not in ("text", "date") for i in places]
         seen = dropped = 0
         report: Gaps | None = None
-        pending: list[np.ndarray] = []
+        pending: list[tuple[np.ndarray, np.ndarray]] = []
         held = 0
         for block in self._blocks(places, rows):
             start, seen = seen, seen + len(block)
+            which = np.arange(start + 1, seen + 1)
             if markers:
                 block[np.isin(block, markers) & numbers] = np.nan
             finite = None if _all_finite(block) else np.isfinite(block).all(axis=1)
             if finite is not None and self.missing == "drop":
-                block = block[finite]
+                which, block = which[finite], block[finite]
                 dropped += len(finite) - len(block)
             elif finite is not None:
                 report = report or Gaps(names)
                 report.add(block, start)
             if report is not None and self.missing == "error":
                 continue
-            pending.append(block)
+            pending.append((which, block))
             held += len(block)
             if held < rows:
                 continue
-            block = np.concatenate(pending) if len(pending) > 1 else block
+            which, block = _joined(pending)
             whole = held - held % rows
             for at in range(0, whole, rows):
-                yield block[at : at + rows]
-            pending, held = [block[whole:]], held - whole
+                yield which[at : at + rows], block[at : at + rows]
+            pending, held = [(which[whole:], block[whole:])], held - whole
         if report is not None and self.missing == "error":
-            raise UserError(f"{self.name}: {report.message(self._source.where(report.row))}")
+            raise UserError(f"{self.name}: {self.complaint(report)}")
         if not seen:
             raise UserError(f"{self.name}: has columns but no rows; give a table with data")
         if dropped == seen:
-            raise UserError(
-                f"{self.name}: every row has a missing or infinite value; use --drop on the columns at fault"
-            )
+            remedy = "use --drop on the columns at fault" if "drop" in self._source.remedies else "fill them"
+            raise UserError(f"{self.name}: every row has a missing or infinite value; {remedy}")
         self.dropped, self.gaps = dropped, report
         if held:
-            yield np.concatenate(pending)
+            yield _joined(pending)
+
+    def complaint(self, gaps: "Gaps") -> str:
+        """Say what is missing, where the first of it is, and the remedy."""
+        return f"{gaps.message(self.where(gaps.row))}; fill them{self.remedy}"
+
+    @property
+    def remedy(self) -> str:
+        """What else than filling gaps the command at hand can do about them."""
+        return " or leave such rows out with --drop-missing" if "missing" in self._source.remedies else ""
 
     def hold(self, most: int) -> None:
         """Keep what the next full reading parses, if it is at most so many bytes; the one after it takes that.
@@ -328,7 +346,7 @@ class Gaps:
         return [name for name, n in zip(self._names, self.nan + self.inf, strict=True) if n]
 
     def message(self, where: str) -> str:
-        """Say what is missing, the first of it in ``where``, and the remedy."""
+        """Say what is missing, the first of it in ``where``."""
         total = self.nan + self.inf
         kinds = [
             f"{n} {word}" for n, word in ((self.nan.sum(), "missing (NaN or empty)"), (self.inf.sum(), "infinite")) if n
@@ -338,7 +356,7 @@ class Gaps:
         values = "value" if total.sum() == 1 else "values"
         return (
             f"{' and '.join(kinds)} {values} in {'column' if len(at) == 1 else 'columns'} {listed},"
-            f" the first in {where}, column {self._column!r}; fill them or leave such rows out with --drop-missing"
+            f" the first in {where}, column {self._column!r}"
         )
 
 
@@ -432,6 +450,11 @@ def _open_path(
     if kind == ".npz":
         return read_npz(path, key)
     return DelimitedSource(path, "\t" if kind.startswith(".tsv") else ",", header, sep, decimal, na)
+
+
+def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    which, values = zip(*parts, strict=True)
+    return parts[0] if len(parts) == 1 else (np.concatenate(which), np.concatenate(values))
 
 
 def _is_number(mark: str) -> bool:
