@@ -10,7 +10,8 @@ from diffeo.flow import Flow
 from diffeo.nets import AnyOrder, Ordered
 from diffeo.recipes.assembly import Features, Preprocess, event_shape, recipe
 from diffeo.transforms import Standardize
-from diffeo.transforms.mixed import Mixed, network_sizes
+from diffeo.transforms.factor import network_sizes
+from diffeo.transforms.mixed import Mixed
 
 __all__ = ["mixed"]
 

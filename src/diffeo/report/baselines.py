@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffeo.transforms.mixed import Factor
+from diffeo.transforms.factor import Factor
 
 __all__ = ["factor_log_prob", "gaussian_log_prob", "held_out", "marginal_log_prob", "mixed_held_out"]
 

@@ -18,7 +18,8 @@ from diffeo.report.compare import classifier_test, marginal_test
 from diffeo.report.latents import normality
 from diffeo.report.privacy import nearest_records
 from diffeo.report.statistics import mean_and_error
-from diffeo.transforms.mixed import Factor, Mixed
+from diffeo.transforms.factor import Factor
+from diffeo.transforms.mixed import Mixed
 
 __all__ = ["MixedThresholds", "check_mixed", "judge_mixed", "noise_of"]
 

@@ -4,8 +4,9 @@ from diffeo.transforms.autoregressive import Autoregressive
 from diffeo.transforms.base import Chain, DataDependent, Inverse, Transform
 from diffeo.transforms.coupling import Coupling, alternating_mask, checkerboard_mask, half_mask
 from diffeo.transforms.elementwise import Elementwise
+from diffeo.transforms.factor import Factor
 from diffeo.transforms.linear import LU, ActNorm, Permutation
-from diffeo.transforms.mixed import Factor, Mixed
+from diffeo.transforms.mixed import Mixed
 from diffeo.transforms.multiscale import Flattened, Part, Squeezed, latent_scales
 from diffeo.transforms.ode import ODE
 from diffeo.transforms.preprocess import Dequantize, Gaussianize, Logit, Rescale, Standardize, Whiten

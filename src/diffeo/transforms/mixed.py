@@ -12,80 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffeo.transforms.base import DataDependent
+from diffeo.transforms.factor import Factor, as_factors
 from diffeo.transforms.preprocess import Gaussianize, Standardize
 from diffeo.transforms.univariate import MixtureOfLogistics
 
-__all__ = ["Factor", "Mixed", "network_sizes"]
+__all__ = ["Mixed"]
 
 NEVER = -1e30  # the logarithm of no mass; finite, so that gradients of what is masked are 0 and not NaN
 SHARPEST = 9.0  # the largest -log of a component's scale, in standard deviations of the column made normal
 RESOLUTION = 1e-6  # of noise within the interval of a part
 NARROW = 1e-2  # a cell's width in scales, below which the density in its middle says its mass to six digits
-
-
-@dataclass(frozen=True)
-class Factor:
-    """How the conditional density of one column is made up: masses of single values, and a smooth rest.
-
-    With respect to counting measure on ``values``, copies, gaps and grids, and to Lebesgue measure elsewhere.
-
-    Attributes:
-        values: which have a mass each, ascending, as float32 has them; the codes 0, 1, ... of categories.
-        gaps: whether a missing cell (NaN) has a mass.
-        copies: triples (j, a, b): the value a x_j + b has a mass, where column j is known.
-        steps: 0 for a smooth density; else steps of grids, the finest first, on whose points masses of cells of a
-            smooth density lie; empty if there is nothing but single values.
-        origin: a point of the grids.
-        unseen: the mass of any other value, where there is no smooth rest.
-    """
-
-    values: tuple[float, ...] = ()
-    gaps: bool = False
-    copies: tuple[tuple[int, float, float], ...] = ()
-    steps: tuple[float, ...] = ()
-    origin: float = 0.0
-    unseen: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "values", tuple(map(float, self.values)))
-        object.__setattr__(self, "copies", tuple((int(j), float(a), float(b)) for j, a, b in self.copies))
-        object.__setattr__(self, "steps", tuple(map(float, self.steps)))
-        if not (self.values or self.steps):
-            raise ValueError("expected a column with values or with a smooth density, got neither")
-        if list(self.values) != sorted(set(self.values)):
-            raise ValueError(f"expected values in ascending order, got {self.values}")
-        if any(step < 0 for step in self.steps) or (0 in self.steps and len(self.steps) > 1):
-            raise ValueError(f"expected steps of grids above 0, or 0 alone for a density, got {self.steps}")
-        if not 0 <= self.unseen < 1:
-            raise ValueError(f"expected a mass of unseen values in [0, 1), got {self.unseen}")
-
-    @property
-    def levels(self) -> int:
-        """How many values a network tells apart, a gap among them."""
-        return len(self.values) + self.gaps
-
-    @property
-    def continuous(self) -> bool:
-        """Whether the smooth rest is a density, not masses of a grid's cells."""
-        return self.steps == (0.0,)
-
-
-def as_factors(columns: Sequence[Factor | Mapping[str, Any]]) -> list[Factor]:
-    """The factors of columns that may be given by their fields' names."""
-    return [each if isinstance(each, Factor) else Factor(**each) for each in columns]
-
-
-def network_sizes(columns: Sequence[Factor | Mapping[str, Any]], components: int) -> dict[str, Any]:
-    """The arguments of an ``AnyOrder`` that suit ``Mixed``: ``levels``, ``numeric`` and ``outputs``."""
-    factors = as_factors(columns)
-    grids = max((len(factor.steps) for factor in factors), default=0)
-    masses = [(i, factor.levels + len(factor.copies)) for i, factor in enumerate(factors)]
-    smooth = [(i, (grids + 2) * components) for i, factor in enumerate(factors) if factor.steps]
-    return {
-        "levels": [factor.levels for factor in factors],
-        "numeric": [bool(factor.steps) for factor in factors],
-        "outputs": [*masses, *smooth],
-    }
 
 
 @dataclass(frozen=True)
@@ -278,6 +214,20 @@ class Mixed(DataDependent):
             context: ``(n, context)``.
         """
         return torch.stack([self._in_order(x, known, context, order)[0] for order in self.orders])
+
+    def leave_out(self, columns: Sequence[int]) -> None:
+        """From now on leave these columns out of every order, and so out of the density and of all its conditions.
+
+        Args:
+            columns: which; not all of them.
+
+        Raises:
+            ValueError: for a network of one order.
+        """
+        if not self.any_order:
+            raise ValueError("expected a network of any order, to leave columns out; got one of one order")
+        left = [[i for i in order if i not in columns] for order in self.orders.tolist()]
+        self.orders = self.orders.new_tensor(left)
 
     def _in_order(
         self, x: Tensor, known: Tensor, context: Tensor | None, order: Tensor, noise: bool = False

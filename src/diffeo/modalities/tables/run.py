@@ -215,12 +215,11 @@ class TableRun(OpenRun):
                 f"{self.path}: the model has no density of fewer columns; train {remedy}, or with --drop"
                 f" {','.join(names)}"
             )
+        if len(dropped) == self.schema.features:
+            raise UserError(f"{self.path}: every column is dropped, none is left to score")
         flow = copy.deepcopy(self.flow)
         assert isinstance(flow.transform, Mixed)
-        left = [[place for place in order if place not in dropped] for order in flow.transform.orders.tolist()]
-        if not left[0]:
-            raise UserError(f"{self.path}: every column is dropped, none is left to score")
-        flow.transform.orders = flow.transform.orders.new_tensor(left)
+        flow.transform.leave_out(dropped)
         return flow
 
     @property
