@@ -115,7 +115,10 @@ def train(table: Table, args: argparse.Namespace) -> Iterator[str]:
         out.mkdir(parents=True, exist_ok=True)
         run, samples, gaps, full = (out / name for name in ("run", "samples.csv", "gaps.csv", "full.csv"))
         table.train.to_csv(out / "train.csv", index=False)
-        fitted = command("fit", out / "train.csv", "--out", run, "--minutes", args.minutes, "--seed", args.seed)
+        chosen = chain.from_iterable(("--set", each) for each in args.set)
+        fitted = command(
+            "fit", out / "train.csv", "--out", run, "--minutes", args.minutes, "--seed", args.seed, *chosen
+        )
         drawn = command("sample", run, "-n", len(table.train), "--out", samples, "--seed", args.seed)
         yield f"diffeo: fitted in {fitted:.1f} s, {len(table.train)} rows drawn in {drawn:.1f} s\n"
         yield from header(table)
@@ -144,6 +147,7 @@ def main() -> None:
     of_samples.add_argument("--missing", default="", help="what stands for a missing cell, besides an empty one")
     trained = commands.add_parser("train", parents=[common], help="fit diffeo, then sample, impute and measure")
     trained.add_argument("--minutes", type=float, default=10, help="training time of each table (10)")
+    trained.add_argument("--set", action="append", default=[], help="an argument of the model, any_order=false say")
     trained.add_argument("--imputations", type=int, default=19, help="draws of each removed cell (19; 0: none)")
     trained.add_argument("--rows", type=int, default=2000, help="held-out rows whose cells are removed (2000)")
     trained.add_argument("--out", type=Path, help="keep runs, samples and imputed rows below this folder")
