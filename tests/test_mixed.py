@@ -383,6 +383,26 @@ def test_bad_columns_are_refused(columns, expected):
         build("mixed", {"features": 1, "columns": columns})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"hidden": [16, 32]}, r"layers of one width, got .*16, 32"),
+        ({"hidden": 0}, "hidden >= 1, got 0"),
+        ({"layers": 0}, "layers >= 1, got 0"),
+        ({"components": 0}, "components >= 1"),
+        ({"preprocess": ["standardize"]}, "no preprocessing: the columns of a table"),
+    ],
+)
+def test_bad_sizes_are_refused(arguments, expected):
+    with pytest.raises(ValueError, match=expected):
+        build("mixed", {"features": 2, **arguments})
+
+
+def test_widths_of_layers_say_how_many_there_are():
+    network = mixed(2, hidden=[16, 16]).transform.network
+    assert [layer.weight.shape for layer in network.layers] == [(16, 16)] * 2
+
+
 def test_infinity_is_refused_and_a_gap_is_not():
     flow = flow_of("all")
     x = rows(TOYS["all"], 3)
