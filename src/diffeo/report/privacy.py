@@ -95,10 +95,10 @@ def _distances(some: np.ndarray, others: np.ndarray) -> Any:
     columns = np.ascontiguousarray(others.T)
     for part in np.array_split(some, max(1, min(len(some), len(some) * len(others) // CHUNK))):
         total = np.zeros((len(part), len(others)), dtype=np.float32)
-        apart = np.empty_like(total)
+        gaps = np.empty_like(total)
         for one, other in zip(part.T, columns, strict=True):
-            np.subtract(one[:, None], other, out=apart)
-            np.abs(apart, out=apart)
-            np.minimum(apart, 1, out=apart)
-            total += apart
+            np.subtract(one[:, None], other, out=gaps)
+            np.abs(gaps, out=gaps)
+            np.minimum(gaps, 1, out=gaps)
+            total += gaps
         yield total
