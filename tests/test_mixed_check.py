@@ -13,6 +13,7 @@ import diffeo
 from diffeo import commands
 from diffeo.cli import main, show
 from diffeo.recipes import mixed
+from diffeo.report import mixed as report_of_mixed
 from diffeo.report.baselines import factor_log_prob, mixed_held_out
 from diffeo.report.compare import marginal_test
 from diffeo.report.mixed import MixedThresholds, check_mixed, judge_mixed, noise_of
@@ -88,6 +89,35 @@ def test_a_trained_model_is_not_distrusted(flow, train, x):
     assert sum(part["gain"]["mean"] for part in report["columns"]) == pytest.approx(
         report["likelihood"]["gain_over_marginals"]["mean"], abs=0.1  # the mean over orders is below that of densities
     )  # fmt: skip
+
+
+def test_the_noise_is_that_of_the_inverse(flow, x):
+    with torch.no_grad():
+        torch.manual_seed(3)
+        z, in_orders = report_of_mixed._evaluate(flow, x, None)
+        torch.manual_seed(3)
+        assert torch.equal(z, flow.encode(x))
+        nothing = torch.zeros_like(x, dtype=torch.bool)
+        torch.testing.assert_close(in_orders, flow.transform.log_in_orders(x, nothing), rtol=0, atol=0)
+
+
+def test_of_many_rows_some_are_scored(flow, train, x, monkeypatch):
+    whole = check_mixed(flow, x, train=train, names=NAMES)
+    monkeypatch.setattr(report_of_mixed, "SCORED", 200)
+    part = check_mixed(flow, x, train=train, names=NAMES)
+    assert (part["rows"], part["likelihood"]["rows"], part["noise"]["rows"]) == (500, 200, 200)
+    assert part["samples"]["classifier"]["rows"] == 500
+    assert part["privacy"]["rows"] == whole["privacy"]["rows"]
+    few = np.sort(np.random.default_rng(0).permutation(500)[:200])
+    assert part["likelihood"]["flow"]["mean"] == pytest.approx(flow.log_prob(x[few]).mean().item(), abs=1e-4)
+    marginals = factor_log_prob(flow.transform.factors, train.double().numpy(), x.double().numpy()[few]).sum(1)
+    assert part["likelihood"]["marginals"]["mean"] == pytest.approx(marginals.mean())
+    assert part["likelihood"]["flow"]["stderr"] > whole["likelihood"]["flow"]["stderr"]
+    context = torch.randn(300, 1)
+    torch.manual_seed(0)
+    given = mixed(2, context=1, columns=COLUMNS[2:4], hidden=16, layers=1, components=4, orders=2)
+    given.transform.initialize(toy(60, 3)[:, 2:4])
+    assert check_mixed(given, toy(300, 3)[:, 2:4], context)["likelihood"]["rows"] == 200
 
 
 def test_a_model_of_shuffled_columns_is_not_trusted(train, x):
@@ -266,10 +296,18 @@ def test_nearest_records():
     part = nearest_records(train, train, draw(300), discrete, 0)
     assert part["share"] > 0.99
     assert part["close"]["samples"]["mean"] == 1
+    assert (part["distance"]["samples"], part["equal"]["samples"]["mean"]) == (0, 1)
+    assert part["distance"]["held_out"] > part["within"] > 0
+    assert part["equal"]["held_out"]["mean"] == 0
     few = np.zeros((50, 3))  # all the same: every tie counts by half
     part = nearest_records(few, few, few, discrete, 0)
     assert (part["share"], part["stderr"]) == (pytest.approx(0.5), pytest.approx(0))
     assert part["close"]["samples"] == part["close"]["held_out"]
+    far = np.array([[0, 0.0, np.nan]] * 20)  # another category, the same rank, a gap
+    part = nearest_records(far, few[:20], few[:20], np.array([False, True, True]), 0)
+    assert part["distance"] == {"samples": pytest.approx(1 / 3), "held_out": 0}
+    part = nearest_records(far + 1, few[:20], few[:20], discrete, 0)
+    assert part["distance"]["samples"] == pytest.approx((1 + 0.5 + 1) / 3)
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +333,10 @@ def test_the_command(run, capsys):
         "worst column",
         "farthest from uniform",
         "drawn at random within the masses of 6 of 6 columns",
-        "nearest row",
+        "are closer to a training row than to a held-out one (120 of each; 50%: nothing is copied)",
+        "from samples to the closest of 1,080 training rows",
+        "equal to a training row: ",
+        "nats per row (120 rows)",
         "more than by itself",
         "verdict: ",
     ):

@@ -414,18 +414,21 @@ def _noise(z: Mapping[str, Any], columns: int) -> Rows:
 
 
 def _nearest(privacy: Mapping[str, Any]) -> Rows:
-    share, close, rows = privacy["share"], privacy["close"], privacy["rows"]
+    share, rows, distance = privacy["share"], privacy["rows"], privacy["distance"]
+    equal, close = ([privacy[key][name]["mean"] for name in ("samples", "held_out")] for key in ("equal", "close"))
     return [
         (
             "nearest row",
-            f"a training row for {share:.1%} ± {privacy['stderr']:.1%} of samples, of {rows['each']:,} and as many"
-            " held-out ones (50 %: nothing is copied)",
+            f"{share:.1%} ± {privacy['stderr']:.1%} of samples are closer to a training row than to a held-out one"
+            f" ({rows['each']:,} of each; 50%: nothing is copied)",
         ),
         (
-            "  as near",
-            f"as {close['held_out']['mean']:.1%} of held-out rows are to {rows['train']:,} training rows:"
-            f" {close['samples']['mean']:.1%} of samples",
+            "  its distance",
+            f"{distance['samples']:.3f} from samples to the closest of {rows['train']:,} training rows,"
+            f" {distance['held_out']:.3f} from held-out rows (medians; 0: equal, 1: all columns differ)",
         ),
+        ("", f"at most {privacy['within']:.3f} for {close[0]:.1%} of samples, {close[1]:.1%} of held-out rows"),
+        ("", f"equal to a training row: {equal[0]:.1%} of samples, {equal[1]:.1%} of held-out rows"),
     ]
 
 
@@ -442,7 +445,8 @@ def _numerics(report: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
 
 def _densities(likelihood: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     if "flow" in likelihood:
-        yield "log-likelihood", f"{_pair(likelihood['flow'])} nats per row"
+        rows = f" ({likelihood['rows']:,} rows)" if "rows" in likelihood else ""
+        yield "log-likelihood", f"{_pair(likelihood['flow'])} nats per row{rows}"
         for name, text in (("gaussian", "a Gaussian"), ("marginals", "independent columns")):
             if name in likelihood:
                 gain = _pair(likelihood[f"gain_over_{name}"])

@@ -283,17 +283,26 @@ class Mixed(DataDependent):
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = F(x), drawn within its interval where x has a mass, and log p(x)."""
-        rows, contexts = _flat(x), None if context is None else _flat(context)
-        known = torch.zeros_like(rows, dtype=torch.bool)
-        parts = [self._in_order(rows, known, contexts, order, noise=True) for order in self.orders]
-        each = torch.stack([shares.sum(1) for shares, _ in parts], 1)  # (n, R)
-        log_prob = each.logsumexp(1) - math.log(len(parts))
-        with torch.no_grad():
-            # A row that is impossible in every order may have come by any.
-            taken = torch.multinomial(each.clamp_min(NEVER).softmax(1), 1)[:, 0]
-            z = torch.stack([noise for _, noise in parts if noise is not None])[taken, torch.arange(len(rows))]
-            z[:, 0] = (taken + z[:, 0]) / len(parts)
+        z, shares = self.encode_in_orders(_flat(x), None if context is None else _flat(context))
+        log_prob = shares.sum(2).logsumexp(0) - math.log(len(shares))
         return z.reshape(x.shape), log_prob.reshape(x.shape[:-1])
+
+    def encode_in_orders(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The noise z of rows ``(n, D)``, and log p of their cells in each of the orders ``(R, n, D)``.
+
+        Args:
+            x: ``(n, D)``.
+            context: ``(n, context)``.
+        """
+        nothing = torch.zeros_like(x, dtype=torch.bool)
+        each = [self._in_order(x, nothing, context, order, noise=True) for order in self.orders]
+        shares = torch.stack([part for part, _ in each])
+        with torch.no_grad():
+            # A row comes by an order with the probability that the order has, given the row; an impossible one by any.
+            taken = torch.multinomial(shares.sum(2).T.clamp_min(NEVER).softmax(1), 1)[:, 0]
+            z = torch.stack([noise for _, noise in each if noise is not None])[taken, torch.arange(len(x))]
+            z[:, 0] = (taken + z[:, 0]) / len(each)
+        return z, shares
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x = F^-1(z), and -log p(x)."""
