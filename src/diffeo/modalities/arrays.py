@@ -37,7 +37,7 @@ class ArraySource:
         self.notes: list[str] = []
         self.dictionaries: dict[int, Dictionary] = {}
 
-    def declare(self, column: int, kind: str) -> None:
+    def declare(self, column: int, kind: str, trained: bool = False) -> None:
         """Check that a column is of numbers: an array holds nothing else."""
         if kind != "number":
             raise UserError(f"{self.name}: column {self.names[column]!r} holds numbers, expected {kind}; give a table")

@@ -17,6 +17,7 @@ __all__ = ["DAY", "arrow_type", "find_formats", "is_time", "parse_dates", "show_
 
 DAY = 86400.0
 _YEAR_1000 = -30610224000.0
+_YEARS = -5364662400.0, 7289654400.0  # 1800 to 2200: of numbers without marks only these are likely to be dates
 PEEK = 200  # texts that each format is tried on first
 
 _DAYS = (
@@ -26,6 +27,7 @@ _DAYS = (
 )
 _TIMES = ("%H:%M:%S", "%H:%M", "%H:%M:%S.%f", "%H:%M:%S.%L", "%H:%M:%S.%_f", "%I:%M %p", "%I:%M:%S %p")
 _COMPACT = ("%Y%m%d", "%d%m%Y", "%Y-%m", "%Y/%m", "%m/%Y", "%Y%m", "%Y")
+_DIGITS = ("%Y%m%d", "%d%m%Y", "%Y%m", "%Y")
 _PARTS = re.compile(r"(?P<day>.*?)(?P<mark>[ T]?)(?:(?P<time>\d{1,2}:\d\d.*?)(?P<zone>Z| ?UTC|[+-]\d\d:?\d\d)?)?")
 _FRACTION = (".%f", ".%L", ".%_f")
 
@@ -52,6 +54,8 @@ def find_formats(texts: Sequence[str], compact: bool = False) -> list[str]:
         format_ = f"{day}{parts['mark']}{time}{parts['zone'] or ''}"
         if format_ and _parsed(texts[:PEEK], format_) is not None:
             seconds = _parsed(texts, format_)
+            if seconds is not None and format_ in _DIGITS and not _likely(seconds):
+                continue
             if seconds is not None and not any(np.array_equal(seconds, known) for known in formats.values()):
                 formats[format_] = seconds
     return list(formats)
@@ -65,6 +69,10 @@ def _both(formats: Sequence[str]) -> list[str]:
 def _parsed(texts: Sequence[str], format_: str) -> np.ndarray | None:
     seconds = parse_dates(texts, format_, strict=True)
     return None if np.isnan(seconds).any() else seconds
+
+
+def _likely(seconds: np.ndarray) -> bool:
+    return bool(seconds.min() >= _YEARS[0] and seconds.max() < _YEARS[1])
 
 
 def is_time(format_: str) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffeo.errors import UserError
-from diffeo.modalities.tables.schema import Encoded, Schema, load
+from diffeo.modalities.tables.schema import Encoded, Schema, load, naming_rows
 from diffeo.modalities.tables.table import Table
 from diffeo.training.batches import fingerprint
 from diffeo.training.splitting import count_test, held_out_of_block, split_rows
@@ -149,7 +149,8 @@ def draw_rows(
             keys, parts[:] = keys[chosen], [_choose(_join(parts), chosen)]
 
     for values in table.batches(schema.names):
-        encoded = schema.encode(values, table.dictionaries, gaps)
+        with naming_rows(table):
+            encoded = schema.encode(values, table.dictionaries, gaps)
         for column, count in encoded.reasons.items():
             reasons[column] = reasons.get(column, 0) + count
         rows += len(values)

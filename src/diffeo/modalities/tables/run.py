@@ -14,7 +14,7 @@ from diffeo.errors import UserError
 from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Words, choose, held_out
 from diffeo.modalities.tables.dataset import READING
 from diffeo.modalities.tables.rows import LARGE, draw_rows
-from diffeo.modalities.tables.schema import Column, Schema
+from diffeo.modalities.tables.schema import Column, Schema, naming_rows
 from diffeo.modalities.tables.table import Table, open_table
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.check import FEWEST, check
@@ -159,7 +159,8 @@ class TableRun(OpenRun):
         known: Tensor | None,
     ) -> Iterator[Chunk]:
         for number, values in enumerate(table.batches(names)):
-            encoded = self.schema.encode(values[:, : len(self.schema.names)], table.dictionaries, self._gaps)
+            with naming_rows(table):
+                encoded = self.schema.encode(values[:, : len(self.schema.names)], table.dictionaries, self._gaps)
             _count(reasons, encoded.reasons)
             _count(unseen, encoded.unseen)
             context = None if encoded.context is None else torch.from_numpy(encoded.context)
@@ -264,7 +265,8 @@ class TableRun(OpenRun):
             for values in table.batches(names):
                 whole = np.full((len(values), len(schema.names)), np.nan)
                 whole[:, places] = values
-                self._refuse_unlikely(whole, table.dictionaries, table, start)
+                with naming_rows(table):
+                    self._refuse_unlikely(whole, table.dictionaries, table, start)
                 start += len(values)
                 for part in _repeated(iter([whole]), each):
                     yield part, table.dictionaries
@@ -324,7 +326,7 @@ class TableRun(OpenRun):
                 wrong, remedy = known == len(column.categories), f"they are {_few(column.categories)}"
             else:
                 with np.errstate(all="ignore"):
-                    wrong = column.encode(known)[1] & ~np.isnan(known)
+                    wrong = (column.encode(known)[1] & ~np.isnan(known)) | (np.abs(known) >= LARGEST)
                 if column.dtype in ("int64", "bool"):  # what is written is whole
                     wrong |= ((known != np.rint(known)) & ~np.isnan(known)) | (np.abs(known) >= 2.0**53)
                 if column.dtype == "bool":
@@ -411,13 +413,25 @@ class TableRun(OpenRun):
         order = [names.index(name) for name in schema.names]
 
         def chunks() -> Iterator[tuple[Tensor, np.ndarray]]:
+            start = 0
             for values in table.batches(names):
-                encoded = schema.encode(values[:, order], table.dictionaries, gaps=True)
+                self._refuse_infinite(values[:, order], table, start)
+                start += len(values)
+                with naming_rows(table):
+                    encoded = schema.encode(values[:, order], table.dictionaries, gaps=True)
                 yield torch.from_numpy(encoded.x), table.cells(values, names).astype(object)
 
         return Gappy(
             table.num_rows, names, [types.get(name) or _type(table, name) for name in names], categories, chunks()
         )
+
+    def _refuse_infinite(self, values: np.ndarray, table: Table, start: int) -> None:
+        """Refuse what is infinite, or as good as that: given it, nothing can be drawn."""
+        for row, place in np.argwhere(np.abs(values) >= LARGEST)[:1].tolist():
+            raise UserError(
+                f"{table.name}: {table.where(start + row + 1)}, column {self.schema.names[place]!r}: holds"
+                f" {values[row, place]:g}, given which nothing can be drawn; correct it, or leave the cell empty"
+            )
 
     def filled(self, x: Tensor, known: Tensor, cells: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """The cells of rows, those of the model's columns that were missing taken from completed features."""

@@ -1,7 +1,8 @@
 """What a table's columns are, and the way from their values to a model's numbers and back."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -12,13 +13,32 @@ from diffeo.errors import UserError
 from diffeo.modalities.tables.dates import DAY, find_formats, parse_dates, show_dates, to_temporal
 from diffeo.modalities.tables.table import Table, open_table
 
-__all__ = ["Column", "Encoded", "Grid", "Schema", "decimals", "load"]
+__all__ = ["Column", "Encoded", "Grid", "NoDate", "Schema", "decimals", "load", "naming_rows"]
 
 KINDS = ("continuous", "integer", "levels", "categorical", "date", "constant")
 NUMBERS = ("float64", "int64", "bool")
 DTYPES = (*NUMBERS, "string", "category", "ordered", "date")
 _LARGEST = 3e38  # just inside float32
+_EXTREME = 1e30  # beyond it no density can be computed in float32
 _ROUNDING = 2.0**-21  # relative; what a value may have lost in a float32 file
+
+
+class NoDate(UserError):
+    """A text, of which its number is known, is no date of its column's format."""
+
+    def __init__(self, message: str, column: str, code: int) -> None:
+        super().__init__(message)
+        self.column, self.code = column, code
+
+
+@contextmanager
+def naming_rows(table: Table) -> Iterator[None]:
+    """Say of a text that is no date in which file and row of a table it is."""
+    try:
+        yield
+    except NoDate as error:
+        ((where, _),) = table.find(error.column, [error.code])
+        raise UserError(f"{table.name}: {where}, {error}") from error
 
 
 class Grid(NamedTuple):
@@ -122,7 +142,7 @@ class Column:
         A category that is none of the column's is ``len(categories)``.
 
         Raises:
-            UserError: for a text that is no date.
+            NoDate: for a text that is no date.
         """
         if texts is None:
             if self.kind != "categorical" or not self.values:
@@ -133,7 +153,7 @@ class Column:
         codes, place = np.unique(cells[~np.isnan(cells)].astype(int), return_inverse=True)
         met = [texts[code] for code in codes]
         if self.format:
-            meant = self._seconds(met)
+            meant = self._seconds(met, codes)
         else:
             order = {category: i for i, category in enumerate(self.categories)}
             meant = np.array([order.get(text, len(order)) for text in met], dtype=np.float64)
@@ -141,15 +161,17 @@ class Column:
         values[~np.isnan(cells)] = meant[place] if len(met) else 0
         return values
 
-    def _seconds(self, texts: list[str]) -> np.ndarray:
+    def _seconds(self, texts: list[str], codes: np.ndarray) -> np.ndarray:
         form = self.format if "%" in self.format else next(iter(find_formats(texts)), "%Y-%m-%d")
         seconds = parse_dates(texts, form)
         wrong = np.flatnonzero(np.isnan(seconds))
         if len(wrong):
             example = show_dates(np.array([self.low]), form)[0]
-            raise UserError(
+            raise NoDate(
                 f"column {self.name!r}: {texts[wrong[0]]!r} is no date or time of the form {example!r} ({form});"
-                " correct it or leave out such rows"
+                " correct it or leave out such rows",
+                self.name,
+                int(codes[wrong[0]]),
             )
         return seconds
 
@@ -377,7 +399,9 @@ class Schema:
         Raises:
             UserError: if a column is of another kind.
         """
-        table.declare({column.name: _declared(column) for column in self.columns if column.name in table.names})
+        table.declare(
+            {column.name: _declared(column) for column in self.columns if column.name in table.names}, trained=True
+        )
         return table
 
     def open_context(self, source: Any, missing: str | None = None, key: str | None = None, **reading: Any) -> Table:
@@ -387,7 +411,7 @@ class Schema:
             UserError: if columns are missing.
         """
         table = open_table(source, missing=missing, key=key, **reading).select(self.context, self.context)
-        table.declare(dict.fromkeys(self.context, "number"))
+        table.declare(dict.fromkeys(self.context, "number"), trained=True)
         return table
 
     def encode(
@@ -398,11 +422,12 @@ class Schema:
         Args:
             values: rows as ``Table.batches`` yields them, missing cells NaN.
             dictionaries: the table's.
-            gaps: whether the model knows missing cells: these alone are NaN then, and infinity is impossible. Else
-                rows with NaN or infinity anywhere become NaN throughout. By default, whether the table is ``mixed``.
+            gaps: whether the model knows missing cells: then these are NaN, and so is what is infinite or beyond 1e30,
+                which is impossible. Else rows with NaN or infinity anywhere become NaN throughout. By default, whether
+                the table is ``mixed``.
 
         Raises:
-            UserError: for a text that is no date.
+            NoDate: for a text that is no date.
         """
         values = np.asarray(values, dtype=np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.columns):
@@ -421,7 +446,9 @@ class Schema:
                 encoded, off = column.encode(cells)
             off &= np.isfinite(cells)
             if gaps:
-                off |= np.isinf(cells)
+                huge = np.abs(cells) > _EXTREME
+                off |= huge
+                encoded = np.where(huge.reshape(-1, *[1] * (encoded.ndim - 1)), np.nan, encoded)
             if off.any():
                 impossible |= off
                 reasons[column.name] = int(off.sum())
@@ -533,7 +560,8 @@ def load(table: Table, schema: Schema) -> tuple[np.ndarray, np.ndarray | None]:
     """
     parts: list[Encoded] = []
     for batch in table.batches(schema.names):
-        encoded = schema.encode(batch, table.dictionaries)
+        with naming_rows(table):
+            encoded = schema.encode(batch, table.dictionaries)
         if encoded.impossible.any():
             column, count = next(iter(encoded.reasons.items()))
             rows_hold = "1 row holds" if count == 1 else f"{count} rows hold"
