@@ -442,6 +442,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
         ("2019,2020\n0.5,1.5\n2,3\n", ("2019", "2020"), ["'2019,2020', was taken for the columns' names"]),
         ("land,2019\nx,1.5\ny,2.5\n", ("land", "2019"), ["names"]),
         ("0,1,2\n0.5,0.5,x\n0.7,0.1,y\n", ("0", "1", "2"), ["names"]),
+        ("1,2,3\n0.5,0.5,0.1\n0.7,0.1,0.2\n", ("1", "2", "3"), ["names"]),
         ("1,2\n3,4.5\n", ("c0", "c1"), []),
         ("39, x, 7\n50, y, 9\n", ("c0", "c1", "c2"), ["taken for data"]),
     ],
@@ -640,6 +641,11 @@ def test_zeros_in_front_count(tmp_path, monkeypatch, sep, late, encoding):
     assert back[:, 0].tolist() == zips
     schema = infer_schema(open_table(path, missing="keep"), integer=["zip"])
     assert (schema.columns[0].kind, schema.columns[0].high) == ("integer", max(map(int, zips)))
+    if sep == "," and not late:
+        columns = ["zip", "share", "x"]
+        one_line(
+            lambda: infer_schema(open_table(path, columns=columns), numbers=True), "codes of digits", "--integer zip"
+        )
 
 
 def test_no_codes_are_searched_for_where_columns_are_known(tmp_path, monkeypatch):

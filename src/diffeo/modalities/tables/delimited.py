@@ -420,7 +420,7 @@ class DelimitedSource:
         if any(number is None and not textual[i] for i, number in enumerate(numbers)) or not known:
             return any(number is None for number in numbers)
         named = [numbers[i] or 0.0 for i in known]
-        consecutive = len(named) > 2 and named == list(range(len(named)))
+        consecutive = len(named) > 2 and named[0] % 1 == 0 and bool((np.diff(named) == 1).all())
         several = len(named) + any(textual) > 1 and len(set(named)) == len(named)
         years = several and all(1800 <= year <= 2200 and year % 1 == 0 for year in named)
         if (consecutive or years) and peek and all(map(self._differs, named, (columns[i] for i in known))):

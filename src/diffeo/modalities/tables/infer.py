@@ -228,7 +228,11 @@ def infer_schema(
             column = _with_steps(_shifted(column, values, everything), values)
             columns.append(replace(column, missing=tally.missing > 0))
             if numbers and (column.dtype not in NUMBERS or wanted.get(name) == "categorical"):
-                kind = f"column {name!r} holds {column.kind} values, the model takes numbers; {drop_advice(name)}"
+                digits = column.dtype == "string" and all(map(str.isdecimal, column.categories))
+                kind = (
+                    f"column {name!r} holds {'codes of digits' if digits else f'{column.kind} values'}, the model takes"
+                    f" numbers; use {f'--integer {shlex.quote(name)} or ' * digits}--drop {shlex.quote(name)}"
+                )
                 problems += _complaints(everything, name) or [kind]
             elif column.dtype not in NUMBERS and name in context:
                 raise UserError(f"column {name!r} holds text or dates; a context consists of numbers")
