@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import decimal
 import gzip
 import json
 
@@ -185,6 +186,39 @@ def test_frames(everything):
     np.testing.assert_array_equal(x, y)
     polars = pytest.importorskip("polars")
     np.testing.assert_array_equal(encoded(polars.from_arrow(everything), expected)[1], y)
+
+
+@pytest.mark.parametrize("extension", [".parquet", ".feather"])
+def test_numbers_keep_their_width(tmp_path, extension):
+    n = 120
+    values = np.random.default_rng(0).normal(size=n)
+    cents = [decimal.Decimal(f"{i * 7919 % 10**4}.{i % 90 + 10}") for i in range(n)]
+    table = pa.table(
+        {
+            "tiny": pa.array(gappy([i % 9 for i in range(n)]), pa.int8()),
+            "natural": pa.array([i % 9 + 2**40 for i in range(n)], pa.uint64()),
+            "single": pa.array(np.float32(values)),
+            "half": pa.array(np.float16(values)),
+            "few": pa.array(gappy([decimal.Decimal(f"{i % 7}.25") for i in range(n)]), pa.decimal128(10, 2)),
+            "cents": pa.array(gappy(cents), pa.decimal128(12, 2)),
+            "huge": pa.array([10**30 + i % 5 for i in range(n)], pa.decimal128(38, 0)),
+            "large": pa.array([2**63 + i % 5 for i in range(n)], pa.uint64()),
+            "same": pa.array([3] * n, pa.int16()),
+        }
+    )
+    schema, x, back = encoded(table)
+    assert Schema.from_json(json.loads(json.dumps(schema.to_json()))) == schema
+    path = tmp_path / f"a{extension}"
+    save(path, schema, back)
+    read = pq.read_table(path) if extension == ".parquet" else pyarrow.feather.read_table(path)
+    assert read.schema.types == table.schema.types
+    for name in table.column_names:
+        same(read.column(name).to_pylist(), table.column(name).to_pylist())
+    np.testing.assert_array_equal(encoded(path, schema)[1], x)
+    save(tmp_path / "a.csv", schema, back)
+    assert [row[5] for row in lines(tmp_path / "a.csv")[1:]] == [
+        "" if cell is None else str(cell) for cell in gappy(cents)
+    ]
 
 
 def test_a_schema_reads_other_formats(everything, tmp_path):
@@ -696,6 +730,7 @@ def test_bad_frames(frame, gist):
         {"values": [1.0]},
         {"missing": 1},
         {"format": None},
+        {"type": "int9"},
         {"steps": [2, 1]},
         {"kind": "date"},
         {"dtype": "date"},

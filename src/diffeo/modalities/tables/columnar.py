@@ -24,7 +24,7 @@ def _kind(type_: pa.DataType) -> str:
         return _kind(type_.value_type)
     if pa.types.is_boolean(type_):
         return "bool"
-    if pa.types.is_integer(type_):
+    if pa.types.is_integer(type_) or (pa.types.is_decimal(type_) and type_.scale == 0):
         return "integer"
     if pa.types.is_floating(type_) or pa.types.is_decimal(type_) or pa.types.is_null(type_):
         return "float"
@@ -42,6 +42,14 @@ def _declared(type_: pa.DataType) -> str:
     if pa.types.is_dictionary(type_):
         return _declared(type_.value_type)
     return str(type_) if _kind(type_) == "date" else ""
+
+
+def _narrow(type_: pa.DataType) -> str:
+    """Return the type of numbers that are narrower than 64 bits, or decimal."""
+    if pa.types.is_dictionary(type_):
+        return _narrow(type_.value_type)
+    wide = type_ in (pa.int64(), pa.float64(), pa.null()) or _kind(type_) not in ("integer", "float")
+    return "" if wide else str(type_)
 
 
 def _seconds(column: pa.Array) -> np.ndarray:
@@ -77,6 +85,7 @@ class _Columnar:
         types = [schema.field(i).type for i in self._position]
         self.types = tuple(map(_kind, types))
         self.declared = tuple(map(_declared, types))
+        self.narrow = tuple(map(_narrow, types))
         self.notes: list[str] = []
         self.dictionaries = {i: Dictionary(na) for i, type_ in enumerate(self.types) if type_ == "text"}
         self._na = na

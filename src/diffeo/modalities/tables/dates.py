@@ -8,12 +8,13 @@ day seconds since midnight.
 import re
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["DAY", "arrow_type", "find_formats", "is_time", "parse_dates", "show_dates", "to_temporal"]
+__all__ = ["DAY", "arrow_type", "find_formats", "is_number_type", "is_time", "parse_dates", "show_dates", "to_temporal"]
 
 DAY = 86400.0
 _YEAR_1000 = -30610224000.0
@@ -29,6 +30,8 @@ _TIMES = ("%H:%M:%S", "%H:%M", "%H:%M:%S.%f", "%H:%M:%S.%L", "%H:%M:%S.%_f", "%I
 _COMPACT = ("%Y%m%d", "%d%m%Y", "%Y-%m", "%Y/%m", "%m/%Y", "%Y%m", "%Y")
 _DIGITS = ("%Y%m%d", "%d%m%Y", "%Y%m", "%Y")
 _PARTS = re.compile(r"(?P<day>.*?)(?P<mark>[ T]?)(?:(?P<time>\d{1,2}:\d\d.*?)(?P<zone>Z| ?UTC|[+-]\d\d:?\d\d)?)?")
+_NUMBER = re.compile("u?int(8|16|32|64)|halffloat|float|double")
+_DECIMAL = re.compile(r"(decimal(?:32|64|128|256))\((\d+), (-?\d+)\)")
 _FRACTION = (".%f", ".%L", ".%_f")
 
 
@@ -154,11 +157,14 @@ def to_temporal(seconds: np.ndarray, type_: str) -> pa.Array:
 
 
 def arrow_type(name: str) -> pa.DataType:
-    """Return the Arrow type of dates or times that has this name.
+    """Return the Arrow type of numbers, dates or times that has this name.
 
     Raises:
         ValueError: if there is none.
     """
+    if is_number_type(name):
+        decimal = _DECIMAL.fullmatch(name)
+        return getattr(pa, decimal[1])(int(decimal[2]), int(decimal[3])) if decimal else pa.type_for_alias(name)
     kind, _, rest = name.removesuffix("]").partition("[")
     unit, _, zone = rest.partition(", tz=")
     kinds = {"timestamp": lambda: pa.timestamp(unit, zone or None), "date32": pa.date32, "date64": pa.date64}
@@ -166,6 +172,11 @@ def arrow_type(name: str) -> pa.DataType:
     if kind not in kinds:
         raise ValueError(f"expected an Arrow type of dates or times, got {name!r}")
     return kinds[kind]()
+
+
+def is_number_type(name: Any) -> bool:
+    """Tell whether this is the name of an Arrow type of numbers."""
+    return isinstance(name, str) and bool(_NUMBER.fullmatch(name) or _DECIMAL.fullmatch(name))
 
 
 def _unpadded(text: str) -> str:

@@ -177,7 +177,7 @@ class DelimitedSource:
             peek.append(first)
         columns = [[row[i] for row in peek if i < len(row)] for i in range(len(first))]
         self._types = list(map(self._type, columns))
-        self.declared = ("",) * len(self._types)
+        self.declared = self.narrow = ("",) * len(self._types)
         self.dictionaries = {i: Dictionary(self._nulls) for i, type_ in enumerate(self._types) if type_ == "text"}
         self._fixed: set[int] = set()
         self._trained: set[int] = set()
@@ -549,6 +549,8 @@ def floats(column: pa.Array) -> np.ndarray:
     """Return numbers or booleans as float64, NaN where they are null."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.string())  # to the nearest float, as arrow's product with a power of 10 is not
     # Not safe: an int64 beyond 2**53 may lose its last digits.
     return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 

@@ -226,7 +226,9 @@ def infer_schema(
                 continue
             values = values[np.isfinite(values)]
             column = _with_steps(_shifted(column, values, everything), values)
-            columns.append(replace(column, missing=tally.missing > 0))
+            wide = name in context or (wanted.get(name) == "continuous" and types[name] == "integer")
+            type_ = "" if wide else table.narrow[name]
+            columns.append(replace(column, missing=tally.missing > 0, type=type_))
             if numbers and (column.dtype not in NUMBERS or wanted.get(name) == "categorical"):
                 digits = column.dtype == "string" and all(map(str.isdecimal, column.categories))
                 kind = (

@@ -134,11 +134,7 @@ class TableRun(OpenRun):
                 raise UserError(f"{table.name}: column {name!r} cannot be kept, the result has that name; rename it")
         names = list(dict.fromkeys([*self.schema.names, *keep]))
         table = table.select(names, self.schema.all_names) if keep else table
-        # Not a digit of an identifier may change.
-        if table.has_texts:
-            numbers = [name for name in keep if table.types[name] in ("number", "integer")]
-            table.declare({name: "text" for name in numbers if name in self.schema.identifiers})
-        types = [_type(table, name) for name in keep]
+        types = self._passed(table, keep)
         reasons: dict[str, int] = {}
         unseen: dict[str, int] = {}
 
@@ -174,6 +170,15 @@ class TableRun(OpenRun):
             yield Chunk(
                 number, x, context, cells, encoded.impossible, known=None if known is None else known.expand(x.shape)
             )
+
+    def _passed(self, table: Table, names: Sequence[str]) -> list[str]:
+        """Return the types in which columns are passed through; not a digit of an identifier may change."""
+        known = table.types
+        whole = {name: _type(table, name) for name in names if known[name] == "integer"}
+        if table.has_texts:
+            numbers = [name for name in names if known[name] in ("number", "integer")]
+            table.declare({name: "text" for name in numbers if name in self.schema.identifiers})
+        return [whole.get(name) or _type(table, name) for name in names]
 
     @property
     def _gaps(self) -> bool | None:
@@ -408,7 +413,8 @@ class TableRun(OpenRun):
         table = self.schema.open(source, missing="keep", **self._reading)
         names = list(dict.fromkeys([*table.all_names, *schema.names])) if table.has_names else list(schema.names)
         table = table.select(names, schema.all_names or schema.names)
-        types = dict(zip(schema.names, schema.dtypes, strict=True))
+        aside = [name for name in names if name not in schema.names]
+        types = dict(zip([*schema.names, *aside], [*schema.dtypes, *self._passed(table, aside)], strict=True))
         categories = {name: each for name, each in schema.categories.items() if name in names}
         order = [names.index(name) for name in schema.names]
 
@@ -421,9 +427,7 @@ class TableRun(OpenRun):
                     encoded = schema.encode(values[:, order], table.dictionaries, gaps=True)
                 yield torch.from_numpy(encoded.x), table.cells(values, names).astype(object)
 
-        return Gappy(
-            table.num_rows, names, [types.get(name) or _type(table, name) for name in names], categories, chunks()
-        )
+        return Gappy(table.num_rows, names, [types[name] for name in names], categories, chunks())
 
     def _refuse_infinite(self, values: np.ndarray, table: Table, start: int) -> None:
         """Refuse what is infinite, or as good as that: given it, nothing can be drawn."""
@@ -491,6 +495,8 @@ def _type(table: Table, name: str) -> str:
     """Return the type in which a column is passed through."""
     if table.types[name] == "date":
         return table.declared[name]
+    if table.narrow[name]:
+        return table.narrow[name]
     return {"text": "string", "integer": "int64", "bool": "int64"}.get(table.types[name], "float64")
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffeo.errors import UserError
-from diffeo.modalities.tables.dates import DAY, find_formats, parse_dates, show_dates, to_temporal
+from diffeo.modalities.tables.dates import DAY, find_formats, is_number_type, parse_dates, show_dates, to_temporal
 from diffeo.modalities.tables.table import Table, open_table
 
 __all__ = ["Column", "Encoded", "Grid", "NoDate", "Schema", "decimals", "load", "naming_rows"]
@@ -94,6 +94,7 @@ class Column:
         steps: of the grids on which more values lie than chance explains, ascending; empty if there is but one.
         unit: of the last digit of a continuous column, to which samples are rounded; 0 if they have too many.
         format: how dates and times are written: for ``show_dates``, or an Arrow type.
+        type: the Arrow type of numbers that are written as neither int64 nor float64.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Column:
     steps: tuple[float, ...] = ()
     unit: float = 0.0
     format: str = ""
+    type: str = ""
 
     @property
     def features(self) -> int:
@@ -293,7 +295,7 @@ class Schema:
     @property
     def dtypes(self) -> tuple[str, ...]:
         """Types of these columns, for writing."""
-        return tuple(c.format if c.dtype == "date" else c.dtype for c in self.columns)
+        return tuple(c.type or (c.format if c.dtype == "date" else c.dtype) for c in self.columns)
 
     @property
     def categories(self) -> dict[str, tuple[str, ...]]:
@@ -586,7 +588,7 @@ _STORED = {"name", "dtype", "kind", "low", "high", "step", "slack", "origin", "v
 def _column(data: Any) -> Column:
     keys = {field.name for field in fields(Column)}
     _expect(isinstance(data, dict) and _STORED <= set(data) <= keys, f"a column with {sorted(keys)}", data)
-    data = {"missing": False, "categories": [], "steps": [], "unit": 0.0, "format": "", **data}
+    data = {"missing": False, "categories": [], "steps": [], "unit": 0.0, "format": "", "type": "", **data}
     _expect(isinstance(data["name"], str) and data["name"], "a name", data["name"])
     _expect(data["kind"] in KINDS, f"kind to be one of {KINDS}", data["kind"])
     _expect(data["dtype"] in DTYPES, f"dtype to be one of {DTYPES}", data["dtype"])
@@ -597,6 +599,7 @@ def _column(data: Any) -> Column:
         _expect(all(np.diff(data[key]) > 0), f"ascending {key}", data[key])
     _expect(type(data["missing"]) is bool, "missing to be true or false", data["missing"])
     _expect(isinstance(data["format"], str), "a format", data["format"])
+    _expect(data["type"] == "" or is_number_type(data["type"]), "a type of numbers", data["type"])
     texts = data["categories"]
     _expect(isinstance(texts, list) and all(isinstance(text, str) for text in texts), "categories of text", texts)
     _expect(len(set(texts)) == len(texts), "categories without repetition", texts)

@@ -33,6 +33,7 @@ class Source(Protocol):
     has_names: bool
     num_rows: int | None
     declared: tuple[str, ...]  # what else is known: "category", "ordered", an Arrow type of dates; or nothing
+    narrow: tuple[str, ...]  # Arrow types of numbers that are neither int64 nor float64, or nothing
     dictionaries: dict[int, Dictionary]  # the texts of each column of texts, as they are met
     notes: list[str]  # how the source was read, where it is not obvious
 
@@ -112,6 +113,11 @@ class Table:
     def declared(self) -> dict[str, str]:
         """Column name -> "category" or "ordered" (a dictionary of texts), an Arrow type of dates, or nothing."""
         return {name: self._source.declared[i] for name, i in self._index.items()}
+
+    @property
+    def narrow(self) -> dict[str, str]:
+        """Column name -> an Arrow type of numbers that is neither int64 nor float64, or nothing."""
+        return {name: self._source.narrow[i] for name, i in self._index.items()}
 
     @property
     def dictionaries(self) -> dict[str, list[str]]:
