@@ -497,7 +497,7 @@ def _type(table: Table, name: str) -> str:
         return table.declared[name]
     if table.narrow[name]:
         return table.narrow[name]
-    return {"text": "string", "integer": "int64", "bool": "int64"}.get(table.types[name], "float64")
+    return {"text": "string", "integer": "int64", "bool": "bool"}.get(table.types[name], "float64")
 
 
 def _count(totals: dict[str, int], more: Mapping[str, int]) -> None:
