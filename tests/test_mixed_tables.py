@@ -429,6 +429,25 @@ def test_steps(generator):
     assert of(np.round(amounts, 2)).steps == of(amounts).steps == of(generator.integers(0, 100, n)).steps == ()
 
 
+def test_samples_have_as_many_decimals_as_the_data(generator):
+    values = generator.normal(size=500)
+    frame = pd.DataFrame(
+        {
+            "two": np.round(values, 2),
+            "whole": np.round(values * 1e5) + 0.0,
+            "all": values,
+            "far": 5e6 + np.round(values, 3),
+        }
+    )
+    schema = infer_schema(open_table(frame), continuous=["two", "whole", "far"])
+    assert [column.unit for column in schema.columns] == [0.01, 1.0, 0.0, 0.001]
+    x, _ = load(open_table(frame), schema)
+    back = schema.decode(x + np.float32(1e-4))
+    np.testing.assert_array_equal(back[:, 0], frame["two"])
+    assert (np.round(back[:, 3], 3) == back[:, 3]).all()
+    assert len(np.unique(back[:, 2])) == 500
+
+
 def test_kinds_are_overridden(tmp_path):
     rows = "\n".join(f"{i % 4},{[0, 1, 999][i % 3]},{i % 2 + 0.5},{'ab'[i % 2]}" for i in range(100))
     table = open_table(written(tmp_path / "a.csv", "k,l,f,t\n" + rows))

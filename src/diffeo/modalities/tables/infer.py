@@ -225,7 +225,7 @@ def infer_schema(
                 identifiers.append(name)
                 continue
             values = values[np.isfinite(values)]
-            column = _with_steps(_shifted(column, values, everything), values)
+            column = _with_unit(_with_steps(_shifted(column, values, everything), values), values)
             wide = name in context or (wanted.get(name) == "continuous" and types[name] == "integer")
             type_ = "" if wide else table.narrow[name]
             columns.append(replace(column, missing=tally.missing > 0, type=type_))
@@ -527,8 +527,12 @@ def _with_unit(column: Column, sample: np.ndarray) -> Column:
     """Return a continuous column with the unit of its last digit, if that is one of few."""
     if column.kind != "continuous" or not len(sample):
         return column
-    places = max(decimals(value) for value in np.unique(sample).tolist())
-    return replace(column, unit=10.0**-places) if places <= MOST_PLACES else column
+    most = 0
+    for value in np.unique(sample).tolist():
+        most = max(most, decimals(value))
+        if most > MOST_PLACES:
+            return column
+    return replace(column, unit=10.0**-most)
 
 
 def _exceeds(values: np.ndarray, step: float, wider: float) -> bool:
