@@ -109,7 +109,8 @@ class DelimitedSource:
 
     The first rows decide: the separator (of ``SEPARATORS``, the one that cuts them into equally many cells), the
     decimal mark, the types, and whether there is a header: none if no cell of the first line is text, nor where only
-    columns of texts have text in it. Columns without a header are called ``c0``, ``c1``, ...
+    columns of texts have text in it. Columns without a header are called ``c0``, ``c1``, ... Later rows decide, too,
+    whether a column of digits is one of numbers, or of codes with leading zeros.
 
     Args:
         path: the file.

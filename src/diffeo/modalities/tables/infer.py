@@ -19,7 +19,9 @@ Missing cells do not count: n are the others. Columns of texts are
 - an identifier, set aside, if there are more than 20 texts and half of the cells or more differ, or if they are too
   many to remember;
 - else categorical.
-Whole numbers beyond 2**53, which no float holds, are texts; in an array, which has none, an identifier.
+Whole numbers beyond 2**53, which no float holds, are texts (in a csv if more than 1 % of a column are so large); in an
+array, which has none, an identifier. Digits with a leading zero are texts in a csv. Texts that are up to 1 % of a
+column of numbers are mistakes, and so are more of them where the numbers are too many for categories.
 
 A value off the grid that turns up later is impossible (log-likelihood -inf) if the grid is of whole numbers of step 1
 or coarse (d <= 64). On a fine grid, which is a matter of rounding, it moves to the nearest point.
