@@ -330,3 +330,52 @@ def test_resume_with_other_data(refused, made, tmp_path):
 def test_check_needs_rows(refused, made, tmp_path):
     refused(["check", made / "run", table(tmp_path / "few.csv", rows=10)], "few.csv", "10 usable rows", "at least 20")
     refused(["check", made / "run", made / "data.csv", "--rows", "3"], "at least 20 rows", "3")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A folder with a run of a table of text, dates, whole numbers and others."""
+    folder = tmp_path_factory.mktemp("mixed")
+    rows = [f"{'abc'[i % 3]},2024-01-{i % 28 + 1:02},{i % 9},{i / 7:.3f}" for i in range(60)]
+    (folder / "data.csv").write_text("\n".join(["t,d,k,x", *rows]))
+    options = ["--epochs", "1", "--set", "hidden=8", "--no-figures"]
+    assert main(["fit", str(folder / "data.csv"), "--out", str(folder / "run"), *options]) == 0
+    return folder
+
+
+CELLS = {
+    "no date": ("a,soon,3,1", ["row 2 (line 3), column 'd': 'soon' is no date", "'2024-01-01'"], "score impute sample"),
+    "text": (
+        "a,2024-01-01,red,1",
+        ["'k' holds text (row 2 (line 3): 'red')", "leave out such rows"],
+        "impute sample",
+    ),
+    "text in a column that can be dropped": (
+        "a,2024-01-01,red,1",
+        ["'k' holds text (row 2 (line 3): 'red')", "use --drop k"],
+        "score",
+    ),
+    "infinity": ("a,2024-01-01,3,-inf", ["row 2 (line 3), column 'x'", "-inf"], "impute sample"),
+    "a huge number": ("a,2024-01-01,3,1e300", ["row 2 (line 3), column 'x'", "1e+300"], "impute sample"),
+    "a category never seen": ("z,2024-01-01,3,1", ["row 2 (line 3), column 't'", "'z'", "'a', 'b', 'c'"], "sample"),
+    "a cell too many": ("a,2024-01-01,3,1,5", ["row 2 (line 3) has 5 cells"], "score impute sample"),
+}
+
+
+@pytest.mark.parametrize(("row", "gist", "commands"), CELLS.values(), ids=CELLS)
+def test_cells_of_new_tables(refused, mixed, tmp_path, row, gist, commands):
+    data, out = tmp_path / "new.csv", tmp_path / "out.csv"
+    data.write_text(f"t,d,k,x\na,2024-01-02,3,1\n{row}\n")
+    for command in commands.split():
+        table = ["--given-file", data] if command == "sample" else [data]
+        refused([command, mixed / "run", *table, "--out", out], "new.csv: ", *gist)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("cell", ["inf", "1e300", "-1e300"])
+def test_what_no_float_holds_is_impossible(mixed, tmp_path, cell):
+    data, out = tmp_path / "new.csv", tmp_path / "out.csv"
+    data.write_text(f"t,d,k,x\na,2024-01-02,3,{cell}\na,2024-01-02,3,1\n")
+    assert main(["score", str(mixed / "run"), str(data), "--out", str(out)]) == 0
+    scores = [float(line.split(",")[-1]) for line in out.read_text().splitlines()[1:]]
+    assert np.isfinite(scores).tolist() == [False, True]

@@ -194,6 +194,19 @@ def test_bad_values_of_a_context_are_refused(run, tmp_path, capsys, name, value,
 
 
 @pytest.mark.parametrize("command", ["score", "check", "sample"])
+def test_a_context_that_is_no_date_is_named_with_its_row(run, command, tmp_path):
+    table = frame_of(40)
+    table.loc[6, "day"] = "soon"
+    call = {
+        "score": lambda: commands.score(run, table, tmp_path / "s.csv"),
+        "check": lambda: commands.check(run, table),
+        "sample": lambda: commands.sample(run, out=tmp_path / "s.csv", given_from=table),
+    }[command]
+    with pytest.raises(UserError, match="row 7, column 'day': 'soon' is no date"):
+        call()
+
+
+@pytest.mark.parametrize("command", ["score", "check", "sample"])
 @pytest.mark.parametrize("run_of", ["nsf", "mixed"])
 def test_rows_with_an_unknown_context_are_named(command, run_of, tmp_path):
     options = {"arguments": MODELS[run_of] | ({"transforms": 1} if run_of == "nsf" else {}), "epochs": 1}

@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import decimal
 import gzip
 import json
 
@@ -187,6 +188,39 @@ def test_frames(everything):
     np.testing.assert_array_equal(encoded(polars.from_arrow(everything), expected)[1], y)
 
 
+@pytest.mark.parametrize("extension", [".parquet", ".feather"])
+def test_numbers_keep_their_width(tmp_path, extension):
+    n = 120
+    values = np.random.default_rng(0).normal(size=n)
+    cents = [decimal.Decimal(f"{i * 7919 % 10**4}.{i % 90 + 10}") for i in range(n)]
+    table = pa.table(
+        {
+            "tiny": pa.array(gappy([i % 9 for i in range(n)]), pa.int8()),
+            "natural": pa.array([i % 9 + 2**40 for i in range(n)], pa.uint64()),
+            "single": pa.array(np.float32(values)),
+            "half": pa.array(np.float16(values)),
+            "few": pa.array(gappy([decimal.Decimal(f"{i % 7}.25") for i in range(n)]), pa.decimal128(10, 2)),
+            "cents": pa.array(gappy(cents), pa.decimal128(12, 2)),
+            "huge": pa.array([10**30 + i % 5 for i in range(n)], pa.decimal128(38, 0)),
+            "large": pa.array([2**63 + i % 5 for i in range(n)], pa.uint64()),
+            "same": pa.array([3] * n, pa.int16()),
+        }
+    )
+    schema, x, back = encoded(table)
+    assert Schema.from_json(json.loads(json.dumps(schema.to_json()))) == schema
+    path = tmp_path / f"a{extension}"
+    save(path, schema, back)
+    read = pq.read_table(path) if extension == ".parquet" else pyarrow.feather.read_table(path)
+    assert read.schema.types == table.schema.types
+    for name in table.column_names:
+        same(read.column(name).to_pylist(), table.column(name).to_pylist())
+    np.testing.assert_array_equal(encoded(path, schema)[1], x)
+    save(tmp_path / "a.csv", schema, back)
+    assert [row[5] for row in lines(tmp_path / "a.csv")[1:]] == [
+        "" if cell is None else str(cell) for cell in gappy(cents)
+    ]
+
+
 def test_a_schema_reads_other_formats(everything, tmp_path):
     """What was learned from one format is scored in another."""
     schema, x, back = encoded(everything)
@@ -330,8 +364,10 @@ def test_what_scoring_says_of_other_values(tmp_path):
     assert result.x[:, 1].tolist() == [425, 0, 0]
     assert not result.impossible.any()
     for text, gist in {
-        "t,d,k,x\na,31.06.2024,1,2\n": ["column 'd': '31.06.2024' is no date", "'01.05.2024' (%d.%m.%Y)"],
-        "t,d,k,x\na,01.06.2024,red,2\n": ["column 'k' holds text (row 1 (line 2): 'red')"],
+        "t,d,k,x\na,1.5.2024,1,2\na,31.06.2024,1,2\n": [
+            *("c.csv: row 2 (line 3), column 'd': '31.06.2024' is no date", "'01.05.2024' (%d.%m.%Y)")
+        ],
+        "t,d,k,x\na,01.06.2024,red,2\n": ["'k' holds text (row 1 (line 2): 'red')", "or leave out such rows"],
         "t,d,x\na,01.06.2024,2\n": ["lacks column 'k'"],
     }.items():
         path = written(tmp_path / "c.csv", text)
@@ -345,6 +381,7 @@ def test_what_scoring_says_of_other_values(tmp_path):
     table = schema.open(frame, missing="keep")
     result = schema.encode(next(table.batches()), table.dictionaries)
     assert result.reasons == {"k": 1, "x": 1}
+    assert np.isnan(result.x).tolist() == [[False, False, False, True]]  # no infinity reaches a model
     with pytest.raises(UserError, match="column 't' holds numbers, expected text"):
         schema.open(frame.assign(t=1.5))
 
@@ -392,6 +429,25 @@ def test_steps(generator):
     assert of(np.round(amounts, 2)).steps == of(amounts).steps == of(generator.integers(0, 100, n)).steps == ()
 
 
+def test_samples_have_as_many_decimals_as_the_data(generator):
+    values = generator.normal(size=500)
+    frame = pd.DataFrame(
+        {
+            "two": np.round(values, 2),
+            "whole": np.round(values * 1e5) + 0.0,
+            "all": values,
+            "far": 5e6 + np.round(values, 3),
+        }
+    )
+    schema = infer_schema(open_table(frame), continuous=["two", "whole", "far"])
+    assert [column.unit for column in schema.columns] == [0.01, 1.0, 0.0, 0.001]
+    x, _ = load(open_table(frame), schema)
+    back = schema.decode(x + np.float32(1e-4))
+    np.testing.assert_array_equal(back[:, 0], frame["two"])
+    assert (np.round(back[:, 3], 3) == back[:, 3]).all()
+    assert len(np.unique(back[:, 2])) == 500
+
+
 def test_kinds_are_overridden(tmp_path):
     rows = "\n".join(f"{i % 4},{[0, 1, 999][i % 3]},{i % 2 + 0.5},{'ab'[i % 2]}" for i in range(100))
     table = open_table(written(tmp_path / "a.csv", "k,l,f,t\n" + rows))
@@ -405,7 +461,7 @@ def test_kinds_are_overridden(tmp_path):
         (dict(continuous=["t"]), "'t' holds text"),
         (dict(dates=["t"]), "'t' holds no dates"),
         (dict(categorical=["k"], integer=["k"]), "'k' is said to be categorical and integer"),
-        (dict(context=["t"], integer=["t"]), "'t' holds text, no numbers; it cannot be integer"),
+        (dict(context=["t"], integer=["t"]), r"'t' holds text \(row 1 \(line 2\): 'a'\)"),
     ]
     for options, message in cases:
         with pytest.raises(UserError, match=message):
@@ -439,6 +495,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
         ("2019,2020\n0.5,1.5\n2,3\n", ("2019", "2020"), ["'2019,2020', was taken for the columns' names"]),
         ("land,2019\nx,1.5\ny,2.5\n", ("land", "2019"), ["names"]),
         ("0,1,2\n0.5,0.5,x\n0.7,0.1,y\n", ("0", "1", "2"), ["names"]),
+        ("1,2,3\n0.5,0.5,0.1\n0.7,0.1,0.2\n", ("1", "2", "3"), ["names"]),
         ("1,2\n3,4.5\n", ("c0", "c1"), []),
         ("39, x, 7\n50, y, 9\n", ("c0", "c1", "c2"), ["taken for data"]),
     ],
@@ -496,6 +553,193 @@ def test_bad_tables(tmp_path, text, gist):
     one_line(lambda: infer_schema(open_table(path)), *gist)
 
 
+def column(*cells, beside="x"):
+    """Return the text of a csv with these cells, taken in turn, and a column of numbers beside them."""
+    return f"a,{beside}\n" + "".join(f"{cells[i % len(cells)]},{i / 8}\n" for i in range(120))
+
+
+def spoiled(cell, row=77):
+    """Return ``column`` of dates of which one is something else."""
+    lines = column(*(f"2024-01-{day:02}" for day in range(1, 29))).splitlines()
+    lines[row] = f"{cell},{row / 8}"
+    return "\n".join(lines)
+
+
+NUMBERS = [f"{i}.{i * 7 % 10}5" for i in range(97)]
+MISTAKES = {
+    "points, not commas": (
+        column(*NUMBERS),
+        dict(decimal=","),
+        {},
+        ["'a' holds decimal points (row 1 (line 2): '0.05')", "--decimal ."],
+    ),
+    "commas, not points": (
+        "a;x\n" + "".join(f"-{i},5;{i}\n" for i in range(99)),
+        dict(decimal="."),
+        {},
+        ["'a' holds decimal commas (row 1 (line 2): '-0,5')", "--decimal ,"],
+    ),
+    "another separator": (column("u", "v"), dict(sep=";"), {}, ["one column, 'a,x', where ',' would make", "--sep ,"]),
+    "separated by blanks": (
+        "a b\n" + "".join(f"{i} x\n" for i in range(99)),
+        {},
+        {},
+        ["one column, 'a b'", "--sep ' '"],
+    ),
+    "numbers as dates": (
+        column("3.7", "1.2"),
+        {},
+        dict(dates=["a"]),
+        ["'a' holds no dates or times (row 1 (line 2): '3.7')", "--date"],
+    ),
+    "counts as years": (column("1000", "1200"), {}, dict(dates=["a"]), ["no dates or times (row 1 (line 2): '1000')"]),
+    "no date": (
+        spoiled("soon"),
+        {},
+        {},
+        ["dates or times as '2024-01-01', but 'soon' is none (row 77 (line 78))", "--categorical a"],
+    ),
+    "no date at first": (
+        spoiled("soon", 1),
+        {},
+        {},
+        ["dates or times as '2024-01-02', but 'soon' is none (row 1 (line 2))"],
+    ),
+    "no such day": (spoiled("2024-02-31"), {}, {}, ["but '2024-02-31' is none (row 77 (line 78))"]),
+    "a text among few numbers": (
+        column(*range(7)).replace("\n6,", "\n-,", 1),
+        {},
+        {},
+        ["mixed types, 1 of its 120 cells", "row 7 (line 8): '-'", "--na -"],
+    ),
+    "texts among numbers": (
+        column("red", *NUMBERS),
+        {},
+        {},
+        ["mixed types, 2 of its 120", "row 1 (line 2): 'red', row 99 (line 100): 'red'"],
+    ),
+    "currencies": (
+        column(*(f"${n}" for n in NUMBERS)),
+        {},
+        {},
+        ["'a' holds numbers with currency signs", "row 1 (line 2): '$0.05'"],
+    ),
+    "thousands": (
+        "a;x\n" + "".join(f"1.{i}0,5;{i}\n" for i in range(10, 99)),
+        {},
+        {},
+        ["thousands separators (row 1 (line 2): '1.100,5')"],
+    ),
+    "whole numbers asked of text": (
+        column("u", "v"),
+        {},
+        dict(integer=["a"]),
+        ["column 'a' holds text (row 1 (line 2): 'u')"],
+    ),
+    "whole numbers asked of fractions": (
+        column("1", "2.5"),
+        {},
+        dict(integer=["a"]),
+        ["'a' holds fractions (row 2 (line 3): 2.5)", "--integer"],
+    ),
+    "whole numbers beyond": (column(2**60, 5.5), {}, dict(integer=["a"]), ["'a' holds whole numbers beyond 2**53"]),
+    "dropped and of a kind": (
+        column("u", "v"),
+        {},
+        dict(integer=["a"], drop=["a"]),
+        ["'a' is said to be integer and is dropped"],
+    ),
+    "only identifiers": (
+        "a\n" + "".join(f"u{i}\n" for i in range(99)),
+        {},
+        {},
+        ["every column is an identifier", "'a'"],
+    ),
+    "a header that is too short": (
+        "a,b\n" + "1,2,\n" * 9,
+        {},
+        {},
+        ["row 1 (line 2) has 3 cells where the header has 2"],
+    ),
+    "a comment": (
+        "# made by hand\na;b;c\n" + "1;2;3\n" * 9,
+        dict(sep=";"),
+        {},
+        ["row 1 (line 2) has 3 cells where the header has 1"],
+    ),
+    "a line of Excel": ("sep=;\na;b\n1;2\n", {}, {}, ["line 1, 'sep=;', is no header", "--sep"]),
+    "zeros": ("a,b\n1,2\n3,\0004\n", {}, {}, ["is no text, line 3 holds bytes of 0"]),
+}
+
+
+@pytest.mark.parametrize(("text", "reading", "options", "gist"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_named_with_file_row_column_and_remedy(tmp_path, text, reading, options, gist):
+    path = written(tmp_path / "a.csv", text)
+    one_line(lambda: infer_schema(open_table(path, missing="keep", **reading), **options), "a.csv: ", *gist)
+
+
+@pytest.mark.parametrize("sep", [",", ";", "\t"])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be"])
+def test_zeros_in_front_count(tmp_path, monkeypatch, sep, late, encoding):
+    """A column of digits in which some have a leading zero is text: its values are no numbers."""
+    monkeypatch.setattr(delimited_module, "SEARCHED", 1000)
+    zips = [f"{10_000 + i % 90}" if late and i < 900 else f"0{1000 + i % 9}" for i in range(1000)]
+    rows = [(zip_, f"{i % 2}", f"0.{i % 7}5", f"{i % 12}:30", f"-0{i % 3}", f"{i}") for i, zip_ in enumerate(zips)]
+    lines_ = [sep.join(["zip", "bit", "share", "clock", "signed", "x"]), *map(sep.join, rows)]
+    path = tmp_path / ("a.tsv" if sep == "\t" else "a.csv")
+    path.write_bytes("\r\n".join(lines_).encode(encoding))
+    schema, _, back = encoded(path)
+    assert [c.dtype for c in schema.columns] == ["string", "int64", "float64", "string", "int64", "int64"]
+    assert back[:, 0].tolist() == zips
+    schema = infer_schema(open_table(path, missing="keep"), integer=["zip"])
+    assert (schema.columns[0].kind, schema.columns[0].high) == ("integer", max(map(int, zips)))
+    if sep == "," and not late:
+        columns = ["zip", "share", "x"]
+        one_line(
+            lambda: infer_schema(open_table(path, columns=columns), numbers=True), "codes of digits", "--integer zip"
+        )
+
+
+def test_no_codes_are_searched_for_where_columns_are_known(tmp_path, monkeypatch):
+    path = written(tmp_path / "a.csv", "k,x\n" + "".join(f"{i % 9},{i}\n" for i in range(200)))
+    schema = infer_schema(open_table(path))
+    monkeypatch.setattr(delimited_module.DelimitedSource, "_has_codes", lambda self: pytest.fail("searched for"))
+    load(schema.open(path), schema)
+    infer_schema(open_table(written(tmp_path / "b.csv", "x,y\n" + "".join(f"{i}.5,{i / 3}\n" for i in range(99)))))
+
+
+def test_digits_beyond_float64_are_text(tmp_path):
+    cells = [str(2**53 + i % 3) if i % 2 else str(i % 3) for i in range(120)]
+    path = written(tmp_path / "a.csv", "a,x\n" + "".join(f"{cell},{i / 8}\n" for i, cell in enumerate(cells)))
+    _, _, back = encoded(path)
+    assert back[:, 0].tolist() == cells
+    large = written(tmp_path / "b.csv", column("1e20", "3.5e21", "2e20"))
+    assert infer_schema(open_table(large)).columns[0].dtype == "float64"
+
+
+def test_ten_thousand_columns_are_refused_in_a_sentence():
+    wide = pa.table({f"x{i}": [1.0, 2.0] for i in range(10_000)})
+    one_line(lambda: infer_schema(open_table(wide)), "10000 columns, at most 4096")
+
+
+@pytest.mark.parametrize(
+    ("frame", "gist"),
+    [
+        (
+            pd.DataFrame({"a": [1, "x"], "x": [1, 2]}, dtype=object),
+            ["'a' has mixed types, int in row 1 and str in row 2"],
+        ),
+        (pa.table({"a": [["u", "v"]] * 2, "x": [1, 2]}), ["'a' holds no numbers but list<item: string>", "--drop a"]),
+        (pa.table({"a": [b"u", b"\xff\xfe"], "x": [1, 2]}), ["'a' holds bytes that are no UTF-8 text (row 2"]),
+        (pa.table({"a": pa.array([1, 2], pa.duration("s")), "x": [1, 2]}), ["'a' holds no numbers but duration[s]"]),
+        (pa.table({"a": [{"u": 1}] * 2, "x": [1, 2]}), ["'a' holds no numbers but struct<u: int64>"]),
+    ],
+)
+def test_bad_frames(frame, gist):
+    one_line(lambda: infer_schema(open_table(frame)), *gist)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -505,6 +749,7 @@ def test_bad_tables(tmp_path, text, gist):
         {"values": [1.0]},
         {"missing": 1},
         {"format": None},
+        {"type": "int9"},
         {"steps": [2, 1]},
         {"kind": "date"},
         {"dtype": "date"},

@@ -13,6 +13,7 @@ from diffeo import commands
 from diffeo.cli.app import app
 from diffeo.cli.main import main
 from diffeo.errors import UserError
+from diffeo.modalities.tables.delimited import complaint, mixed_types
 from diffeo.modalities.tables.run import TableRun
 
 SOURCE = Path(__file__).parents[1] / "src" / "diffeo"
@@ -120,6 +121,20 @@ def test_messages_recommend_options_that_the_command_has(runs, command, tmp_path
         "distill": {"--drop-missing"},
     }
     assert named >= expected.get(command, set())
+
+
+@pytest.mark.parametrize(
+    ("value", "decimal", "read", "written"),
+    [
+        ("1,5", ".", "holds decimal commas (row 1: '1,5'); read it with --decimal ,", "write them with points"),
+        ("1.5", ",", "holds decimal points (row 1: '1.5'); read it with --decimal .", "write them with commas"),
+    ],
+)
+def test_what_is_said_of_a_cell_names_options_there_are(value, decimal, read, written):
+    assert complaint("a", "row 1", value, decimal=decimal) == f"column 'a' {read} or use --drop a"
+    assert complaint("a", "row 1", value, [], decimal).endswith(f"; {written} or leave out such rows")
+    assert mixed_types("a", [("row 1", "-")], 1, 200, ["na"]).endswith("; use --na - if that stands for a missing cell")
+    assert mixed_types("a", [("row 1", "-")], 1, 200, []).endswith("; correct or leave out such rows")
 
 
 def test_every_option_in_the_code_is_one_of_some_command():

@@ -13,6 +13,9 @@ from diffeo.modalities.tables.dictionary import Dictionary
 __all__ = ["ArraySource", "check_numbers", "map_npy", "open_npz", "read_npy", "read_npz"]
 
 
+_ARROW = {"float16": "halffloat", "float32": "float", "float128": "", "longdouble": ""}  # other names are the same
+
+
 class ArraySource:
     """The columns of an array (rows, columns), or the fields of a structured array (rows,)."""
 
@@ -35,6 +38,7 @@ class ArraySource:
         types = [array.dtype[field] for field in fields] if fields else [array.dtype] * count
         self.types = tuple({"b": "bool", "i": "integer", "u": "integer"}.get(t.kind, "float") for t in types)
         self.declared = ("",) * count
+        self.narrow = tuple("" if t.itemsize == 8 or t.kind == "b" else _ARROW.get(t.name, t.name) for t in types)
         self.notes: list[str] = []
         self.dictionaries: dict[int, Dictionary] = {}
         self.remedies: Collection[str] = REMEDIES

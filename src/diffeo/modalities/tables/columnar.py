@@ -1,5 +1,6 @@
 """Parquet, Feather and every object that speaks the Arrow PyCapsule interface, read batch by batch."""
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from diffeo.errors import UserError
-from diffeo.modalities.tables.delimited import REMEDIES, complaint, drop, floats
+from diffeo.modalities.tables.delimited import REMEDIES, complaint, floats, leave_out
 from diffeo.modalities.tables.dictionary import Dictionary
 
 __all__ = ["ArrowSource", "FeatherSource", "ParquetSource"]
@@ -23,13 +24,13 @@ def _kind(type_: pa.DataType) -> str:
         return _kind(type_.value_type)
     if pa.types.is_boolean(type_):
         return "bool"
-    if pa.types.is_integer(type_):
+    if pa.types.is_integer(type_) or (pa.types.is_decimal(type_) and type_.scale == 0):
         return "integer"
     if pa.types.is_floating(type_) or pa.types.is_decimal(type_) or pa.types.is_null(type_):
         return "float"
     if pa.types.is_date(type_) or pa.types.is_time(type_) or pa.types.is_timestamp(type_):
         return "date"
-    if type_ in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()) or "string" in str(type_):
+    if type_ in (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()):
         return "text"
     return "other"
 
@@ -41,6 +42,14 @@ def _declared(type_: pa.DataType) -> str:
     if pa.types.is_dictionary(type_):
         return _declared(type_.value_type)
     return str(type_) if _kind(type_) == "date" else ""
+
+
+def _narrow(type_: pa.DataType) -> str:
+    """Return the type of numbers that are narrower than 64 bits, or decimal."""
+    if pa.types.is_dictionary(type_):
+        return _narrow(type_.value_type)
+    wide = type_ in (pa.int64(), pa.float64(), pa.null()) or _kind(type_) not in ("integer", "float")
+    return "" if wide else str(type_)
 
 
 def _seconds(column: pa.Array) -> np.ndarray:
@@ -70,11 +79,13 @@ class _Columnar:
         self.name = name
         self._schema = schema
         # Written by pandas for an index without a name: no data.
-        self._position = [i for i, column in enumerate(schema.names) if not _is_index(column)]
-        self.names = tuple(schema.names[i] or f"c{i}" for i in self._position)
+        names = schema.names
+        self._position = [i for i, column in enumerate(names) if not _is_index(column)]
+        self.names = tuple(names[i] or f"c{i}" for i in self._position)
         types = [schema.field(i).type for i in self._position]
         self.types = tuple(map(_kind, types))
         self.declared = tuple(map(_declared, types))
+        self.narrow = tuple(map(_narrow, types))
         self.notes: list[str] = []
         self.remedies: Collection[str] = REMEDIES
         self.dictionaries = {i: Dictionary(na) for i, type_ in enumerate(self.types) if type_ == "text"}
@@ -97,6 +108,7 @@ class _Columnar:
             for i in columns:
                 if self.types[i] == "other":
                     raise UserError(f"{self.name}: {self._complaint(i)}")
+            done = 0
             for batch in self._batches([self._position[i] for i in columns], rows):
                 for start in range(0, batch.num_rows, rows):
                     part = batch.slice(start, rows)
@@ -104,14 +116,27 @@ class _Columnar:
                     for k, i in enumerate(columns):
                         column = part.column(k)
                         if i in self.dictionaries:
-                            block[:, k] = self.dictionaries[i].encode(column)
+                            block[:, k] = self._encoded(i, column, done + start)
                         else:
                             block[:, k] = _seconds(column) if self.types[i] == "date" else floats(column)
                     yield block
+                done += batch.num_rows
         except UserError:
             raise
         except (pa.ArrowException, OSError, ValueError, TypeError) as error:
             raise self._unreadable(error) from error
+
+    def _encoded(self, i: int, column: pa.Array, done: int) -> np.ndarray:
+        try:
+            return self.dictionaries[i].encode(column)
+        except pa.ArrowInvalid as error:  # bytes
+            for row, value in enumerate(column.to_pylist(), start=done + 1):
+                if isinstance(value, bytes) and value.decode(errors="ignore").encode() != value:
+                    raise UserError(
+                        f"{self.name}: column {self.names[i]!r} holds bytes that are no UTF-8 text (row {row}:"
+                        f" {value[:20]!r}); convert it to text or {leave_out(self.names[i], self.remedies)}"
+                    ) from error
+            raise
 
     def where(self, row: int) -> str:
         """Return "row 3" for the row, counted from 1."""
@@ -120,7 +145,7 @@ class _Columnar:
     def _complaint(self, column: int) -> str:
         """Say what a column holds instead of numbers, with its first value."""
         name, type_ = self.names[column], self._schema.field(self._position[column]).type
-        dropped = f" or {drop(name)}" if "drop" in self.remedies else ""
+        otherwise = leave_out(name, self.remedies)
         row = 0
         for batch in self._batches([self._position[column]], 4096):
             for value in batch.column(0).to_pylist():
@@ -133,10 +158,10 @@ class _Columnar:
                 if self.types[column] == "date":
                     return (
                         f"column {name!r} holds dates or times (row {row}: {str(value)!r});"
-                        f" convert them to numbers{dropped}"
+                        f" convert them to numbers or {otherwise}"
                     )
                 break
-        return f"column {name!r} holds no numbers but {str(type_)[:60]}; convert it to numbers{dropped}"
+        return f"column {name!r} holds no numbers but {str(type_)[:60]}; convert it to numbers or {otherwise}"
 
     def _batches(self, positions: list[int], rows: int) -> Iterator[pa.RecordBatch]:
         """Yield record batches of exactly these columns, in this order."""
@@ -174,7 +199,8 @@ class ParquetSource(_Columnar):
     def _batches(self, positions: list[int], rows: int) -> Iterator[pa.RecordBatch]:
         import pyarrow.parquet as pq
 
-        names = [self._schema.names[i] for i in positions]
+        known = self._schema.names
+        names = [known[i] for i in positions]
         with pq.ParquetFile(self._path, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=rows, columns=names):
                 yield batch.select(names)
@@ -202,7 +228,8 @@ class FeatherSource(_Columnar):
             raise _unreadable(str(path), self.kind, error) from error
 
     def _batches(self, positions: list[int], rows: int) -> Iterator[pa.RecordBatch]:
-        names = [self._schema.names[i] for i in positions]
+        known = self._schema.names
+        names = [known[i] for i in positions]
         options = pa.ipc.IpcReadOptions(included_fields=sorted(positions))
         with pa.memory_map(str(self._path)) as file:
             if self._stream:
@@ -214,6 +241,22 @@ class FeatherSource(_Columnar):
                 batch = reader.get_batch(i)
                 batch.validate()  # lengths and offsets, so that damaged ones lead to no stray memory
                 yield batch.select(names)
+
+
+def _of_several_types(data: Any, error: Exception) -> UserError:
+    """Say which column of a pandas data frame holds objects of several types, and where they change."""
+    kind = type(data).__name__
+    named = re.search(r"Conversion failed for column (.*) with type object", str(error))
+    if named is None:
+        return _unreadable(kind, f"a table ({kind})", error)
+    values = next(data[column] for column in data.columns if str(column) == named[1])
+    known = [(row, value) for row, value in enumerate(values, start=1) if value is not None and value == value]
+    first = type(known[0][1]).__name__
+    row, value = next(((row, value) for row, value in known if type(value).__name__ != first), known[0])
+    return UserError(
+        f"{kind}: column {named[1]!r} has mixed types, {first} in row {known[0][0]} and {type(value).__name__} in row"
+        f" {row}; convert it to one type, such as text by astype(str), or leave it out"
+    )
 
 
 class ArrowSource(_Columnar):
@@ -234,6 +277,8 @@ class ArrowSource(_Columnar):
             self._data = data
             super().__init__(type(data).__name__, pa.RecordBatchReader.from_stream(data).schema, na)
             self.num_rows = len(data) if hasattr(data, "__len__") else None
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise _of_several_types(data, error) from error
         except (pa.ArrowException, OSError, ValueError, TypeError) as error:
             raise _unreadable(type(data).__name__, self.kind, error) from error
 

@@ -8,15 +8,17 @@ day seconds since midnight.
 import re
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["DAY", "arrow_type", "find_formats", "is_time", "parse_dates", "show_dates", "to_temporal"]
+__all__ = ["DAY", "arrow_type", "find_formats", "is_number_type", "is_time", "parse_dates", "show_dates", "to_temporal"]
 
 DAY = 86400.0
 _YEAR_1000 = -30610224000.0
+_YEARS = -5364662400.0, 7289654400.0  # 1800 to 2200: of numbers without marks only these are likely to be dates
 PEEK = 200  # texts that each format is tried on first
 
 _DAYS = (
@@ -26,7 +28,10 @@ _DAYS = (
 )
 _TIMES = ("%H:%M:%S", "%H:%M", "%H:%M:%S.%f", "%H:%M:%S.%L", "%H:%M:%S.%_f", "%I:%M %p", "%I:%M:%S %p")
 _COMPACT = ("%Y%m%d", "%d%m%Y", "%Y-%m", "%Y/%m", "%m/%Y", "%Y%m", "%Y")
+_DIGITS = ("%Y%m%d", "%d%m%Y", "%Y%m", "%Y")
 _PARTS = re.compile(r"(?P<day>.*?)(?P<mark>[ T]?)(?:(?P<time>\d{1,2}:\d\d.*?)(?P<zone>Z| ?UTC|[+-]\d\d:?\d\d)?)?")
+_NUMBER = re.compile("u?int(8|16|32|64)|halffloat|float|double")
+_DECIMAL = re.compile(r"(decimal(?:32|64|128|256))\((\d+), (-?\d+)\)")
 _FRACTION = (".%f", ".%L", ".%_f")
 
 
@@ -52,6 +57,8 @@ def find_formats(texts: Sequence[str], compact: bool = False) -> list[str]:
         format_ = f"{day}{parts['mark']}{time}{parts['zone'] or ''}"
         if format_ and _parsed(texts[:PEEK], format_) is not None:
             seconds = _parsed(texts, format_)
+            if seconds is not None and format_ in _DIGITS and not _likely(seconds):
+                continue
             if seconds is not None and not any(np.array_equal(seconds, known) for known in formats.values()):
                 formats[format_] = seconds
     return list(formats)
@@ -65,6 +72,10 @@ def _both(formats: Sequence[str]) -> list[str]:
 def _parsed(texts: Sequence[str], format_: str) -> np.ndarray | None:
     seconds = parse_dates(texts, format_, strict=True)
     return None if np.isnan(seconds).any() else seconds
+
+
+def _likely(seconds: np.ndarray) -> bool:
+    return bool(seconds.min() >= _YEARS[0] and seconds.max() < _YEARS[1])
 
 
 def is_time(format_: str) -> bool:
@@ -146,11 +157,14 @@ def to_temporal(seconds: np.ndarray, type_: str) -> pa.Array:
 
 
 def arrow_type(name: str) -> pa.DataType:
-    """Return the Arrow type of dates or times that has this name.
+    """Return the Arrow type of numbers, dates or times that has this name.
 
     Raises:
         ValueError: if there is none.
     """
+    if is_number_type(name):
+        decimal = _DECIMAL.fullmatch(name)
+        return getattr(pa, decimal[1])(int(decimal[2]), int(decimal[3])) if decimal else pa.type_for_alias(name)
     kind, _, rest = name.removesuffix("]").partition("[")
     unit, _, zone = rest.partition(", tz=")
     kinds = {"timestamp": lambda: pa.timestamp(unit, zone or None), "date32": pa.date32, "date64": pa.date64}
@@ -158,6 +172,11 @@ def arrow_type(name: str) -> pa.DataType:
     if kind not in kinds:
         raise ValueError(f"expected an Arrow type of dates or times, got {name!r}")
     return kinds[kind]()
+
+
+def is_number_type(name: Any) -> bool:
+    """Tell whether this is the name of an Arrow type of numbers."""
+    return isinstance(name, str) and bool(_NUMBER.fullmatch(name) or _DECIMAL.fullmatch(name))
 
 
 def _unpadded(text: str) -> str:

@@ -19,11 +19,25 @@ import pyarrow.csv
 from diffeo.errors import UserError
 from diffeo.modalities.tables.dictionary import Dictionary
 
-__all__ = ["NULLS", "REMEDIES", "DelimitedSource", "Retyped", "complaint", "drop", "floats"]
+__all__ = [
+    "NULLS",
+    "RARE",
+    "REMEDIES",
+    "DelimitedSource",
+    "Retyped",
+    "complaint",
+    "drop",
+    "floats",
+    "is_decorated",
+    "is_number",
+    "leave_out",
+    "mixed_types",
+]
 
 NULLS = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "-nan", "-NaN", "NULL", "null", "None", "none", "?")
 SEPARATORS = ",;\t|"
 BLOCK = 1 << 22  # bytes of text parsed at a time
+SEARCHED = 1 << 18  # bytes searched at a time: they stay in the processor's cache
 PEEK = 100  # rows looked at when the file is opened
 ENOUGH = 10_000  # cells that are enough to see what separates them
 RARE = 0.01  # share of texts in a column of numbers up to which they are taken for mistakes
@@ -34,6 +48,10 @@ _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity)", re.IG
 _DATE = re.compile(
     r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}( .*)?|\d{1,2}:\d{2}(:\d{2}.*)?"
 )
+_DECORATED = re.compile(
+    r"[+-]?[$€£¥]? ?[+-]?(\d{1,3}(,\d{3})+(\.\d+)?|\d{1,3}(\.\d{3})+(,\d+)?|\d+([.,]\d+)?) ?[$€£¥%]?"
+)
+_CODE = re.compile("0[0-9]+")  # zip codes, keys: digits whose zeros count
 _BOOLEANS = {"true": 1.0, "false": 0.0}
 
 
@@ -41,17 +59,56 @@ class Retyped(UserError):
     """A column turned out to hold text after some of it was read as numbers; read again, it is text throughout."""
 
 
-def complaint(column: str, where: str, value: str, remedies: Collection[str]) -> str:
-    """Say what is wrong with a cell that is no number, and the remedy, of options only those there are."""
-    shown = _shown(value.strip())
+def complaint(column: str, where: str, value: str, remedies: Collection[str] = REMEDIES, decimal: str = ".") -> str:
+    """Say what is wrong with a cell that is no number where this is the decimal mark, and the remedy.
+
+    Of the options, only those are recommended that are among ``remedies``.
+    """
+    value = value.strip()
     what, remedy = "text", "encode it as numbers"
-    if _DATE.fullmatch(value.strip()):
+    other, other_name, mark_name = (".", "points", "commas") if decimal == "," else (",", "commas", "points")
+    if _DATE.fullmatch(value):
         what, remedy = "dates or times", "convert them to numbers"
-    elif re.fullmatch(r"[+-]?\d+,\d+", value.strip()):
-        what = "decimal commas"
-        remedy = "read it with --decimal ," if "decimal" in remedies else "write them with points"
-    dropped = f" or {drop(column)}" if "drop" in remedies else ""
-    return f"column {column!r} holds {what} ({where}: {shown}); {remedy}{dropped}"
+    elif ("," not in value and _NUMBER.fullmatch(value)) if decimal == "," else _with_comma(value):
+        what = f"decimal {other_name}"
+        remedy = f"read it with --decimal {other}" if "decimal" in remedies else f"write them with {mark_name}"
+    elif _DECORATED.fullmatch(value):
+        what, remedy = "numbers with currency signs, percent signs or thousands separators", "write plain numbers"
+    return f"column {column!r} holds {what} ({where}: {_shown(value)}); {remedy} or {leave_out(column, remedies)}"
+
+
+def is_number(text: str, decimal: str = ".") -> bool:
+    """Tell whether a text is a number with this decimal mark."""
+    if decimal == ",":
+        text = text.replace(",", ".") if "." not in text else "."
+    return _NUMBER.fullmatch(text) is not None
+
+
+def is_decorated(text: str) -> bool:
+    """Tell whether a text is a number, with a currency or percent sign, or thousands separators."""
+    return _DECORATED.fullmatch(text) is not None
+
+
+def mixed_types(
+    column: str, texts: Sequence[tuple[str, str]], wrong: int, count: int, remedies: Collection[str] = REMEDIES
+) -> str:
+    """Say that of so many cells of a column some are no numbers, the first of which and where they are is given."""
+    shown = ", ".join(f"{where}: {_shown(cell)}" for where, cell in texts[:3])
+    options = []
+    if "na" in remedies and len({cell for _, cell in texts}) == 1:
+        options.append(f"--na {shlex.quote(texts[0][1])} if that stands for a missing cell")
+    if "categorical" in remedies:
+        options.append(f"--categorical {shlex.quote(column)} or --drop {shlex.quote(column)}")
+    return (
+        f"column {column!r} has mixed types, {wrong} of its {count} cells hold text and the others numbers"
+        f" ({shown}{', ...' if wrong > len(texts[:3]) else ''});"
+        f" {'use ' + ', '.join(options) if options else 'correct or leave out such rows'}"
+    )
+
+
+def leave_out(column: str, remedies: Collection[str]) -> str:
+    """Return the advice to leave a column out, where the command at hand can, else its wrong rows."""
+    return drop(column) if "drop" in remedies else "leave out such rows"
 
 
 def drop(column: str) -> str:
@@ -64,7 +121,8 @@ class DelimitedSource:
 
     The first rows decide: the separator (of ``SEPARATORS``, the one that cuts them into equally many cells), the
     decimal mark, the types, and whether there is a header: none if no cell of the first line is text, nor where only
-    columns of texts have text in it. Columns without a header are called ``c0``, ``c1``, ...
+    columns of texts have text in it. Columns without a header are called ``c0``, ``c1``, ... Later rows decide, too,
+    whether a column of digits is one of numbers, or of codes with leading zeros.
 
     Args:
         path: the file.
@@ -92,16 +150,21 @@ class DelimitedSource:
         self.remedies: Collection[str] = REMEDIES
         self._nulls = (*NULLS, *na)
         with path.open("rb") as file:
-            start = file.read(4)
-        self._gzip = start[:2] == b"\x1f\x8b"
+            self._gzip = file.read(2) == b"\x1f\x8b"
         if path.suffix.lower() == ".gz" and not self._gzip:
             raise UserError(f"{self.name}: is not compressed by gzip; name it {path.stem}, or compress it")
-        self._encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        with self._bytes() as file:
+            self._encoding = _encoding(file.read(4))
         try:
             lines = self._head()
         except UnicodeDecodeError:
             self._take_latin()
             lines = self._head()
+        zeros = next((i for i, line in enumerate(lines, start=1) if "\0" in line), 0)
+        if zeros:
+            raise UserError(f"{self.name}: is no text, line {zeros} holds bytes of 0; export it as csv anew")
+        if lines and re.fullmatch("sep=.?", lines[0].strip()):
+            raise UserError(f"{self.name}: line 1, {lines[0].strip()!r}, is no header; remove it and use --sep")
         self._delimiter = sep or _separator(lines, usual)
         self._decimal = decimal or "."
         if decimal is None and self._delimiter != ",":
@@ -127,10 +190,16 @@ class DelimitedSource:
         if not self.has_names:
             peek.append(first)
         columns = [[row[i] for row in peek if i < len(row)] for i in range(len(first))]
-        self.types = tuple(map(self._type, columns))
-        self.declared = ("",) * len(self.types)
-        self.dictionaries = {i: Dictionary(self._nulls) for i, type_ in enumerate(self.types) if type_ == "text"}
+        self._types = list(map(self._type, columns))
+        self.declared = self.narrow = ("",) * len(self._types)
+        self.dictionaries = {i: Dictionary(self._nulls) for i, type_ in enumerate(self._types) if type_ == "text"}
         self._fixed: set[int] = set()
+        self._digits = {i for i, cells in enumerate(columns) if self._types[i] == "number" and self._all_digits(cells)}
+        self._widths = {len(row) for row in peek}  # of rows, which may all be unlike the header
+        self.better_separator = ""  # what would make more of a single column
+        if len(first) == 1:
+            cut = _cuts(lines, SEPARATORS) or {mark: cut for mark, cut in _cuts(lines, " ").items() if cut[0]}
+            self.better_separator = max(cut, key=lambda mark: cut[mark], default="")
         if not self.has_names and self._delimiter == "," and _halved(columns):
             raise UserError(
                 f"{self.name}: looks like numbers with decimal commas, cut in two ({','.join(first[:4])!r} in line"
@@ -138,17 +207,38 @@ class DelimitedSource:
             )
         self._block = max(BLOCK, 64 * (max(map(len, lines)) + 1))  # a row must fit into a block
 
+    @property
+    def types(self) -> tuple[str, ...]:
+        """What the columns are read as: "bool", "number" or "text"."""
+        # Codes are looked for in the whole file, but only if somebody has not said what the columns are.
+        loose = sorted(self._digits - self._fixed)
+        self._digits.clear()
+        if loose and self._has_codes():
+            left = set(loose)
+            for _, _, cells in self._rows():
+                for i in [i for i in left if _CODE.fullmatch(cells[i].strip())]:
+                    self._retype(i, "text")
+                    left.discard(i)
+                if not left:
+                    break
+        return tuple(self._types)
+
+    @property
+    def decimal(self) -> str:
+        """The decimal mark."""
+        return self._decimal
+
     def declare(self, column: int, kind: str) -> None:
         """Fix what a column is read as, "number" or, for anything else, text, whatever its first rows look like.
 
         Raises:
             UserError: if a column of texts shall be numbers, and holds what is none.
         """
-        if kind == "number" and self.types[column] == "text":
+        if kind == "number" and self._types[column] == "text":
             for _, where, cells in self._rows():
                 if self._number(cells[column]) is None:
                     raise UserError(f"{self.name}: {self._complaint(column, where, cells[column])}")
-        if (kind == "number") == (self.types[column] == "text"):
+        if (kind == "number") == (self._types[column] == "text"):
             self._retype(column, "number" if kind == "number" else "text")
         self._fixed.add(column)
 
@@ -186,11 +276,15 @@ class DelimitedSource:
             line, _ = next(islice(self._data(text), row - 1, None), (0, []))
         return f"row {row} (line {line})"
 
+    def _complaint(self, column: int, where: str, cell: str) -> str:
+        return complaint(self.names[column], where, cell, self.remedies, self._decimal)
+
     def _read_fast(self, columns: Sequence[int]) -> Iterator[np.ndarray]:
+        types = self.types
         labels = [str(i) for i in range(len(self.names))]  # the true names may hold anything
         wanted = [labels[i] for i in columns]
         arrow = {"bool": pa.bool_(), "text": pa.string(), "number": pa.float64()}
-        types = {labels[i]: arrow[self.types[i]] for i in columns}
+        arrow_types = {labels[i]: arrow[types[i]] for i in columns}
         nulls = [*self._nulls, *(" " + null for null in self._nulls)]
         with pa.input_stream(self._path, compression="gzip" if self._gzip else None) as stream:
             try:
@@ -205,7 +299,7 @@ class DelimitedSource:
                     ),
                     parse_options=pa.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
                     convert_options=pa.csv.ConvertOptions(
-                        column_types=types,
+                        column_types=arrow_types,
                         include_columns=wanted,
                         null_values=nulls,
                         strings_can_be_null=True,
@@ -220,7 +314,7 @@ class DelimitedSource:
                 block = np.empty((batch.num_rows, len(wanted)))
                 for k, i in enumerate(columns):
                     column = batch.column(labels[i])
-                    text = self.types[i] == "text"
+                    text = types[i] == "text"
                     block[:, k] = self.dictionaries[i].encode(column) if text else floats(column)
                 yield block
 
@@ -231,7 +325,7 @@ class DelimitedSource:
                 continue
             values = []
             for i in columns:
-                value = self.dictionaries[i].code(cells[i]) if self.types[i] == "text" else self._number(cells[i])
+                value = self.dictionaries[i].code(cells[i]) if self._types[i] == "text" else self._number(cells[i])
                 if value is None:
                     raise UserError(f"{self.name}: {self._complaint(i, where, cells[i])}")
                 values.append(value)
@@ -248,7 +342,7 @@ class DelimitedSource:
         Raises:
             UserError: if a column of numbers holds a few texts only: these are mistakes, or marks of missing cells.
         """
-        seen = dict.fromkeys((i for i in columns if self.types[i] != "text" and i not in self._fixed), 0)
+        seen = dict.fromkeys((i for i in columns if self._types[i] != "text" and i not in self._fixed), 0)
         texts: dict[int, list[tuple[str, str]]] = {i: [] for i in seen}
         for _, where, cells in self._rows():
             for i in seen:
@@ -257,34 +351,20 @@ class DelimitedSource:
                     texts[i].append((where, cells[i].strip()))
                 seen[i] += number is None or number == number
         wrong = [i for i in seen if texts[i]]
-        rare = [i for i in wrong if self.types[i] == "number" and len(texts[i]) <= RARE * seen[i]]
+        rare = [i for i in wrong if self._types[i] == "number" and len(texts[i]) <= RARE * seen[i]]
         if rare:
             raise UserError(f"{self.name}: " + "; ".join(self._rare(i, texts[i], seen[i]) for i in rare))
         for i in wrong:
             self._retype(i, "text")
         return " and ".join(f"column {self.names[i]!r} holds text ({texts[i][0][0]})" for i in wrong)
 
-    def _complaint(self, i: int, where: str, cell: str) -> str:
-        return complaint(self.names[i], where, cell, self.remedies)
-
     def _rare(self, i: int, texts: list[tuple[str, str]], count: int) -> str:
-        name = self.names[i]
         if any(map(_DATE.fullmatch, (cell for _, cell in texts))) or any(_with_comma(cell) for _, cell in texts):
             return self._complaint(i, *texts[0])
-        shown = ", ".join(f"{where}: {_shown(cell)}" for where, cell in texts[:3])
-        column = shlex.quote(name)
-        marks = sorted({cell for _, cell in texts})
-        mark = f"--na {shlex.quote(marks[0])} if that stands for a missing cell" if len(marks) == 1 else ""
-        use = [mark] if mark and "na" in self.remedies else []
-        if "categorical" in self.remedies:
-            use.append(f"--categorical {column} or --drop {column}")
-        return (
-            f"column {name!r} has mixed types, {len(texts)} of its {count} cells hold text and the others numbers"
-            f" ({shown}{', ...' if len(texts) > 3 else ''}); {'use ' + ', '.join(use) if use else 'correct them'}"
-        )
+        return mixed_types(self.names[i], texts, len(texts), count, self.remedies)
 
     def _retype(self, column: int, kind: str) -> None:
-        self.types = tuple(kind if i == column else type_ for i, type_ in enumerate(self.types))
+        self._types[column] = kind
         if kind == "text":
             self.dictionaries[column] = Dictionary(self._nulls)
         else:
@@ -298,16 +378,47 @@ class DelimitedSource:
         # Digits that float64 would change are names.
         if known and all(re.fullmatch(r"[+-]?\d+", cell) and abs(int(cell)) > EXACT for cell in known):
             return "text"
+        if self._all_digits(known) and any(map(_CODE.fullmatch, known)):
+            return "text"
         return "number" if all(self._number(cell) is not None for cell in known) else "text"
+
+    def has_digits(self, column: int) -> bool:
+        """Tell whether all cells of a column are whole numbers, written as digits."""
+        return all(self._all_digits([cells[column].strip().lstrip("+-")]) for _, _, cells in self._rows())
+
+    def _all_digits(self, cells: list[str]) -> bool:
+        """Tell whether all cells but missing ones are digits alone."""
+        return all(cell.strip().isdecimal() or cell.strip() in self._nulls for cell in cells)
+
+    def _has_codes(self) -> bool:
+        """Tell whether any cell of the file is 0 and more digits; a vectorized search in its bytes."""
+        if self._encoding.startswith("utf-16"):
+            return True  # not worth a search of its own
+        cell = re.compile(b'0[0-9]+["\\s]*(,|[\r\n]|$)')
+        before = np.zeros(256, dtype=bool)  # what a cell may follow
+        before[[*b', "\r\n']] = True
+        with self._bytes() as file:
+            while chunk := file.read(SEARCHED):
+                data = b"".join((b"\n", chunk, file.readline()))
+                if self._delimiter != ",":
+                    data = data.replace(self._delimiter.encode(), b",")
+                codes = np.frombuffer(data, dtype=np.uint8)
+                zeros = codes[1:-1] == ord("0")
+                zeros &= codes[:-2] < ord("0")  # separators, quotes, ends of lines
+                zeros &= codes[2:] >= ord("0")
+                places = np.flatnonzero(zeros)
+                if any(cell.match(data, place + 1) for place in places[before[codes[places]]].tolist()):
+                    return True
+        return False
 
     def _number(self, cell: str) -> float | None:
         """Return the number in a cell, NaN where it is missing, None where it is neither."""
         cell = cell.strip()
         if cell in self._nulls:
             return np.nan
-        if self._decimal == ",":
-            cell = cell.replace(",", ".") if "." not in cell else "."
-        return float(cell) if _NUMBER.fullmatch(cell) else _BOOLEANS.get(cell.lower())
+        if is_number(cell, self._decimal):
+            return float(cell.replace(",", "."))
+        return _BOOLEANS.get(cell.lower())
 
     def _has_header(self, first: list[str], peek: list[list[str]]) -> bool:
         """Tell whether the first line names the columns."""
@@ -318,7 +429,7 @@ class DelimitedSource:
         if any(number is None and not textual[i] for i, number in enumerate(numbers)) or not known:
             return any(number is None for number in numbers)
         named = [numbers[i] or 0.0 for i in known]
-        consecutive = len(named) > 2 and named == list(range(len(named)))
+        consecutive = len(named) > 2 and named[0] % 1 == 0 and bool((np.diff(named) == 1).all())
         several = len(named) + any(textual) > 1 and len(set(named)) == len(named)
         years = several and all(1800 <= year <= 2200 and year % 1 == 0 for year in named)
         if (consecutive or years) and peek and all(map(self._differs, named, (columns[i] for i in known))):
@@ -339,10 +450,13 @@ class DelimitedSource:
             for row, (line, cells) in enumerate(self._data(text), start=1):
                 where = f"row {row} (line {line})"
                 if len(cells) != len(self.names):
-                    twice = len(cells) == 2 * len(self.names) and self._delimiter == ","
-                    remedy = "if these are decimal commas, separate columns by ;" if twice else "fix that line"
+                    others, remedy = "others have", "fix that line"
+                    if len(cells) == 2 * len(self.names) and self._delimiter == ",":
+                        remedy = "if these are decimal commas, separate columns by ;"
+                    elif self.has_names and self._widths == {len(cells)}:
+                        others, remedy = "header has", "let it name every column, or take off separators at line ends"
                     raise UserError(
-                        f"{self.name}: {where} has {_count(len(cells), 'cell')} where the others have"
+                        f"{self.name}: {where} has {_count(len(cells), 'cell')} where the {others}"
                         f" {len(self.names)}; {remedy}"
                     )
                 yield row, where, cells
@@ -371,9 +485,14 @@ class DelimitedSource:
 
     @contextmanager
     def _text(self, errors: str = "replace") -> Iterator[TextIO]:
+        with self._bytes() as raw:
+            yield io.TextIOWrapper(raw, encoding=self._encoding, errors=errors, newline="")
+
+    @contextmanager
+    def _bytes(self) -> Iterator[gzip.GzipFile | io.BufferedReader]:
         try:
             with gzip.open(self._path, "rb") if self._gzip else self._path.open("rb") as raw:
-                yield io.TextIOWrapper(raw, encoding=self._encoding, errors=errors, newline="")
+                yield raw
         except (OSError, EOFError, zlib.error) as error:
             raise self._unreadable(error) from error
 
@@ -384,18 +503,32 @@ class DelimitedSource:
 
 def _separator(lines: list[str], usual: str) -> str:
     """Return the separator that cuts lines into equally many cells, more than one, and most of them into numbers."""
+    cut = _cuts(lines, usual + SEPARATORS)
+    if cut:
+        return max(cut, key=lambda mark: cut[mark])
+    line = next((line for line in lines if line.strip()), "")
+    return usual if usual in line else next((mark for mark in ";\t" if mark in line), usual)
+
+
+def _cuts(lines: list[str], marks: str) -> dict[str, tuple[float, int]]:
+    """Return marks that cut lines into equally many cells, more than one, with the share of numbers and the count."""
     cut: dict[str, tuple[float, int]] = {}
-    for mark in dict.fromkeys(usual + SEPARATORS):
+    for mark in dict.fromkeys(marks):
         rows = _split(lines, mark)
         width = len(rows[0]) if rows else 0
         if width > 1 and all(len(row) == width for row in rows):
             cells = [cell.strip() for row in rows[: 1 + ENOUGH // width] for cell in row]
             numbers = sum(bool(_NUMBER.fullmatch(c)) or (mark != "," and _with_comma(c)) for c in cells)
             cut[mark] = numbers / len(cells), width
-    if cut:
-        return max(cut, key=lambda mark: cut[mark])
-    line = next((line for line in lines if line.strip()), "")
-    return usual if usual in line else next((mark for mark in ";\t" if mark in line), usual)
+    return cut
+
+
+def _encoding(start: bytes) -> str:
+    """Return UTF-16, of the order of bytes that a mark or the zeros of Latin letters show, or UTF-8."""
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    zeros = [i for i, byte in enumerate(start) if byte == 0]
+    return "utf-16-le" if zeros == [1, 3] else "utf-16-be" if zeros == [0, 2] else "utf-8-sig"
 
 
 def _split(lines: list[str], separator: str) -> list[list[str]]:
@@ -425,6 +558,8 @@ def floats(column: pa.Array) -> np.ndarray:
     """Return numbers or booleans as float64, NaN where they are null."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.string())  # to the nearest float, as arrow's product with a power of 10 is not
     # Not safe: an int64 beyond 2**53 may lose its last digits.
     return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 

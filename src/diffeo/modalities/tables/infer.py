@@ -19,7 +19,9 @@ Missing cells do not count: n are the others. Columns of texts are
 - an identifier, set aside, if there are more than 20 texts and half of the cells or more differ, or if they are too
   many to remember;
 - else categorical.
-Whole numbers beyond 2**53, which no float holds, are texts; in an array, which has none, an identifier.
+Whole numbers beyond 2**53, which no float holds, are texts (in a csv if more than 1 % of a column are so large); in an
+array, which has none, an identifier. Digits with a leading zero are texts in a csv. Texts that are up to 1 % of a
+column of numbers are mistakes, and so are more of them where the numbers are too many for categories.
 
 A value off the grid that turns up later is impossible (log-likelihood -inf) if the grid is of whole numbers of step 1
 or coarse (d <= 64). On a fine grid, which is a matter of rounding, it moves to the nearest point.
@@ -31,6 +33,7 @@ Numbers in the context are never coded as levels: a model takes any number as co
 """
 
 import math
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -41,7 +44,7 @@ import numpy as np
 
 from diffeo.errors import UserError
 from diffeo.modalities.tables.dates import DAY, find_formats, parse_dates
-from diffeo.modalities.tables.delimited import Retyped
+from diffeo.modalities.tables.delimited import RARE, Retyped, complaint, is_decorated, is_number, mixed_types
 from diffeo.modalities.tables.delimited import drop as drop_advice
 from diffeo.modalities.tables.schema import NUMBERS, Column, Schema, decimals
 from diffeo.modalities.tables.table import ROWS, Table, open_table
@@ -71,7 +74,8 @@ class _Tally:
         self.rows = 0  # that hold a number
         self.missing = 0
         self.low, self.high = math.inf, -math.inf
-        self.whole = True
+        self.integral = True
+        self.large = 0  # values that float64 does not tell from their neighbours, if they are whole
         self.divisor = 0
         self.first = 0.0
         self.clock = _Clock()  # if these are dates
@@ -82,6 +86,11 @@ class _Tally:
     def beyond(self) -> bool:
         """Whether float64 cannot hold these values if they are whole."""
         return max(-self.low, self.high) >= WHOLE
+
+    @property
+    def whole(self) -> bool:
+        """Whether all values are whole numbers that float64 can hold."""
+        return self.integral and not self.beyond
 
     def add(self, values: np.ndarray) -> None:
         known = np.isfinite(values)
@@ -95,8 +104,10 @@ class _Tally:
         self.rows += len(values)
         # Adding 0 turns -0 into 0.
         self.low, self.high = min(self.low, float(values.min()) + 0.0), max(self.high, float(values.max()) + 0.0)
-        if self.whole:
-            self.whole = bool(max(-self.low, self.high) < WHOLE and (values == np.rint(values)).all())
+        if self.integral:
+            self.integral = bool((values == np.rint(values)).all())
+        if self.beyond:
+            self.large += int((np.abs(values) >= WHOLE).sum())
         if self.whole and self.divisor != 1:
             steps = values.astype(np.int64) - int(self.first)
             self.divisor = math.gcd(self.divisor, int(np.gcd.reduce(steps)))
@@ -186,8 +197,14 @@ def infer_schema(
             " their square; choose some of them (--drop leaves columns out)"
         )
 
+    if table.better_separator:
+        raise UserError(
+            f"{table.name}: has one column, {names[0]!r}, where {table.better_separator!r} would make several of it;"
+            f" use --sep {shlex.quote(table.better_separator)}"
+        )
     problems: list[str] = []
-    for name in [name for name in names if table.types[name] == "other"]:
+    types = table.types
+    for name in [name for name in names if types[name] == "other"]:
         problems += _complaints(table, name)
         names.remove(name)
     if not names:
@@ -215,10 +232,16 @@ def infer_schema(
                 identifiers.append(name)
                 continue
             values = values[np.isfinite(values)]
-            column = _with_steps(_shifted(column, values, everything), values)
-            columns.append(replace(column, missing=tally.missing > 0))
+            column = _with_unit(_with_steps(_shifted(column, values, everything), values), values)
+            wide = name in context or (wanted.get(name) == "continuous" and types[name] == "integer")
+            type_ = "" if wide else table.narrow[name]
+            columns.append(replace(column, missing=tally.missing > 0, type=type_))
             if numbers and name not in context and (column.dtype not in NUMBERS or wanted.get(name) == "categorical"):
-                kind = f"column {name!r} holds {column.kind} values, the model takes numbers; {drop_advice(name)}"
+                digits = column.dtype == "string" and all(map(str.isdecimal, column.categories))
+                kind = (
+                    f"column {name!r} holds {'codes of digits' if digits else f'{column.kind} values'}, the model takes"
+                    f" numbers; use {f'--integer {shlex.quote(name)} or ' * digits}--drop {shlex.quote(name)}"
+                )
                 problems += _complaints(everything, name) or [kind]
         except UserError as error:
             problems.append(_gist(table, error))
@@ -236,7 +259,8 @@ def infer_schema(
         )
     if not schema.features:
         what = "an identifier or constant" if identifiers else "constant"
-        raise UserError(f"{table.name}: every column is {what}; give columns that vary")
+        aside = f" (identifiers, nearly all of whose values differ: {_some(identifiers)})" if identifiers else ""
+        raise UserError(f"{table.name}: every column is {what}{aside}; give columns that vary")
     return schema
 
 
@@ -253,6 +277,8 @@ def _wanted(
     wanted: dict[str, str] = {}
     for kind, names in kinds.items():
         for name in names:
+            if name in drop:
+                raise UserError(f"{table.name}: column {name!r} is said to be {kind} and is dropped; choose one")
             if wanted.setdefault(name, kind) != kind:
                 raise UserError(f"{table.name}: column {name!r} is said to be {wanted[name]} and {kind}; choose one")
     return wanted
@@ -262,8 +288,12 @@ def _survey(
     table: Table, names: Sequence[str], wanted: Mapping[str, str], rows: int
 ) -> tuple[list[_Tally], np.ndarray]:
     """Read all rows; return what was counted of each column, and some rows (n, columns)."""
-    texts = [name for name, kind in wanted.items() if kind in ("categorical", "date")]
-    table.declare({name: "text" for name in texts if table.types[name] == "number"})
+    types = table.types
+    as_text = {("number", "categorical"), ("number", "date"), ("integer", "date")}
+    texts = [name for name, kind in wanted.items() if (types[name], kind) in as_text and table.has_texts]
+    table.declare(dict.fromkeys(texts, "text"))
+    numbers = [name for name, kind in wanted.items() if kind in ("continuous", "integer") and types[name] == "text"]
+    table.declare(dict.fromkeys(numbers, "number"))  # codes such as 007, if that is what they are
     while True:
         tallies, sample = [_Tally() for _ in names], _Sample()
         try:
@@ -275,10 +305,21 @@ def _survey(
                         tally.clock.add(values)
         except Retyped:
             continue
-        beyond = [name for name, tally in zip(names, tallies, strict=True) if tally.beyond]
-        beyond = [name for name in beyond if wanted.get(name, "categorical") == "categorical"]
-        texts = [name for name in beyond if table.types[name] == "integer"]
-        if not texts or not table.has_texts:
+        types = table.types
+        beyond = [
+            name
+            for name, tally in zip(names, tallies, strict=True)
+            if tally.beyond and wanted.get(name, "categorical") == "categorical"
+        ]
+        if not table.has_texts:
+            return tallies, sample.rows
+        large = {name: tally.large > RARE * tally.rows for name, tally in zip(names, tallies, strict=True)}
+        texts = [
+            name
+            for name in beyond
+            if types[name] == "integer" or (types[name] == "number" and large[name] and table.has_digits(name))
+        ]
+        if not texts:
             return tallies, sample.rows
         table.declare(dict.fromkeys(texts, "text"))  # digits that float64 would change are names
 
@@ -301,14 +342,17 @@ def _decide(table: Table, name: str, tally: _Tally, in_context: bool, wanted: st
     if not tally.rows:
         raise UserError(f"column {name!r} has no values, all its cells are missing; {drop_advice(name)}")
     source, declared = table.types[name], table.declared[name]
-    if wanted in ("continuous", "integer") and source in ("text", "date"):
-        raise UserError(f"column {name!r} holds {source}, no numbers; it cannot be {wanted}")
+    if wanted in ("continuous", "integer") and source == "date":
+        raise UserError(f"column {name!r} holds dates or times; it cannot be {wanted}, leave out --{wanted} for it")
     if source == "text":
         return _decide_text(table, name, tally, wanted)
     if source == "date" and wanted != "categorical":
         return _decide_date(name, tally.clock, "date", declared)
     if wanted == "date":
-        raise UserError(f"column {name!r} holds numbers, no dates; convert it")
+        raise UserError(
+            f"column {name!r} holds no dates or times ({_where(table, name, [tally.first])}: {tally.first:g}); leave"
+            " out --date for it"
+        )
     low, high, n = tally.low, tally.high, tally.rows
     # Text does not tell 1 from 1.0; a file that declares floats gets floats back.
     dtype = "bool" if source == "bool" else "int64" if tally.whole and source != "float" else "float64"
@@ -330,7 +374,13 @@ def _decide(table: Table, name: str, tally: _Tally, in_context: bool, wanted: st
         return None
     few = distinct is not None and n >= 10 and len(distinct) <= max(2, n / 10)
     if wanted == "integer" and not tally.whole:
-        raise UserError(f"column {name!r} holds fractions, it cannot be integer; leave that option out")
+        what = "whole numbers beyond 2**53, which are no numbers in float64" if tally.beyond else "fractions"
+        known = [] if distinct is None else distinct.tolist()
+        value = next((value for value in known if value % 1 or abs(value) >= WHOLE), tally.first)
+        where = _where(table, name, [value])
+        raise UserError(
+            f"column {name!r} holds {what} ({where}: {value:.17g}), it cannot be integer; leave out --integer for it"
+        )
     if tally.whole:
         step = float(tally.divisor if n >= 100 else 1)
         cells = (high - low) / step + 1
@@ -365,32 +415,76 @@ def _decide_text(table: Table, name: str, tally: _Tally, wanted: str | None) -> 
             if len(formats) > 1:
                 table.note(f"{name!r} could be {formats[1]} as well, all its dates were read as {formats[0]}")
             return _decide_date(name, _Clock(parse_dates(met, formats[0])), "string", formats[0])
-        for form in find_formats(met[:1], compact=wanted == "date"):
-            seconds = parse_dates(met, form)
-            wrong = np.flatnonzero(np.isnan(seconds))
-            if not len(wrong):  # some with leading zeros, some without
+        parsed = [(form, parse_dates(met, form)) for text in met[:3] for form in find_formats([text], wanted == "date")]
+        for form, seconds in parsed:
+            if not np.isnan(seconds).any():  # some with leading zeros, some without
                 return _decide_date(name, _Clock(seconds), "string", form)
-            if wanted == "date" or (len(met) >= FEW and len(wrong) <= len(met) / 10):
+        if parsed:
+            form, seconds = min(parsed, key=lambda each: np.isnan(each[1]).sum())
+            wrong = np.flatnonzero(np.isnan(seconds))
+            if wanted == "date" or (len(wrong) <= len(met) / 10 and len(met) >= FEW / 2):
+                right = met[int(np.argmin(np.isnan(seconds)))]
+                where = _where(table, name, [texts.index(met[wrong[0]])])
                 raise UserError(
-                    f"column {name!r} holds dates or times as {met[0]!r}, but {met[wrong[0]]!r} is none; correct it, or"
-                    f" use --categorical {shlex.quote(name)}"
+                    f"column {name!r} holds dates or times as {right!r}, but {met[wrong[0]]!r} is none ({where});"
+                    f" correct it, or use --categorical {shlex.quote(name)}"
                 )
     if wanted == "date":
-        raise UserError(f"column {name!r} holds no dates or times, {met[0]!r} for one; leave that option out")
-    some = met[:: 1 + len(met) // CAP]
-    numbers = sum(np.isfinite(_by_number(text)[0]) for text in some)
-    commas = sum(text.replace(",", "", 1).isdecimal() for text in some if "," in text)
-    if wanted is None and commas and numbers + commas == len(some):
-        table.declare({name: "number"})  # raises the error that says where
+        raise UserError(
+            f"column {name!r} holds no dates or times ({_where(table, name, [texts.index(met[0])])}: {met[0]!r}); leave"
+            " out --date for it"
+        )
+    if wanted is None and not declared:
+        _refuse_mistakes(table, name, tally)
     if distinct is None or (wanted is None and not declared and len(distinct) > max(FEW, tally.rows / 2)):
         if wanted == "categorical":
             raise UserError(f"column {name!r} has more than {CAP} values, too many for categories; {drop_advice(name)}")
-        if 2 * numbers >= len(some) and not all(map(str.isdecimal, some)):  # no names, but numbers and mistakes
-            table.declare({name: "number"})  # raises the error that says where
         return None
     categories = tuple(met if declared == "ordered" else sorted(met, key=_by_number))
     kind = "constant" if len(met) == 1 and not tally.missing else "categorical"
     return Column(name, declared or "string", kind, 0.0, len(met) - 1.0, categories=categories)
+
+
+def _refuse_mistakes(table: Table, name: str, tally: _Tally) -> None:
+    """Refuse a column of texts that are numbers but for some of them, or for how they are written.
+
+    Raises:
+        UserError: if there are a few texts among numbers, or more but too many numbers for categories; if there are
+            decimal commas where points are expected, or the reverse; if all have currency signs and the like.
+    """
+    texts = table.dictionaries[name]
+    met = np.arange(len(texts)) if tally.distinct is None else tally.distinct.astype(int)
+    met = met[:: 1 + len(met) // CAP]
+    counts = tally.counts if len(tally.counts) == len(met) else np.ones(len(met), dtype=np.int64)
+    other = "." if table.decimal == "," else ","
+    numbers = np.array([is_number(texts[code], table.decimal) for code in met])
+    strange = met[~numbers]
+    if all(re.fullmatch(r"[+-]?[0-9]+", texts[code]) for code in met):
+        return  # names of digits
+    if len(strange) and all(is_number(texts[code], other) for code in strange):
+        raise UserError(_complaint(table, name, strange))
+    many = tally.distinct is None or len(met) > max(FEW, tally.rows / 2)
+    wrong, total = int(counts[~numbers].sum()), int(counts.sum())
+    if 0 < wrong < total and (wrong <= RARE * total or (many and 2 * wrong < total)):
+        places = table.find(name, strange.tolist(), most=3)
+        raise UserError(mixed_types(name, [(where, texts[int(code)]) for where, code in places], wrong, total))
+    if many and (2 * numbers.sum() >= len(met) or all(is_decorated(texts[code]) for code in strange)):
+        raise UserError(_complaint(table, name, strange if len(strange) else met))
+
+
+def _complaint(table: Table, name: str, codes: np.ndarray) -> str:
+    ((where, code),) = table.find(name, codes.tolist())
+    return complaint(name, where, table.dictionaries[name][int(code)], decimal=table.decimal)
+
+
+def _where(table: Table, name: str, values: Sequence[float]) -> str:
+    """Return "row 3 (line 4)", where a column first holds one of these values."""
+    ((where, _),) = table.find(name, values)
+    return where
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _by_number(text: str) -> tuple[float, str]:
@@ -444,8 +538,12 @@ def _with_unit(column: Column, sample: np.ndarray) -> Column:
     """Return a continuous column with the unit of its last digit, if that is one of few."""
     if column.kind != "continuous" or not len(sample):
         return column
-    places = max(decimals(value) for value in np.unique(sample).tolist())
-    return replace(column, unit=10.0**-places) if places <= MOST_PLACES else column
+    most = 0
+    for value in np.unique(sample).tolist():
+        most = max(most, decimals(value))
+        if most > MOST_PLACES:
+            return column
+    return replace(column, unit=10.0**-most)
 
 
 def _exceeds(values: np.ndarray, step: float, wider: float) -> bool:
@@ -457,17 +555,6 @@ def _exceeds(values: np.ndarray, step: float, wider: float) -> bool:
 
 def _multiples(values: np.ndarray, step: float) -> np.ndarray:
     return np.abs(values - np.rint(values / step) * step) <= 1e-6 * step + 2.0**-21 * np.abs(values) * (step < 1)
-
-
-def _row_of(table: Table, name: str, value: float) -> int:
-    """Return the row, counted from 1, that first holds a value."""
-    row = 0
-    for batch in open_table(table, missing="keep", columns=[name]).batches():
-        rows = np.flatnonzero(batch[:, 0] == value)
-        if len(rows):
-            return row + int(rows[0]) + 1
-        row += len(batch)
-    raise ValueError(f"expected a value of column {name!r}, got {value}")
 
 
 def _shifted(column: Column, sample: np.ndarray, table: Table) -> Column:
@@ -484,7 +571,7 @@ def _shifted(column: Column, sample: np.ndarray, table: Table) -> Column:
         origin = column.low + round((origin - column.low) / column.step) * column.step
     outer = column.low if centre - column.low > column.high - centre else column.high
     if len(sample) >= 10 and abs(outer - centre) > OUTLIER * width:
-        where = table.where(_row_of(table, column.name, outer))
+        where = _where(table, column.name, [outer])
         raise UserError(
             f"column {column.name!r} holds {outer:g} in {where}, where half of its values lie between {lower:g} and"
             f" {upper:g}; correct or leave out that row, or {drop_advice(column.name)}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffeo.errors import UserError
-from diffeo.modalities.tables.schema import Encoded, Schema, load
+from diffeo.modalities.tables.schema import Encoded, Schema, load, naming_rows
 from diffeo.modalities.tables.table import Table
 from diffeo.training.batches import fingerprint
 from diffeo.training.splitting import count_test, held_out_of_block, split_rows
@@ -150,9 +150,10 @@ def draw_rows(
 
     context = [schema.names.index(name) for name in schema.context]
     for numbers, values in table.numbered(schema.names):
-        if context:
-            schema.check_context(values[:, context], table, numbers)
-        encoded = schema.encode(values, table.dictionaries, gaps)
+        with naming_rows(table):
+            if context:
+                schema.check_context(values[:, context], table, numbers)
+            encoded = schema.encode(values, table.dictionaries, gaps)
         for column, count in encoded.reasons.items():
             reasons[column] = reasons.get(column, 0) + count
         rows += len(values)

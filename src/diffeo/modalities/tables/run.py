@@ -17,7 +17,7 @@ from diffeo.flow import Flow
 from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Words, choose, held_out
 from diffeo.modalities.tables.dataset import READING
 from diffeo.modalities.tables.rows import LARGE, draw_rows
-from diffeo.modalities.tables.schema import Column, Schema
+from diffeo.modalities.tables.schema import Column, Schema, naming_rows
 from diffeo.modalities.tables.table import Table, open_table
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.check import FEWEST, check
@@ -148,11 +148,7 @@ class TableRun(OpenRun):
                 raise UserError(f"{table.name}: column {name!r} cannot be kept, the result has that name; rename it")
         names = list(dict.fromkeys([*names, *keep]))
         table = table.select(names, schema.all_names) if keep else table
-        # Not a digit of an identifier may change.
-        if table.has_texts:
-            numbers = [name for name in keep if table.types[name] in ("number", "integer")]
-            table.declare({name: "text" for name in numbers if name in schema.identifiers})
-        types = ["int64", *(_type(table, name) for name in keep)]
+        types = ["int64", *self._passed(table, keep)]
         reasons: dict[str, int] = {}
         unseen: dict[str, int] = {}
 
@@ -175,8 +171,9 @@ class TableRun(OpenRun):
     ) -> Iterator[Chunk]:
         for number, (rows, values) in enumerate(table.numbered(names)):
             context_cells = values[:, [names.index(name) for name in self.schema.context]]
-            self.schema.check_context(context_cells, table, rows)
-            encoded = self.schema.encode(self._whole(values, names), table.dictionaries, self._gaps)
+            with naming_rows(table):
+                self.schema.check_context(context_cells, table, rows)
+                encoded = self.schema.encode(self._whole(values, names), table.dictionaries, self._gaps)
             _count(reasons, encoded.reasons)
             _count(unseen, encoded.unseen)
             context = None if encoded.context is None else torch.from_numpy(encoded.context)
@@ -221,6 +218,15 @@ class TableRun(OpenRun):
         assert isinstance(flow.transform, Mixed)
         flow.transform.leave_out(dropped)
         return flow
+
+    def _passed(self, table: Table, names: Sequence[str]) -> list[str]:
+        """Return the types in which columns are passed through; not a digit of an identifier may change."""
+        known = table.types
+        whole = {name: _type(table, name) for name in names if known[name] == "integer"}
+        if table.has_texts:
+            numbers = [name for name in names if known[name] in ("number", "integer")]
+            table.declare({name: "text" for name in numbers if name in self.schema.identifiers})
+        return [whole.get(name) or _type(table, name) for name in names]
 
     @property
     def _gaps(self) -> bool | None:
@@ -335,7 +341,8 @@ class TableRun(OpenRun):
             for values in table.batches(names):
                 whole = np.full((len(values), len(schema.names)), np.nan)
                 whole[:, places] = values
-                self._refuse_unlikely(whole, table.dictionaries, table, start)
+                with naming_rows(table):
+                    self._refuse_unlikely(whole, table.dictionaries, table, start)
                 start += len(values)
                 for part in _repeated(iter([whole]), each):
                     yield part, table.dictionaries
@@ -395,7 +402,7 @@ class TableRun(OpenRun):
                 wrong, remedy = known == len(column.categories), f"they are {_few(column.categories)}"
             else:
                 with np.errstate(all="ignore"):
-                    wrong = column.encode(known)[1] & ~np.isnan(known)
+                    wrong = (column.encode(known)[1] & ~np.isnan(known)) | (np.abs(known) >= LARGEST)
                 if column.dtype in ("int64", "bool"):  # what is written is whole
                     wrong |= ((known != np.rint(known)) & ~np.isnan(known)) | (np.abs(known) >= 2.0**53)
                 if column.dtype == "bool":
@@ -418,7 +425,8 @@ class TableRun(OpenRun):
     def _contexts(self, table: Table) -> Iterator[np.ndarray]:
         """The context columns' own values (n, columns) of a table of these."""
         for rows, cells in table.numbered(self.schema.context):
-            self.schema.check_context(cells, table, rows)
+            with naming_rows(table):
+                self.schema.check_context(cells, table, rows)
             yield self.schema.read_context(cells, table.dictionaries)
 
     def _context_row(self, given: Mapping[str, Any]) -> np.ndarray:
@@ -479,18 +487,29 @@ class TableRun(OpenRun):
         table = self._open("impute", source, {})
         names = list(dict.fromkeys([*table.all_names, *schema.names])) if table.has_names else list(schema.names)
         table = table.select(names, schema.all_names or schema.names)
-        types = dict(zip(schema.names, schema.dtypes, strict=True))
+        aside = [name for name in names if name not in schema.names]
+        types = dict(zip([*schema.names, *aside], [*schema.dtypes, *self._passed(table, aside)], strict=True))
         categories = {name: each for name, each in schema.categories.items() if name in names}
         order = [names.index(name) for name in schema.names]
 
         def chunks() -> Iterator[tuple[Tensor, np.ndarray]]:
+            start = 0
             for values in table.batches(names):
-                encoded = schema.encode(values[:, order], table.dictionaries, gaps=True)
+                self._refuse_infinite(values[:, order], table, start)
+                start += len(values)
+                with naming_rows(table):
+                    encoded = schema.encode(values[:, order], table.dictionaries, gaps=True)
                 yield torch.from_numpy(encoded.x), table.cells(values, names).astype(object)
 
-        return Gappy(
-            table.num_rows, names, [types.get(name) or _type(table, name) for name in names], categories, chunks()
-        )
+        return Gappy(table.num_rows, names, [types[name] for name in names], categories, chunks())
+
+    def _refuse_infinite(self, values: np.ndarray, table: Table, start: int) -> None:
+        """Refuse what is infinite, or as good as that: given it, nothing can be drawn."""
+        for row, place in np.argwhere(np.abs(values) >= LARGEST)[:1].tolist():
+            raise UserError(
+                f"{table.name}: {table.where(start + row + 1)}, column {self.schema.names[place]!r}: holds"
+                f" {values[row, place]:g}, given which nothing can be drawn; correct it, or leave the cell empty"
+            )
 
     def filled(self, x: Tensor, known: Tensor, cells: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """The cells of rows, those of the model's columns that were missing taken from completed features."""
@@ -550,7 +569,9 @@ def _type(table: Table, name: str) -> str:
     """Return the type in which a column is passed through."""
     if table.types[name] == "date":
         return table.declared[name]
-    return {"text": "string", "integer": "int64", "bool": "int64"}.get(table.types[name], "float64")
+    if table.narrow[name]:
+        return table.narrow[name]
+    return {"text": "string", "integer": "int64", "bool": "bool"}.get(table.types[name], "float64")
 
 
 def _count(totals: dict[str, int], more: Mapping[str, int]) -> None:

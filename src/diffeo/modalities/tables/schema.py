@@ -1,7 +1,8 @@
 """What a table's columns are, and the way from their values to a model's numbers and back."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -9,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffeo.errors import UserError
-from diffeo.modalities.tables.dates import DAY, find_formats, parse_dates, show_dates, to_temporal
+from diffeo.modalities.tables.dates import DAY, find_formats, is_number_type, parse_dates, show_dates, to_temporal
 from diffeo.modalities.tables.table import Table, open_table
 
-__all__ = ["Column", "Encoded", "Grid", "Schema", "decimals", "load"]
+__all__ = ["Column", "Encoded", "Grid", "NoDate", "Schema", "decimals", "load", "naming_rows"]
 
 KINDS = ("continuous", "integer", "levels", "categorical", "date", "constant")
 NUMBERS = ("float64", "int64", "bool")
@@ -21,6 +22,24 @@ _LARGEST = 3e38  # just inside float32
 _BEYOND = 1e30  # of cells of a model that knows gaps: the largest with room for arithmetic
 _SHOWN = 8  # categories named in a message
 _ROUNDING = 2.0**-21  # relative; what a value may have lost in a float32 file
+
+
+class NoDate(UserError):
+    """A text, of which its number is known, is no date of its column's format."""
+
+    def __init__(self, message: str, column: str, code: int) -> None:
+        super().__init__(message)
+        self.column, self.code = column, code
+
+
+@contextmanager
+def naming_rows(table: Table) -> Iterator[None]:
+    """Say of a text that is no date in which file and row of a table it is."""
+    try:
+        yield
+    except NoDate as error:
+        ((where, _),) = table.find(error.column, [error.code])
+        raise UserError(f"{table.name}: {where}, {error}") from error
 
 
 class Grid(NamedTuple):
@@ -76,6 +95,7 @@ class Column:
         steps: of the grids on which more values lie than chance explains, ascending; empty if there is but one.
         unit: of the last digit of a continuous column, to which samples are rounded; 0 if they have too many.
         format: how dates and times are written: for ``show_dates``, or an Arrow type.
+        type: the Arrow type of numbers that are written as neither int64 nor float64.
     """
 
     name: str
@@ -92,6 +112,7 @@ class Column:
     steps: tuple[float, ...] = ()
     unit: float = 0.0
     format: str = ""
+    type: str = ""
 
     @property
     def plain(self) -> bool:
@@ -134,7 +155,7 @@ class Column:
         A category that is none of the column's is ``len(categories)``.
 
         Raises:
-            UserError: for a text that is no date.
+            NoDate: for a text that is no date.
         """
         if texts is None:
             if self.kind != "categorical" or not self.values:
@@ -145,7 +166,7 @@ class Column:
         codes, place = np.unique(cells[~np.isnan(cells)].astype(int), return_inverse=True)
         met = [texts[code] for code in codes]
         if self.format:
-            meant = self._seconds(met)
+            meant = self._seconds(met, codes)
         else:
             order = {category: i for i, category in enumerate(self.categories)}
             meant = np.array([order.get(text, len(order)) for text in met], dtype=np.float64)
@@ -153,15 +174,17 @@ class Column:
         values[~np.isnan(cells)] = meant[place] if len(met) else 0
         return values
 
-    def _seconds(self, texts: list[str]) -> np.ndarray:
+    def _seconds(self, texts: list[str], codes: np.ndarray) -> np.ndarray:
         form = self.format if "%" in self.format else next(iter(find_formats(texts)), "%Y-%m-%d")
         seconds = parse_dates(texts, form)
         wrong = np.flatnonzero(np.isnan(seconds))
         if len(wrong):
             example = show_dates(np.array([self.low]), form)[0]
-            raise UserError(
+            raise NoDate(
                 f"column {self.name!r}: {texts[wrong[0]]!r} is no date or time of the form {example!r} ({form});"
-                " correct it or leave out such rows"
+                " correct it or leave out such rows",
+                self.name,
+                int(codes[wrong[0]]),
             )
         return seconds
 
@@ -293,7 +316,7 @@ class Schema:
     @property
     def dtypes(self) -> tuple[str, ...]:
         """Types of these columns, for writing."""
-        return tuple(c.format if c.dtype == "date" else c.dtype for c in self.columns)
+        return tuple(c.type or (c.format if c.dtype == "date" else c.dtype) for c in self.columns)
 
     @property
     def categories(self) -> dict[str, tuple[str, ...]]:
@@ -387,7 +410,7 @@ class Schema:
         source: Any,
         names: Sequence[str] | None = None,
         *,
-        remedies: Collection[str] | None = None,
+        remedies: Collection[str] = ("na", "decimal", "missing"),
         **reading: Any,
     ) -> Table:
         """Open a table that has this schema's columns, in any order; without names, by position.
@@ -395,15 +418,14 @@ class Schema:
         Args:
             source: a table, as ``open_table`` takes it.
             names: those of its columns that are needed; all by default.
-            remedies: arguments that messages may recommend; by default those of a training.
+            remedies: arguments that messages may recommend; by default those that say how a table is read.
             **reading: how ``open_table`` reads it.
 
         Raises:
             UserError: if columns are missing, or of another kind.
         """
         table = open_table(source, **reading)
-        if remedies is not None:
-            table.recommend(remedies)
+        table.recommend(remedies)
         names = self.names if names is None else names
         return self.declared(table.select(names, self.all_names or self.names))
 
@@ -424,11 +446,12 @@ class Schema:
         Args:
             values: rows as ``Table.batches`` yields them, missing cells NaN.
             dictionaries: the table's.
-            gaps: whether the model knows missing cells: these alone are NaN then, and infinity is impossible. Else
-                rows with NaN or infinity anywhere become NaN throughout. By default, whether the table is ``mixed``.
+            gaps: whether the model knows missing cells: then these are NaN, and so is what is infinite or beyond 1e30,
+                which is impossible. Else rows with NaN or infinity anywhere become NaN throughout. By default, whether
+                the table is ``mixed``.
 
         Raises:
-            UserError: for a text that is no date.
+            NoDate: for a text that is no date.
         """
         values = np.asarray(values, dtype=np.float64)
         if values.ndim != 2 or values.shape[1] != len(self.columns):
@@ -447,7 +470,9 @@ class Schema:
                 encoded, off = column.encode(cells)
             off &= np.isfinite(cells)
             if gaps:
-                off |= np.isinf(cells)
+                huge = np.abs(cells) > _BEYOND
+                off |= huge
+                encoded = np.where(huge.reshape(-1, *[1] * (encoded.ndim - 1)), np.nan, encoded)
             if off.any():
                 impossible |= off
                 reasons[column.name] = int(off.sum())
@@ -608,7 +633,8 @@ def load(table: Table, schema: Schema) -> tuple[np.ndarray, np.ndarray | None]:
     """
     parts: list[Encoded] = []
     for batch in table.batches(schema.names):
-        encoded = schema.encode(batch, table.dictionaries)
+        with naming_rows(table):
+            encoded = schema.encode(batch, table.dictionaries)
         if encoded.impossible.any():
             column, count = next(iter(encoded.reasons.items()))
             rows_hold = "1 row holds" if count == 1 else f"{count} rows hold"
@@ -633,7 +659,7 @@ _STORED = {"name", "dtype", "kind", "low", "high", "step", "slack", "origin", "v
 def _column(data: Any) -> Column:
     keys = {field.name for field in fields(Column)}
     _expect(isinstance(data, dict) and _STORED <= set(data) <= keys, f"a column with {sorted(keys)}", data)
-    data = {"missing": False, "categories": [], "steps": [], "unit": 0.0, "format": "", **data}
+    data = {"missing": False, "categories": [], "steps": [], "unit": 0.0, "format": "", "type": "", **data}
     _expect(isinstance(data["name"], str) and data["name"], "a name", data["name"])
     _expect(data["kind"] in KINDS, f"kind to be one of {KINDS}", data["kind"])
     _expect(data["dtype"] in DTYPES, f"dtype to be one of {DTYPES}", data["dtype"])
@@ -644,6 +670,7 @@ def _column(data: Any) -> Column:
         _expect(all(np.diff(data[key]) > 0), f"ascending {key}", data[key])
     _expect(type(data["missing"]) is bool, "missing to be true or false", data["missing"])
     _expect(isinstance(data["format"], str), "a format", data["format"])
+    _expect(data["type"] == "" or is_number_type(data["type"]), "a type of numbers", data["type"])
     texts = data["categories"]
     _expect(isinstance(texts, list) and all(isinstance(text, str) for text in texts), "categories of text", texts)
     _expect(len(set(texts)) == len(texts), "categories without repetition", texts)

@@ -1,7 +1,7 @@
 """Tables from files, data frames and arrays, read as numbers in batches of constant memory."""
 
 import copy
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,11 +32,15 @@ class Source(Protocol):
     names: tuple[str, ...]
     has_names: bool
     num_rows: int | None
-    types: tuple[str, ...]  # "number" (in csv), "float", "integer", "bool", "text", "date", or "other": cannot be read
     declared: tuple[str, ...]  # what else is known: "category", "ordered", an Arrow type of dates; or nothing
+    narrow: tuple[str, ...]  # Arrow types of numbers that are neither int64 nor float64, or nothing
     dictionaries: dict[int, Dictionary]  # the texts of each column of texts, as they are met
     notes: list[str]  # how the source was read, where it is not obvious
     remedies: Collection[str]  # arguments of the command at hand that messages may recommend
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """What columns are read as: "number" (in csv), "float", "integer", "bool", "text", "date", or "other"."""
 
     def declare(self, column: int, kind: str) -> None:
         """Say that a column is one of "number", "text" and "date"; raise ``UserError`` if it cannot be."""
@@ -69,7 +73,7 @@ class Table:
     def __init__(self, source: Source, missing: str = "error", na: Sequence[str] = ()) -> None:
         if missing not in _MISSING:
             raise ValueError(f"expected missing to be one of {', '.join(_MISSING)}, got {missing!r}")
-        twice = sorted({name for name in source.names if source.names.count(name) > 1}, key=source.names.index)
+        twice = [name for name, count in Counter(source.names).items() if count > 1]
         if twice:
             places = [i + 1 for i, name in enumerate(source.names) if name == twice[0]]
             raise UserError(
@@ -100,12 +104,18 @@ class Table:
     @property
     def types(self) -> dict[str, str]:
         """Column name -> "number" (in csv), "float", "integer", "bool", "text", "date", or "other": cannot be read."""
-        return {name: self._source.types[i] for name, i in self._index.items()}
+        types = self._source.types
+        return {name: types[i] for name, i in self._index.items()}
 
     @property
     def declared(self) -> dict[str, str]:
         """Column name -> "category" or "ordered" (a dictionary of texts), an Arrow type of dates, or nothing."""
         return {name: self._source.declared[i] for name, i in self._index.items()}
+
+    @property
+    def narrow(self) -> dict[str, str]:
+        """Column name -> an Arrow type of numbers that is neither int64 nor float64, or nothing."""
+        return {name: self._source.narrow[i] for name, i in self._index.items()}
 
     @property
     def dictionaries(self) -> dict[str, list[str]]:
@@ -119,6 +129,20 @@ class Table:
         return not isinstance(self._source, ArraySource)
 
     @property
+    def decimal(self) -> str:
+        """The decimal mark of numbers in text."""
+        return self._source.decimal if isinstance(self._source, DelimitedSource) else "."
+
+    def has_digits(self, name: str) -> bool:
+        """Tell whether all cells of a csv's column are whole numbers, written as digits."""
+        return isinstance(self._source, DelimitedSource) and self._source.has_digits(self._index[name])
+
+    @property
+    def better_separator(self) -> str:
+        """Of a csv with one column, a separator that makes more of it, if there is one."""
+        return self._source.better_separator if isinstance(self._source, DelimitedSource) else ""
+
+    @property
     def notes(self) -> list[str]:
         """Lines that tell a user how the table was read, where it is not obvious."""
         return list(self._source.notes)
@@ -129,7 +153,7 @@ class Table:
             self._source.notes.append(line)
 
     def declare(self, kinds: Mapping[str, str]) -> None:
-        """Say which columns are "number", "text" or "date", whatever they look like.
+        """Say which columns are "number", "text" or "date", whatever they look like, or what a model was trained on.
 
         Raises:
             UserError: if one cannot be that.
@@ -145,20 +169,38 @@ class Table:
         """Say where the row of the source, counted from 1, is to be found."""
         return self._source.where(row)
 
+    def find(self, name: str, values: Sequence[float], most: int = 1) -> list[tuple[str, float]]:
+        """Return where a column holds any of these values, the first few times, and which: ("row 3 (line 4)", 7.0).
+
+        The table is read again for it, rows that are left out included.
+        """
+        places: list[tuple[str, float]] = []
+        row = 0
+        everything = copy.copy(self)
+        everything.missing, everything._memory = "keep", _Memory()
+        for batch in everything.batches([name]):
+            for i in np.flatnonzero(np.isin(batch[:, 0], values))[: most - len(places)].tolist():
+                places.append((self.where(row + i + 1), float(batch[i, 0])))
+            if len(places) == most:
+                break
+            row += len(batch)
+        return places
+
     def cells(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Return numbers (n, len(names)) as ``batches`` yields them, with texts and dates in their place.
 
         Where there are none, these are the numbers themselves; else an array of objects, None for what is missing.
         """
         texts = self.dictionaries
-        if not any(self.types[name] in ("text", "date") for name in names):
+        types = self.types
+        if not any(types[name] in ("text", "date") for name in names):
             return values
         cells = values.astype(object)
         for i, name in enumerate(names):
             if name in texts:
                 known = np.array([*texts[name], None], dtype=object)
                 cells[:, i] = known[np.nan_to_num(values[:, i], nan=-1).astype(int)]
-            elif self.types[name] == "date":
+            elif types[name] == "date":
                 cells[:, i] = to_temporal(values[:, i], self.declared[name]).to_pylist()
         return cells
 
@@ -171,11 +213,12 @@ class Table:
         Raises:
             UserError: if columns are missing, or their number differs where there are no names.
         """
-        absent = [name for name in columns if name not in self.all_names]
+        order = {name: i for i, name in enumerate(self.all_names)}
+        absent = [name for name in columns if name not in order]
         if self.has_names or (positions is None and not absent):
             if absent:
                 raise UserError(f"{self.name}: lacks {_columns(absent)}; it has {_listed(self.all_names)}")
-            places = [self.all_names.index(name) for name in columns]
+            places = [order[name] for name in columns]
         else:
             places = self._by_position(columns, positions or columns)
         table = copy.copy(self)
@@ -224,7 +267,8 @@ class Table:
         if not names:
             raise ValueError("expected at least one column, got none")
         markers = [float(mark) for mark in self.na if _is_number(mark)]
-        numbers = [self._source.types[i] not in ("text", "date") for i in places]
+        types = self._source.types
+        numbers = [types[i] not in ("text", "date") for i in places]
         seen = dropped = 0
         report: Gaps | None = None
         pending: list[tuple[np.ndarray, np.ndarray]] = []
@@ -282,7 +326,8 @@ class Table:
 
     def _blocks(self, places: Sequence[int], rows: int) -> Iterator[np.ndarray]:
         """Yield the source's blocks, those that were kept if it is the same columns that are wanted."""
-        wanted = [(i, self._source.types[i]) for i in places]
+        types = self._source.types
+        wanted = [(i, types[i]) for i in places]
         memory = self._memory
         if memory.columns == wanted:
             memory.columns = []

@@ -22,7 +22,7 @@ import pyarrow.csv
 
 from diffeo.atomic import atomic_write, unwritable
 from diffeo.errors import UserError
-from diffeo.modalities.tables.dates import arrow_type
+from diffeo.modalities.tables.dates import arrow_type, is_number_type
 from diffeo.modalities.tables.table import EXTENSIONS, extension
 
 __all__ = ["TableWriter"]
@@ -36,7 +36,6 @@ _ARROW = {
     "category": pa.dictionary(pa.int32(), pa.string()),
     "ordered": pa.dictionary(pa.int32(), pa.string(), ordered=True),
 }
-_NUMBERS = ("float64", "float32", "int64", "bool")
 _NPY_HEADER = 128  # bytes, with room for any number of rows
 
 
@@ -44,10 +43,16 @@ def _arrow(dtype: str) -> pa.DataType:
     return _ARROW.get(dtype) or arrow_type(dtype)
 
 
+def _is_number(dtype: str) -> bool:
+    return dtype in ("float64", "float32", "int64", "bool") or is_number_type(dtype)
+
+
 def _in_text(type_: pa.DataType) -> pa.DataType:
     """Return the type whose text can be read back: no dictionaries, UTC alone, digits to the microsecond."""
     if pa.types.is_dictionary(type_):
         return pa.string()
+    if pa.types.is_float16(type_):
+        return pa.float32()
     if pa.types.is_timestamp(type_):
         return pa.timestamp("us" if type_.unit == "ns" else type_.unit, type_.tz and "UTC")
     return pa.time64("us") if type_ == pa.time64("ns") else type_
@@ -80,8 +85,8 @@ class TableWriter:
         path: ends in .csv .csv.gz .tsv .tsv.gz .parquet .feather .arrow .npy or .npz.
         names: of the columns.
         dtypes: float64 (by default), float32, int64, bool, string, category, ordered (texts of a dictionary type) or
-            the name of an Arrow type of dates or times for each column. Integers are rounded, and written as such; .npy
-            and .npz hold a single type, float64 unless all columns share another one, and numbers alone.
+            the name of an Arrow type of numbers, dates or times for each column. Integers are rounded, and written as
+            such; .npy and .npz hold a single type, float64 unless all columns share another one, and numbers alone.
         categories: name of a column of dictionary type -> its texts; all that are written must be among them.
         force: whether to replace a file that exists.
 
@@ -115,7 +120,7 @@ class TableWriter:
         kind = extension(target)
         if kind is None and (target.is_file() or not target.exists()):
             raise UserError(f"{self.path}: unknown extension {target.suffix!r}; diffeo writes {' '.join(EXTENSIONS)}")
-        texts = [name for name, dtype in zip(self.names, self.dtypes, strict=True) if dtype not in _NUMBERS]
+        texts = [name for name, dtype in zip(self.names, self.dtypes, strict=True) if not _is_number(dtype)]
         if texts and kind in (".npy", ".npz"):
             text = texts[0]
             raise UserError(f"{self.path}: {kind} holds numbers alone, and {text!r} is text; choose .csv")
@@ -169,24 +174,26 @@ class TableWriter:
         """Return the columns as arrow arrays of their types; what is not finite among integers is null."""
         arrays = []
         for i, (name, dtype) in enumerate(zip(self.names, self.dtypes, strict=True)):
-            column = values[:, i]
-            if dtype in ("int64", "bool"):
-                column = column.astype(np.float64)
-                finite = np.isfinite(column)
-                column = np.rint(np.where(finite, column, 0)).astype(np.int64 if dtype == "int64" else bool)
-                arrays.append(pa.array(column, type=_ARROW[dtype], mask=~finite))
-            elif dtype in ("category", "ordered"):
+            column, target = values[:, i], _arrow(dtype)
+            if dtype in ("category", "ordered"):
                 texts = pa.array(column.tolist(), pa.string())
                 codes = pc.index_in(texts, self._categories[name])
                 if codes.null_count > texts.null_count:
                     raise ValueError(f"expected the categories of {name!r} alone, got others")
                 arrays.append(pa.DictionaryArray.from_arrays(codes, self._categories[name], ordered=dtype == "ordered"))
-            elif dtype not in _NUMBERS:
-                arrays.append(pa.array(column.tolist(), type=_arrow(dtype)))
-            elif column.dtype == object:
-                arrays.append(pa.array(column.tolist(), pa.float64()).cast(_arrow(dtype)))
+            elif not _is_number(dtype):
+                arrays.append(pa.array(column.tolist(), type=target))
+            elif column.dtype == object and any(isinstance(cell, str) for cell in column):
+                arrays.append(pa.array(column.tolist(), pa.string()).cast(target))  # digits that no float holds
+            elif dtype == "bool" or pa.types.is_integer(target):
+                column = column.astype(np.float64)
+                finite = np.isfinite(column)
+                column = np.rint(np.where(finite, column, 0)).astype(bool if dtype == "bool" else np.int64)
+                arrays.append(pa.array(column, mask=~finite).cast(target))
+            elif column.dtype == object or pa.types.is_decimal(target):
+                arrays.append(pa.array(column.tolist(), pa.float64(), from_pandas=True).cast(target, safe=False))
             else:
-                arrays.append(pa.array(column.astype(dtype)))
+                arrays.append(pa.array(column.astype(target.to_pandas_dtype())))
         return arrays
 
     @property
@@ -247,12 +254,13 @@ class _Npy:
 
     def __init__(self, file: BinaryIO, table: TableWriter) -> None:
         self._file, self._table = file, table
-        common = set(table.dtypes)
-        self._dtype = np.dtype(common.pop() if len(common) == 1 else "float64").newbyteorder("<")
+        common = set(map(_arrow, table.dtypes))
+        kept = len(common) == 1 and not any(map(pa.types.is_decimal, common))
+        self._dtype = np.dtype(common.pop().to_pandas_dtype() if kept else "float64").newbyteorder("<")
         file.write(self._header(0))
 
     def write(self, values: np.ndarray) -> None:
-        if self._dtype.kind in "ib":
+        if self._dtype.kind in "iub":
             if not np.isfinite(values).all():
                 raise ValueError(f"expected finite values for an array of {self._dtype}, got NaN or infinity")
             values = np.rint(values)
