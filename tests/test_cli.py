@@ -379,7 +379,8 @@ def test_interrupt_keeps_the_best_and_resumes(tmp_path, capsys):
 
 
 def test_a_finished_run_can_be_trained_longer(tmp_path, capsys):
-    argv = ["fit", "moons", "--out", tmp_path / "run", "--no-figures", "--hidden", "8"]
+    np.savetxt(tmp_path / "x.csv", np.random.default_rng(0).normal(size=(300, 2)), delimiter=",")
+    argv = ["fit", tmp_path / "x.csv", "--out", tmp_path / "run", "--no-figures", "--hidden", "8"]
     run(capsys, *argv, "--epochs", "1")
     run(capsys, *argv[:4], "--no-figures", "--resume", "--epochs", "3")
     assert commands.info(tmp_path / "run")["metrics"]["epochs"] == 3
