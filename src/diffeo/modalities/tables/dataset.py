@@ -53,8 +53,12 @@ class TableDataset(Dataset):
             self.notes.append(
                 f"a batch of {self.batch_size} is larger than the {self.rows} training rows: all of them make one"
             )
-        if self.schema.mixed and self.mixed:
-            self.notes.append("model: mixed, which takes categories, dates and gaps as they are")
+        if "model" not in settings:
+            self.notes.append(
+                "model: mixed, which takes categories, dates and gaps as they are"
+                if self.mixed
+                else "model: nsf, the better of complete numbers (--model mixed has every conditional)"
+            )
         if self.table.dropped:
             self.notes.append(f"{self.table.dropped} rows with missing or infinite values were left out")
 
