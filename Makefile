@@ -25,7 +25,7 @@ demo: $(READY)  ## learn scikit-learn's handwritten digits and a table of 273,28
 	@echo 'demo/digits/figures and demo/flower/figures. Scores of every image and row: demo/bits.csv, demo/scores.csv.'
 
 test: $(READY)  ## the laws, the bad input, the whole life of a run
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile  # a process for each core; threads of each would wait
 
 test-processors: $(READY)  ## the kernel tests for each compiler and instruction set at hand; some 4 minutes of two cores
 	$(BIN)/python tests/processors.py
