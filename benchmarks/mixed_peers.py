@@ -48,7 +48,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,9 +71,9 @@ from mixed import versions
 from mixed_data import TABLES, Table, load
 from mixed_imputers import Codes, Forests, by_neighbours, hold_out
 from mixed_measures import filled
+from mixed_mostly import clocked
 
 CHUNK = 4096  # rows at a time
-LONG = 30.0  # seconds after which a call is not repeated
 OURS, ORDERED = "diffeo mixed", "mixed, one order"
 SPEEDS = ("training", "scoring", "sampling", "imputing")
 
@@ -93,16 +93,6 @@ class Result:
     seconds: float = math.nan
     speeds: dict[str, float] = field(default_factory=dict)
     remark: str = ""
-
-
-def clocked(call: Callable[[], Any], repeats: int = 1) -> float:
-    """Return the median of the seconds that a call takes; it is not repeated after half a minute."""
-    seconds: list[float] = []
-    while len(seconds) < repeats and sum(seconds) < LONG:
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds))
 
 
 # ---- diffeo ---------------------------------------------------------------------------------------------------------
