@@ -14,6 +14,18 @@ MODALITY = Modality(
     recognizes=lambda source: True,
     dataset=TableDataset,
     run=TableRun,
-    options=("drop", "missing", "test", "categorical", "integer", "continuous", "dates", "na", "sep", "decimal"),
+    options=(
+        "drop",
+        "missing",
+        "test",
+        "folds",
+        "categorical",
+        "integer",
+        "continuous",
+        "dates",
+        "na",
+        "sep",
+        "decimal",
+    ),  # fmt: skip
     suffixes={Path(f"x{extension}").suffix for extension in EXTENSIONS} - {".npy", ".npz"},
 )

@@ -15,7 +15,7 @@ from diffeo.errors import UserError
 from diffeo.modalities.tables.schema import Encoded, Schema, load, naming_rows
 from diffeo.modalities.tables.table import Table
 from diffeo.training.batches import fingerprint
-from diffeo.training.splitting import count_test, held_out_of_block, split_rows
+from diffeo.training.splitting import Parts, count_test, held_out_of_block, split_rows
 from diffeo.training.stream import BatchStream
 
 __all__ = ["LARGE", "Split", "TableStream", "draw_rows", "split_table"]
@@ -42,8 +42,10 @@ class Split:
     hash: str
 
 
-def split_table(table: Table, schema: Schema, batch_size: int, seed: int, test: float = 0.0) -> Split:
-    """Read a table and hold out a fraction of its rows for a test, a tenth of the others for validation.
+def split_table(
+    table: Table, schema: Schema, batch_size: int, seed: int, test: float = 0.0, validates: bool = True
+) -> Split:
+    """Read a table and hold out a fraction of its rows for a test, a tenth of the others for validation or nothing.
 
     Raises:
         UserError: for bad input, or test rows asked of a table that does not fit into memory.
@@ -59,10 +61,10 @@ def split_table(table: Table, schema: Schema, batch_size: int, seed: int, test: 
         return Split(stream, None, stream.valid_x, stream.valid_context, none, None, stream.rows, stream.fingerprint)
     x, context = (None if part is None else torch.from_numpy(part) for part in load(table, schema))
     assert x is not None
-    parts = [
-        (x[chosen], None if context is None else context[chosen])
-        for chosen in split_rows(len(x), seed, count_test(len(x), test))
-    ]
+    divided = split_rows(len(x), seed, count_test(len(x), test))
+    if not validates:
+        divided = Parts(torch.cat([divided.valid, divided.train]), divided.valid[:0], divided.test)
+    parts = [(x[chosen], None if context is None else context[chosen]) for chosen in divided]
     return Split(*parts[0], *parts[1], *parts[2], len(parts[0][0]), fingerprint(x, context))
 
 
