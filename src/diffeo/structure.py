@@ -96,13 +96,13 @@ def recipes_of(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
         recipe: what ``model.json`` says.
     """
 
-    def found(structure: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def recipes(structure: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for member in structure.get("members", ()):
             if "recipe" in member:
                 yield member["recipe"]
-            yield from found(member)
+            yield from recipes(member)
 
-    return list(found(recipe["arguments"]))
+    return list(recipes(recipe["arguments"]))
 
 
 def _describe(value: Any, where: str) -> Any:

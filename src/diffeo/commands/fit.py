@@ -162,12 +162,14 @@ def fit(
         "progress": progress, **dataset.training(flow), **chosen,
     }  # fmt: skip
     stacked: FoldsResult | None = None
+    assert flow.recipe is not None
     if dataset.folds == 1:
         result = train(objective, dataset.x, dataset.context, validation=held_out, **how)
     else:
+        flows = {flow.recipe["name"]: flow, **_beside(dataset, settings, earlier, seed)}
         make = partial(objective_of, **_objective_settings(flow, settings))
         stacked = fit_folds(
-            flow, dataset.x, dataset.context, folds=dataset.folds, together=dataset.together, objective=make, say=say,
+            flows, dataset.x, dataset.context, folds=dataset.folds, together=dataset.together, objective=make, say=say,
             **how,
         )  # fmt: skip
         flow, result = stacked.flow, stacked.training
@@ -215,6 +217,19 @@ def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, A
             "few steps of the run by diffeo distill"
         )
     return flow
+
+
+def _beside(
+    dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int
+) -> dict[str, Flow]:
+    """The flows that are stacked beside the default one, if that was not chosen otherwise."""
+    if "model" in settings:
+        return {}
+    return {
+        name: _flow(dataset, {**settings, "arguments": {**settings.get("arguments", {}), **changes}}, earlier, seed)
+        for name, changes in dataset.stacked_models().items()
+        if not changes.keys() & settings.get("arguments", {}).keys()
+    }
 
 
 def _objective(flow: Flow, dataset: Dataset, settings: Mapping[str, Any]) -> Objective:
@@ -280,7 +295,7 @@ def _log_prob(flow: Flow, x: Tensor, context: Tensor | None, device: torch.devic
 def _facts(flow: Flow, dataset: Dataset, result: FitResult, stacked: FoldsResult | None) -> dict[str, Any]:
     recipe = flow.principal.recipe if isinstance(flow, Mixture) else flow.recipe
     assert recipe is not None
-    folds = {} if stacked is None else {"folds": len(stacked.members), "weights": stacked.weights}
+    folds = {} if stacked is None else {"folds": dataset.folds, "weights": stacked.weights}
     return {
         "model": recipe["name"],
         **folds,

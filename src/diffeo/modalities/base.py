@@ -81,6 +81,10 @@ class Dataset(ABC):
     def default_model(self) -> tuple[str, dict[str, Any]]:
         """Return the default recipe, and its arguments but for the preprocessing."""
 
+    def stacked_models(self) -> dict[str, dict[str, Any]]:
+        """What stands beside the default model where it is trained by folds: the arguments that differ, by name."""
+        return {}
+
     @abstractmethod
     def preprocessing(self, model: str) -> list[Any]:
         """Return what stands between the data and this model, from the data inwards."""
@@ -98,7 +102,7 @@ class Dataset(ABC):
         """Return what the metrics say of the data."""
 
     def remember(self, run: Path, flow: Flow, stacked: FoldsResult | None) -> None:
-        """Write into a run directory which examples were trained on, if they can be told again one by one.
+        """Write into a run directory which examples were trained on, if each can be recognised again.
 
         Raises:
             UserError: if it cannot be written.
@@ -184,6 +188,7 @@ class Examples:
         contexts: those of all other examples, or of all where none were set aside.
         reasons: counts examples that the model rules out, by column.
         train: those that the run was trained on, where x were held out of them and both are at hand.
+        part: the fold that each of x was in, negative for one that no part of the run was trained on; or None.
     """
 
     name: str
@@ -194,6 +199,7 @@ class Examples:
     contexts: Tensor | None = None
     reasons: Mapping[str, int] = field(default_factory=dict)
     train: Tensor | None = None
+    part: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -275,6 +281,10 @@ class OpenRun(ABC):
     @abstractmethod
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
         """Return what a check finds, with a verdict."""
+
+    def hand_on(self, run: Path) -> None:
+        """Write into the run directory of a student what is known of the examples that this one was trained on."""
+        return
 
     def trained_on(self) -> str | None:
         """The hash of the data that it was trained on, where they could be divided again."""

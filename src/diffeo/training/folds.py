@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class FoldsResult:
         log_prob: of each row by the density that has not been trained on it, in nats, ``(N,)``, double precision.
         weights: of each family.
         scores: mean log-likelihood of each family out of fold, alone.
-        members: how each flow's training went, fold after fold.
+        members: how each training of a flow went, fold after fold.
         training: all of them as one: the means over the flows of each epoch that all have had, the median of their best
             epochs, the mean of their best losses, the most epochs, the steps of all; "interrupted" if one of them was.
     """
@@ -74,12 +74,14 @@ class Task:
         flow: what is trained, in fresh copies.
         fold: the fold that is held out.
         folder: of the member's own run directory, or None.
+        name: of the flow.
         seed: of its initial weights, order and noise.
     """
 
     flow: Flow
     fold: int
     folder: Path | None
+    name: str
     seed: int
 
 
@@ -143,7 +145,7 @@ def stack(log_prob: Tensor, floors: Sequence[float] | None = None) -> Tensor:
 
 
 def fit_folds(
-    flow: Flow | Sequence[Flow],
+    flow: Flow | Mapping[str, Flow],
     x: Any,
     context: Any = None,
     *,
@@ -170,7 +172,7 @@ def fit_folds(
     better; and every row has a likelihood by densities that have not been trained on it.
 
     Args:
-        flow: what to train, which itself stays as it is; or several, of other capacities.
+        flow: what to train, which itself stays as it is; or several by name, of other capacities.
         x: rows, a tensor or array ``(N, *event)``.
         context: what the density is conditional on, ``(N, *context)``.
         folds: the number K.
@@ -194,8 +196,8 @@ def fit_folds(
         ValueError: for bad arguments, or too few rows.
     """
     started = time.monotonic()
-    flows = [flow] if isinstance(flow, Flow) else list(flow)
-    names = ["flow"] if len(flows) == 1 else [f"flow {number}" for number in range(1, len(flows) + 1)]
+    named_flows = {"flow": flow} if isinstance(flow, Flow) else dict(flow)
+    names, flows = list(named_flows), list(named_flows.values())
     rows = as_tensor(x, "x")
     contexts = None if context is None else as_tensor(context, "context")
     simple = _simple(flows[0], rows) if families is None else list(families)
@@ -207,7 +209,7 @@ def fit_folds(
     fold = assign_folds(rows, contexts, folds, derive(seed, "folds"), together)
     tasks = [
         Task(
-            each, k, None if out is None else Path(out) / "train" / f"{name.replace(' ', '-')}-{k + 1}",
+            each, k, None if out is None else Path(out) / "train" / f"{name.replace(' ', '-')}-{k + 1}", name,
             derive(seed, "member", name, k),
         )
         for k in range(folds) for name, each in zip(names, flows, strict=True)
@@ -330,10 +332,8 @@ def _all_trained(
     """Train for all tasks, so many side by side, in order. After Ctrl-C the rest get no more than they have."""
 
     def over(number: int, result: FitResult) -> None:
-        say(
-            f"fold {tasks[number].fold + 1}: {result.best_loss:.4g} nats held out, after {result.epochs} epochs"
-            f" ({result.seconds:.0f} s)"
-        )
+        held_out, took = f"{result.best_loss:.4g} nats held out", f"{result.epochs} epochs, {result.seconds:.0f} s"
+        say(f"fold {tasks[number].fold + 1}, {tasks[number].name}: {held_out} ({took})")
 
     done: dict[int, tuple[Flow, FitResult]] = {}
     if jobs == 1:

@@ -17,7 +17,7 @@ from diffeo.modalities.tables.defaults import default_model, preprocessing
 from diffeo.modalities.tables.figures import plot_figures
 from diffeo.modalities.tables.infer import infer_schema
 from diffeo.modalities.tables.mixed import factors
-from diffeo.modalities.tables.rows import Split, TableStream, split_table
+from diffeo.modalities.tables.rows import Split, TableStream, split_table, too_large
 from diffeo.modalities.tables.seen import TEST, TRAIN, VALID, SeenRows
 from diffeo.modalities.tables.table import open_table
 from diffeo.training.folds import FoldsResult
@@ -27,6 +27,8 @@ __all__ = ["TableDataset"]
 BATCH_SIZE = 512
 FOLDS = 5  # that tables of so many rows are trained by
 FEWEST_ROWS, MOST_ROWS = 50, 20_000
+DROPOUT = 0.2
+STEPS, SMALLEST_BATCH = 8, 16  # of small tables: steps in an epoch, of so many rows at least
 READING = ("na", "sep", "decimal")  # settings of how a table is read
 CHOSEN = ("context", "drop", "categorical", "integer", "continuous", "dates")  # of what its columns are
 
@@ -39,7 +41,6 @@ class TableDataset(Dataset):
 
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
         self.settings, self.seed = settings, seed
-        self.batch_size = settings.get("batch_size", BATCH_SIZE)
         numbers = settings.get("model", "mixed") != "mixed"  # a model of complete numbers was asked for
         reading = {name: settings[name] for name in READING if name in settings}
         self.table = open_table(source, missing=settings.get("missing", "error" if numbers else "keep"), **reading)
@@ -48,9 +49,12 @@ class TableDataset(Dataset):
         self.table.hold(rows.LARGE)
         chosen = {name: settings[name] for name in CHOSEN if name in settings}
         self.schema = infer_schema(self.table, numbers=numbers, **chosen)
-        self.folds = settings.get("folds", FOLDS if FEWEST_ROWS <= self.schema.rows <= MOST_ROWS else 1)
+        small = FEWEST_ROWS <= self.schema.rows <= MOST_ROWS and not too_large(self.schema)
+        self.folds = settings.get("folds", FOLDS if small else 1)
         # Equal rows are copies where some column is continuous; where all are discrete, such rows just are so.
         self.together = any(column.kind == "continuous" for column in self.schema.feature_columns)
+        batch_size = BATCH_SIZE if self.folds == 1 else max(SMALLEST_BATCH, min(BATCH_SIZE, self.schema.rows // STEPS))
+        self.batch_size = settings.get("batch_size", batch_size)
         self.split = split_table(
             self.table, self.schema, self.batch_size, self.seed, self.settings.get("test", 0.0), self.folds == 1
         )
@@ -82,6 +86,10 @@ class TableDataset(Dataset):
             return "mixed", {"columns": factors(self.schema, self._some())}
         return default_model(self.rows)
 
+    def stacked_models(self) -> dict[str, dict[str, Any]]:
+        """The same splines with dropout: of small tables some are learned better by the one, some by the other."""
+        return {} if self.mixed else {f"nsf with dropout {DROPOUT}": {"dropout": DROPOUT}}
+
     def preprocessing(self, model: str) -> list[Any]:
         """Dequantise what is discrete, standardise, and make normal what has tails like Cauchy's."""
         return [] if model == "mixed" else preprocessing(self.schema, self._some())
@@ -95,8 +103,10 @@ class TableDataset(Dataset):
         return self.valid_x if isinstance(self.x, TableStream) else self.x
 
     def training(self, flow: Flow) -> dict[str, Any]:
-        """The defaults of ``diffeo.fit`` are those of tables; a mixed density learns more slowly."""
-        return {"lr": 2e-3} if flow.transform.takes_missing else {}
+        """The defaults of ``diffeo.fit`` suit large tables; small ones, and a mixed density, learn more slowly."""
+        if flow.transform.takes_missing:
+            return {"lr": 2e-3}
+        return {"lr": 3e-3, "weight_decay": 0.1} if self.folds > 1 and flow.ode is None else {}
 
     def judged(self, most: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Rows for validation, for the test if there are any, and training rows where they are in memory."""

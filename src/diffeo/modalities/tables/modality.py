@@ -26,6 +26,6 @@ MODALITY = Modality(
         "na",
         "sep",
         "decimal",
-    ),  # fmt: skip
+    ),
     suffixes={Path(f"x{extension}").suffix for extension in EXTENSIONS} - {".npy", ".npz"},
 )

@@ -18,7 +18,7 @@ from diffeo.training.batches import fingerprint
 from diffeo.training.splitting import Parts, count_test, held_out_of_block, split_rows
 from diffeo.training.stream import BatchStream
 
-__all__ = ["LARGE", "Split", "TableStream", "draw_rows", "split_table"]
+__all__ = ["LARGE", "Split", "TableStream", "draw_rows", "split_table", "too_large"]
 
 LARGE = 2**31  # bytes of encoded rows; beyond it they are streamed
 POOL = 2**20  # rows of a stream that are shuffled together
@@ -50,7 +50,7 @@ def split_table(
     Raises:
         UserError: for bad input, or test rows asked of a table that does not fit into memory.
     """
-    if 4 * schema.rows * (schema.features + schema.context_size) > LARGE:
+    if too_large(schema):
         if test:
             raise UserError(
                 f"{table.name}: test rows (--test) are taken from tables that fit into memory, and this one is read "
@@ -66,6 +66,11 @@ def split_table(
         divided = Parts(torch.cat([divided.valid, divided.train]), divided.valid[:0], divided.test)
     parts = [(x[chosen], None if context is None else context[chosen]) for chosen in divided]
     return Split(*parts[0], *parts[1], *parts[2], len(parts[0][0]), fingerprint(x, context))
+
+
+def too_large(schema: Schema) -> bool:
+    """Whether the rows of a table do not fit into memory, and are streamed."""
+    return 4 * schema.rows * (schema.features + schema.context_size) > LARGE
 
 
 class TableStream(BatchStream):

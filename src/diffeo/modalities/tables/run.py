@@ -16,18 +16,16 @@ from torch import Tensor
 
 from diffeo.errors import UserError
 from diffeo.flow import DRAWS, Flow
-from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Words, choose, held_out
+from diffeo.modalities.base import ENOUGH, Chunk, Draw, Examples, OpenRun, Scoring, Words, choose
 from diffeo.modalities.tables.dataset import READING
-from diffeo.modalities.tables.rows import LARGE, draw_rows
+from diffeo.modalities.tables.rows import draw_rows, too_large
 from diffeo.modalities.tables.schema import Column, Schema, naming_rows
-from diffeo.modalities.tables.seen import TRAIN, SeenRows
+from diffeo.modalities.tables.seen import NEW, TEST, TRAIN, VALID, SeenRows
 from diffeo.modalities.tables.table import Table, open_table
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.check import FEWEST, check
 from diffeo.report.mixed import check_mixed
-from diffeo.training.batches import fingerprint
 from diffeo.training.run import Run as StoredRun
-from diffeo.training.splitting import split_rows
 from diffeo.transforms.mixed import Mixed
 
 __all__ = ["TableRun"]
@@ -133,6 +131,11 @@ class TableRun(OpenRun):
     def seen(self) -> SeenRows | None:
         """The rows that it was trained on, where they are known."""
         return SeenRows.load(Path(self.path))
+
+    def hand_on(self, run: Path) -> None:
+        """Write the rows that are known into the run directory of a student."""
+        if self.seen is not None:
+            self.seen.save(run)
 
     # ---- Scoring ----------------------------------------------------------------------------------------------------
 
@@ -548,28 +551,23 @@ class TableRun(OpenRun):
     def examples(self, source: Any, most: int, seed: int, options: Mapping[str, Any]) -> Examples:
         """Rows, without those that the schema calls impossible."""
         schema, table = self.schema, self._open("check", source, options)
-        # To find out whether these are the rows of training takes all of them.
-        small = 4 * schema.rows * (schema.features + schema.context_size) <= LARGE
-        x, context, reasons, read = draw_rows(
-            table, schema, max(most, schema.rows) if small else most, seed, self._gaps
-        )
-        contexts, which, in_sample, known = context, "all rows", False, None
-        if small and read == schema.rows and fingerprint(x, context) == self.trained_on():
-            train, valid, test = split_rows(len(x), self.provenance["seed"], self.tested())
-            part, which = held_out(len(valid), len(test), "rows")
-            in_sample = part is None
-            if part is not None:
-                known, chosen = x[train], test if part == "test" else valid
-                rest = torch.cat([train, valid]) if part == "test" else train
-                contexts = None if context is None else context[rest]
-                x, context = x[chosen], None if context is None else context[chosen]
-        elif not small and read == schema.rows:  # too many to compare, but as many
+        # Of a small table take all rows, for those that are known from the training may not be the ones to judge by.
+        limit = most if too_large(schema) else max(most, schema.rows)
+        x, context, reasons, read = draw_rows(table, schema, limit, seed, self._gaps)
+        part = torch.full((len(x),), NEW) if self.seen is None else self.seen.parts(x, context)
+        judged, which, in_sample = _judged(part)
+        if self.seen is None and read == schema.rows:  # nothing is known of the rows, but that these are as many
             which, in_sample = "rows of a table as long as that of training", True
-        rows, which = choose(len(x), most, which, seed)
+        rows, which = choose(len(judged), most, which, seed)
+        rows = judged[rows]
         if len(rows) < FEWEST:
             raise UserError(f"{table.name}: has {len(rows)} usable rows, expected at least {FEWEST} to check by")
-        chosen_context = None if context is None else context[rows]
-        return Examples(table.name, x[rows], chosen_context, which, in_sample, contexts, reasons, known)
+        known = part == TRAIN
+        return Examples(
+            table.name, x[rows], None if context is None else context[rows], which, in_sample,
+            None if context is None else context[known] if known.any() else context, reasons,
+            x[known] if known.any() and not in_sample else None, part[rows],
+        )  # fmt: skip
 
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
         """Numerics, latents, samples and likelihood, beside a Gaussian and independent columns."""
@@ -581,6 +579,29 @@ class TableRun(OpenRun):
                 self.flow, examples.x, examples.context, train=examples.train, bounds=bounds, names=names, seed=seed
             )
         return check(self.flow, examples.x, examples.context, bounds=bounds, names=names, seed=seed)
+
+
+def _judged(part: Tensor) -> tuple[Tensor, str, bool]:
+    """Which rows of these parts to judge by: their numbers, which they are in words, and whether it is in sample.
+
+    Rows that nothing was trained on are the first choice, rows out of fold the second; then those that training was
+    stopped by, if they are enough.
+    """
+    everything = torch.arange(len(part))
+    fresh, folded = part <= TEST, part >= 0
+    tested = bool((part == TEST).any())
+    if fresh.sum() >= ENOUGH or fresh.all() or (tested and not folded.any()):
+        if tested:
+            which = "test rows, held out of training and of early stopping"
+        else:
+            which = "all rows" if fresh.all() else "rows that were not in training"
+        return everything[fresh], which, False
+    if folded.any():
+        return everything, f"{int(folded.sum()):,} of them in training, judged by what had not seen them", False
+    valid = part == VALID
+    if valid.sum() >= ENOUGH:
+        return everything[valid], "rows held out of training", False
+    return everything, "the rows of training", True
 
 
 def _trained_on(parts: Mapping[int, int]) -> int:
