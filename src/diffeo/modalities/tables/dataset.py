@@ -22,7 +22,7 @@ __all__ = ["TableDataset"]
 
 BATCH_SIZE = 512
 READING = ("na", "sep", "decimal")  # settings of how a table is read
-CHOSEN = ("context", "drop", "categorical", "integer", "continuous", "dates")  # of what its columns are
+CHOSEN = ("context", "drop", "categorical", "integer", "continuous", "dates", "weights")  # of what its columns are
 
 
 class TableDataset(Dataset):
@@ -44,6 +44,7 @@ class TableDataset(Dataset):
         self.split = split_table(self.table, self.schema, self.batch_size, self.seed, self.settings.get("test", 0.0))
         self.x, self.context = self.split.x, self.split.context
         self.valid_x, self.valid_context = self.split.valid_x, self.split.valid_context
+        self.weights, self.valid_weights = self.split.weights, self.split.valid_weights
         self.tested = len(self.split.test_x)
         self.rows, self.hash, self.total = self.split.rows, self.split.hash, self.schema.rows
         self.features, self.context_size = self.schema.features, self.schema.context_size
@@ -59,6 +60,8 @@ class TableDataset(Dataset):
                 if self.mixed
                 else "model: nsf, the better of complete numbers (--model mixed has every conditional)"
             )
+        if self.schema.weights:
+            self.notes.append(self._weighting())
         if self.table.dropped:
             self.notes.append(f"{self.table.dropped} rows with missing or infinite values were left out")
 
@@ -93,10 +96,29 @@ class TableDataset(Dataset):
             parts["test"] = (self.split.test_x, self.split.test_context)
         return parts
 
+    def judged_weights(self) -> dict[str, Tensor]:
+        """Those of the rows for validation, for the test and for training, where there are any."""
+        split = self.split
+        parts = {"validation": split.valid_weights, "train": split.weights, "test": split.test_weights}
+        return {name: weights for name, weights in parts.items() if weights is not None}
+
+    def _weighting(self) -> str:
+        """Say how rows are weighted; the effective number of rows is (sum w)^2 / sum w^2 (Kish 1965)."""
+        name = "validation" if isinstance(self.x, TableStream) else "train"
+        w = self.judged_weights()[name]
+        effective, none = float(w.sum() ** 2 / (w @ w)), int((w == 0).sum())
+        left_out = f"; {none} of them have weight 0 and are left out" if none else ""
+        which = "training" if name == "train" else name
+        return (
+            f"rows are weighted by {self.schema.weights!r}, which is not modelled: {len(w)} {which} rows are worth"
+            f" {effective:.0f} of equal weight{left_out}"
+        )
+
     def facts(self) -> dict[str, Any]:
-        """How many columns, and which are the context."""
-        return {"columns": self.schema.features, "context": list(self.schema.context)}
+        """How many columns, which are the context, and by which column likelihoods are weighted."""
+        weights = {"weighted_by": self.schema.weights} if self.schema.weights else {}
+        return {"columns": self.schema.features, "context": list(self.schema.context), **weights}
 
     def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
-        """Learning curves, pairs of columns, latents, and the density of two columns."""
-        return plot_figures(run, flow, self.schema, self.split, self.seed)
+        """Learning curves, pairs of columns, latents, and the density of two columns, of rows drawn by weight."""
+        return plot_figures(run, flow, self.schema, self.split.in_proportion(), self.seed)

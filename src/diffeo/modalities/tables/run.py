@@ -85,9 +85,10 @@ class TableRun(OpenRun):
         return self.schema.to_json()
 
     def facts(self) -> dict[str, Any]:
-        """How many rows, and every column; of a mixed density what has a mass in it."""
+        """How many rows, by what they were weighted, and every column; of a mixed density what has a mass in it."""
         return {
             "rows": self.schema.rows,
+            **({"weighted_by": self.schema.weights} if self.schema.weights else {}),
             "columns": [
                 {
                     "name": column.name,
