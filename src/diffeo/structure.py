@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from diffeo import bases, nets, transforms
 from diffeo.arguments import KnowsArguments
 from diffeo.flow import Flow
+from diffeo.mixture import Mixture
 from diffeo.objectives.paths import PATHS, Path
+from diffeo.recipes import build
 from diffeo.transforms.univariate import UNIVARIATES, MixtureOfLogistics, Univariate, as_univariate, describe
 
-__all__ = ["described", "rebuilt"]
+__all__ = ["described", "rebuilt", "recipes_of"]
 
 LARGEST = 100_000  # numbers in a tensor among the arguments: a mask or an order, not weights
 
@@ -51,6 +53,9 @@ def described(flow: Flow) -> dict[str, Any]:
     Raises:
         ValueError: naming the part that is not diffeo's, or was changed after it was made.
     """
+    if isinstance(flow, Mixture):
+        members = ({"recipe": m.recipe} if m.recipe is not None else described(m) for m in flow.members)
+        return {"members": list(members)}
     structure = {
         "base": _describe(flow.base, "base"),
         "transform": _describe(flow.transform, "transform"),
@@ -74,10 +79,30 @@ def rebuilt(structure: Mapping[str, Any]) -> Flow:
         ValueError: if it is damaged.
     """
     try:
+        if "recipe" in structure:
+            return build(structure["recipe"]["name"], structure["recipe"]["arguments"])
+        if "members" in structure:
+            return Mixture([rebuilt(member) for member in structure["members"]])
         base, transform, context = (_rebuild(structure[name]) for name in ("base", "transform", "context_transform"))
         return Flow(base, transform, structure["event_shape"], structure["context_shape"], context)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"expected the structure of a flow, got a damaged one: {error}") from error
+
+
+def recipes_of(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the recipes that a stored model is mixed from, in the order of its members; none if it is no mixture.
+
+    Args:
+        recipe: what ``model.json`` says.
+    """
+
+    def found(structure: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        for member in structure.get("members", ()):
+            if "recipe" in member:
+                yield member["recipe"]
+            yield from found(member)
+
+    return list(found(recipe["arguments"]))
 
 
 def _describe(value: Any, where: str) -> Any:

@@ -146,6 +146,10 @@ def fit(
     test: Annotated[
         float | None, Option(help="Keep this fraction of the rows for 'diffeo check' alone.", metavar="FRACTION")
     ] = None,
+    folds: Annotated[
+        int | None,
+        Option(help="Hold out so many parts of a table in turn, each of one model.  [default: 5; of large tables 1]"),
+    ] = None,
     size: Annotated[str | None, Option(help="Bring pictures to this side, or height,width.", metavar="N[,N]")] = None,
     rate: Annotated[int | None, Option(help="Bring audio to so many samples per second.", metavar="HZ")] = None,
     crop: Annotated[

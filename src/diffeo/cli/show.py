@@ -24,11 +24,14 @@ def fit(summary: Mapping[str, Any]) -> str:
     given = f" given {', '.join(summary['context'])}" if summary["context"] else ""
     parts = {"train": "training", "validation": "validation", "test": "the test"}
     rows = [f"{summary['rows'][name]:,} for {text}" for name, text in parts.items() if name in summary["rows"]]
+    if "folds" in summary:
+        rows.append(f"each held out of one of {summary['folds']} folds")
     return _page(
         f"{_model(summary)}, {_what(summary)}{given}",
         [
             *_likelihoods(summary),
             ("rows", ", ".join(rows)),
+            ("stack", _stack(summary.get("weights", {}))),
             ("time", f"{_trained(summary)}, {_stopped(summary)}"),
             ("skipped", _if(summary["skipped_batches"], "{} batches were not finite")),
             _figures(summary),
@@ -52,6 +55,12 @@ def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
+def _stack(weights: Mapping[str, float]) -> str:
+    """How much of each family there is in a density, the most first."""
+    ordered = sorted(weights.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{share:.1%} {name}" for name, share in ordered if share >= 0.0005)
+
+
 def _trained(metrics: Mapping[str, Any]) -> str:
     return f"{_many(metrics['epochs'], 'epoch')} in {_time(metrics['seconds'])}"
 
@@ -69,7 +78,7 @@ def _figures(summary: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _likelihoods(metrics: Mapping[str, Any]) -> Rows:
-    parts = {"validation": "validation", "train": "training", "test": "test"}
+    parts = {"out_of_fold": "held out", "validation": "validation", "train": "training", "test": "test"}
     rows = metrics.get("rows", {})
     weighted = _if(metrics.get("weighted_by"), ", weighted by {!r}")
     return [
@@ -109,6 +118,7 @@ def score(summary: Mapping[str, Any]) -> str:
                 if name in summary
             ),
             ("mean", f"{_pair(summary)} nats per {summary['unit']}"),
+            ("seen", _seen(summary)),
             ("lowest", _number(summary["min"])),
             ("-inf", f"{summary['impossible']:,} impossible rows; columns: {blame}" * (summary["impossible"] > 0)),
             ("unseen", _counts(summary.get("unseen_by_column", {}))),
@@ -119,6 +129,15 @@ def score(summary: Mapping[str, Any]) -> str:
             ("solver", _solver(summary["solver"]) if "solver" in summary else ""),
         ],
     )
+
+
+def _seen(summary: Mapping[str, Any]) -> str:
+    """How many rows were trained on, and what their scores are."""
+    count, held = summary.get("in_training", 0), summary.get("out_of_fold", 0)
+    if not count:
+        return ""
+    how = "likelihoods out of fold" if held == count else "their likelihoods say nothing about new rows"
+    return f"{count:,} of {summary['rows']:,} rows were in training: {how}"
 
 
 def _pace(summary: Mapping[str, Any]) -> str:

@@ -6,15 +6,18 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffeo.commands.runs import open_for, with_likelihood
-from diffeo.flow import bits_per_dim
+from diffeo.flow import Flow, bits_per_dim
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.statistics import Moments, ratio_and_error
+from diffeo.training.folds import out_of_fold
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.ode import watched_solves
 
@@ -98,8 +101,9 @@ def score(
             seed_noise(opened.device, derive(seed, "score", chunk.key))
             flow = chunk.flow or opened.flow
             known = None if chunk.known is None else chunk.known.to(opened.device)
-            nats = flow.log_prob(x, context) if known is None else flow.log_prob_given(x, known, context)
-            log_prob = nats.double().cpu().numpy()
+            score_rows = partial(_nats, x=x, context=context, known=known, draws=scoring.draws)
+            part = torch.full((len(x),), -1) if chunk.part is None else chunk.part
+            log_prob = out_of_fold(flow, part, score_rows).numpy()
             if chunk.impossible is not None:
                 log_prob[chunk.impossible] = -np.inf
             written = [log_prob]
@@ -135,3 +139,11 @@ def score(
         "rows_per_second": rows / seconds if seconds else math.inf,
         **solves.summary(),
     }
+
+
+def _nats(flow: Flow, rows: Tensor, x: Tensor, context: Tensor | None, known: Tensor | None, draws: int) -> Tensor:
+    """Log-likelihoods of some of the rows: of what is not known given what is, or of discrete values at all points."""
+    x, context = x[rows], None if context is None else context[rows]
+    if known is not None:
+        return flow.log_prob_given(x, known[rows], context)
+    return flow.log_prob(x, context) if draws == 1 else flow.log_mass(x, context, draws=draws)

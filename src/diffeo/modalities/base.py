@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffeo.errors import UserError
 from diffeo.flow import Flow
+from diffeo.training.folds import FoldsResult
 from diffeo.training.run import Run as StoredRun
 
 __all__ = ["Chunk", "Dataset", "Draw", "Examples", "Modality", "OpenRun", "Scoring", "Words", "choose", "held_out"]
@@ -44,12 +45,19 @@ class Dataset(ABC):
         description: plain data from which a run directory knows what it was trained on.
         features, context_size: what a recipe takes, with ``sizes`` for what else the data decide.
         batch_size: examples per step.
+        folds: how many parts of the examples are held out in turn, each of another model (``fit_folds``); 1 for one
+            model and one part. Then no examples are held out besides, and ``x`` are all but those of the test.
+        together: whether equal examples come into one fold.
+        draws: of the noise that discrete values are spread by, where likelihoods are reported.
         step: bits are those of values this far apart: 1 in the data's own units, 2^-15 of 16-bit sound in [-1, 1).
         x, context: examples to train on, tensors or a stream; ``valid_x``, ``valid_context``: those held out.
         weights, valid_weights: how much each of them counts, or None where all count alike.
     """
 
     step: float = 1.0
+    folds: int = 1
+    together: bool = True
+    draws: int = 1
     name: str
     hash: str
     total: int
@@ -96,6 +104,14 @@ class Dataset(ABC):
     def facts(self) -> dict[str, Any]:
         """Return what the metrics say of the data."""
 
+    def remember(self, run: Path, flow: Flow, stacked: FoldsResult | None) -> None:
+        """Write into a run directory which examples were trained on, if they can be told again one by one.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        return
+
     @abstractmethod
     def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
         """Plot ``run/figures/*.png``, but what takes longer than so many seconds, and return their paths."""
@@ -111,6 +127,7 @@ class Chunk:
         cells: what is written before the scores, ``(n, columns)``.
         impossible: which of them have a value that the model rules out, or None.
         known: elements that the density is conditional on, or None; for flows of any order.
+        part: the fold that each was in, negative for none ``(n,)``; None where it does not matter.
         flow: the density of these, where it is another one than the run's: of another length, say.
     """
 
@@ -121,6 +138,7 @@ class Chunk:
     impossible: np.ndarray | None = None
     flow: Flow | None = None
     known: Tensor | None = None
+    part: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +151,7 @@ class Scoring:
         columns, types: of the cells.
         facts: what else the summary says, once all chunks were taken.
         bits: the step between neighbouring values, where bits per dimension are asked for, or None.
+        draws: of the noise that discrete values are spread by: the same for all; 1 for one that the seed decides.
     """
 
     total: int | None
@@ -141,6 +160,7 @@ class Scoring:
     types: Sequence[str] = ()
     facts: Callable[[], dict[str, Any]] = dict
     bits: float | None = None
+    draws: int = 1
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ __all__ = [
     "read_model",
     "save",
     "save_metrics",
+    "save_model",
     "save_weights",
 ]
 
@@ -111,7 +112,7 @@ def create_run(
         UserError: if the folder is not empty, or cannot be written.
         ValueError: for a flow with parts that are not diffeo's.
     """
-    recipe = flow.recipe or {"name": BY_HAND, "arguments": described(flow)}
+    recipe = _recipe(flow)
     folder = Path(path)
     _claim(folder, force)
     remove_leftovers(folder)
@@ -196,6 +197,27 @@ def save_weights(path: StrPath, flow: nn.Module) -> str:
         UserError: if it cannot be written.
     """
     return save_tensors(Path(path) / WEIGHTS, flow.state_dict(), {"format": str(FORMAT)})
+
+
+def save_model(path: StrPath, flow: Flow) -> None:
+    """Write another flow into a run directory than the one that it was made for: its weights, then what it is.
+
+    Args:
+        path: the run directory.
+        flow: made by a recipe, or by hand from parts of diffeo.
+
+    Raises:
+        UserError: if it is not a run directory, or cannot be written.
+        ValueError: for a flow with parts that are not diffeo's.
+    """
+    model = {**read_model(path), "recipe": _recipe(flow)}
+    save_weights(path, flow)
+    with atomic_write(Path(path) / MODEL) as temporary:
+        temporary.write_text(json.dumps(model, indent=2) + "\n")
+
+
+def _recipe(flow: Flow) -> dict[str, Any]:
+    return flow.recipe or {"name": BY_HAND, "arguments": described(flow)}
 
 
 def save_metrics(path: StrPath, metrics: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from diffeo.flow import Flow
+from diffeo.errors import UserError
+from diffeo.flow import DRAWS, Flow
 from diffeo.modalities.base import Dataset
 from diffeo.modalities.tables import rows
 from diffeo.modalities.tables.defaults import default_model, preprocessing
@@ -16,11 +18,15 @@ from diffeo.modalities.tables.figures import plot_figures
 from diffeo.modalities.tables.infer import infer_schema
 from diffeo.modalities.tables.mixed import factors
 from diffeo.modalities.tables.rows import Split, TableStream, split_table
+from diffeo.modalities.tables.seen import TEST, TRAIN, VALID, SeenRows
 from diffeo.modalities.tables.table import open_table
+from diffeo.training.folds import FoldsResult
 
 __all__ = ["TableDataset"]
 
 BATCH_SIZE = 512
+FOLDS = 5  # that tables of so many rows are trained by
+FEWEST_ROWS, MOST_ROWS = 50, 20_000
 READING = ("na", "sep", "decimal")  # settings of how a table is read
 CHOSEN = ("context", "drop", "categorical", "integer", "continuous", "dates", "weights")  # of what its columns are
 
@@ -29,6 +35,7 @@ class TableDataset(Dataset):
     """The rows of a table."""
 
     split: Split
+    draws = DRAWS
 
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
         self.settings, self.seed = settings, seed
@@ -41,7 +48,14 @@ class TableDataset(Dataset):
         self.table.hold(rows.LARGE)
         chosen = {name: settings[name] for name in CHOSEN if name in settings}
         self.schema = infer_schema(self.table, numbers=numbers, **chosen)
-        self.split = split_table(self.table, self.schema, self.batch_size, self.seed, self.settings.get("test", 0.0))
+        self.folds = settings.get("folds", FOLDS if FEWEST_ROWS <= self.schema.rows <= MOST_ROWS else 1)
+        # Equal rows are copies where some column is continuous; where all are discrete, such rows just are so.
+        self.together = any(column.kind == "continuous" for column in self.schema.feature_columns)
+        self.split = split_table(
+            self.table, self.schema, self.batch_size, self.seed, self.settings.get("test", 0.0), self.folds == 1
+        )
+        if self.folds > 1 and isinstance(self.split.x, TableStream):
+            raise UserError(f"{self.table.name}: is too large to train several times over; leave out --folds")
         self.x, self.context = self.split.x, self.split.context
         self.valid_x, self.valid_context = self.split.valid_x, self.split.valid_context
         self.weights, self.valid_weights = self.split.weights, self.split.valid_weights
@@ -92,6 +106,8 @@ class TableDataset(Dataset):
         parts: dict[str, tuple[Tensor, Tensor | None]] = {"validation": (self.valid_x, self.valid_context)}
         if not isinstance(self.x, TableStream):
             parts["train"] = (self.x[:most], None if self.context is None else self.context[:most])
+        if self.folds > 1:
+            del parts["validation"]
         if self.tested:
             parts["test"] = (self.split.test_x, self.split.test_context)
         return parts
@@ -118,6 +134,18 @@ class TableDataset(Dataset):
         """How many columns, which are the context, and by which column likelihoods are weighted."""
         weights = {"weighted_by": self.schema.weights} if self.schema.weights else {}
         return {"columns": self.schema.features, "context": list(self.schema.context), **weights}
+
+    @torch.no_grad()
+    def remember(self, run: Path, flow: Flow, stacked: FoldsResult | None) -> None:
+        """Write the digest of each row, its part in the training, and its likelihood by what was not trained on it."""
+        if isinstance(self.x, TableStream):
+            return
+        fold, log_prob = (TRAIN, None) if stacked is None else (stacked.fold, stacked.log_prob)
+        device = flow.base.device_marker.device
+        contexts = None if self.valid_context is None else self.valid_context.to(device)
+        valid = (self.valid_x, self.valid_context, VALID, flow.log_mass(self.valid_x.to(device), contexts))
+        test = (self.split.test_x, self.split.test_context, TEST, None)
+        SeenRows.of([(self.x, self.context, fold, log_prob), valid, test]).save(run)
 
     def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
         """Learning curves, pairs of columns, latents, and the density of two columns, of rows drawn by weight."""

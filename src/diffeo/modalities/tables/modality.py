@@ -18,6 +18,7 @@ MODALITY = Modality(
         "drop",
         "missing",
         "test",
+        "folds",
         "categorical",
         "integer",
         "continuous",

@@ -16,7 +16,7 @@ from diffeo.errors import UserError
 from diffeo.modalities.tables.schema import Schema, load_weighted, naming_rows
 from diffeo.modalities.tables.table import Table
 from diffeo.training.batches import fingerprint, in_proportion
-from diffeo.training.splitting import count_test, held_out_of_block, split_rows
+from diffeo.training.splitting import Parts, count_test, held_out_of_block, split_rows
 from diffeo.training.stream import BatchStream, Item
 
 __all__ = ["LARGE", "Split", "TableStream", "draw_rows", "split_table"]
@@ -58,8 +58,10 @@ class Split:
         return chosen
 
 
-def split_table(table: Table, schema: Schema, batch_size: int, seed: int, test: float = 0.0) -> Split:
-    """Read a table and hold out a fraction of its rows for a test, a tenth of the others for validation.
+def split_table(
+    table: Table, schema: Schema, batch_size: int, seed: int, test: float = 0.0, validates: bool = True
+) -> Split:
+    """Read a table and hold out a fraction of its rows for a test, a tenth of the others for validation or nothing.
 
     Raises:
         UserError: for bad input, or test rows asked of a table that does not fit into memory.
@@ -76,6 +78,8 @@ def split_table(table: Table, schema: Schema, batch_size: int, seed: int, test: 
     x, context, weights = (None if part is None else torch.from_numpy(part) for part in load_weighted(table, schema))
     assert x is not None
     divided = split_rows(len(x), seed, count_test(len(x), test))
+    if not validates:
+        divided = Parts(torch.cat([divided.valid, divided.train]), divided.valid[:0], divided.test)
     parts = [(x[chosen], _take(context, chosen)) for chosen in divided]
     weighted = [_take(weights, chosen) for chosen in divided]
     for which, part in zip(("to train on", "for validation", "for the test"), weighted, strict=True):

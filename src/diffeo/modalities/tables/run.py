@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -13,11 +15,12 @@ import torch
 from torch import Tensor
 
 from diffeo.errors import UserError
-from diffeo.flow import Flow
+from diffeo.flow import DRAWS, Flow
 from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Words, choose, held_out
 from diffeo.modalities.tables.dataset import READING
 from diffeo.modalities.tables.rows import LARGE, draw_rows
 from diffeo.modalities.tables.schema import Column, Schema, naming_rows
+from diffeo.modalities.tables.seen import TRAIN, SeenRows
 from diffeo.modalities.tables.table import Table, open_table
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.check import FEWEST, check
@@ -127,6 +130,11 @@ class TableRun(OpenRun):
             ],
         }
 
+    @cached_property
+    def seen(self) -> SeenRows | None:
+        """The rows that it was trained on, where they are known."""
+        return SeenRows.load(Path(self.path))
+
     # ---- Scoring ----------------------------------------------------------------------------------------------------
 
     def scoring(self, source: Any, options: Mapping[str, Any]) -> Scoring:
@@ -152,13 +160,16 @@ class TableRun(OpenRun):
         types = ["int64", *self._passed(table, keep)]
         reasons: dict[str, int] = {}
         unseen: dict[str, int] = {}
+        parts: dict[int, int] = {}
 
         def facts() -> dict[str, Any]:
             counts = {"impossible_by_column": reasons, "dropped": table.dropped, "ignored_columns": extra}
+            if self.seen is not None:
+                counts |= {"in_training": _trained_on(parts), "out_of_fold": sum(n for k, n in parts.items() if k >= 0)}
             return counts | ({"unseen_by_column": unseen} if schema.mixed else {})
 
-        chunks = self._chunks(table, names, [names.index(name) for name in keep], reasons, unseen, known, flow)
-        return Scoring(table.num_rows, chunks, [ROW, *keep], types, facts)
+        chunks = self._chunks(table, names, [names.index(name) for name in keep], reasons, unseen, known, flow, parts)
+        return Scoring(table.num_rows, chunks, [ROW, *keep], types, facts, draws=DRAWS)
 
     def _chunks(
         self,
@@ -169,6 +180,7 @@ class TableRun(OpenRun):
         unseen: dict[str, int],
         known: Tensor | None,
         flow: Flow | None,
+        parts: dict[int, int],
     ) -> Iterator[Chunk]:
         for number, (rows, values) in enumerate(table.numbered(names)):
             context_cells = values[:, [names.index(name) for name in self.schema.context]]
@@ -182,7 +194,12 @@ class TableRun(OpenRun):
             x = torch.from_numpy(encoded.x)
             self._refuse_unknown_gaps(x, table, rows)
             each = None if known is None else known.expand(x.shape)
-            yield Chunk(number, x, context, cells, encoded.impossible, flow, each)
+            part = None
+            if self.seen is not None and flow is None:
+                part = self.seen.parts(x, context)
+                for code, count in zip(*np.unique(part, return_counts=True), strict=True):
+                    parts[int(code)] = parts.get(int(code), 0) + int(count)
+            yield Chunk(number, x, context, cells, encoded.impossible, flow, each, part)
 
     def _whole(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Rows (n, columns) of all columns of values of some of these; the others are NaN, or what is constant."""
@@ -216,8 +233,9 @@ class TableRun(OpenRun):
         if len(dropped) == self.schema.features:
             raise UserError(f"{self.path}: every column is dropped, none is left to score")
         flow = copy.deepcopy(self.flow)
-        assert isinstance(flow.transform, Mixed)
-        flow.transform.leave_out(dropped)
+        for part in flow.modules():
+            if isinstance(part, Mixed):
+                part.leave_out(dropped)
         return flow
 
     def _passed(self, table: Table, names: Sequence[str]) -> list[str]:
@@ -564,6 +582,11 @@ class TableRun(OpenRun):
                 self.flow, examples.x, examples.context, train=examples.train, bounds=bounds, names=names, seed=seed
             )
         return check(self.flow, examples.x, examples.context, bounds=bounds, names=names, seed=seed)
+
+
+def _trained_on(parts: Mapping[int, int]) -> int:
+    """How many rows were trained on, by any part of the model."""
+    return sum(count for part, count in parts.items() if part >= TRAIN)
 
 
 def _type(table: Table, name: str) -> str:
