@@ -14,6 +14,7 @@ from diffeo.training import checkpoint as checkpoints
 from diffeo.training import fit
 from diffeo.training.batches import Stream, in_proportion, split
 from diffeo.training.evaluate import evaluate
+from diffeo.training.folds import fit_folds, stack
 from diffeo.training.initialise import initialise
 from diffeo.training.interrupt import Interrupt
 from diffeo.training.pairs import REUSED, Pairs
@@ -332,3 +333,35 @@ def test_weights_may_be_arrays_of_any_type():
     one = trained(likelihood(), weights=COUNTS)
     other = trained(likelihood(), weights=np.asfortranarray(COUNTS.numpy().astype(">f4")[::-1])[::-1])
     assert digest(one[0]) == digest(other[0])
+
+
+# folds
+
+
+def folded(**options):
+    torch.manual_seed(0)
+    flow = recipes.maf(2, transforms=1, hidden=(8,), preprocess=["standardize"])
+    return fit_folds(flow, X, folds=2, epochs=2, jobs=1, **options)
+
+
+def test_a_stack_of_weighted_rows():
+    """Equal weights are none, to the bit; whole ones are rows repeated, but for where the iteration settles."""
+    one, other = folded(), folded(weights=torch.full((300,), 0.3))
+    assert digest(one.flow.state_dict()) == digest(other.flow.state_dict())
+    assert one.scores == other.scores
+    log_prob = torch.randn(300, 3, generator=torch.Generator().manual_seed(2))
+    log_prob[COUNTS == 0] = -torch.inf
+    repeated = stack(log_prob.repeat_interleave(COUNTS, 0))
+    assert torch.allclose(stack(log_prob, counts=COUNTS), repeated, atol=1e-6)
+    assert not torch.allclose(stack(log_prob[COUNTS > 0]), repeated, atol=1e-3)
+
+
+def test_scores_out_of_fold_are_weighted_means():
+    w = torch.exp(X[:, 0])
+    result = folded(weights=w, families=["gaussian", "broad"])
+    mean = (w[:, None] * X).sum(0) / w.sum()
+    torch.manual_seed(0)
+    assert torch.allclose(result.flow.sample((4000,)).mean(0), mean, atol=0.35)
+    assert max(result.scores.values()) <= float((w * result.log_prob).sum() / w.sum()) + 0.05
+    with pytest.raises(ValueError, match="finite weights of at least 0"):
+        folded(weights=-w)

@@ -15,7 +15,7 @@ from diffeo.modalities.tables import rows
 from diffeo.modalities.tables.schema import Schema
 from diffeo.training.splitting import split_rows
 
-TINY = ["--hidden", "16", "--transforms", "2", "--no-figures", "--epochs", "3"]
+TINY = ["--folds", "1", "--hidden", "16", "--transforms", "2", "--no-figures", "--epochs", "3"]
 
 
 def frame(count=400, seed=0):
@@ -54,7 +54,7 @@ def test_weights_are_not_modelled(made, tmp_path):
 
 def test_arrays_without_names_may_have_the_weights_or_not(made, tmp_path):
     x = frame().to_numpy()
-    commands.fit(x, tmp_path / "run", weights="c1", epochs=1, figures=False, arguments={"hidden": [8]})
+    commands.fit(x, tmp_path / "run", weights="c1", folds=1, epochs=1, figures=False, arguments={"hidden": [8]})
     one, other = (tmp_path / name for name in ("one.csv", "other.csv"))
     commands.score(tmp_path / "run", x, one)
     commands.score(tmp_path / "run", x[:, [0, 2]], other)
@@ -161,7 +161,7 @@ def test_rows_without_a_weight_can_be_left_out(tmp_path):
     table.loc[7, "a"] = np.nan
     table.to_csv(tmp_path / "x.csv", index=False)
     result = commands.fit(
-        tmp_path / "x.csv", tmp_path / "run", weights="w", missing="drop", epochs=1, figures=False,
+        tmp_path / "x.csv", tmp_path / "run", weights="w", missing="drop", folds=1, epochs=1, figures=False,
         arguments={"hidden": [8]},
     )  # fmt: skip
     assert sum(result["rows"].values()) == 397
@@ -174,7 +174,7 @@ def test_texts_dates_and_gaps_beside_weights(tmp_path):
     table.loc[3, "b"] = np.nan
     table.to_parquet(tmp_path / "x.parquet")
     result = commands.fit(
-        tmp_path / "x.parquet", tmp_path / "run", weights="w", epochs=1, figures=False, arguments={"hidden": 8}
+        tmp_path / "x.parquet", tmp_path / "run", weights="w", folds=1, epochs=1, figures=False, arguments={"hidden": 8}
     )
     assert result["model"] == "mixed"
     assert result["weighted_by"] == "w"
@@ -190,7 +190,7 @@ def test_parts_of_weight_0_are_refused(which, tmp_path):
     table.loc[getattr(split_rows(400, 0), which).numpy(), "w"] = 0
     expected = {"train": "to train on", "valid": "for validation"}[which]
     with pytest.raises(UserError, match=f"column 'w': every row {expected} has weight 0; leave out such rows"):
-        commands.fit(table, tmp_path / "run", weights="w", epochs=1, figures=False)
+        commands.fit(table, tmp_path / "run", weights="w", folds=1, epochs=1, figures=False)
 
 
 def test_tables_that_are_streamed(tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def test_tables_that_are_streamed(tmp_path, monkeypatch):
         expected = [known[min(known, key=lambda a: abs(a - value))] for value in (x[:, 0] + origin).tolist()]
         assert weights.tolist() == pytest.approx(expected)
     assert stream.rows + len(stream.valid_x) == int((frame()["w"] > 0).sum())
-    result = commands.fit(frame(), tmp_path / "run", weights="w", epochs=2, batch_size=50, figures=False)
+    result = commands.fit(frame(), tmp_path / "run", weights="w", folds=1, epochs=2, batch_size=50, figures=False)
     history = [json.loads(line) for line in (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()]
     assert min(entry["val_loss"] for entry in history) == pytest.approx(result["validation"]["nll"], rel=1e-5)
     other = rows.split_table(table, infer_schema(table), 50, seed=0).x
@@ -223,3 +223,22 @@ def test_figures_show_rows_as_often_as_they_count():
         assert torch.allclose(drawn.double().mean(0), mean, atol=0.05)
         assert len(drawn) == len(part)
     assert shown.weights is None
+
+
+def test_folds_of_weighted_rows(tmp_path):
+    """Trainings, simpler densities, the stack and what is reported out of fold are weighted."""
+    table = frame()
+    result = commands.fit(
+        table, tmp_path / "run", weights="w", folds=2, epochs=2, figures=False,
+        arguments={"hidden": [8], "transforms": 1},
+    )  # fmt: skip
+    commands.score(tmp_path / "run", table, tmp_path / "s.csv")
+    each = pd.read_csv(tmp_path / "s.csv")["log_likelihood"]
+    assert result["out_of_fold"]["nll"] == pytest.approx(-np.average(each, weights=table["w"]), rel=1e-4)
+    assert result["weighted_by"] == "w"
+    assert result["weights"]["gaussian"] + result["weights"]["gaussians"] > 0.2
+    drawn = commands.sample(tmp_path / "run", 4000, tmp_path / "x.csv")
+    assert drawn["non_finite"] == 0
+    mean = np.average(table["a"], weights=table["w"])
+    assert pd.read_csv(tmp_path / "x.csv")["a"].mean() == pytest.approx(mean, abs=0.15)
+    assert abs(table["a"].mean() - mean) > 0.5
