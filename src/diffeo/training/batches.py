@@ -170,9 +170,10 @@ class Iterated(BatchStream):
 
     def __iter__(self) -> Iterator[Item]:
         for item in self.batches:
-            x, context, *weights = item if isinstance(item, tuple | list) else (item, None)
+            parts = item if isinstance(item, tuple | list) else (item, None)
+            x, context, weights = parts if len(parts) == 3 else (*parts, None)
             pair = as_tensor(x, "x"), None if context is None else as_tensor(context, "context")
-            yield (*pair, as_tensor(weights[0], "weights")) if weights else pair
+            yield pair if weights is None else (*pair, as_tensor(weights, "weights"))
 
     def __len__(self) -> int:
         return len(self.batches)

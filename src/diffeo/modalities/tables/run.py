@@ -578,10 +578,15 @@ class TableRun(OpenRun):
         bounds = np.array([grid.low for grid in grids]), np.array([grid.high for grid in grids])
         names = self.schema.feature_names
         if self._mixed:
-            return check_mixed(
+            report = check_mixed(
                 self.flow, examples.x, examples.context, train=examples.train, bounds=bounds, names=names, seed=seed
             )
-        return check(self.flow, examples.x, examples.context, bounds=bounds, names=names, seed=seed)
+        else:
+            report = check(self.flow, examples.x, examples.context, bounds=bounds, names=names, seed=seed)
+        if self.schema.weights:
+            alike = f"rows were weighted by {self.schema.weights!r} in training, and here they count alike"
+            report["reasons"] = [*report["reasons"], f"{alike}: they differ from samples of a good model"]
+        return report
 
 
 def _trained_on(parts: Mapping[int, int]) -> int:
