@@ -169,7 +169,8 @@ def test_draws_in_proportion_to_weights():
     assert (counts <= expected.ceil() + 1e-9).all()
     assert torch.allclose(counts.mean(0), expected, atol=0.011)
     for offset in (0.0, 0.5, 0.999999):
-        assert torch.equal(in_proportion(torch.ones(300), offset), torch.arange(300))
+        for count in (300, 1, 0):
+            assert torch.equal(in_proportion(torch.ones(count), offset), torch.arange(count))
 
 
 # what they do

@@ -381,8 +381,8 @@ def in_proportion(weights: Tensor, offset: float = 0.5) -> Tensor:
         offset: in [0, 1); where it is drawn uniformly, a place comes n w / sum(w) times on average.
     """
     ends = weights.double().cumsum(0)
-    ends = ends * (len(ends) / ends[-1])
-    ends[-1] = len(ends)  # whatever was rounded
+    ends = ends * (len(ends) / ends[-1:])
+    ends[-1:] = len(ends)  # whatever was rounded
     counts = (ends + offset).floor().diff(prepend=ends.new_zeros(1))
     return torch.arange(len(ends), device=ends.device).repeat_interleave(counts.long())
 
