@@ -217,13 +217,16 @@ def test_tables_that_are_streamed(tmp_path, monkeypatch):
 
 def test_figures_show_rows_as_often_as_they_count():
     table = open_table(frame(4000))
-    split = rows.split_table(table, infer_schema(table, weights="w"), 512, seed=0)
+    schema = infer_schema(table, weights="w")
+    split = rows.split_table(table, schema, 512, seed=0)
     shown = split.in_proportion()
     for part, drawn, w in ((split.x, shown.x, split.weights), (split.valid_x, shown.valid_x, split.valid_weights)):
         mean = (w[:, None] * part).sum(0) / w.sum()
         assert torch.allclose(drawn.double().mean(0), mean, atol=0.05)
         assert len(drawn) == len(part)
     assert shown.weights is None
+    folded = rows.split_table(table, schema, 512, seed=0, validates=False).in_proportion()
+    assert (len(folded.x), len(folded.valid_x)) == (4000, 0)
 
 
 def test_folds_of_weighted_rows(tmp_path):
