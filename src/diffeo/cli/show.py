@@ -80,8 +80,9 @@ def _figures(summary: Mapping[str, Any]) -> tuple[str, str]:
 def _likelihoods(metrics: Mapping[str, Any]) -> Rows:
     parts = {"out_of_fold": "held out", "validation": "validation", "train": "training", "test": "test"}
     rows = metrics.get("rows", {})
+    weighted = _if(metrics.get("weighted_by"), ", weighted by {!r}")
     return [
-        (text, _likelihood(metrics[name]) + _used(metrics[name].get("rows"), rows.get(name)))
+        (text, _likelihood(metrics[name]) + _used(metrics[name].get("rows"), rows.get(name)) + weighted)
         for name, text in parts.items()
         if name in metrics
     ]
@@ -294,6 +295,7 @@ def info(summary: Mapping[str, Any]) -> str:
             *_likelihoods(metrics),
             ("trained", _trained(metrics) if "epochs" in metrics else "not to the end"),
             ("data", f"{data.get('name', '?')}, {summary['rows']:,} {unit}"),
+            ("weights", _if(summary.get("weighted_by"), "column {!r}, which is not modelled")),
             ("images", _shape(summary.get("shape", ()))),
             ("audio", _sound(summary) if "rate" in summary else ""),
             ("classes", ", ".join(summary.get("classes", ()))),

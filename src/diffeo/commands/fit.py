@@ -53,6 +53,7 @@ def fit(
     integer: Sequence[str] = (),
     continuous: Sequence[str] = (),
     dates: Sequence[str] = (),
+    weights: str | None = None,
     na: Sequence[str] = (),
     sep: str | None = None,
     decimal: str | None = None,
@@ -95,6 +96,8 @@ def fit(
         integer: columns of whole numbers, whatever they look like.
         continuous: columns that have a smooth density, whatever they look like.
         dates: columns of dates or times, whatever they look like.
+        weights: the column of a table that says how much each row counts, in training and in what is reported: finite
+            numbers of at least 0, without gaps. It is not modelled.
         na: texts and numbers that stand for a missing cell, beside NA, NaN, null and the like.
         sep: what separates the columns of a csv; found by default.
         decimal: the decimal mark of a csv, a point or a comma; found by default.
@@ -154,12 +157,12 @@ def fit(
             shutil.rmtree(Path(out) / "figures", ignore_errors=True)
     world.wait()  # under torchrun, until the first process has made the run directory
 
-    held_out = dataset.valid_x if dataset.valid_context is None else (dataset.valid_x, dataset.valid_context)
+    held_out = (dataset.valid_x, dataset.valid_context, dataset.valid_weights)
     names = ("epochs", "minutes", "accumulate", "lr")
     chosen: dict[str, Any] = {name: settings[name] for name in names if name in settings}
     how: dict[str, Any] = {
         "batch_size": dataset.batch_size, "seed": seed, "device": world.device, "out": out, "resume": resume,
-        "progress": progress, **dataset.training(flow), **chosen,
+        "progress": progress, "weights": dataset.weights, **dataset.training(flow), **chosen,
     }  # fmt: skip
     stacked: FoldsResult | None = None
     assert flow.recipe is not None
@@ -259,11 +262,16 @@ def _objective_settings(flow: Flow, settings: Mapping[str, Any]) -> dict[str, An
 def _metrics(
     flow: Flow, dataset: Dataset, words: Words, seed: int, stacked: FoldsResult | None = None
 ) -> dict[str, Any]:
-    """Return negative log-likelihoods in the data's own units: nats per row with standard errors, and bits."""
+    """Return negative log-likelihoods in the data's own units: nats per row with standard errors, and bits.
+
+    They are means over the rows, weighted where rows have weights.
+    """
     result: dict[str, Any] = {}
+    weights = dataset.judged_weights()
     if stacked is not None:
         size = math.prod(dataset.x.shape[1:])
-        result["out_of_fold"] = likelihood_facts(-stacked.log_prob, size, words.dimension, dataset.step)
+        given = weights.get("train")
+        result["out_of_fold"] = likelihood_facts(-stacked.log_prob, size, words.dimension, dataset.step, given)
     device = flow.base.device_marker.device
     most = EVALUATED if flow.fast else FEWER
     for name, (x, context) in dataset.judged(most).items():
@@ -271,7 +279,8 @@ def _metrics(
             x, context = x[:most], None if context is None else context[:most]
         seed_noise(device, derive(seed, "metrics", name))
         nll = -_log_prob(flow, x, context, device, dataset.draws)
-        result[name] = likelihood_facts(nll, math.prod(x.shape[1:]), words.dimension, dataset.step)
+        given = weights[name][:most] if name in weights else None
+        result[name] = likelihood_facts(nll, math.prod(x.shape[1:]), words.dimension, dataset.step, given)
     result["rows"] = {"train": dataset.rows}
     if stacked is None:
         result["rows"]["validation"] = len(dataset.valid_x)

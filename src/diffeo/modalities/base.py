@@ -51,6 +51,7 @@ class Dataset(ABC):
         draws: of the noise that discrete values are spread by, where likelihoods are reported.
         step: bits are those of values this far apart: 1 in the data's own units, 2^-15 of 16-bit sound in [-1, 1).
         x, context: examples to train on, tensors or a stream; ``valid_x``, ``valid_context``: those held out.
+        weights, valid_weights: how much each of them counts, or None where all count alike.
     """
 
     step: float = 1.0
@@ -72,6 +73,8 @@ class Dataset(ABC):
     context: Tensor | None
     valid_x: Tensor
     valid_context: Tensor | None
+    weights: Tensor | None = None
+    valid_weights: Tensor | None = None
 
     @abstractmethod
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
@@ -96,6 +99,10 @@ class Dataset(ABC):
     @abstractmethod
     def judged(self, most: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Return the parts whose likelihood is reported, by name; of the training examples at most so many."""
+
+    def judged_weights(self) -> dict[str, Tensor]:
+        """Return the weights of all examples of these parts, by name, where they have any."""
+        return {}
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:

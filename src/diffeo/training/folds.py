@@ -22,7 +22,7 @@ from diffeo.flow import Flow
 from diffeo.mixture import Mixture
 from diffeo.objectives import Objective, objective_of
 from diffeo.structure import described, rebuilt
-from diffeo.training.batches import as_tensor
+from diffeo.training.batches import as_tensor, check_weights, in_proportion
 from diffeo.training.digests import digests
 from diffeo.training.families import FAMILIES, INDEPENDENT, fitted
 from diffeo.training.fit import FitResult, fit
@@ -112,18 +112,24 @@ def assign_folds(x: Tensor, context: Tensor | None, folds: int, seed: int, toget
     return torch.from_numpy(fold[group])
 
 
-def stack(log_prob: Tensor, floors: Sequence[float] | None = None) -> Tensor:
-    """Weights w that maximise sum_n log sum_f w_f exp(o_nf), by expectation maximisation (Smyth and Wolpert 1998).
+def stack(log_prob: Tensor, floors: Sequence[float] | None = None, counts: Tensor | None = None) -> Tensor:
+    """Weights w that maximise sum_n c_n log sum_f w_f exp(o_nf), by expectation maximisation (Smyth and Wolpert 1998).
 
     Args:
         log_prob: o_nf ``(N, F)``, out of fold; -inf where a family gives a row no mass.
         floors: the least weight of each family, 0 by default.
+        counts: c_n, how much each row counts ``(N,)``, 1 by default.
 
     Returns:
         ``(F,)``, of sum 1, double precision.
     """
     each = log_prob.double()
-    each = each[torch.isfinite(each).any(1)]
+    some = torch.isfinite(each).any(1)
+    if counts is not None:
+        some &= counts > 0
+    each = each[some]
+    share = torch.ones(len(each), 1, dtype=torch.float64) if counts is None else counts.double()[some, None]
+    share = share / share.mean()
     least = torch.tensor(list(floors) if floors is not None else [0.0] * each.shape[1], dtype=torch.float64)
     weights = torch.full_like(least, 1 / len(least))
     if not len(each):
@@ -132,11 +138,11 @@ def stack(log_prob: Tensor, floors: Sequence[float] | None = None) -> Tensor:
     for _ in range(ROUNDS):
         joint = each + weights.log()
         total = torch.logsumexp(joint, 1, keepdim=True)
-        mean = float(total.mean())
+        mean = float((share * total).mean())
         if mean - before < SETTLED:
             break
         before = mean
-        weights = (joint - total).exp().mean(0)
+        weights = (share * (joint - total).exp()).mean(0)
         low = weights < least  # these stay at their least, the others share the rest
         if low.any():
             rest = 1 - least[low].sum()
@@ -149,6 +155,7 @@ def fit_folds(
     x: Any,
     context: Any = None,
     *,
+    weights: Any = None,
     folds: int = 5,
     families: Sequence[str] | None = None,
     objective: Make = objective_of,
@@ -175,6 +182,8 @@ def fit_folds(
         flow: what to train, which itself stays as it is; or several by name, of other capacities.
         x: rows, a tensor or array ``(N, *event)``.
         context: what the density is conditional on, ``(N, *context)``.
+        weights: how much each row counts ``(N,)``, as ``diffeo.fit`` takes them: in every training, and in the stack.
+            The simpler densities are fitted to rows drawn in proportion.
         folds: the number K.
         families: of simple densities, among "gaussian", "gaussians", "kernels" and "broad"; by default all of them for
             vectors of complete numbers, with a context "broad" alone. Beside mixed densities "independent" columns.
@@ -200,6 +209,7 @@ def fit_folds(
     names, flows = list(named_flows), list(named_flows.values())
     rows = as_tensor(x, "x")
     contexts = None if context is None else as_tensor(context, "context")
+    counts = None if weights is None else check_weights(as_tensor(weights, "weights"), len(rows))
     simple = _simple(flows[0], rows) if families is None else list(families)
     known = [INDEPENDENT] if flows[0].transform.takes_missing else list(FAMILIES)
     unknown = [name for name in simple if name not in known]
@@ -219,7 +229,9 @@ def fit_folds(
     jobs = min(jobs, len(tasks)) if side_by_side else 1
     if minutes is not None:
         training["minutes"] = minutes / math.ceil(len(tasks) / jobs)
-    train = partial(_train, x=rows, context=contexts, fold=fold, objective=objective, resume=resume, **training)
+    train = partial(
+        _train, x=rows, context=contexts, weights=counts, fold=fold, objective=objective, resume=resume, **training
+    )
     trained = _all_trained(train, tasks, jobs, world.device, progress, say)
 
     every = [*names, *simple]
@@ -228,22 +240,25 @@ def fit_folds(
         scores = torch.full((len(rows), len(every)), -torch.inf, dtype=torch.float64)
         for k, held in enumerate(members):
             inside, outside = (fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
+            inside = inside if counts is None else inside[in_proportion(counts[inside])]
             held += [fitted(name, held[0], rows[inside], derive(seed, name, k) % 2**32) for name in simple]
             for f, member in enumerate(held):
                 scores[outside, f] = _scored(member, rows, contexts, outside)
         floors = [FLOOR if name == "broad" else 0.0 for name in every]
-        weights = stack(scores, floors)
-        kept = [f for f in range(len(every)) if weights[f] >= NEGLIGIBLE]
-        shares = weights[kept] / weights[kept].sum()
+        stacked = stack(scores, floors, counts)
+        kept = [f for f in range(len(every)) if stacked[f] >= NEGLIGIBLE]
+        shares = stacked[kept] / stacked[kept].sum()
         density = Mixture(Mixture([held[f] for f in kept], shares) for held in members).eval()
-    named = {name: float(weights[f]) for f, name in enumerate(every)}
+    named = {name: float(stacked[f]) for f, name in enumerate(every)}
+    share = torch.ones(len(rows), 1) if counts is None else (counts / counts.mean())[:, None]
+    means = torch.where(share > 0, share * scores, 0).mean(0).tolist()
     results = [result for _, result in trained]
     training_as_one = _as_one(results, time.monotonic() - started)
     if out is not None and world.leads:
         Journal(Path(out) / "train", training_as_one.history)
     return FoldsResult(
         flow=density, fold=fold, log_prob=torch.logsumexp(scores[:, kept] + shares.log(), 1), weights=named,
-        scores={name: float(scores[:, f].mean()) for f, name in enumerate(every)}, members=results,
+        scores=dict(zip(every, means, strict=True)), members=results,
         training=training_as_one,
     )  # fmt: skip
 
@@ -297,6 +312,7 @@ def _train(
     *,
     x: Tensor,
     context: Tensor | None,
+    weights: Tensor | None,
     fold: Tensor,
     objective: Make,
     resume: bool,
@@ -311,12 +327,13 @@ def _train(
         recipe = task.flow.recipe
         member = rebuilt(described(task.flow)) if recipe is None else recipes.build(recipe["name"], recipe["arguments"])
         member.to(task.flow.base.device_marker)
-        held_out = x[outside] if context is None else (x[outside], context[outside])
-        contexts = None if context is None else context[inside]
+        (contexts, held_contexts), (counts, held_counts) = (
+            (None, None) if part is None else (part[inside], part[outside]) for part in (context, weights)
+        )
         again = resume and task.folder is not None and (task.folder / "train").is_dir()
         result = fit(
-            objective(member), x[inside], contexts, validation=held_out, seed=task.seed, device=device,
-            out=task.folder, resume=again, progress=progress, **training,
+            objective(member), x[inside], contexts, weights=counts, validation=(x[outside], held_contexts, held_counts),
+            seed=task.seed, device=device, out=task.folder, resume=again, progress=progress, **training,
         )  # fmt: skip
     return member, result
 

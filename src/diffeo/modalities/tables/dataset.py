@@ -30,7 +30,7 @@ FEWEST_ROWS, MOST_ROWS = 50, 20_000
 DROPOUT = 0.2
 STEPS, SMALLEST_BATCH = 8, 16  # of small tables: steps in an epoch, of so many rows at least
 READING = ("na", "sep", "decimal")  # settings of how a table is read
-CHOSEN = ("context", "drop", "categorical", "integer", "continuous", "dates")  # of what its columns are
+CHOSEN = ("context", "drop", "categorical", "integer", "continuous", "dates", "weights")  # of what its columns are
 
 
 class TableDataset(Dataset):
@@ -62,6 +62,7 @@ class TableDataset(Dataset):
             raise UserError(f"{self.table.name}: is too large to train several times over; leave out --folds")
         self.x, self.context = self.split.x, self.split.context
         self.valid_x, self.valid_context = self.split.valid_x, self.split.valid_context
+        self.weights, self.valid_weights = self.split.weights, self.split.valid_weights
         self.tested = len(self.split.test_x)
         self.rows, self.hash, self.total = self.split.rows, self.split.hash, self.schema.rows
         self.features, self.context_size = self.schema.features, self.schema.context_size
@@ -77,6 +78,8 @@ class TableDataset(Dataset):
                 if self.mixed
                 else "model: nsf, the better of complete numbers (--model mixed has every conditional)"
             )
+        if self.schema.weights:
+            self.notes.append(self._weighting())
         if self.table.dropped:
             self.notes.append(f"{self.table.dropped} rows with missing or infinite values were left out")
 
@@ -119,9 +122,28 @@ class TableDataset(Dataset):
             parts["test"] = (self.split.test_x, self.split.test_context)
         return parts
 
+    def judged_weights(self) -> dict[str, Tensor]:
+        """Those of the rows for validation, for the test and for training, where there are any."""
+        split = self.split
+        parts = {"validation": split.valid_weights, "train": split.weights, "test": split.test_weights}
+        return {name: weights for name, weights in parts.items() if weights is not None}
+
+    def _weighting(self) -> str:
+        """Say how rows are weighted; the effective number of rows is (sum w)^2 / sum w^2 (Kish 1965)."""
+        name = "validation" if isinstance(self.x, TableStream) else "train"
+        w = self.judged_weights()[name]
+        effective, none = float(w.sum() ** 2 / (w @ w)), int((w == 0).sum())
+        left_out = f"; {none} of them have weight 0 and are left out" if none else ""
+        which = "training" if name == "train" else name
+        return (
+            f"rows are weighted by {self.schema.weights!r}, which is not modelled: {len(w)} {which} rows are worth"
+            f" {effective:.0f} of equal weight{left_out}"
+        )
+
     def facts(self) -> dict[str, Any]:
-        """How many columns, and which are the context."""
-        return {"columns": self.schema.features, "context": list(self.schema.context)}
+        """How many columns, which are the context, and by which column likelihoods are weighted."""
+        weights = {"weighted_by": self.schema.weights} if self.schema.weights else {}
+        return {"columns": self.schema.features, "context": list(self.schema.context), **weights}
 
     @torch.no_grad()
     def remember(self, run: Path, flow: Flow, stacked: FoldsResult | None) -> None:
@@ -136,5 +158,5 @@ class TableDataset(Dataset):
         SeenRows.of([(self.x, self.context, fold, log_prob), valid, test]).save(run)
 
     def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
-        """Learning curves, pairs of columns, latents, and the density of two columns."""
-        return plot_figures(run, flow, self.schema, self.split, self.seed)
+        """Learning curves, pairs of columns, latents, and the density of two columns, of rows drawn by weight."""
+        return plot_figures(run, flow, self.schema, self.split.in_proportion(), self.seed)

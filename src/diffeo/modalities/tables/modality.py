@@ -23,6 +23,7 @@ MODALITY = Modality(
         "integer",
         "continuous",
         "dates",
+        "weights",
         "na",
         "sep",
         "decimal",

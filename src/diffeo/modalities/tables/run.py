@@ -86,9 +86,10 @@ class TableRun(OpenRun):
         return self.schema.to_json()
 
     def facts(self) -> dict[str, Any]:
-        """How many rows, and every column; of a mixed density what has a mass in it."""
+        """How many rows, by what they were weighted, and every column; of a mixed density what has a mass in it."""
         return {
             "rows": self.schema.rows,
+            **({"weighted_by": self.schema.weights} if self.schema.weights else {}),
             "columns": [
                 {
                     "name": column.name,
@@ -575,10 +576,15 @@ class TableRun(OpenRun):
         bounds = np.array([grid.low for grid in grids]), np.array([grid.high for grid in grids])
         names = self.schema.feature_names
         if self._mixed:
-            return check_mixed(
+            report = check_mixed(
                 self.flow, examples.x, examples.context, train=examples.train, bounds=bounds, names=names, seed=seed
             )
-        return check(self.flow, examples.x, examples.context, bounds=bounds, names=names, seed=seed)
+        else:
+            report = check(self.flow, examples.x, examples.context, bounds=bounds, names=names, seed=seed)
+        if self.schema.weights:
+            alike = f"rows were weighted by {self.schema.weights!r} in training, and here they count alike"
+            report["reasons"] = [*report["reasons"], f"{alike}: they differ from samples of a good model"]
+        return report
 
 
 def _judged(part: Tensor) -> tuple[Tensor, str, bool]:
