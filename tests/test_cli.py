@@ -24,7 +24,7 @@ from diffeo.errors import UserError
 from diffeo.modalities.tables.defaults import preprocessing
 
 TINY = ["--folds", "1", "--hidden", "16", "--transforms", "2", "--no-figures"]
-COMMANDS = ["fit", "score", "sample", "distill", "info", "check"]
+COMMANDS = ["fit", "score", "anomalies", "sample", "distill", "info", "check"]
 
 
 def mixed(rows=600, seed=0):

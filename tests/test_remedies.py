@@ -79,6 +79,7 @@ def words_of(command, run, data, out):
     return {
         "fit": [data, "--out", out, "--model", "maf", "--epochs", "1", "--folds", "1", "--no-figures", "--hidden", "8"],
         "score": [run, data, "--out", f"{out}.csv", "--keep", "b"],
+        "anomalies": [run, data, "--out", f"{out}.csv", "--keep", "b"],
         "sample": [run, "--given-file", data, "--out", f"{out}.csv"],
         "impute": [run, data, "--out", f"{out}.csv"],
         "check": [run, data],
@@ -86,7 +87,7 @@ def words_of(command, run, data, out):
     }[command]
 
 
-@pytest.mark.parametrize("command", ["fit", "score", "sample", "impute", "check", "distill"])
+@pytest.mark.parametrize("command", ["fit", "score", "anomalies", "sample", "impute", "check", "distill"])
 def test_messages_recommend_options_that_the_command_has(runs, command, tmp_path, capsys, monkeypatch):
     def enough(*_):
         raise UserError("nothing is wrong with this table")
@@ -117,6 +118,7 @@ def test_messages_recommend_options_that_the_command_has(runs, command, tmp_path
     expected = {
         "fit": {"--drop", "--drop-missing", "--decimal", "--na", "--categorical"},
         "score": {"--drop", "--drop-missing", "--decimal"},
+        "anomalies": {"--drop-missing", "--decimal"},
         "check": {"--drop-missing"},
         "distill": {"--drop-missing"},
     }

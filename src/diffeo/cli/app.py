@@ -221,6 +221,35 @@ def score(
     """
 
 
+@_command(counts="scored")
+def anomalies(
+    run: Run,
+    source: Data,
+    out: Out = None,
+    alpha: Annotated[float, Option(help="The p-value up to which a row is flagged.")] = 0.01,
+    plot: Annotated[
+        Path | None, Option(help="A picture of the likelihoods and of the worst rows.", metavar="FILE.png")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, Option(help="Columns to pass through, an identifier say.", metavar="COLS")
+    ] = None,
+    missing: Missing = False,
+    na: Na = None,
+    sep: Sep = None,
+    decimal: Decimal = None,
+    force: Force = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Find the rows of a table that are unlike those of the training.
+
+    The result has, the worst row first, 'log_likelihood', 'p_value' (how rare such a likelihood is among rows that were
+    held out), 'anomaly' (whether that is at most --alpha: of ordinary rows a share of --alpha is), and for the worst
+    rows what each column adds, in nats above what is usual ('share_' and its name), and the 'column' that adds most.
+    """
+
+
 @_command(counts="drew")
 def sample(
     run: Run,
@@ -387,4 +416,4 @@ def check(
     """
 
 
-COMMANDS = (fit, score, sample, impute, inpaint, distill, info, check)
+COMMANDS = (fit, score, anomalies, sample, impute, inpaint, distill, info, check)

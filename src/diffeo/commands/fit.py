@@ -17,7 +17,6 @@ from torch import Tensor
 from diffeo.commands.settings import refuse_foreign, settings_of
 from diffeo.errors import UserError
 from diffeo.flow import Flow
-from diffeo.mixture import Mixture
 from diffeo.modalities import modalities, recognize
 from diffeo.modalities.base import Dataset, Words
 from diffeo.objectives import Objective, objective_of
@@ -166,6 +165,7 @@ def fit(
     }  # fmt: skip
     stacked: FoldsResult | None = None
     assert flow.recipe is not None
+    model_name = flow.recipe["name"]  # which a stack may leave out
     if dataset.folds == 1:
         result = train(objective, dataset.x, dataset.context, validation=held_out, **how)
     else:
@@ -180,7 +180,8 @@ def fit(
             save_model(out, flow)
     metrics = plain(
         {
-            **_metrics(flow, dataset, modality.run.words, seed, stacked), **_facts(flow, dataset, result, stacked),
+            **_metrics(flow, dataset, modality.run.words, seed, stacked),
+            **_facts(model_name, flow, dataset, result, stacked),
             "notes": dataset.notes,
         }
     )  # fmt: skip
@@ -301,12 +302,10 @@ def _log_prob(flow: Flow, x: Tensor, context: Tensor | None, device: torch.devic
     return torch.cat(parts)
 
 
-def _facts(flow: Flow, dataset: Dataset, result: FitResult, stacked: FoldsResult | None) -> dict[str, Any]:
-    recipe = flow.principal.recipe if isinstance(flow, Mixture) else flow.recipe
-    assert recipe is not None
+def _facts(model: str, flow: Flow, dataset: Dataset, result: FitResult, stacked: FoldsResult | None) -> dict[str, Any]:
     folds = {} if stacked is None else {"folds": dataset.folds, "weights": stacked.weights}
     return {
-        "model": recipe["name"],
+        "model": model,
         **folds,
         "parameters": sum(parameter.numel() for parameter in flow.parameters()),
         **dataset.facts(),

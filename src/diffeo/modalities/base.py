@@ -133,6 +133,7 @@ class Chunk:
         known: elements that the density is conditional on, or None; for flows of any order.
         part: the fold that each was in, negative for none ``(n,)``; None where it does not matter.
         flow: the density of these, where it is another one than the run's: of another length, say.
+        blamed: the column that makes each of them impossible, by its place in the data, -1 for none ``(n,)``; or None.
     """
 
     key: int
@@ -143,6 +144,7 @@ class Chunk:
     flow: Flow | None = None
     known: Tensor | None = None
     part: Tensor | None = None
+    blamed: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -283,18 +283,21 @@ def _as_one(results: Sequence[FitResult], seconds: float) -> FitResult:
 
 @torch.no_grad()
 def out_of_fold(flow: Flow, fold: Tensor, score: Callable[[Flow, Tensor], Tensor]) -> Tensor:
-    """What densities say of rows that they have not been trained on: ``(n,)``, in double precision.
+    """What densities say of rows that they have not been trained on: ``(n, ...)``, in double precision.
 
     Args:
         flow: of ``fit_folds``; or any other, for rows that none of it has seen.
         fold: the fold that each row was in ``(n,)``, negative for a row that no part has seen.
-        score: of a density and the numbers of rows (m,) makes values (m,), such as log-likelihoods.
+        score: of a density and the numbers of rows (m,) makes values (m, ...), such as log-likelihoods.
     """
-    result = torch.empty(len(fold), dtype=torch.float64)
+    result = torch.empty(0, dtype=torch.float64)
     for k in fold.unique().tolist():
         mine = (fold == k).nonzero()[:, 0]
         density = flow.members[k] if k >= 0 and isinstance(flow, Mixture) else flow
-        result[mine] = score(density, mine).double().cpu()
+        values = score(density, mine).double().cpu()
+        if not len(result):
+            result = values.new_empty(len(fold), *values.shape[1:])
+        result[mine] = values
     return result
 
 

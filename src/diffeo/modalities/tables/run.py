@@ -61,6 +61,7 @@ class TableRun(OpenRun):
     words = Words("row", "rows", "column", "tables")
     options = {  # noqa: RUF012 - a constant
         "score": ("keep", "drop", "conditions", "missing", *READING),
+        "anomalies": ("keep", "missing", *READING),
         "sample": ("given", "given_from", "guidance"),
         "check": ("missing",),
         "impute": (),
@@ -140,13 +141,16 @@ class TableRun(OpenRun):
 
     # ---- Scoring ----------------------------------------------------------------------------------------------------
 
-    def scoring(self, source: Any, options: Mapping[str, Any]) -> Scoring:
-        """Open a table, its columns matched by name: a line for each row, its number and the columns to ``keep``."""
+    def scoring(self, source: Any, options: Mapping[str, Any], command: str = "score") -> Scoring:
+        """Open a table, its columns matched by name: a line for each row, its number and the columns to ``keep``.
+
+        ``command`` is the one at hand, whose options messages may recommend.
+        """
         keep, drop, conditions = (options.get(name, ()) for name in ("keep", "drop", "conditions"))
         schema = self.schema
         names = [name for name in schema.names if name not in drop]
         flow = self._without([name for name in schema.names if name in drop])
-        table = self._open("score", source, options, names)
+        table = self._open(command, source, options, names)
         known = self._known(conditions, drop)
         extra = [name for name in table.extra if name not in (*keep, *drop)]
         for name in (*keep, *drop):
@@ -167,6 +171,7 @@ class TableRun(OpenRun):
 
         def facts() -> dict[str, Any]:
             counts = {"impossible_by_column": reasons, "dropped": table.dropped, "ignored_columns": extra}
+            counts["notes"] = table.notes
             if self.seen is not None:
                 counts |= {"in_training": _trained_on(parts), "out_of_fold": sum(n for k, n in parts.items() if k >= 0)}
             return counts | ({"unseen_by_column": unseen} if schema.mixed else {})
@@ -202,7 +207,7 @@ class TableRun(OpenRun):
                 part = self.seen.parts(x, context)
                 for code, count in zip(*np.unique(part, return_counts=True), strict=True):
                     parts[int(code)] = parts.get(int(code), 0) + int(count)
-            yield Chunk(number, x, context, cells, encoded.impossible, flow, each, part)
+            yield Chunk(number, x, context, cells, encoded.impossible, flow, each, part, encoded.blamed)
 
     def _whole(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Rows (n, columns) of all columns of values of some of these; the others are NaN, or what is constant."""

@@ -60,6 +60,7 @@ class Encoded(NamedTuple):
             -inf, whatever the model says of ``x``.
         reasons: column name -> number of rows that it makes impossible.
         unseen: column name -> number of rows with a category that training did not see; these are not impossible.
+        blamed: int (n,), which column makes a row impossible, the first of several; -1 for none.
     """
 
     x: np.ndarray
@@ -67,6 +68,7 @@ class Encoded(NamedTuple):
     impossible: np.ndarray
     reasons: dict[str, int]
     unseen: Mapping[str, int] = MappingProxyType({})
+    blamed: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -459,7 +461,7 @@ class Schema:
         if values.ndim != 2 or values.shape[1] != len(self.columns):
             raise ValueError(f"expected values of shape (n, {len(self.columns)}), got {values.shape}")
         gaps = self.mixed if gaps is None else gaps
-        impossible = np.zeros(len(values), dtype=bool)
+        blamed = np.full(len(values), -1)
         reasons: dict[str, int] = {}
         unseen: dict[str, int] = {}
         places, largest = self.places, _BEYOND if gaps else _LARGEST
@@ -476,7 +478,7 @@ class Schema:
                 off |= huge
                 encoded = np.where(huge.reshape(-1, *[1] * (encoded.ndim - 1)), np.nan, encoded)
             if off.any():
-                impossible |= off
+                blamed[off & (blamed < 0)] = i
                 reasons[column.name] = int(off.sum())
             if column.kind == "categorical" and (cells == len(column.categories)).any():
                 unseen[column.name] = int((cells == len(column.categories)).sum())
@@ -489,8 +491,8 @@ class Schema:
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any() and not gaps:
             x[bad] = np.nan
-            impossible &= ~bad
-        return Encoded(x, context, impossible, reasons, unseen)
+            blamed[bad] = -1
+        return Encoded(x, context, blamed >= 0, reasons, unseen, blamed)
 
     def weighted(self, table: Table) -> Iterator[tuple[Encoded, np.ndarray | None]]:
         """Yield the rows of a table to train on, batch by batch, and their weights (n,), or None where all count alike.
