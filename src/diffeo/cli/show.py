@@ -341,6 +341,7 @@ def info(summary: Mapping[str, Any]) -> str:
             ("fast", " and ".join(summary["fast"]) or "neither log_prob nor sample"),
             *_likelihoods(metrics),
             ("trained", _trained(metrics) if "epochs" in metrics else "not to the end"),
+            ("stack", _stack(metrics.get("weights", {}))),
             ("data", f"{data.get('name', '?')}, {summary['rows']:,} {unit}"),
             ("weights", _if(summary.get("weighted_by"), "column {!r}, which is not modelled")),
             ("images", _shape(summary.get("shape", ()))),

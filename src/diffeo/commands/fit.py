@@ -23,12 +23,11 @@ from diffeo.objectives import Objective, objective_of
 from diffeo.objectives.choice import SETTINGS
 from diffeo.recipes import build
 from diffeo.report.statistics import likelihood_facts
-from diffeo.structure import recipes_of
 from diffeo.training import FitResult, create_run, provenance, read_model, save_metrics
 from diffeo.training.fit import fit as train
 from diffeo.training.folds import FoldsResult, fit_folds
 from diffeo.training.parallel import World, choose_device
-from diffeo.training.run import claimed, plain, save_model
+from diffeo.training.run import claimed, plain, save_model, trained_recipe
 from diffeo.training.seeding import derive, seed_noise
 
 __all__ = ["fit"]
@@ -198,9 +197,8 @@ def fit(
 def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int) -> Flow:
     """Build the model; the seed decides its initial weights."""
     if earlier is not None:
-        name, arguments = earlier["recipe"]["name"], earlier["recipe"]["arguments"]
-        for recipe in recipes_of(earlier["recipe"])[:1]:  # of a stack the flow that is trained
-            name, arguments = recipe["name"], recipe["arguments"]
+        recipe = trained_recipe(earlier)
+        name, arguments = recipe["name"], recipe["arguments"]
     else:
         name, arguments = dataset.default_model()
     if settings.get("model", name) != name:

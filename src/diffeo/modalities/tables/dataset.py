@@ -27,8 +27,9 @@ __all__ = ["TableDataset"]
 BATCH_SIZE = 512
 FOLDS = 5  # that tables of so many rows are trained by
 FEWEST_ROWS, MOST_ROWS = 50, 20_000
-DROPOUT = 0.2
+DROPOUT = 0.1
 STEPS, SMALLEST_BATCH = 8, 16  # of small tables: steps in an epoch, of so many rows at least
+EPOCHS = 500  # that these have at most
 READING = ("na", "sep", "decimal")  # settings of how a table is read
 CHOSEN = ("context", "drop", "categorical", "integer", "continuous", "dates", "weights")  # of what its columns are
 
@@ -109,7 +110,7 @@ class TableDataset(Dataset):
         """The defaults of ``diffeo.fit`` suit large tables; small ones, and a mixed density, learn more slowly."""
         if flow.transform.takes_missing:
             return {"lr": 2e-3}
-        return {"lr": 3e-3, "weight_decay": 0.1} if self.folds > 1 and flow.ode is None else {}
+        return {"lr": 3e-3, "weight_decay": 0.1, "epochs": EPOCHS} if self.folds > 1 and flow.ode is None else {}
 
     def judged(self, most: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Rows for validation, for the test if there are any, and training rows where they are in memory."""
