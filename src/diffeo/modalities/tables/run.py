@@ -532,7 +532,7 @@ class TableRun(OpenRun):
         schema, table = self.schema, self._open("check", source, options)
         # To find out whether these are the rows of training takes all of them.
         small = 4 * schema.rows * (schema.features + schema.context_size) <= LARGE
-        x, context, reasons, read = draw_rows(
+        x, context, reasons, impossible, read = draw_rows(
             table, schema, max(most, schema.rows) if small else most, seed, self._gaps
         )
         contexts, which, in_sample, known = context, "all rows", False, None
@@ -549,20 +549,24 @@ class TableRun(OpenRun):
             which, in_sample = "rows of a table as long as that of training", True
         rows, which = choose(len(x), most, which, seed)
         if len(rows) < FEWEST:
-            raise UserError(f"{table.name}: has {len(rows)} usable rows, expected at least {FEWEST} to check by")
+            ruled_out = f" ({impossible:,} more are impossible under the model)" if impossible else ""
+            raise UserError(
+                f"{table.name}: has {len(rows)} usable rows{ruled_out}, expected at least {FEWEST} to check by"
+            )
         chosen_context = None if context is None else context[rows]
-        return Examples(table.name, x[rows], chosen_context, which, in_sample, contexts, reasons, known)
+        return Examples(
+            table.name, x[rows], chosen_context, which, in_sample, contexts, read, impossible, reasons, known
+        )
 
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
         """Numerics, latents, samples and likelihood, beside a Gaussian and independent columns."""
         grids = self.schema.discrete
         bounds = np.array([grid.low for grid in grids]), np.array([grid.high for grid in grids])
-        names = self.schema.feature_names
-        if self._mixed:
-            return check_mixed(
-                self.flow, examples.x, examples.context, train=examples.train, bounds=bounds, names=names, seed=seed
-            )
-        return check(self.flow, examples.x, examples.context, bounds=bounds, names=names, seed=seed)
+        examined = check_mixed if self._mixed else check
+        return examined(
+            self.flow, examples.x, examples.context, train=examples.train, bounds=bounds,
+            names=self.schema.feature_names, seed=seed,
+        )  # fmt: skip
 
 
 def _type(table: Table, name: str) -> str:
