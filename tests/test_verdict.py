@@ -186,7 +186,7 @@ def test_an_atom_of_a_continuous_column_is_found(share):
     x[:count, 1] = 0.25
     report = check(gaussian(), x, names=["a", "b", "c"])
     assert report["verdict"] == CARE
-    assert f"column 'b' is 0.25 in {share:.1%} of the rows and 0.0% of the samples" in said(report)
+    assert f"column 'b' has a single value in {share:.1%} of the rows and 0.0% of the samples" in said(report)
 
 
 def test_rounded_values_are_no_atoms():

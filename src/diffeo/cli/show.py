@@ -476,10 +476,10 @@ def _samples(samples: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield "  worst column", f"{part['column']}: {text}"
     if "signs" in samples:
         part = samples["signs"]
-        yield "  signs of columns", f"{_listed(part['columns'])}: {part['difference']:.3f} apart (p {_p(part['p'])})"
+        names = textwrap.shorten(", ".join(part["columns"]), WIDE, placeholder=" ...")
+        yield "  signs", f"the product of those of {names}: {part['difference']:.3f} apart (p {_p(part['p'])})"
     for part in samples.get("atoms", ()):
-        text = f"{part['rows']:.1%} of rows, {part['samples']:.1%} of samples"
-        yield "  repeated value", f"{part['column']} = {part['value']:g}: {text}"
+        yield "  single value", f"{part['column']}: in {part['rows']:.1%} of rows, {part['samples']:.1%} of samples"
     for name, text in (("repeated", "rows that repeat"), ("trained", "  training rows")):
         if name in samples and max(samples[name][key]["mean"] for key in ("rows", "samples")) > 0:
             rows, drawn = (samples[name][key]["mean"] for key in ("rows", "samples"))

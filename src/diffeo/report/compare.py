@@ -170,12 +170,12 @@ def atom_test(real: np.ndarray, sampled: np.ndarray) -> list[dict[str, Any]]:
     significantly less often.
 
     Returns:
-        Of the columns with the largest atoms, at most five, ``column``, ``value``, and the shares of ``rows`` and
-        ``samples``, the largest first.
+        Of the columns with the largest atoms, at most five, ``column`` and the shares of ``rows`` and ``samples``, the
+        largest first.
     """
     from scipy import stats
 
-    atoms = []
+    atoms: list[dict[str, Any]] = []
     n, m, d = len(real), len(sampled), real.shape[1]
     for column, (one, other) in enumerate(zip(real.T, np.sort(sampled.T), strict=True)):
         values, counts = np.unique(one[~np.isnan(one)], return_counts=True)
@@ -186,9 +186,9 @@ def atom_test(real: np.ndarray, sampled: np.ndarray) -> list[dict[str, Any]]:
         excess = np.where(p < SIGNIFICANT, counts / n - drawn / m, 0.0)
         if (excess > 0).any():
             k = int(excess.argmax())
-            atoms.append({"column": column, "value": values[k], "rows": counts[k] / n, "samples": drawn[k] / m})
+            atoms.append({"column": column, "rows": float(counts[k] / n), "samples": float(drawn[k] / m)})
     atoms.sort(key=lambda atom: atom["samples"] - atom["rows"])
-    return [{name: each if name == "column" else float(each) for name, each in atom.items()} for atom in atoms[:WORST]]
+    return atoms[:WORST]
 
 
 def _rates(counts: np.ndarray) -> np.ndarray:

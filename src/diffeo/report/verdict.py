@@ -98,10 +98,8 @@ class Verdict:
             text = f"samples and rows differ by {part['difference']:.2f} in the mean product of the signs of {what}"
             self.weigh_test(part["difference"], part["p"], limits.signs, text)
         for part in samples["atoms"]:
-            text = (
-                f"column {part['column']!r} is {part['value']:g} in {part['rows']:.1%} of the rows and"
-                f" {part['samples']:.1%} of the samples"
-            )
+            shares = f"{part['rows']:.1%} of the rows and {part['samples']:.1%} of the samples"
+            text = f"column {part['column']!r} has a single value in {shares}"
             self.weigh(part["rows"] - part["samples"], limits.atoms, text)
         texts = {
             "repeated": "{} of the rows repeat others ({} of as many samples): they are fewer than they seem",
@@ -112,8 +110,8 @@ class Verdict:
                 part = samples[name]
                 excess = part["rows"]["mean"] - part["samples"]["mean"]
                 excess -= 2 * math.hypot(part["rows"]["stderr"], part["samples"]["stderr"])
-                shares = (f"{part[key]['mean']:.0%}" for key in ("rows", "samples"))
-                self.weigh(excess, limits.repeated, text.format(*shares))
+                of_rows, of_samples = (f"{part[key]['mean']:.0%}" for key in ("rows", "samples"))
+                self.weigh(excess, limits.repeated, text.format(of_rows, of_samples))
 
     def weigh_copies(self, privacy: dict[str, Any]) -> None:
         """Weigh what ``nearest_records`` found."""
