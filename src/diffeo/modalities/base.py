@@ -173,8 +173,8 @@ class Examples:
     which: str
     in_sample: bool = False
     contexts: Tensor | None = None
-    read: int = 0
-    impossible: int = 0
+    read: int = field(default=0, kw_only=True)
+    impossible: int = field(default=0, kw_only=True)
     reasons: Mapping[str, int] = field(default_factory=dict)
     train: Tensor | None = None
 

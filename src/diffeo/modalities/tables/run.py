@@ -555,8 +555,9 @@ class TableRun(OpenRun):
             )
         chosen_context = None if context is None else context[rows]
         return Examples(
-            table.name, x[rows], chosen_context, which, in_sample, contexts, read, impossible, reasons, known
-        )
+            table.name, x[rows], chosen_context, which, in_sample, contexts, reasons, known, read=read,
+            impossible=impossible,
+        )  # fmt: skip
 
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
         """Numerics, latents, samples and likelihood, beside a Gaussian and independent columns."""
