@@ -252,7 +252,7 @@ def test_impossible_rows_weigh(share, tmp_path, capsys):
     """Rows that the model rules out are left out of every measure; that there are so many decides."""
     x = np.column_stack([np.random.default_rng(0).integers(0, 30, 1500), np.random.default_rng(1).normal(size=1500)])
     arguments = {"hidden": [16], "transforms": 1}
-    commands.fit(x, tmp_path / "run", epochs=2, arguments=arguments, figures=False)
+    commands.fit(x, tmp_path / "run", epochs=2, folds=1, arguments=arguments, figures=False)
     fresh = x[:1000].copy()
     fresh[: int(1000 * share), 0] += 0.5
     np.save(tmp_path / "fresh.npy", fresh)
@@ -282,7 +282,7 @@ def test_rows_without_a_likelihood_weigh():
 def test_no_verdict_in_sample_but_distrust(verdict, tmp_path, monkeypatch):
     x = correlated(200).numpy()
     arguments = {"hidden": [8], "transforms": 1}
-    commands.fit(x, tmp_path / "run", epochs=1, arguments=arguments, figures=False)
+    commands.fit(x, tmp_path / "run", epochs=1, folds=1, arguments=arguments, figures=False)
     monkeypatch.setattr(TableRun, "examples", lambda *_: Examples("x", torch.zeros(200, 3), None, "all", True))
     monkeypatch.setattr(TableRun, "examine", lambda *_: {"verdict": verdict, "reasons": ["because"]})
     report = commands.check(tmp_path / "run", x)

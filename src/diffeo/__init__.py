@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "flow": "Flow",
+    "mixture": "Mixture",
     "bases": "StandardNormal",
     "recipes": "nice realnvp glow maf iaf nsf wavenet parallel_wavenet flow_matching",
     "objectives": "MaximumLikelihood FlowMatching Distillation",
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from diffeo.bases import StandardNormal
     from diffeo.flow import Flow
     from diffeo.inpainting import inpaint
+    from diffeo.mixture import Mixture
     from diffeo.objectives import Distillation, FlowMatching, MaximumLikelihood
     from diffeo.recipes import flow_matching, glow, iaf, maf, nice, nsf, parallel_wavenet, realnvp, wavenet
     from diffeo.training.fit import fit

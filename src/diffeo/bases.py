@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from diffeo.arguments import KnowsArguments
 from diffeo.transforms.base import as_shape, sum_event
 
-__all__ = ["Base", "GaussianMixture", "StandardLogistic", "StandardNormal", "Uniform"]
+__all__ = ["Base", "GaussianMixture", "Gaussians", "StandardLogistic", "StandardNormal", "StudentT", "Uniform"]
+
+_PAIRS = 2**22  # of rows and Gaussians that are compared at a time
 
 
 class Base(KnowsArguments, nn.Module, ABC):
@@ -183,3 +185,125 @@ class GaussianMixture(Base):
         chosen = torch.multinomial(self.logits.softmax(0), max(count, 1), replacement=True)[:count]
         means, scales = self.means[chosen], self.log_scales[chosen].exp()
         return torch.addcmul(means, scales, torch.randn_like(means)).reshape(*shape, *self.event_shape)
+
+
+class Gaussians(Base):
+    """p(z) = sum_k w_k N(z; m_k, S_k) of full covariances that were estimated elsewhere: nothing here is learned.
+
+    With one component a Gaussian; with a component for each row of data and one covariance h^2 I for all, a kernel
+    density. The precision of z is W^T W, W lower triangular. Weights, means and W are buffers of double precision.
+
+    Args:
+        event_shape: the size D of a vector.
+        components: the number K of Gaussians.
+        shared: whether all have one covariance.
+
+    Raises:
+        ValueError: for less than one component, or events that are no vectors.
+    """
+
+    has_rsample = False
+
+    log_weights: Tensor
+    means: Tensor
+    whitening: Tensor
+
+    def __init__(self, event_shape: int | Sequence[int], components: int = 1, shared: bool = False) -> None:
+        super().__init__(event_shape)
+        if components < 1:
+            raise ValueError(f"expected components >= 1, got {components}")
+        if len(self.event_shape) != 1:
+            raise ValueError(f"expected vectors, got events of shape {tuple(self.event_shape)}")
+        size, count = self.event_shape[0], 1 if shared else components
+        self.register_buffer("log_weights", torch.full((components,), -math.log(components), dtype=torch.float64))
+        self.register_buffer("means", torch.zeros(components, size, dtype=torch.float64))
+        self.register_buffer("whitening", torch.eye(size, dtype=torch.float64).repeat(count, 1, 1))
+
+    @classmethod
+    def of(cls, means: Tensor, covariances: Tensor, weights: Tensor | None = None) -> Gaussians:
+        """Make the mixture of these Gaussians.
+
+        Args:
+            means: ``(K, D)``.
+            covariances: ``(K, D, D)``, or ``(1, D, D)`` of all.
+            weights: ``(K,)``, equal by default.
+
+        Raises:
+            ValueError: for a covariance that is not positive definite.
+        """
+        base = cls(means.shape[1], len(means), shared=len(covariances) < len(means))
+        factors, failed = torch.linalg.cholesky_ex(covariances.double())
+        if failed.any():
+            raise ValueError("expected covariances that are positive definite")
+        base.means.copy_(means)
+        eye = torch.eye(means.shape[1], dtype=torch.float64).expand_as(factors)
+        base.whitening.copy_(torch.linalg.solve_triangular(factors, eye, upper=False))
+        if weights is not None:
+            base.log_weights.copy_((weights.double() / weights.double().sum()).log())
+        return base
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density by a stable sum over the components."""
+        rows = z.reshape(-1, z.shape[-1]).to(self.means.dtype)
+        size, step = z.shape[-1], max(1, _PAIRS // len(self.means))
+        parts = [self._summed(part) for part in rows.split(step)]
+        total = torch.cat(parts) if parts else rows.new_zeros(0)
+        return (total - 0.5 * size * math.log(2 * math.pi)).reshape(z.shape[:-1]).to(z.dtype)
+
+    def _summed(self, rows: Tensor) -> Tensor:
+        log_det = self.whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        if len(self.whitening) == 1:
+            centre = self.means.mean(0)  # differences of squares lose fewer digits
+            white = (rows - centre) @ self.whitening[0].mT
+            means = (self.means - centre) @ self.whitening[0].mT
+            squares = white.square().sum(1, keepdim=True) - 2 * white @ means.mT + means.square().sum(1)
+            squares = squares.clamp_min(0)
+        else:
+            pairs = zip(self.means, self.whitening, strict=True)
+            squares = torch.stack([((rows - mean) @ factor.mT).square().sum(1) for mean, factor in pairs], 1)
+        return torch.logsumexp(self.log_weights + log_det - 0.5 * squares, 1)
+
+    def sample(self, shape: Sequence[int] = ()) -> Tensor:
+        """Draw a component, then its Gaussian."""
+        count = math.prod(shape)
+        chosen = torch.multinomial(self.log_weights.exp(), max(count, 1), replacement=True)[:count]
+        noise = torch.randn_like(self.means[chosen])
+        factors = self.whitening.expand(len(self.means), -1, -1)
+        result = torch.empty_like(noise)
+        for each in chosen.unique().tolist() if len(self.whitening) > 1 else [0]:
+            mine = chosen == each if len(self.whitening) > 1 else torch.ones_like(chosen, dtype=torch.bool)
+            result[mine] = torch.linalg.solve_triangular(factors[each], noise[mine].mT, upper=False).mT
+        result = result + self.means[chosen]
+        return result.reshape(*shape, *self.event_shape).to(self.device_marker.dtype)
+
+
+class StudentT(Base):
+    """log p(z) = c - (v + D) / 2 log(1 + |z|^2 / v), a round density with heavy tails: no row is far out of it.
+
+    Args:
+        event_shape: the shape of one example, of D elements.
+        freedom: the degrees of freedom v; moments below v are finite.
+
+    Raises:
+        ValueError: unless v > 0.
+    """
+
+    def __init__(self, event_shape: int | Sequence[int], freedom: float = 2.0) -> None:
+        super().__init__(event_shape)
+        if not freedom > 0:
+            raise ValueError(f"expected freedom > 0, got {freedom}")
+        self.freedom = freedom
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density, in which a large |z| counts by its logarithm."""
+        v, size = self.freedom, self.event_shape.numel()
+        constant = math.lgamma((v + size) / 2) - math.lgamma(v / 2) - 0.5 * size * math.log(v * math.pi)
+        return constant - 0.5 * (v + size) * torch.log1p(self._sum(z.double().square()) / v).to(z.dtype)
+
+    def sample(self, shape: Sequence[int] = ()) -> Tensor:
+        """Draw normal noise, divided by the root of a chi-squared variable's share."""
+        marker = self.device_marker
+        noise = torch.randn((*shape, *self.event_shape), dtype=marker.dtype, device=marker.device)
+        half = torch.full(tuple(shape), self.freedom / 2, dtype=marker.dtype, device=marker.device)
+        scale = (torch._standard_gamma(half) / half).sqrt()
+        return noise / scale.reshape(*shape, *(1,) * len(self.event_shape))

@@ -16,13 +16,16 @@ from diffeo import ops
 from diffeo.bases import Base
 from diffeo.transforms.base import Chain, Transform, as_shape, expect_transform
 from diffeo.transforms.ode import ODE
+from diffeo.transforms.preprocess import Dequantize
 
-__all__ = ["Flow", "FlowDistribution", "bits_per_dim", "expect_ode"]
+__all__ = ["DRAWS", "Flow", "FlowDistribution", "as_sample_shape", "bits_per_dim", "expect_ode"]
 
 # Without gradients, rows are taken in chunks of this many, so that memory does not grow with their number; of images
 # in fewer, of about this many elements, except in training mode, where the first chunk sets data-dependent layers.
 _CHUNK = 16384
 _ELEMENTS = 2**20
+
+DRAWS = 16  # of the noise that discrete values are spread by, where their probability is asked for
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, step: float = 1.0) -> Tensor:
@@ -103,6 +106,11 @@ class Flow(nn.Module):
     def has_log_prob(self) -> bool:
         """Whether it has a density: not if it is solved in a few fixed steps, or guided, which is for samples alone."""
         return self.transform.has_log_det
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether samples have the gradients of all parameters: those of the base, too."""
+        return self.base.has_rsample
 
     @property
     def parts(self) -> list[Transform]:
@@ -223,6 +231,50 @@ class Flow(nn.Module):
             log_prob = torch.where(bad, torch.nan, log_prob)
         return log_prob.reshape(batch)
 
+    def log_mass(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        nan: Literal["error", "propagate"] = "error",
+        draws: int = DRAWS,
+    ) -> Tensor:
+        """log 1/S sum_s p(x + step u_s), the log-probability of discrete values per step, which draws bound from below.
+
+        The noise u_s of every ``Dequantize`` are the S points of a Sobol sequence, the same for all rows, so that a row
+        always has the same value, whatever rows are with it; the bound rises with S (Burda et al. 2016,
+        arXiv:1509.00519). Of a flow that dequantises nothing this is ``log_prob``.
+
+        Args:
+            x: ``(*batch, *event)``.
+            context: broadcastable to ``(*batch, *context_shape)``.
+            nan: what becomes of rows that hold NaN or infinity, as in ``log_prob``.
+            draws: the number S; each takes as long as ``log_prob``.
+
+        Returns:
+            ``(*batch,)``, in nats.
+
+        Raises:
+            ValueError: as ``log_prob``, or for less than one draw.
+        """
+        if draws < 1:
+            raise ValueError(f"expected draws >= 1, got {draws}")
+        spreading = [part for part in self.modules() if isinstance(part, Dequantize) and (part.step > 0).any()]
+        if not spreading:
+            return self.log_prob(x, context, nan)
+        size = min(self.event_shape.numel(), torch.quasirandom.SobolEngine.MAXDIM)
+        points = torch.quasirandom.SobolEngine(size, scramble=True, seed=0).draw(draws)
+        places = torch.arange(self.event_shape.numel()) % size
+        try:
+            each = []
+            for point in points:
+                for part in spreading:
+                    part.noise = point[places].reshape(self.event_shape)
+                each.append(self.log_prob(x, context, nan))
+        finally:
+            for part in spreading:
+                part.noise = None
+        return torch.logsumexp(torch.stack(each), 0) - math.log(draws)
+
     def sample(self, shape: int | Sequence[int] = (), context: Tensor | None = None) -> Tensor:
         """Draw samples, without gradients (``sample_and_log_prob`` keeps them).
 
@@ -310,6 +362,27 @@ class Flow(nn.Module):
         (log_prob,) = self._in_chunks(
             lambda x, known, c: (self.transform.log_prob_given(x, known, self.normalize_context(c)),),
             rows, self._known(known, batch), contexts,
+        )  # fmt: skip
+        return log_prob.reshape(batch)
+
+    def log_prob_of(self, x: Tensor, wanted: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density of the wanted elements alone, the others marginalised, in nats, of a flow of any order.
+
+        Args:
+            x: ``(*batch, features)``; NaN is a missing value.
+            wanted: booleans that broadcast to x.
+            context: broadcastable to ``(*batch, *context_shape)``.
+
+        Returns:
+            ``(*batch,)``; 0 where nothing is wanted.
+
+        Raises:
+            ValueError: for a flow of one order, or a wrong shape.
+        """
+        rows, contexts, batch = self._rows(x, context, self.event_shape, "x")
+        (log_prob,) = self._in_chunks(
+            lambda x, wanted, c: (self.transform.log_prob_of(x, wanted, self.normalize_context(c)),),
+            rows, self._known(wanted, batch), contexts,
         )  # fmt: skip
         return log_prob.reshape(batch)
 
@@ -412,7 +485,7 @@ class Flow(nn.Module):
         return self.context_transform.inverse(context)
 
     def _noise(self, shape: int | Sequence[int], context: Tensor | None) -> Tensor:
-        batch = _as_sample_shape(shape)
+        batch = as_sample_shape(shape)
         self._check_context(context)
         if context is not None:
             batch += context.shape[: context.dim() - len(self.context_shape)]
@@ -515,7 +588,7 @@ class FlowDistribution(Distribution):
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]
         """Whether ``rsample`` has the gradients of all parameters: that of the base."""
-        return self.flow.base.has_rsample
+        return self.flow.has_rsample
 
     @property
     def support(self) -> constraints.Constraint:
@@ -547,8 +620,8 @@ class FlowDistribution(Distribution):
         Returns:
             ``(*sample, *batch, *event)``.
         """
-        with torch.no_grad():
-            return self._draw(sample_shape)
+        shape = torch.Size(sample_shape)
+        return self.flow.sample(shape + self.batch_shape if self.context is None else shape, self.context)
 
     def rsample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """Draw with gradients through the transform.
@@ -564,11 +637,7 @@ class FlowDistribution(Distribution):
         """
         if not self.has_rsample:
             raise NotImplementedError(f"{type(self.flow.base).__name__} has no reparameterised samples")
-        return self._draw(sample_shape)
-
-    def _draw(self, sample_shape: Sequence[int]) -> Tensor:
-        shape = torch.Size(sample_shape) + self.batch_shape
-        z = self.flow.base.sample(shape)
+        z = self.flow.base.sample(torch.Size(sample_shape) + self.batch_shape)
         return self.flow.decode(z, self.context)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -588,8 +657,15 @@ class FlowDistribution(Distribution):
         return self.flow.log_prob(value.expand(*batch, *self.event_shape), self.context)
 
 
-def _as_sample_shape(shape: Any) -> torch.Size:
-    """The shape of so many samples: ``(n,)`` for a number n."""
+def as_sample_shape(shape: Any) -> torch.Size:
+    """The shape of so many samples: ``(n,)`` for a number n.
+
+    Args:
+        shape: a number or a sequence of numbers.
+
+    Raises:
+        ValueError: for anything else, or negative sizes.
+    """
     sizes: Any = shape if isinstance(shape, Sequence) and not isinstance(shape, str | bytes) else (shape,)
     try:
         if not any(isinstance(size, bool) or size < 0 for size in sizes):

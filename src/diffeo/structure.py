@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from diffeo import bases, nets, transforms
 from diffeo.arguments import KnowsArguments
 from diffeo.flow import Flow
+from diffeo.mixture import Mixture
 from diffeo.objectives.paths import PATHS, Path
+from diffeo.recipes import build
 from diffeo.transforms.univariate import UNIVARIATES, MixtureOfLogistics, Univariate, as_univariate, describe
 
 __all__ = ["described", "rebuilt"]
@@ -51,6 +53,9 @@ def described(flow: Flow) -> dict[str, Any]:
     Raises:
         ValueError: naming the part that is not diffeo's, or was changed after it was made.
     """
+    if isinstance(flow, Mixture):
+        members = ({"recipe": m.recipe} if m.recipe is not None else described(m) for m in flow.members)
+        return {"members": list(members)}
     structure = {
         "base": _describe(flow.base, "base"),
         "transform": _describe(flow.transform, "transform"),
@@ -74,6 +79,10 @@ def rebuilt(structure: Mapping[str, Any]) -> Flow:
         ValueError: if it is damaged.
     """
     try:
+        if "recipe" in structure:
+            return build(structure["recipe"]["name"], structure["recipe"]["arguments"])
+        if "members" in structure:
+            return Mixture([rebuilt(member) for member in structure["members"]])
         base, transform, context = (_rebuild(structure[name]) for name in ("base", "transform", "context_transform"))
         return Flow(base, transform, structure["event_shape"], structure["context_shape"], context)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:

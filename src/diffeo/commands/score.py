@@ -6,16 +6,18 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from diffeo.commands.runs import open_for, with_likelihood
-from diffeo.flow import bits_per_dim
+from diffeo.commands.runs import chunks_of, open_for, with_likelihood
+from diffeo.flow import Flow, bits_per_dim
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.statistics import Moments, ratio_and_error
-from diffeo.training.seeding import derive, seed_noise
+from diffeo.training.folds import out_of_fold
 from diffeo.transforms.ode import watched_solves
 
 __all__ = ["score"]
@@ -89,17 +91,13 @@ def score(
     name = f"bits_per_{opened.words.dimension}"
     columns = [*scoring.columns, "log_likelihood", *([] if scoring.bits is None else [name])]
     types = [*scoring.types, *["float64"] * (len(columns) - len(scoring.columns))]
-    progress(0, scoring.total)
     rows = 0
     with TableWriter(out, columns, types, force=force) as writer, watched_solves() as solves:
-        for chunk in scoring.chunks:
-            x = chunk.x.to(opened.device)
-            context = None if chunk.context is None else chunk.context.to(opened.device)
-            seed_noise(opened.device, derive(seed, "score", chunk.key))
-            flow = chunk.flow or opened.flow
-            known = None if chunk.known is None else chunk.known.to(opened.device)
-            nats = flow.log_prob(x, context) if known is None else flow.log_prob_given(x, known, context)
-            log_prob = nats.double().cpu().numpy()
+        for chunk in chunks_of(opened, scoring, seed, progress):
+            x = chunk.x
+            score_rows = partial(_nats, x=x, context=chunk.context, known=chunk.known, draws=scoring.draws)
+            part = torch.full((len(x),), -1) if chunk.part is None else chunk.part
+            log_prob = out_of_fold(chunk.flow or opened.flow, part, score_rows).numpy()
             if chunk.impossible is not None:
                 log_prob[chunk.impossible] = -np.inf
             written = [log_prob]
@@ -114,7 +112,6 @@ def score(
             impossible += len(log_prob) - len(finite)
             low = min(low, float(log_prob.min()))
             rows += len(log_prob)
-            progress(rows, scoring.total)
     seconds = time.monotonic() - started
     summary = {
         "rows": rows,
@@ -135,3 +132,11 @@ def score(
         "rows_per_second": rows / seconds if seconds else math.inf,
         **solves.summary(),
     }
+
+
+def _nats(flow: Flow, rows: Tensor, x: Tensor, context: Tensor | None, known: Tensor | None, draws: int) -> Tensor:
+    """Log-likelihoods of some of the rows: of what is not known given what is, or of discrete values at all points."""
+    x, context = x[rows], None if context is None else context[rows]
+    if known is not None:
+        return flow.log_prob_given(x, known[rows], context)
+    return flow.log_prob(x, context) if draws == 1 else flow.log_mass(x, context, draws=draws)

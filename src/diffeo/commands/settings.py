@@ -16,13 +16,14 @@ __all__ = ["check_reading", "option_of", "refuse_foreign", "settings_of"]
 _NUMBER = int | float
 _TYPES: dict[str, Any] = {
     "model": str, "student": str, "arguments": dict, "context": list, "drop": list, "size": list, "missing": str,
-    "categorical": list, "integer": list, "continuous": list, "dates": list, "na": list, "sep": str, "decimal": str,
-    "label_pattern": str, "test": _NUMBER, "rate": int, "crop": _NUMBER, "mels": int, "epochs": int, "minutes": _NUMBER,
-    "batch_size": int, "accumulate": int, "lr": _NUMBER, "seed": int,
+    "categorical": list, "integer": list, "continuous": list, "dates": list, "weights": str, "na": list, "sep": str,
+    "decimal": str, "label_pattern": str, "test": _NUMBER, "folds": int, "rate": int, "crop": _NUMBER, "mels": int,
+    "epochs": int,
+    "minutes": _NUMBER, "batch_size": int, "accumulate": int, "lr": _NUMBER, "seed": int,
     "power": _NUMBER, "contrast": _NUMBER, "forward_share": _NUMBER,
 }  # fmt: skip
 _RANGES: list[tuple[str, str, Callable[[float], bool]]] = [
-    ("epochs batch_size accumulate rate mels transforms", "of at least 1", lambda value: value >= 1),
+    ("epochs batch_size accumulate folds rate mels transforms", "of at least 1", lambda value: value >= 1),
     ("seed", "of at least 0", lambda value: value >= 0),
     ("minutes lr crop", "above 0", lambda value: 0 < value < math.inf),
     ("test", "in (0, 1)", lambda value: 0 < value < 1),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffeo.errors import UserError
 from diffeo.flow import Flow
+from diffeo.training.folds import FoldsResult
 from diffeo.training.run import Run as StoredRun
 
 __all__ = ["Chunk", "Dataset", "Draw", "Examples", "Modality", "OpenRun", "Scoring", "Words", "choose", "held_out"]
@@ -44,11 +45,19 @@ class Dataset(ABC):
         description: plain data from which a run directory knows what it was trained on.
         features, context_size: what a recipe takes, with ``sizes`` for what else the data decide.
         batch_size: examples per step.
+        folds: how many parts of the examples are held out in turn, each of another model (``fit_folds``); 1 for one
+            model and one part. Then no examples are held out besides, and ``x`` are all but those of the test.
+        together: whether equal examples come into one fold.
+        draws: of the noise that discrete values are spread by, where likelihoods are reported.
         step: bits are those of values this far apart: 1 in the data's own units, 2^-15 of 16-bit sound in [-1, 1).
         x, context: examples to train on, tensors or a stream; ``valid_x``, ``valid_context``: those held out.
+        weights, valid_weights: how much each of them counts, or None where all count alike.
     """
 
     step: float = 1.0
+    folds: int = 1
+    together: bool = True
+    draws: int = 1
     name: str
     hash: str
     total: int
@@ -64,6 +73,8 @@ class Dataset(ABC):
     context: Tensor | None
     valid_x: Tensor
     valid_context: Tensor | None
+    weights: Tensor | None = None
+    valid_weights: Tensor | None = None
 
     @abstractmethod
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
@@ -72,6 +83,10 @@ class Dataset(ABC):
     @abstractmethod
     def default_model(self) -> tuple[str, dict[str, Any]]:
         """Return the default recipe, and its arguments but for the preprocessing."""
+
+    def stacked_models(self) -> dict[str, dict[str, Any]]:
+        """What stands beside the default model where it is trained by folds: the arguments that differ, by name."""
+        return {}
 
     @abstractmethod
     def preprocessing(self, model: str) -> list[Any]:
@@ -85,9 +100,21 @@ class Dataset(ABC):
     def judged(self, most: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Return the parts whose likelihood is reported, by name; of the training examples at most so many."""
 
+    def judged_weights(self) -> dict[str, Tensor]:
+        """Return the weights of all examples of these parts, by name, where they have any."""
+        return {}
+
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """Return what the metrics say of the data."""
+
+    def remember(self, run: Path, flow: Flow, stacked: FoldsResult | None) -> None:
+        """Write into a run directory which examples were trained on, if each can be recognised again.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        return
 
     @abstractmethod
     def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
@@ -104,7 +131,9 @@ class Chunk:
         cells: what is written before the scores, ``(n, columns)``.
         impossible: which of them have a value that the model rules out, or None.
         known: elements that the density is conditional on, or None; for flows of any order.
+        part: the fold that each was in, negative for none ``(n,)``; None where it does not matter.
         flow: the density of these, where it is another one than the run's: of another length, say.
+        blamed: the column that makes each of them impossible, by its place in the data, -1 for none ``(n,)``; or None.
     """
 
     key: int
@@ -114,6 +143,8 @@ class Chunk:
     impossible: np.ndarray | None = None
     flow: Flow | None = None
     known: Tensor | None = None
+    part: Tensor | None = None
+    blamed: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +157,7 @@ class Scoring:
         columns, types: of the cells.
         facts: what else the summary says, once all chunks were taken.
         bits: the step between neighbouring values, where bits per dimension are asked for, or None.
+        draws: of the noise that discrete values are spread by: the same for all; 1 for one that the seed decides.
     """
 
     total: int | None
@@ -134,6 +166,7 @@ class Scoring:
     types: Sequence[str] = ()
     facts: Callable[[], dict[str, Any]] = dict
     bits: float | None = None
+    draws: int = 1
 
 
 @dataclass(frozen=True)
@@ -165,6 +198,7 @@ class Examples:
         read: how many examples x were chosen from, ``impossible``: how many of these the model rules out, which are not
             in x, and ``reasons``: the same by column.
         train: those that the run was trained on, where x were held out of them and both are at hand.
+        part: the fold that each of x was in, negative for one that no part of the run was trained on; or None.
     """
 
     name: str
@@ -177,6 +211,7 @@ class Examples:
     impossible: int = field(default=0, kw_only=True)
     reasons: Mapping[str, int] = field(default_factory=dict)
     train: Tensor | None = None
+    part: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -258,6 +293,10 @@ class OpenRun(ABC):
     @abstractmethod
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
         """Return what a check finds, with a verdict."""
+
+    def hand_on(self, run: Path) -> None:
+        """Write into the run directory of a student what is known of the examples that this one was trained on."""
+        return
 
     def trained_on(self) -> str | None:
         """The hash of the data that it was trained on, where they could be divided again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffeo.flow import Flow
+from diffeo.mixture import Mixture
 from diffeo.objectives.any_order import AnyOrderLikelihood
 from diffeo.objectives.base import Objective
 from diffeo.objectives.flow_matching import FlowMatching
@@ -27,6 +28,8 @@ def objective_of(flow: Flow, **settings: Any) -> Objective:
         ValueError: for bad settings.
         TypeError: for settings that the objective does not have.
     """
+    if isinstance(flow, Mixture):
+        return MaximumLikelihood(flow, **settings)
     if flow.any_order:
         return AnyOrderLikelihood(flow, **settings)
     recipe = flow.recipe

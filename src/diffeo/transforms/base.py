@@ -158,6 +158,19 @@ class Transform(KnowsArguments, nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no conditionals of any order")
 
+    def log_prob_of(self, x: Tensor, wanted: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(the wanted elements), the others marginalised, ``(*batch,)``, of a transform of any order.
+
+        Args:
+            x: ``(*batch, features)``.
+            wanted: ``(*batch, features)``, true for the elements whose density it is.
+            context: ``(*batch, *context)``, or None.
+
+        Raises:
+            ValueError: for any other transform.
+        """
+        raise ValueError(f"expected a transform of any order, got {type(self).__name__}")
+
     def complete(self, x: Tensor, known: Tensor, context: Tensor | None = None, *, gaps: bool = True) -> Tensor:
         """Draw the elements that are not known ``(n, D)``, for a transform of any order; see ``Mixed``.
 

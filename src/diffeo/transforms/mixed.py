@@ -193,6 +193,18 @@ class Mixed(DataDependent):
         each = [self._in_order(x, known, context, order)[0].sum(1) for order in self.orders]
         return torch.stack(each).logsumexp(0) - math.log(len(each))
 
+    def log_prob_of(self, x: Tensor, wanted: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(the wanted columns), the others marginalised, the mean over orders: ``(n,)``.
+
+        Args:
+            x: ``(n, D)``.
+            wanted: ``(n, D)``, true for the columns whose density it is.
+            context: ``(n, context)``.
+        """
+        nothing = torch.zeros_like(wanted)
+        each = [self._in_order(x, nothing, context, order, wanted=wanted)[0].sum(1) for order in self.orders]
+        return torch.stack(each).logsumexp(0) - math.log(len(each))
+
     def log_shares(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
         """log p of each column given the known ones and those before it ``(n, D)``, 0 of known ones.
 
@@ -205,15 +217,19 @@ class Mixed(DataDependent):
         """
         return self.log_in_orders(x, known, context).mean(0)
 
-    def log_in_orders(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_in_orders(
+        self, x: Tensor, known: Tensor, context: Tensor | None = None, orders: Tensor | None = None
+    ) -> Tensor:
         """log p of each column given the known ones and those before it in each of the orders, ``(R, n, D)``.
 
         Args:
             x: ``(n, D)``.
             known: ``(n, D)``, true where all the others are conditional on the cell.
             context: ``(n, context)``.
+            orders: the numbers of the columns in each order ``(R, D)``; by default those of the density.
         """
-        return torch.stack([self._in_order(x, known, context, order)[0] for order in self.orders])
+        orders = self.orders if orders is None else orders
+        return torch.stack([self._in_order(x, known, context, order)[0] for order in orders])
 
     def leave_out(self, columns: Sequence[int]) -> None:
         """From now on leave these columns out of every order, and so out of the density and of all its conditions.
@@ -230,9 +246,18 @@ class Mixed(DataDependent):
         self.orders = self.orders.new_tensor(left)
 
     def _in_order(
-        self, x: Tensor, known: Tensor, context: Tensor | None, order: Tensor, noise: bool = False
+        self,
+        x: Tensor,
+        known: Tensor,
+        context: Tensor | None,
+        order: Tensor,
+        noise: bool = False,
+        wanted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-densities of each column, in turn, and where asked for the noise that it is made of: both ``(n, D)``."""
+        """Log-densities of each column, in turn, and where asked for the noise that it is made of: both ``(n, D)``.
+
+        Columns that are not wanted are passed over: they have no density, and no other depends on them.
+        """
         self._see(x)
         cells, columns = self._cells(x), range(len(self.factors))
         z = torch.rand_like(x) if noise else None
@@ -256,9 +281,12 @@ class Mixed(DataDependent):
             if not known[:, i].all():
                 h = self.network.hidden(state, i)
                 joint, total = self._parts(x, cells, usable, h, [i])
-                shares[i] = torch.where(known[:, i], 0, self._log_prob(joint, total, cells, [i])[:, 0])
+                passed = known[:, i] if wanted is None else known[:, i] | ~wanted[:, i]
+                shares[i] = torch.where(passed, 0, self._log_prob(joint, total, cells, [i])[:, 0])
                 note(i, usable, h, joint[0])
                 now = self._usable(self._and(known, i), cells)
+                if wanted is not None:
+                    now = now & wanted
                 self.network.read(state, i, cells.levels[:, i], self._of(cells.numbers, i), now[:, i] & ~usable[:, i])
                 known, usable = self._and(known, i), now
         return torch.stack(shares, 1), z

@@ -361,6 +361,7 @@ class Dequantize(Transform):
             self.register_buffer(name, table)
         if not (torch.isfinite(self.step).all() and (self.step >= 0).all()):
             raise ValueError("expected steps that are finite and not negative")
+        self.noise: Tensor | None = None  # u for all rows alike, in place of draws; set by ``Flow.log_mass``
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x = low + step floor((z - low) / step)."""
@@ -370,4 +371,5 @@ class Dequantize(Transform):
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = x + step u."""
-        return torch.addcmul(x, self.step, torch.rand_like(x)), x.new_zeros(self._batch_shape(x))
+        noise = torch.rand_like(x) if self.noise is None else self.noise.to(x)
+        return torch.addcmul(x, self.step, noise), x.new_zeros(self._batch_shape(x))

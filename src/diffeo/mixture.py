@@ -1,0 +1,229 @@
+"""Mixture: a density that is the weighted mean of several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.bases import Base
+from diffeo.flow import Flow, as_sample_shape
+from diffeo.transforms.base import Transform
+
+__all__ = ["Mixture"]
+
+
+class Mixture(Flow):
+    """p(x) = sum_k w_k p_k(x), of flows of the same data; a member may be a mixture itself.
+
+    A sample is drawn from a member that is drawn by the weights. No bijection belongs to a mixture: ``encode``,
+    ``decode``, ``transform`` and ``base`` are those of its ``principal`` member.
+
+    Args:
+        members: flows of one event shape and one context shape.
+        weights: one for each, not negative; equal by default. They are brought to a sum of 1, and kept as they are.
+
+    Raises:
+        ValueError: for no members, members of different shapes, or weights that are none.
+    """
+
+    log_weights: Tensor
+
+    def __init__(self, members: Iterable[Flow], weights: Sequence[float] | Tensor | None = None) -> None:
+        nn.Module.__init__(self)
+        flows = list(members)
+        shapes = {(flow.event_shape, flow.context_shape) for flow in flows}
+        if len(shapes) != 1:
+            raise ValueError(f"expected members of one event shape and one context shape, got {sorted(shapes)}")
+        self.members: Any = nn.ModuleList(flows)
+        ((self.event_shape, self.context_shape),) = shapes
+        self.recipe = None
+        shares = torch.ones(len(flows)) if weights is None else torch.as_tensor(weights)
+        shares = shares.double()
+        if shares.shape != (len(flows),) or not (torch.isfinite(shares) & (shares >= 0)).all() or not shares.sum() > 0:
+            raise ValueError(f"expected {len(flows)} weights that are not negative, got {weights}")
+        self.register_buffer("log_weights", (shares / shares.sum()).log())
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each member; their sum is 1."""
+        return list(self.log_weights.exp().tolist())
+
+    @property
+    def principal(self) -> Flow:
+        """The member with the most parameters, of several the heaviest; of a mixture among them its principal one."""
+
+        def size(k: int) -> tuple[int, float]:
+            return sum(parameter.numel() for parameter in self.members[k].parameters()), float(self.log_weights[k])
+
+        member: Flow = self.members[max(range(len(self.members)), key=size)]
+        return member.principal if isinstance(member, Mixture) else member
+
+    # Of the principal member, in place of a flow's attributes.
+
+    @property
+    def base(self) -> Base:  # type: ignore[override]
+        """The noise of the principal member."""
+        return self.principal.base
+
+    @property
+    def transform(self) -> Transform:  # type: ignore[override]
+        """The bijection of the principal member."""
+        return self.principal.transform
+
+    @property
+    def context_transform(self) -> Transform | None:  # type: ignore[override]
+        """That of the principal member."""
+        return self.principal.context_transform
+
+    # Of all members.
+
+    @property
+    def fast(self) -> frozenset[str]:
+        """What costs one parallel pass of every member."""
+        return frozenset.intersection(*(member.fast for member in self.members))
+
+    @property
+    def has_log_prob(self) -> bool:
+        """Whether every member has a density."""
+        return all(member.has_log_prob for member in self.members)
+
+    @property
+    def has_rsample(self) -> bool:
+        """False: which member a sample comes from has no gradient."""
+        return False
+
+    @property
+    def any_order(self) -> bool:
+        """Whether every member has the density of any elements given any others."""
+        return all(member.any_order for member in self.members)
+
+    def sample(self, shape: int | Sequence[int] = (), context: Tensor | None = None) -> Tensor:
+        """Draw a member for each sample, and the sample from it; see ``Flow.sample``.
+
+        Args:
+            shape: how many, a number or a shape, for every context.
+            context: ``(*batch, *context_shape)``.
+
+        Returns:
+            ``(*shape, *batch, *event)``.
+
+        Raises:
+            ValueError: for what is no shape, or a missing or superfluous context.
+        """
+        batch = as_sample_shape(shape)
+        self._check_context(context)
+        contexts = None
+        if context is not None:
+            batch += context.shape[: context.dim() - len(self.context_shape)]
+            contexts = context.expand(*batch, *self.context_shape).reshape(-1, *self.context_shape)
+        count = math.prod(batch)
+        which = torch.multinomial(self.log_weights.exp(), max(1, count), replacement=True)[:count]
+
+        def drawn(member: Flow, rows: Tensor) -> Tensor:
+            return member.sample(len(rows)) if contexts is None else member.sample((), contexts[rows])
+
+        with torch.no_grad():
+            return self._gathered(which, drawn).reshape(*batch, *self.event_shape)
+
+    def sample_and_log_prob(
+        self, shape: int | Sequence[int] = (), context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw samples, without gradients, and score them by all members; see ``Flow.sample_and_log_prob``.
+
+        Args:
+            shape: how many, a number or a shape, for every context.
+            context: ``(*batch, *context_shape)``.
+
+        Returns:
+            Samples ``(*shape, *batch, *event)`` and their log-densities ``(*shape, *batch)``, in nats.
+
+        Raises:
+            ValueError: for what is no shape, or a missing or superfluous context.
+        """
+        x = self.sample(shape, context)
+        return x, self.log_prob(x, context)
+
+    def log_prob_given(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(the other elements | the known ones): each member weighs as much as it expects what is known.
+
+        Args:
+            x: ``(*batch, features)``; NaN is a missing value.
+            known: booleans that broadcast to x, true for what the density is conditional on.
+            context: broadcastable to ``(*batch, *context_shape)``.
+
+        Returns:
+            ``(*batch,)``, in nats.
+
+        Raises:
+            ValueError: for members of one order, or a wrong shape.
+        """
+        expects = self._stacked(lambda member: member.log_prob_of(x, known, context))
+        conditional = torch.stack([member.log_prob_given(x, known, context) for member in self.members], -1)
+        return torch.logsumexp(expects + conditional, -1) - torch.logsumexp(expects, -1)
+
+    def log_prob_of(self, x: Tensor, wanted: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density of the wanted elements alone; see ``Flow.log_prob_of``.
+
+        Args:
+            x: ``(*batch, features)``; NaN is a missing value.
+            wanted: booleans that broadcast to x.
+            context: broadcastable to ``(*batch, *context_shape)``.
+
+        Returns:
+            ``(*batch,)``, in nats.
+
+        Raises:
+            ValueError: for members of one order, or a wrong shape.
+        """
+        return torch.logsumexp(self._stacked(lambda member: member.log_prob_of(x, wanted, context)), -1)
+
+    def complete(self, x: Tensor, known: Tensor, context: Tensor | None = None, gaps: bool = True) -> Tensor:
+        """Draw what is not known, each row by a member drawn by how much it expects what is; see ``Flow.complete``.
+
+        Args:
+            x: ``(*batch, features)``; NaN among the known ones is a missing value.
+            known: booleans that broadcast to x, true for what stays as it is.
+            context: broadcastable to ``(*batch, *context_shape)``.
+            gaps: whether a missing value (NaN) may be drawn.
+
+        Returns:
+            ``(*batch, features)``.
+
+        Raises:
+            ValueError: for members of one order, or a wrong shape.
+        """
+        rows, contexts, batch = self._rows(x, context, self.event_shape, "x")
+        masks = self._known(known, batch)
+        with torch.no_grad():
+            expects = self._stacked(lambda member: member.log_prob_of(rows, masks, contexts))
+            shares = torch.where(torch.isfinite(expects).any(-1, keepdim=True), expects, self.log_weights).softmax(-1)
+            which = torch.multinomial(shares, 1)[:, 0] if len(rows) else shares.new_zeros(0, dtype=torch.long)
+
+            def drawn(member: Flow, chosen: Tensor) -> Tensor:
+                theirs = None if contexts is None else contexts[chosen]
+                return member.complete(rows[chosen], masks[chosen], theirs, gaps)
+
+            return self._gathered(which, drawn).reshape(*batch, *self.event_shape)
+
+    def _gathered(self, which: Tensor, rows: Callable[[Flow, Tensor], Tensor]) -> Tensor:
+        """Rows (n, *event) that each member gives, of the numbers where ``which`` (n,) names it."""
+        marker = self.base.device_marker
+        result = marker.new_empty(len(which), *self.event_shape)
+        for k, member in enumerate(self.members):
+            mine = (which == k).nonzero()[:, 0]
+            if len(mine):
+                result[mine] = rows(member, mine)
+        return result
+
+    def _stacked(self, score: Callable[[Flow], Tensor]) -> Tensor:
+        """Log-densities of every member that has a weight, each times its weight: ``(*batch, K)``."""
+        each = [score(member) + weight for member, weight in zip(self.members, self.log_weights, strict=True)]
+        return torch.stack(each, -1)
+
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
+        each = self._stacked(lambda member: member._log_prob(x, context)[0])
+        return (torch.logsumexp(each, -1).to(x.dtype),)
