@@ -188,6 +188,19 @@ def test_rows_without_a_likelihood_and_unseen_categories(flow, x):
     assert "no row has a finite likelihood" in said(check_mixed(flow, odd))
 
 
+def test_rules_are_those_of_any_model(flow, train, x):
+    report = check_mixed(flow, x[:60], names=NAMES)
+    assert report["verdict"] == "too few rows to tell"
+    assert "60 rows: a fault would go unnoticed" in said(report)
+    assert "of the rows repeat others" in said(check_mixed(flow, x[:50].repeat(10, 1), names=NAMES))
+    report = check_mixed(flow, train[:300], train=train, names=NAMES)
+    assert report["verdict"] == "not trustworthy"
+    assert "100% of the rows are equal to training rows" in said(report)
+    spiked = x.clone()
+    spiked[:25, 4] = 1.5
+    assert "column 'total' has a single value in 5.0% of the rows" in said(check_mixed(flow, spiked, names=NAMES))
+
+
 def test_too_few_rows(flow, x):
     with pytest.raises(ValueError, match="at least 20 rows, got 19"):
         check_mixed(flow, x[:19])

@@ -423,11 +423,18 @@ def check(report: Mapping[str, Any]) -> str:
     """Describe a check."""
     reasons = [textwrap.fill(text, 100, initial_indent="  - ", subsequent_indent="    ") for text in report["reasons"]]
     impossible = _counts(report["impossible_by_column"])
-    left_out = ("left out", f"impossible rows, by column: {impossible}" if impossible else "")
+    left_out = (
+        "left out",
+        _if(
+            report["impossible"],
+            f"{{:,}} of {report['read']:,} rows, impossible under the model, by column: {impossible}",
+        ),
+    )
     return _page(
         f"{report['run']} on {report['data']}: {report['which']} ({report['rows']:,})",
         [],
         *(_checked_orders if "orders" in report else _checked)(report, left_out),
+        *_looked_at(report["samples"]),
         "",
         f"verdict: {report['verdict']}" + ":" * bool(reasons),
         *reasons,
@@ -444,6 +451,7 @@ def _checked(report: Mapping[str, Any], left_out: tuple[str, str]) -> list[str]:
                 *_densities(report["likelihood"]),
                 *_samples(report["samples"]),
                 *(_latents(report["latents"]) if "latents" in report else []),
+                *(_nearest(report["privacy"]) if "privacy" in report else []),
                 *(_sounds(report["sound"]) if report.get("sound") else []),
                 left_out,
             ]
@@ -535,6 +543,28 @@ def _samples(samples: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         part = samples["marginals"]
         text = f"{part['distance']:.3f} apart, {part['chance']:.3f} by chance (p {_p(part['p'])})"
         yield "  worst column", f"{part['column']}: {text}"
+    if "signs" in samples:
+        part = samples["signs"]
+        names = textwrap.shorten(", ".join(part["columns"]), WIDE, placeholder=" ...")
+        yield "  signs", f"the product of those of {names}: {part['difference']:.3f} apart (p {_p(part['p'])})"
+    for part in samples.get("atoms", ()):
+        yield "  single value", f"{part['column']}: in {part['rows']:.1%} of rows, {part['samples']:.1%} of samples"
+    for name, text in (("repeated", "rows that repeat"), ("trained", "  training rows")):
+        if name in samples and max(samples[name][key]["mean"] for key in ("rows", "samples")) > 0:
+            rows, drawn = (samples[name][key]["mean"] for key in ("rows", "samples"))
+            yield text, f"{rows:.1%} of the rows, {drawn:.1%} of as many samples"
+
+
+def _looked_at(samples: Mapping[str, Any]) -> list[str]:
+    """By what rows and samples were compared, so that a reader knows what may have gone unseen."""
+    if "signs" not in samples:
+        return []
+    text = (
+        "looked at: each column, values that repeat, pairs of columns and what"
+        f" shallow trees find, and products of the signs of any of {samples['signs']['looked_at']} columns; dependence"
+        " of another kind among many columns at once may go unseen"
+    )
+    return ["", *textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="    ")]
 
 
 def _latents(z: Mapping[str, Any]) -> Rows:

@@ -7,12 +7,11 @@ from typing import Any
 
 from diffeo.commands.runs import open_for, with_likelihood
 from diffeo.errors import UserError
-from diffeo.report.check import FEWEST
+from diffeo.report.verdict import FEWEST, IN_SAMPLE, TRUST, Limits, Verdict, gravest
 
 __all__ = ["IN_SAMPLE", "check"]
 
 ROWS = 10_000
-IN_SAMPLE = "in sample: says nothing about new data"
 
 
 def check(
@@ -28,7 +27,8 @@ def check(
 
     If the data are those that the run was trained on, the rows used are those kept for the test, or else those for
     validation. Where these are fewer than 100, the rows of training are looked at, and the verdict is never that the
-    run can be trusted: in sample, nothing is known about new rows.
+    run can be trusted: in sample, nothing is known about new rows. Nor is it on fewer than 100 rows, or where there are
+    rows that the model rules out: these are left out of all but the verdict.
 
     Args:
         run: a run directory.
@@ -47,10 +47,16 @@ def check(
     with_likelihood(opened)
     examples = opened.examples(source, rows, seed, options)
     report = opened.examine(examples, seed)
+    left_out = Verdict(Limits(enough=0))
+    left_out.weigh_rows(examples.read, examples.impossible, "are impossible under the model")
     # A model that does well on rows that it was trained on may be overfitted to them.
-    if examples.in_sample and report["verdict"] != "not trustworthy":
-        report = {**report, "verdict": IN_SAMPLE}
+    verdict, reasons = gravest(
+        (report["verdict"], report["reasons"]),
+        left_out.of(examples.read),
+        (IN_SAMPLE if examples.in_sample else TRUST, []),
+    )
     return {
         "run": opened.path, "data": examples.name, "which": examples.which, "in_sample": examples.in_sample,
-        "impossible_by_column": dict(examples.reasons), **report,
+        "read": examples.read, "impossible": examples.impossible, "impossible_by_column": dict(examples.reasons),
+        **report, "verdict": verdict, "reasons": reasons,
     }  # fmt: skip

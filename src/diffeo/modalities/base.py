@@ -195,7 +195,8 @@ class Examples:
         x, context: the examples.
         which: says which of the data these are; ``in_sample`` whether the run was trained on them.
         contexts: those of all other examples, or of all where none were set aside.
-        reasons: counts examples that the model rules out, by column.
+        read: how many examples x were chosen from, ``impossible``: how many of these the model rules out, which are not
+            in x, and ``reasons``: the same by column.
         train: those that the run was trained on, where x were held out of them and both are at hand.
         part: the fold that each of x was in, negative for one that no part of the run was trained on; or None.
     """
@@ -206,6 +207,8 @@ class Examples:
     which: str
     in_sample: bool = False
     contexts: Tensor | None = None
+    read: int = field(default=0, kw_only=True)
+    impossible: int = field(default=0, kw_only=True)
     reasons: Mapping[str, int] = field(default_factory=dict)
     train: Tensor | None = None
     part: Tensor | None = None

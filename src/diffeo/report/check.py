@@ -14,21 +14,24 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.report.baselines import held_out
-from diffeo.report.compare import classifier_test, projection_test
+from diffeo.report.compare import compare_samples, projection_test
 from diffeo.report.latents import FAR, normal_scores, normality
 from diffeo.report.numerics import consistency, continuous_part, log_det_error, off_data, round_trip
+from diffeo.report.privacy import nearest_records
 from diffeo.report.statistics import mean_and_error
+from diffeo.report.verdict import FEWEST, Limits, Verdict
 from diffeo.transforms.ode import ODE
 
-__all__ = ["IMAGES", "THRESHOLDS", "Thresholds", "Verdict", "check", "judge"]
+__all__ = ["FEWEST", "IMAGES", "LEAST_SAMPLES", "THRESHOLDS", "Thresholds", "check", "judge"]
 
 JACOBIANS = 64  # rows whose log-det is compared with autograd's
-FEWEST = 20  # rows below which statistics say nothing
+LEAST_SAMPLES = 1_000  # drawn to look for copies of training rows
+LATENTS = 64  # at most, that a classifier sees beside the rows
 
 
 @dataclass(frozen=True)
-class Thresholds:
-    """Where care begins and where trust ends; each pair is (care, distrust).
+class Thresholds(Limits):
+    """Where care begins and where trust ends for a flow that is a bijection, beyond ``Limits``.
 
     Attributes:
         round_trip: 99.9 % quantile of |x - f(f^-1(x))| / (1 + |x|), on rows and on samples.
@@ -37,14 +40,11 @@ class Thresholds:
         log_det: relative error of the log-determinant in float64.
         density: 99.9 % quantile of the relative difference between the sampler's density and the scorer's.
         non_finite: fraction of non-finite results, on rows and samples.
-        auc: of a classifier that tells samples from rows; two standard errors are granted.
         projection: Kolmogorov-Smirnov distance between rows and samples in the worst direction, where significant.
         latents: Kolmogorov-Smirnov distance of the worst latent dimension from the base, where significant.
         radius: the same of the latents' distances from 0, which in many dimensions see the least misfit.
         covariance: largest entry of |covariance of latents - identity|, where significant.
         far: fraction of rows with a latent beyond 6 standard deviations.
-        simpler: nats per row by which a simple density is better than the flow; two standard errors are granted.
-        significance: p-values, corrected for the number of tests, above which a deviation counts as chance.
     """
 
     round_trip: tuple[float, float] = (1e-5, 1e-3)
@@ -53,14 +53,11 @@ class Thresholds:
     log_det: tuple[float, float] = (1e-8, 1e-5)
     density: tuple[float, float] = (1e-4, 1e-2)
     non_finite: tuple[float, float] = (0.0, 1e-3)
-    auc: tuple[float, float] = (0.6, 0.8)
     projection: tuple[float, float] = (0.04, 0.15)
     latents: tuple[float, float] = (0.04, 0.15)
     radius: tuple[float, float] = (0.08, 0.4)
     covariance: tuple[float, float] = (0.15, 2.0)
     far: tuple[float, float] = (0.001, 0.1)
-    simpler: tuple[float, float] = (0.0, 0.5)
-    significance: float = 0.001
 
     def solved(self, ode: ODE) -> Thresholds:
         """These for a flow that is only solved to a tolerance, of which trajectories that part make a hundredfold.
@@ -83,7 +80,10 @@ REPORTED = (math.inf, math.inf)  # a limit that nothing exceeds
 
 # No flow draws images that a classifier cannot tell from real ones, nor makes a thousand latents independent. Such
 # tests are reported, but what decides is whether the numbers are those of a density.
-IMAGES = Thresholds(auc=REPORTED, projection=REPORTED, latents=REPORTED, radius=REPORTED, covariance=REPORTED)
+IMAGES = Thresholds(
+    auc=REPORTED, signs=REPORTED, atoms=REPORTED, projection=REPORTED, latents=REPORTED, radius=REPORTED,
+    covariance=REPORTED,
+)  # fmt: skip
 
 
 def check(
@@ -91,6 +91,7 @@ def check(
     x: Tensor,
     context: Tensor | None = None,
     *,
+    train: Tensor | None = None,
     bounds: tuple[np.ndarray, np.ndarray] | None = None,
     box: tuple[float, float] | None = None,
     names: Sequence[str] | None = None,
@@ -103,6 +104,8 @@ def check(
         flow: a flow over events of D elements.
         x: rows (n, *event), as the flow takes them.
         context: their contexts (n, C).
+        train: rows (m, *event) that it was trained on, if x are not: then it is known whether x repeat them and, unless
+            there is a context, how close samples come to them.
         bounds: ends of the range that samples of each element are kept in, (D,) each; infinite for none.
         box: ends of the range that any value has; by default values far off the data are tried too.
         names: of the elements, for messages.
@@ -110,8 +113,8 @@ def check(
         seed: of samples and of random directions.
 
     Returns:
-        Plain data: sections ``round_trip``, ``log_det``, ``density``, ``latents``, ``samples``, ``likelihood``, and the
-        ``verdict`` with its ``reasons``.
+        Plain data: sections ``round_trip``, ``log_det``, ``density``, ``latents``, ``samples``, ``likelihood``, perhaps
+        ``privacy``, and the ``verdict`` with its ``reasons``.
 
     Raises:
         ValueError: for fewer than 20 rows, where statistics say nothing.
@@ -145,41 +148,71 @@ def check(
         "density": density,
     }
     with torch.no_grad():
-        log_prob = bijection.log_prob(y, context, nan="propagate").double().cpu().numpy()
-        scores = normal_scores(flow.base, bijection.encode(y, context))
-        drawn = flow.sample((len(x),) if context is None else (), context)
+        log_prob, z = _evaluate(bijection, y, context)
+        count = len(x) if train is None else max(len(x), LEAST_SAMPLES)
+        drawn = flow.sample((count,) if context is None else (), context)
+    scores = normal_scores(flow.base, z)
     if scores is not None and np.isfinite(scores).all():
         report["latents"] = normality(scores, [f"z{i + 1}" for i in range(scores.shape[1])])
-    report["samples"] = _compare(x, drawn, context, bounds, names, seed)
-    report["likelihood"] = _likelihood(log_prob, y, context, seed)
+    finite = drawn.flatten(1).isfinite().all(1)
+    report["samples"] = {"rows": len(drawn), "non_finite": int((~finite).sum())}
+    drawn = drawn[finite]
+    if bounds is not None:
+        drawn = torch.from_numpy(np.clip(_array(drawn), *bounds)).to(drawn)
+    kept = slice(None) if context is None else finite  # row i and sample i have the same context
+    contexts = None if context is None else context[kept]
+    if len(drawn) >= FEWEST:
+        rows, sampled, seen = _array(x[kept]), _array(drawn), None if train is None else _array(train)
+        with torch.no_grad():
+            of_samples = _evaluate(*continuous_part(flow, drawn), contexts)
+        features = _features(rows, log_prob[kept], z[kept]), _features(sampled, *of_samples)
+        report["samples"] |= _compare(rows, sampled, contexts, features, seen, names, seed)
+        if seen is not None and context is None:
+            report["privacy"] = nearest_records(sampled, seen, rows, np.zeros(rows.shape[1], dtype=bool), seed)
+    report["likelihood"] = _likelihood(log_prob.cpu().numpy(), y, context, seed)
     report["verdict"], report["reasons"] = judge(report, limits if flow.ode is None else limits.solved(flow.ode))
     return report
 
 
+def _array(x: Tensor) -> np.ndarray:
+    result: np.ndarray = x.flatten(1).double().cpu().numpy()
+    return result
+
+
+def _evaluate(flow: Flow, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The log-likelihoods (n,), in float64, and the latents of rows."""
+    return flow.log_prob(x, context, nan="propagate").double(), flow.encode(x, context)
+
+
+def _features(rows: np.ndarray, log_prob: Tensor, z: Tensor) -> np.ndarray:
+    """Rows as a classifier sees them: as they are and as the flow does, in which its faults are plain.
+
+    That noise is too wide shows in the latents alone where its centre is another one in each context.
+    """
+    parts = [rows, log_prob.cpu().numpy()[:, None], *([_array(z)] if rows.shape[1] <= LATENTS else [])]
+    return np.concatenate(parts, 1)
+
+
 def _compare(
-    x: Tensor,
-    drawn: Tensor,
+    rows: np.ndarray,
+    sampled: np.ndarray,
     context: Tensor | None,
-    bounds: tuple[np.ndarray, np.ndarray] | None,
+    features: tuple[np.ndarray, np.ndarray],
+    train: np.ndarray | None,
     names: list[str],
     seed: int,
 ) -> dict[str, Any]:
     """Tell samples from rows, both with the contexts that they belong to."""
-    real, fake = (part.flatten(1).double().cpu().numpy() for part in (x, drawn))
-    finite = np.isfinite(fake).all(1)
-    extra = np.empty((len(real), 0)) if context is None else context.double().cpu().numpy()
-    if bounds is not None:
-        fake = np.clip(fake, *bounds)
-    # The context is in its own order in both, so a classifier sees the joint distribution.
-    real, fake = np.concatenate([real, extra], 1), np.concatenate([fake, extra], 1)[finite]
-    result: dict[str, Any] = {"rows": len(finite), "non_finite": int((~finite).sum())}
-    if len(fake) < FEWEST:
-        return result
+    extra = np.empty((len(rows), 0)) if context is None else context.double().cpu().numpy()
+    real, fake = rows, sampled
+    if context is not None:
+        real, fake = np.append(rows, extra, 1), np.append(sampled, extra, 1)
     projections = projection_test(real, fake, seed)
     every = [*names, *(f"context {i + 1}" for i in range(extra.shape[1]))]
     return {
-        **result,
-        "classifier": classifier_test(real, fake, seed),
+        **compare_samples(
+            rows, sampled, names, seed, context=None if context is None else extra, features=features, train=train
+        ),
         "projections": {**projections, "column": every[projections["column"]]},
     }
 
@@ -199,45 +232,9 @@ def _likelihood(log_prob: np.ndarray, y: Tensor, context: Tensor | None, seed: i
     return result
 
 
-class Verdict:
-    """What speaks against trust: reasons for ``care``, and for ``distrust``."""
-
-    def __init__(self) -> None:
-        self.care: list[str] = []
-        self.distrust: list[str] = []
-
-    def weigh(self, value: float, limit: tuple[float, float], text: str) -> None:
-        """Take a text as a reason for care if the value is above the first limit, for distrust above the second."""
-        if not value <= limit[1]:  # also NaN
-            self.distrust.append(text)
-        elif value > limit[0]:
-            self.care.append(text)
-
-    def weigh_classifier(self, result: dict[str, float], limit: tuple[float, float]) -> None:
-        """Weigh what ``classifier_test`` found; two standard errors are granted."""
-        text = f"a classifier tells samples from rows with AUC {result['auc']:.2f} (0.5: it cannot)"
-        self.weigh(result["auc"] - 2 * result["stderr"], limit, text)
-
-    def weigh_likelihood(self, likelihood: dict[str, Any], limit: tuple[float, float]) -> None:
-        """Weigh by how much simple densities are better than the flow; two standard errors are granted."""
-        if "flow" not in likelihood:
-            self.distrust.append("no row has a finite likelihood")
-        for name, what in (("gaussian", "a Gaussian"), ("marginals", "independent columns")):
-            if f"gain_over_{name}" in likelihood:
-                gain = likelihood[f"gain_over_{name}"]
-                text = f"{what} would describe the rows better, by {-gain['mean']:.2f} nats per row"
-                self.weigh(-gain["mean"] - 2 * gain["stderr"], limit, text)
-
-    def said(self) -> tuple[str, list[str]]:
-        """Return the verdict in words, and its reasons, the gravest first."""
-        if self.distrust:
-            return "not trustworthy", self.distrust + self.care
-        return ("usable with care", self.care) if self.care else ("trustworthy", [])
-
-
 def judge(report: dict[str, Any], limits: Thresholds = THRESHOLDS) -> tuple[str, list[str]]:
     """Return the verdict in words, and every reason for less than full trust."""
-    verdict = Verdict()
+    verdict = Verdict(limits)
     weigh = verdict.weigh
     for where, result in (("rows", report["round_trip"]["rows"]), ("samples", report["round_trip"]["samples"])):
         tail, most = result["p99.9"], result["max"]
@@ -255,26 +252,25 @@ def judge(report: dict[str, Any], limits: Thresholds = THRESHOLDS) -> tuple[str,
     weigh(lost / report["density"]["rows"], limits.non_finite, f"{lost} samples or their densities are not finite")
 
     samples = report["samples"]
-    if "classifier" in samples:
-        verdict.weigh_classifier(samples["classifier"], limits.auc)
-    if "projections" in samples and samples["projections"]["p"] < limits.significance:
-        distance, column = samples["projections"]["distance"], samples["projections"]["column"]
-        text = f"samples and rows differ by {distance:.2f} in distribution function in some direction"
-        if samples["projections"]["column_distance"] > 0.8 * distance:
-            text = f"samples and rows differ by {distance:.2f} in distribution function in column {column!r}"
-        weigh(distance, limits.projection, text)
+    verdict.weigh_samples(samples)
+    if "projections" in samples:
+        part = samples["projections"]
+        where = f"column {part['column']!r}" if part["column_distance"] > 0.8 * part["distance"] else "some direction"
+        text = f"samples and rows differ by {part['distance']:.2f} in distribution function in {where}"
+        verdict.weigh_test(part["distance"], part["p"], limits.projection, text)
     latents = report.get("latents")
     if latents is not None:
-        if latents["p"] < limits.significance:
-            text = f"latent {latents['column']} is {latents['distance']:.2f} away from the base's distribution"
-            weigh(latents["distance"], limits.latents, text)
-        if latents["radius_p"] < limits.significance:
-            distance = latents["radius_distance"]
-            weigh(distance, limits.radius, f"the latents' distances from 0 are {distance:.2f} away from the base's")
-        if latents["covariance_p"] < limits.significance:
-            entry, (a, b) = latents["covariance"], latents["covariance_columns"]
-            text = f"the latents' covariance ({a}, {b}) is off by {entry:.2f}"
-            weigh(entry, limits.covariance, text)
+        text = f"latent {latents['column']} is {latents['distance']:.2f} away from the base's distribution"
+        verdict.weigh_test(latents["distance"], latents["p"], limits.latents, text)
+        distance = latents["radius_distance"]
+        text = f"the latents' distances from 0 are {distance:.2f} away from the base's"
+        verdict.weigh_test(distance, latents["radius_p"], limits.radius, text)
+        entry, (a, b) = latents["covariance"], latents["covariance_columns"]
+        text = f"the latents' covariance ({a}, {b}) is off by {entry:.2f}"
+        verdict.weigh_test(entry, latents["covariance_p"], limits.covariance, text)
         weigh(latents["far"] / latents["rows"], limits.far, f"{latents['far']} rows have a latent beyond {FAR:g}")
-    verdict.weigh_likelihood(report["likelihood"], limits.simpler)
-    return verdict.said()
+    verdict.weigh_rows(report["rows"], report["likelihood"]["impossible"])
+    verdict.weigh_likelihood(report["likelihood"])
+    if "privacy" in report:
+        verdict.weigh_copies(report["privacy"])
+    return verdict.of(report["rows"])

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.report.baselines import factor_log_prob, mixed_held_out
-from diffeo.report.check import FEWEST, Verdict
-from diffeo.report.compare import classifier_test, marginal_test
+from diffeo.report.check import LEAST_SAMPLES
+from diffeo.report.compare import compare_samples, marginal_test
 from diffeo.report.latents import normality
 from diffeo.report.privacy import nearest_records
 from diffeo.report.statistics import mean_and_error
+from diffeo.report.verdict import FEWEST, Limits, Verdict
 from diffeo.transforms.factor import Factor
 from diffeo.transforms.mixed import Mixed
 
@@ -25,45 +26,32 @@ __all__ = ["MixedThresholds", "check_mixed", "judge_mixed", "noise_of"]
 
 CHUNK = 4096  # rows at a time
 SCORED = 4_000  # rows that are scored in every order, of which noise 0.04 away from uniform is significant
-LEAST_SAMPLES = 1_000  # drawn to look for copies of training rows
 LEVELS = 30  # categories that a classifier is given one by one
 NEAR = 0.01  # how far from itself a number may come back, in standard deviations
 ORDER = "the order of the columns"
 
 
 @dataclass(frozen=True)
-class MixedThresholds:
-    """Where care begins and where trust ends; each pair is (care, distrust).
+class MixedThresholds(Limits):
+    """Where care begins and where trust ends for a mixed density, beyond ``Limits``.
 
     Attributes:
         round_trip: share of the rows that do not come back from their noise.
-        non_finite: share of samples with numbers that are infinite, and of rows that have no finite likelihood.
-        auc: of a classifier that tells samples from rows; two standard errors are granted.
+        non_finite: share of samples with numbers that are infinite.
         marginal: total variation distance of samples from rows in the worst column, beyond chance, where significant.
         noise: Kolmogorov-Smirnov distance from uniform of the noise of the worst column, where significant.
         radius: the same of the noise's distance from 0 as normal scores.
         covariance: largest entry of |covariance of these scores - identity|, where significant.
-        simpler: nats per row by which independent columns are better; two standard errors are granted.
         orders: standard deviation of log p over the orders of the columns, in nats per row and column.
-        copied: by how much the share of the samples that are nearer to a training row than to a held-out one is above
-            a half; two standard errors are granted.
-        close: by how much the share of the samples that are as near to a training row as few held-out rows are is above
-            that of these; two standard errors are granted.
-        significance: p-values, corrected for the number of tests, above which a deviation counts as chance.
     """
 
     round_trip: tuple[float, float] = (0.01, 0.1)
     non_finite: tuple[float, float] = (0.0, 1e-2)
-    auc: tuple[float, float] = (0.6, 0.8)
     marginal: tuple[float, float] = (0.04, 0.15)
     noise: tuple[float, float] = (0.04, 0.15)
     radius: tuple[float, float] = (0.08, 0.4)
     covariance: tuple[float, float] = (0.15, 2.0)
-    simpler: tuple[float, float] = (0.0, 0.5)
     orders: tuple[float, float] = (0.2, 1.0)
-    copied: tuple[float, float] = (0.02, 0.1)
-    close: tuple[float, float] = (0.05, 0.3)
-    significance: float = 0.001
 
 
 THRESHOLDS = MixedThresholds()
@@ -139,17 +127,17 @@ def check_mixed(
     }
     discrete = np.array([not factor.steps for factor in factors])
     if len(drawn) >= FEWEST:
-        real, sampled = _for_trees(rows, drawn, discrete)
-        if context is not None:  # in its own order in both, so a classifier sees the joint distribution
-            contexts = _array(context)
-            real, sampled = np.append(real, contexts, 1), np.append(sampled, contexts[~infinite], 1)
-        marginals = marginal_test(rows, drawn, [*map(bool, discrete)])
+        real, contexts = rows, None if context is None else _array(context)
+        if contexts is not None:  # row i and sample i have the same
+            real, contexts = rows[~infinite], contexts[~infinite]
+        seen, marginals = None if train is None else _array(train), marginal_test(rows, drawn, [*map(bool, discrete)])
+        features = _for_trees(real, drawn, discrete)
         report["samples"] |= {
-            "classifier": classifier_test(real, sampled, seed),
+            **compare_samples(real, drawn, names, seed, context=contexts, features=features, train=seen),
             "marginals": {**marginals, "column": names[marginals["column"]]},
         }
-        if train is not None and context is None:
-            report["privacy"] = nearest_records(drawn, _array(train), rows, discrete, seed)
+        if seen is not None and context is None:
+            report["privacy"] = nearest_records(drawn, seen, rows, discrete, seed)
     report["verdict"], report["reasons"] = judge_mixed(report, limits)
     return report
 
@@ -227,7 +215,7 @@ def _round_trip(rows: np.ndarray, again: np.ndarray, factors: Sequence[Factor]) 
     return {"rows": int(kept.sum()), "lost": int((lost & kept).sum())}
 
 
-def _for_trees(rows: np.ndarray, drawn: np.ndarray, discrete: np.ndarray) -> list[np.ndarray]:
+def _for_trees(rows: np.ndarray, drawn: np.ndarray, discrete: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows and samples as a classifier sees them: a gap is a category, or a median and a mark."""
     columns: list[np.ndarray] = []
     for cells, categories in zip(np.concatenate([rows, drawn]).T, discrete, strict=True):
@@ -239,7 +227,8 @@ def _for_trees(rows: np.ndarray, drawn: np.ndarray, discrete: np.ndarray) -> lis
             filler = -1.0 if categories or missing.all() else np.median(cells[~missing])
             columns.append(np.where(missing, filler, cells))
         columns.append(missing)
-    return np.split(np.stack(columns, 1).astype(np.float64), [len(rows)])
+    both = np.stack(columns, 1).astype(np.float64)
+    return both[: len(rows)], both[len(rows) :]
 
 
 def _likelihood(in_orders: Tensor, independent: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
@@ -275,32 +264,31 @@ def _likelihood(in_orders: Tensor, independent: np.ndarray, names: Sequence[str]
 
 def judge_mixed(report: dict[str, Any], limits: MixedThresholds = THRESHOLDS) -> tuple[str, list[str]]:
     """Return the verdict in words, and every reason for less than full trust."""
-    verdict = Verdict()
+    verdict = Verdict(limits)
     weigh = verdict.weigh
     rows, lost = report["round_trip"]["rows"], report["round_trip"]["lost"]
     weigh(lost / max(1, rows), limits.round_trip, f"{lost} of {rows} rows do not come back from their noise")
-    rows, impossible = report["likelihood"]["rows"], report["likelihood"]["impossible"]
-    weigh(impossible / rows, limits.non_finite, f"{impossible} of {rows} rows have no finite likelihood")
+    verdict.weigh_rows(report["likelihood"]["rows"], report["likelihood"]["impossible"])
     samples = report["samples"]
     infinite = samples["non_finite"]
     weigh(infinite / samples["rows"], limits.non_finite, f"{infinite} of {samples['rows']} samples are not finite")
-    if "classifier" in samples:
-        verdict.weigh_classifier(samples["classifier"], limits.auc)
+    verdict.weigh_samples(samples)
+    if "marginals" in samples:
         part = samples["marginals"]
-        if part["p"] < limits.significance:
-            text = f"samples and rows differ by {part['distance']:.2f} in the distribution of column {part['column']!r}"
-            weigh(part["distance"] - part["chance"], limits.marginal, f"{text} ({part['chance']:.2f} by chance)")
+        text = f"samples and rows differ by {part['distance']:.2f} in the distribution of column {part['column']!r}"
+        text += f" ({part['chance']:.2f} by chance)"
+        verdict.weigh_test(part["distance"] - part["chance"], part["p"], limits.marginal, text)
     noise = report["noise"]
-    if noise["p"] < limits.significance:
-        what = noise["column"] if noise["column"] == ORDER else f"column {noise['column']!r}"
-        weigh(noise["distance"], limits.noise, f"the noise of {what} is {noise['distance']:.2f} away from uniform")
-    if noise["radius_p"] < limits.significance:
-        distance = noise["radius_distance"]
-        weigh(distance, limits.radius, f"the noise's distances from 0, as normal scores, are off by {distance:.2f}")
-    if noise["covariance_p"] < limits.significance:
-        entry, (a, b) = noise["covariance"], noise["covariance_columns"]
-        weigh(entry, limits.covariance, f"the noise's covariance ({a}, {b}), as normal scores, is off by {entry:.2f}")
-    verdict.weigh_likelihood(report["likelihood"], limits.simpler)
+    what = noise["column"] if noise["column"] == ORDER else f"column {noise['column']!r}"
+    text = f"the noise of {what} is {noise['distance']:.2f} away from uniform"
+    verdict.weigh_test(noise["distance"], noise["p"], limits.noise, text)
+    distance = noise["radius_distance"]
+    text = f"the noise's distances from 0, as normal scores, are off by {distance:.2f}"
+    verdict.weigh_test(distance, noise["radius_p"], limits.radius, text)
+    entry, (a, b) = noise["covariance"], noise["covariance_columns"]
+    text = f"the noise's covariance ({a}, {b}), as normal scores, is off by {entry:.2f}"
+    verdict.weigh_test(entry, noise["covariance_p"], limits.covariance, text)
+    verdict.weigh_likelihood(report["likelihood"])
     if "spread" in report["orders"]:
         spread = report["orders"]["spread"]
         text = (
@@ -308,17 +296,5 @@ def judge_mixed(report: dict[str, Any], limits: MixedThresholds = THRESHOLDS) ->
         )
         weigh(spread / len(report["columns"]), limits.orders, text)
     if "privacy" in report:
-        _weigh_copies(verdict, report["privacy"], limits)
-    return verdict.said()
-
-
-def _weigh_copies(verdict: Verdict, privacy: dict[str, Any], limits: MixedThresholds) -> None:
-    share, stderr = privacy["share"], privacy["stderr"]
-    text = f"{share:.0%} of the samples are nearer to a training row than to a held-out one (50 %: nothing is copied)"
-    verdict.weigh(share - 0.5 - 2 * stderr, limits.copied, text)
-    samples, held_out = privacy["close"]["samples"], privacy["close"]["held_out"]
-    error = float(np.hypot(samples["stderr"], held_out["stderr"]))
-    text = (
-        f"{samples['mean']:.0%} of the samples are as near to a training row as {held_out['mean']:.0%} of held-out rows"
-    )
-    verdict.weigh(samples["mean"] - held_out["mean"] - 2 * error, limits.close, text)
+        verdict.weigh_copies(report["privacy"])
+    return verdict.of(report["rows"])

@@ -1,4 +1,4 @@
-"""Do samples repeat the rows that a model was trained on?"""
+"""Do samples repeat the rows that a model was trained on, and do rows repeat each other?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["nearest_records"]
+__all__ = ["nearest_records", "repeats"]
 
 MOST = 2_000  # samples and held-out rows that are looked at
 TRAINING = 20_000  # training rows
@@ -66,6 +66,44 @@ def nearest_records(
         "within": float(limit) / columns,
         "close": {name: _share(part <= limit + ROUNDING) for name, part in near.items()},
     }
+
+
+def repeats(
+    rows: np.ndarray, sampled: np.ndarray, context: np.ndarray | None = None, train: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Count rows (n, D) that repeat others, which are fewer than they seem, beside as many samples.
+
+    Of few categories rows repeat by chance, and then samples do, too.
+
+    Args:
+        rows: to look at, NaN where a cell is missing.
+        sampled: samples (m, D).
+        context: of row i and of sample i (n, C).
+        train: training rows (t, D).
+
+    Returns:
+        ``repeated``: the share of ``rows`` that are equal to one before them, contexts included, and that of as many
+        ``samples``; with training rows also ``trained``: the share of both that are equal to any of these. Each with
+        its standard error.
+    """
+    n = min(len(rows), len(sampled))
+    parts = {"rows": rows[:n], "samples": sampled[:n]}
+    whole = {key: x if context is None else np.append(x, context[:n], 1) for key, x in parts.items()}
+    result: dict[str, Any] = {"repeated": {}}
+    for key, x in whole.items():
+        again = np.ones(n, dtype=bool)
+        again[np.unique(_bytes(x), return_index=True)[1]] = False
+        result["repeated"][key] = _share(again)
+    if train is not None:
+        known = _bytes(train)
+        result["trained"] = {key: _share(np.isin(_bytes(x), known)) for key, x in parts.items()}
+    return result
+
+
+def _bytes(x: np.ndarray) -> np.ndarray:
+    """Rows (n, D) as (n,) strings of bytes, which are equal where these are; a missing cell equals another."""
+    x = np.ascontiguousarray(np.where(np.isnan(x), np.nan, x + 0.0), dtype=np.float64)  # + 0: never -0
+    return x.view(f"V{x.itemsize * x.shape[1]}")[:, 0]
 
 
 def _share(hits: np.ndarray) -> dict[str, float]:

@@ -15,11 +15,13 @@ from diffeo.report.check import Thresholds, judge
 from diffeo.report.latents import normal_scores, normality
 from diffeo.report.numerics import consistency, continuous_part, log_det_error, off_data, round_trip
 from diffeo.report.statistics import mean_and_error
+from diffeo.report.verdict import CARE, TRUST, gravest
 
 __all__ = ["check_sound"]
 
 SHORT = 256  # samples of a sound whose Jacobian by autograd does not take minutes
 JACOBIANS = 4  # of them
+LIMITS = Thresholds(enough=2)  # each has thousands of elements, which are compared as one sample
 
 
 def check_sound(
@@ -93,7 +95,6 @@ def _compare(x: Tensor, drawn: Tensor, rate: int) -> dict[str, Any]:
 
 def _judge(report: dict[str, Any]) -> tuple[str, list[str]]:
     """The verdict of ``judge``; draws that sound wrong call for care, for the numbers are those of a density."""
-    verdict, reasons = judge(report, Thresholds())
     heard: list[str] = []
     for name, limit, what in (("rms", LOUDER, "loudness (RMS)"), ("flatness", FLATTER - 1, "spectral flatness")):
         if not report["sound"]:
@@ -101,4 +102,4 @@ def _judge(report: dict[str, Any]) -> tuple[str, list[str]]:
         share, error = quotient(report["sound"]["drawn"][name], report["sound"]["real"][name])
         if not abs(share - 1) - 2 * error <= limit:  # also NaN
             heard.append(f"its sounds have {share:.0%} of the {what} of the recordings")
-    return ("usable with care" if heard and verdict == "trustworthy" else verdict), reasons + heard
+    return gravest(judge(report, LIMITS), (CARE if heard else TRUST, heard))

@@ -152,13 +152,13 @@ class TableStream(BatchStream):
 
 def draw_rows(
     table: Table, schema: Schema, limit: int, seed: int, gaps: bool | None = None
-) -> tuple[Tensor, Tensor | None, dict[str, int], int]:
+) -> tuple[Tensor, Tensor | None, dict[str, int], int, int]:
     """Return at most ``limit`` rows of a table, drawn at random, without those that the schema calls impossible.
 
     ``gaps`` says whether the model knows missing cells, as ``Schema.encode`` takes it.
 
     Returns:
-        x, context, the number of impossible rows by column, and the number of rows read.
+        x, context, the number of impossible rows by column and in all, and the number of rows read.
 
     Raises:
         UserError: for bad input.
@@ -167,7 +167,7 @@ def draw_rows(
     parts: list[_Block] = []
     keys = np.empty(0)
     reasons: dict[str, int] = {}
-    rows = 0
+    rows = impossible = 0
 
     def thin() -> None:
         # The rows with the smallest of independent uniform keys are a uniform draw, whatever the table's length.
@@ -185,12 +185,13 @@ def draw_rows(
         for column, count in encoded.reasons.items():
             reasons[column] = reasons.get(column, 0) + count
         rows += len(values)
+        impossible += int(encoded.impossible.sum())
         parts.append(_choose(_Block(encoded.x, encoded.context), ~encoded.impossible))
         keys = np.concatenate([keys, generator.random(len(parts[-1].x))])
         if len(keys) > 2 * limit:  # not every time: joining copies
             thin()
     thin()
-    return *_tensors(_join(parts))[:2], reasons, rows
+    return *_tensors(_join(parts))[:2], reasons, impossible, rows
 
 
 class _Block(NamedTuple):

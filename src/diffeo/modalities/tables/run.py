@@ -559,7 +559,7 @@ class TableRun(OpenRun):
         schema, table = self.schema, self._open("check", source, options)
         # Of a small table take all rows, for those that are known from the training may not be the ones to judge by.
         limit = most if too_large(schema) else max(most, schema.rows)
-        x, context, reasons, read = draw_rows(table, schema, limit, seed, self._gaps)
+        x, context, reasons, impossible, read = draw_rows(table, schema, limit, seed, self._gaps)
         part = torch.full((len(x),), NEW) if self.seen is None else self.seen.parts(x, context)
         judged, which, in_sample = _judged(part)
         if self.seen is None and read == schema.rows:  # nothing is known of the rows, but that these are as many
@@ -567,25 +567,26 @@ class TableRun(OpenRun):
         rows, which = choose(len(judged), most, which, seed)
         rows = judged[rows]
         if len(rows) < FEWEST:
-            raise UserError(f"{table.name}: has {len(rows)} usable rows, expected at least {FEWEST} to check by")
+            ruled_out = f" ({impossible:,} more are impossible under the model)" if impossible else ""
+            raise UserError(
+                f"{table.name}: has {len(rows)} usable rows{ruled_out}, expected at least {FEWEST} to check by"
+            )
         known = part == TRAIN
         return Examples(
             table.name, x[rows], None if context is None else context[rows], which, in_sample,
             None if context is None else context[known] if known.any() else context, reasons,
-            x[known] if known.any() and not in_sample else None, part[rows],
+            x[known] if known.any() and not in_sample else None, part[rows], read=read, impossible=impossible,
         )  # fmt: skip
 
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
         """Numerics, latents, samples and likelihood, beside a Gaussian and independent columns."""
         grids = self.schema.discrete
         bounds = np.array([grid.low for grid in grids]), np.array([grid.high for grid in grids])
-        names = self.schema.feature_names
-        if self._mixed:
-            report = check_mixed(
-                self.flow, examples.x, examples.context, train=examples.train, bounds=bounds, names=names, seed=seed
-            )
-        else:
-            report = check(self.flow, examples.x, examples.context, bounds=bounds, names=names, seed=seed)
+        examined = check_mixed if self._mixed else check
+        report = examined(
+            self.flow, examples.x, examples.context, train=examples.train, bounds=bounds,
+            names=self.schema.feature_names, seed=seed,
+        )  # fmt: skip
         if self.schema.weights:
             alike = f"rows were weighted by {self.schema.weights!r} in training, and here they count alike"
             report["reasons"] = [*report["reasons"], f"{alike}: they differ from samples of a good model"]
