@@ -13,7 +13,7 @@ from diffeo.bases import Base
 from diffeo.flow import Flow, as_sample_shape
 from diffeo.transforms.base import Transform
 
-__all__ = ["Mixture"]
+__all__ = ["Mixture", "OutOfFold"]
 
 
 class Mixture(Flow):
@@ -227,3 +227,87 @@ class Mixture(Flow):
     def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
         each = self._stacked(lambda member: member._log_prob(x, context)[0])
         return (torch.logsumexp(each, -1).to(x.dtype),)
+
+
+class OutOfFold(Mixture):
+    """The member that a row was held out of: a density given the number k of its fold, -1 for one that none has seen.
+
+    The context is (k, c), c that of the members if they have one: log p(x | k, c) is that of ``mixture.members[k]``, or
+    of the whole mixture. So rows, samples and noise of a stack can be compared as
+    those of any conditional flow, without asking a member about rows that it was trained on.
+
+    Args:
+        mixture: of a member for each fold, as ``fit_folds`` makes; its modules are shared, not copied.
+    """
+
+    def __init__(self, mixture: Mixture) -> None:
+        super().__init__([*mixture.members, mixture])
+        self.context_shape = torch.Size([1 + mixture.context_shape.numel() * bool(mixture.context_shape)])
+
+    @property
+    def mixture(self) -> Mixture:
+        """The mixture that it was made of."""
+        whole: Mixture = self.members[-1]
+        return whole
+
+    def sample(self, shape: int | Sequence[int] = (), context: Tensor | None = None) -> Tensor:
+        """Draw from the member of each context; see ``Mixture.sample``.
+
+        Args:
+            shape: how many, a number or a shape, for every context.
+            context: ``(*batch, 1 + C)``.
+
+        Returns:
+            ``(*shape, *batch, *event)``.
+
+        Raises:
+            ValueError: for what is no shape, or a missing context.
+        """
+        batch = as_sample_shape(shape)
+        self._check_context(context)
+        assert context is not None
+        batch += context.shape[:-1]
+        rows = context.expand(*batch, -1).reshape(-1, context.shape[-1])
+        with torch.no_grad():
+            drawn = self._by_fold(
+                rows, rows, lambda member, few, c: member.sample(len(few)) if c is None else member.sample((), c)
+            )
+        return drawn.reshape(*batch, *self.event_shape)
+
+    def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Noise by the principal flow of each row's member; see ``Flow.encode``.
+
+        Args:
+            x: ``(n, *event)``.
+            context: ``(n, 1 + C)``.
+        """
+        return self._by_fold(x, context, lambda member, few, c: member.encode(few, c))
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Data by the principal flow of each row's member; see ``Flow.decode``.
+
+        Args:
+            z: ``(n, *event)``.
+            context: ``(n, 1 + C)``.
+        """
+        return self._by_fold(z, context, lambda member, few, c: member.decode(few, c))
+
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
+        return (self._by_fold(x, context, lambda member, few, c: member._log_prob(few, c)[0]),)
+
+    def _by_fold(
+        self, x: Tensor, context: Tensor | None, function: Callable[[Flow, Tensor, Tensor | None], Tensor]
+    ) -> Tensor:
+        """Apply to the rows of each fold the function of its member: ``(n, ...)``."""
+        assert context is not None
+        fold = context[:, 0].long()
+        parts: list[Tensor] = []
+        places: list[Tensor] = []
+        for k in fold.unique().tolist():
+            mine = (fold == k).nonzero()[:, 0]
+            rest = context[mine, 1:] if context.shape[1] > 1 else None
+            parts.append(function(self.members[k], x[mine], rest))
+            places.append(mine)
+        if not parts:
+            return function(self.mixture, x, None if context.shape[1] == 1 else context[:, 1:])
+        return torch.cat(parts)[torch.cat(places).argsort()]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffeo.flow import Flow
+from diffeo.mixture import Mixture, OutOfFold
 from diffeo.report.baselines import held_out
 from diffeo.report.compare import compare_samples, projection_test
 from diffeo.report.latents import FAR, normal_scores, normality
@@ -22,7 +23,7 @@ from diffeo.report.statistics import mean_and_error
 from diffeo.report.verdict import FEWEST, Limits, Verdict
 from diffeo.transforms.ode import ODE
 
-__all__ = ["FEWEST", "IMAGES", "LEAST_SAMPLES", "THRESHOLDS", "Thresholds", "check", "judge"]
+__all__ = ["FEWEST", "IMAGES", "LEAST_SAMPLES", "THRESHOLDS", "Thresholds", "by_fold", "check", "judge"]
 
 JACOBIANS = 64  # rows whose log-det is compared with autograd's
 LEAST_SAMPLES = 1_000  # drawn to look for copies of training rows
@@ -91,6 +92,7 @@ def check(
     x: Tensor,
     context: Tensor | None = None,
     *,
+    fold: Tensor | None = None,
     train: Tensor | None = None,
     bounds: tuple[np.ndarray, np.ndarray] | None = None,
     box: tuple[float, float] | None = None,
@@ -104,6 +106,8 @@ def check(
         flow: a flow over events of D elements.
         x: rows (n, *event), as the flow takes them.
         context: their contexts (n, C).
+        fold: of a stack of folds, the one that each row was held out in (n,), -1 for rows that no member has seen: then
+            every row is held against the member that has not seen it. The inverse is that of the principal flow.
         train: rows (m, *event) that it was trained on, if x are not: then it is known whether x repeat them and, unless
             there is a context, how close samples come to them.
         bounds: ends of the range that samples of each element are kept in, (D,) each; infinite for none.
@@ -129,10 +133,16 @@ def check(
     generator = np.random.default_rng(seed)
     torch.manual_seed(seed)
 
+    inner, inner_context = flow, context
+    if isinstance(flow, Mixture):
+        inner = flow.principal
+        if fold is not None:
+            flow, context = by_fold(flow, fold, context)
     bijection, y = continuous_part(flow, x)
+    inner = continuous_part(inner, x[:0])[0]
     mean, std = y.mean(0), y.std(0)
     std = torch.where(std > 0, std, 1)
-    samples, density = consistency(bijection, len(y), context)
+    samples, density = consistency(inner, len(y), inner_context)
     ends = (mean - 10 * std, mean + 10 * std)
     if box is not None:
         ends = (torch.full_like(mean, box[0]), torch.full_like(mean, box[1]))
@@ -140,11 +150,11 @@ def check(
     report: dict[str, Any] = {
         "rows": len(x),
         "round_trip": {
-            "rows": round_trip(bijection, y, context, mean, std),
-            "samples": round_trip(bijection, samples, context, mean, std),
-            "off_data": off_data(bijection, context, mean, std, ends, len(y), generator),
+            "rows": round_trip(inner, y, inner_context, mean, std),
+            "samples": round_trip(inner, samples, inner_context, mean, std),
+            "off_data": off_data(inner, inner_context, mean, std, ends, len(y), generator),
         },
-        "log_det": log_det_error(bijection, y[few], None if context is None else context[few]),
+        "log_det": log_det_error(inner, y[few], None if inner_context is None else inner_context[few]),
         "density": density,
     }
     with torch.no_grad():
@@ -172,6 +182,21 @@ def check(
     report["likelihood"] = _likelihood(log_prob.cpu().numpy(), y, context, seed)
     report["verdict"], report["reasons"] = judge(report, limits if flow.ode is None else limits.solved(flow.ode))
     return report
+
+
+def by_fold(flow: Mixture, fold: Tensor, context: Tensor | None) -> tuple[OutOfFold, Tensor]:
+    """A stack as a density given the fold, and the contexts that name it.
+
+    Args:
+        flow: as ``fit_folds`` makes.
+        fold: of each row (n,), negative for none.
+        context: of each row (n, C), or None.
+
+    Returns:
+        The density, and contexts (n, 1 + C).
+    """
+    first = fold.clamp_min(-1)[:, None].to(flow.base.device_marker)
+    return OutOfFold(flow), first if context is None else torch.cat([first, context], 1)
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from diffeo.flow import Flow
+from diffeo.mixture import Mixture, OutOfFold
 from diffeo.report.baselines import factor_log_prob, mixed_held_out
-from diffeo.report.check import LEAST_SAMPLES
+from diffeo.report.check import LEAST_SAMPLES, by_fold
 from diffeo.report.compare import compare_samples, marginal_test
 from diffeo.report.latents import normality
 from diffeo.report.privacy import nearest_records
@@ -62,6 +63,7 @@ def check_mixed(
     x: Tensor,
     context: Tensor | None = None,
     *,
+    fold: Tensor | None = None,
     train: Tensor | None = None,
     bounds: tuple[np.ndarray, np.ndarray] | None = None,
     names: Sequence[str] | None = None,
@@ -71,9 +73,10 @@ def check_mixed(
     """Examine a mixed density on rows that it should describe, preferably not those that it was trained on.
 
     Args:
-        flow: one whose transform is ``Mixed``, of D columns.
+        flow: one whose transform is ``Mixed``, of D columns, or a stack of such.
         x: rows (n, D), NaN where a cell is missing.
         context: their contexts (n, C).
+        fold: of a stack of folds, the one that each row was held out in (n,), as ``check`` takes it.
         train: rows (m, D) that it was trained on, if x are not: then it is known how close samples come to them, unless
             there is a context.
         bounds: ends of the range that samples of each column are kept in, (D,) each; infinite for none.
@@ -101,6 +104,8 @@ def check_mixed(
     marker = flow.base.device_marker
     x = x.to(marker)
     context = None if context is None else context.to(marker)
+    if fold is not None and isinstance(flow, Mixture):
+        flow, context = by_fold(flow, fold, context)
     torch.manual_seed(seed)
     few = np.sort(np.random.default_rng(seed).permutation(len(x))[:SCORED])
     scored, their = x[few], None if context is None else context[few]
@@ -149,6 +154,13 @@ def _array(x: Tensor) -> np.ndarray:
 
 def _evaluate(flow: Flow, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """The noise of rows (n, D), and log p of their cells in each of the orders (R, n, D)."""
+    if isinstance(flow, OutOfFold) and context is not None:  # by the principal flow of each fold
+        fold, members = context[:, 0].long(), flow.members
+        parts = [(fold == k).nonzero()[:, 0] for k in fold.unique().tolist()]
+        rest = [context[part, 1:] if context.shape[1] > 1 else None for part in parts]
+        done = [_evaluate(members[int(fold[p[0]])].principal, x[p], c) for p, c in zip(parts, rest, strict=True)]
+        order = torch.cat(parts).argsort()
+        return torch.cat([z for z, _ in done])[order], torch.cat([shares for _, shares in done], 1)[:, order]
     transform: Any = flow.transform
     noise, in_orders = [], []
     for start in range(0, len(x), CHUNK):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffeo.flow import Flow
+from diffeo.mixture import Mixture, OutOfFold
 from diffeo.transforms import Chain, Dequantize
 
 __all__ = ["consistency", "continuous_part", "log_det_error", "off_data", "round_trip"]
@@ -19,15 +20,23 @@ WIDEST = 512  # event elements; beyond it a Jacobian by autograd takes too long
 
 def continuous_part(flow: Flow, x: Tensor) -> tuple[Flow, Tensor]:
     """Return the flow without its dequantisation, and the rows dequantised: a bijection and points to try it on."""
-    transforms = flow.parts
-    kept = [t for t in transforms if not isinstance(t, Dequantize)]
-    if len(kept) == len(transforms):
-        return flow, x
-    for transform in reversed(transforms):
+    for transform in reversed(flow.parts):  # those of a mixture spread values alike
         if isinstance(transform, Dequantize):
             x = transform.inverse(x)
-    part = Flow(flow.base, Chain(kept), flow.event_shape, flow.context_shape, flow.context_transform)
-    return part.eval(), x
+    return _without_noise(flow).eval(), x
+
+
+def _without_noise(flow: Flow) -> Flow:
+    if isinstance(flow, OutOfFold):
+        whole = _without_noise(flow.mixture)
+        assert isinstance(whole, Mixture)
+        return OutOfFold(whole)
+    if isinstance(flow, Mixture):
+        return Mixture(map(_without_noise, flow.members), flow.log_weights.exp())
+    kept = [part for part in flow.parts if not isinstance(part, Dequantize)]
+    if len(kept) == len(flow.parts):
+        return flow
+    return Flow(flow.base, Chain(kept), flow.event_shape, flow.context_shape, flow.context_transform)
 
 
 @torch.no_grad()

@@ -584,7 +584,7 @@ class TableRun(OpenRun):
         bounds = np.array([grid.low for grid in grids]), np.array([grid.high for grid in grids])
         examined = check_mixed if self._mixed else check
         report = examined(
-            self.flow, examples.x, examples.context, train=examples.train, bounds=bounds,
+            self.flow, examples.x, examples.context, fold=examples.part, train=examples.train, bounds=bounds,
             names=self.schema.feature_names, seed=seed,
         )  # fmt: skip
         if self.schema.weights:
@@ -609,7 +609,11 @@ def _judged(part: Tensor) -> tuple[Tensor, str, bool]:
             which = "all rows" if fresh.all() else "rows that were not in training"
         return everything[fresh], which, False
     if folded.any():
-        return everything, f"{int(folded.sum()):,} of them in training, judged by what had not seen them", False
+        return (
+            everything,
+            f"all rows, those of training ({int(folded.sum()):,}) by members that had not seen them",
+            False,
+        )
     valid = part == VALID
     if valid.sum() >= ENOUGH:
         return everything[valid], "rows held out of training", False
