@@ -5,10 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["upgraded"]
+__all__ = ["completed", "upgraded"]
 
 # Until univariate maps had names, affine ones were wired into these recipes, which took their bound as an argument.
 _AFFINE = ("realnvp", "maf", "iaf", "glow", "parallel_wavenet")
+
+
+# A run holds every argument. Those that came later, with the values that leave a flow as it was.
+_LATER: dict[str, dict[str, Any]] = {"flow_matching": {"bound": None}}
+
+
+def completed(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all of a stored recipe's arguments, with those that there were not when it was stored.
+
+    Args:
+        name: of the recipe.
+        arguments: as they were stored.
+    """
+    return {**_LATER.get(name, {}), **arguments}
 
 
 def upgraded(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,5 +40,4 @@ def upgraded(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
             result.pop(setting, None)
         result["droppable"] = result.get("droppable", result.pop("dropout", 0.0) > 0)
         result.pop("dropout", None)
-        result.setdefault("bound", None)  # corrections had none
     return result

@@ -22,6 +22,7 @@ from diffeo import recipes
 from diffeo.atomic import SUFFIX, atomic_write, check_writable, remove_leftovers
 from diffeo.errors import UserError
 from diffeo.flow import Flow
+from diffeo.recipes.stored import completed
 from diffeo.structure import described, rebuilt
 from diffeo.training.guard import Allowance
 from diffeo.training.parallel import choose_device
@@ -298,6 +299,7 @@ def read_model(path: StrPath) -> dict[str, Any]:
     for name, good in expected.items():
         if not good:
             raise UserError(f"{file} is damaged: its {name} is missing or of a wrong type; restore it or train again")
+    model["recipe"]["arguments"] = completed(model["recipe"]["name"], model["recipe"]["arguments"])
     return model
 
 
