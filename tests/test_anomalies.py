@@ -437,6 +437,7 @@ def test_what_is_refused(made, tmp_path, capsys):
     assert "expected a picture that ends in .png" in refused(capsys, *argv, "--plot", tmp_path / "p.jpg")
     (tmp_path / "p.png").write_text("")
     assert "exists already" in refused(capsys, *argv, "--plot", tmp_path / "p.png")
+    assert "its folder does not exist" in refused(capsys, *argv, "--plot", tmp_path / "no" / "p.png")
     assert "holds numbers alone" in refused(capsys, "anomalies", run, source, "--out", tmp_path / "a.npy")
     assert not out.exists()
     assert main(["fit", "digits", "--out", str(tmp_path / "images"), "--epochs", "1", "--no-figures"]) == 0

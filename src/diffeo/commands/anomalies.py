@@ -126,13 +126,13 @@ def anomalies(
         strange, blamed = _explained(opened, scored, order[:explained])
         for block in _blocks(scored, order, flagged, strange, blamed):
             writer.write(block)
+        worst = [
+            Worst(int(scored.cells[i, 0]), float(scored.log_prob[i]), float(scored.p_value[i]), strange[k], blamed[k])
+            for k, i in enumerate(order[:explained])
+        ]
+        if plot is not None:
+            plot_anomalies(plot, law, scored.log_prob, alpha, worst, names)
     seconds = time.monotonic() - started
-    worst = [
-        Worst(int(scored.cells[i, 0]), float(scored.log_prob[i]), float(scored.p_value[i]), strange[k], blamed[k])
-        for k, i in enumerate(order[:explained])
-    ]
-    if plot is not None:
-        plot_anomalies(plot, law, scored.log_prob, alpha, worst, names)
     counts: dict[str, int] = {}
     for k in np.flatnonzero(flagged[order[:explained]]):
         counts[blamed[k]] = counts.get(blamed[k], 0) + 1
