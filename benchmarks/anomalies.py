@@ -127,9 +127,9 @@ def main() -> None:
 
 
 def _percent(values: list[float]) -> str:
-    """Their mean and its standard error."""
-    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{np.mean(values):.2%} ± {error:.2%}"
+    """Their mean and its standard error, if there are several."""
+    mean = f"{np.mean(values):.2%}"
+    return f"{mean} ± {np.std(values, ddof=1) / len(values) ** 0.5:.2%}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":

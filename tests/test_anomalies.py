@@ -56,8 +56,8 @@ def made(tmp_path_factory):
     commands.fit(table(400), folder / "folds", folds=2, **SMALL)
     commands.fit(table(400), folder / "one", folds=1, **SMALL)
     commands.fit(table(400), folder / "given", folds=2, context=["b"], **SMALL)
-    small = {"epochs": 2, "arguments": {"hidden": 16, "layers": 1, "orders": 2}, "figures": False}
-    commands.fit(mixed(400), folder / "mixed", folds=2, **small)
+    small = {"epochs": 1, "arguments": {"hidden": 16, "layers": 1, "orders": 2}, "figures": False}
+    commands.fit(mixed(300), folder / "mixed", folds=2, **small)
     return folder
 
 
@@ -70,21 +70,33 @@ def found(run, source, tmp_path, **options):
 # ---- p-values -------------------------------------------------------------------------------------------------------
 
 
-def test_p_values_of_new_rows_are_uniform_whatever_the_densities():
-    """Folds whose densities differ by a constant, and in width: each row is compared with scores of the same one."""
+def test_p_values_of_new_rows_are_uniform():
+    """Of one density exactly; of five that disagree as often as asked for where it matters."""
     g = torch.Generator().manual_seed(0)
-    fold = torch.arange(299) % 3
-    shifts, widths = torch.tensor([0.0, 50.0, -7.0]), torch.tensor([1.0, 5.0, 0.2])
-    p = []
-    for _ in range(400):
-        held_out = torch.randn(299, generator=g) * widths[fold] + shifts[fold]
-        new = torch.randn(100, 1, generator=g) * widths + shifts
-        p.append(Conformal(held_out, fold).of_new(new))
-    p = torch.cat(p)
-    for alpha in (0.01, 0.05, 0.1, 0.5, 0.9):
-        assert float((p <= alpha + 1e-12).double().mean()) == pytest.approx(alpha, abs=3 * 0.006)
-    pooled = Conformal(held_out).of_new(new[:, 2:])  # of one density among all: far off
-    assert float((pooled <= 0.5).double().mean()) > 0.9
+    shifts, disagreement = torch.tensor([0.0, 0.3, -0.3, 0.0, 0.5]), 0.6
+    several, single, arithmetic = [], [], []
+
+    def scores(rows):
+        """What all five densities say of rows: a common part with a heavy tail, and one of each alone."""
+        common, alone = torch.rand(rows, 1, generator=g).log(), torch.rand(rows, 5, generator=g).log()
+        return common + disagreement * alone + shifts
+
+    for _ in range(500):
+        held_out, new = scores(499), scores(200)
+        law = Conformal(held_out[torch.arange(499), torch.arange(499) % 5])
+        several.append(law.of_new(new))
+        arithmetic.append(torch.stack([law.of_new(new[:, [k]]) for k in range(5)]).mean(0))
+        single.append(Conformal(held_out[:, 0]).of_new(new[:, :1]))
+    several, arithmetic, single = (torch.cat(part) for part in (several, arithmetic, single))
+
+    def share(p, alpha):
+        return float((p <= alpha + 1e-12).double().mean())
+
+    for alpha in (0.01, 0.05, 0.1, 0.5):
+        assert share(single, alpha) == pytest.approx(alpha, rel=0.05)
+    assert share(several, 0.01) == pytest.approx(0.01, abs=0.002)
+    assert share(several, 0.05) == pytest.approx(0.05, abs=0.01)
+    assert share(arithmetic, 0.01) < 0.008  # which is why it is not that
 
 
 def test_p_values_by_hand():
@@ -96,8 +108,7 @@ def test_p_values_by_hand():
     assert law.of_held_out(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1 / 4, 3 / 4, 1.0]
     assert law.of_held_out(torch.tensor([2.0 + 1e-6, 2.0 - 1e-6])).tolist() == [3 / 4, 3 / 4]  # rounding makes no ranks
     assert (law.threshold(0.1), law.threshold(0.25), law.threshold(0.8)) == (-math.inf, 1.0, 2.0)
-    two = Conformal(torch.tensor([1.0, 2.0, 10.0, 20.0]), torch.tensor([0, 0, 1, 1]))
-    assert two.of_new(torch.tensor([[1.5, 25.0]])).tolist() == [(1 + 1 + 2) / 5]
+    assert law.of_new(torch.tensor([[1.5, 25.0]])).tolist() == pytest.approx([2 / (5 / 2 + 1)])
     for bad in (torch.empty(0), torch.tensor([1.0, math.nan])):
         with pytest.raises(ValueError, match="expected log-likelihoods of held-out rows"):
             Conformal(bad)
@@ -131,7 +142,7 @@ def test_false_alarms_at_one_percent():
             seed=seed,
             jobs=1,
         )
-        law = Conformal(result.log_prob, result.fold)
+        law = Conformal(result.log_prob)
         x = torch.from_numpy(draw(40_000, 100 + seed)).float()
         with torch.no_grad():
             each = torch.stack([member.log_prob(x) for member in result.flow.members], 1)
@@ -426,10 +437,20 @@ def test_what_is_refused(made, tmp_path, capsys):
     assert "expected a picture that ends in .png" in refused(capsys, *argv, "--plot", tmp_path / "p.jpg")
     (tmp_path / "p.png").write_text("")
     assert "exists already" in refused(capsys, *argv, "--plot", tmp_path / "p.png")
+    assert "its folder does not exist" in refused(capsys, *argv, "--plot", tmp_path / "no" / "p.png")
     assert "holds numbers alone" in refused(capsys, "anomalies", run, source, "--out", tmp_path / "a.npy")
     assert not out.exists()
     assert main(["fit", "digits", "--out", str(tmp_path / "images"), "--epochs", "1", "--no-figures"]) == 0
     assert "was not trained on a table, but on images" in refused(capsys, "anomalies", tmp_path / "images", "digits")
+
+
+def test_a_student_refers_to_its_teacher(made, tmp_path):
+    run = shutil.copytree(made / "one", tmp_path / "fast")
+    model = json.loads((run / "model.json").read_text())
+    model["provenance"]["distillation"] = {"teacher": {"run": "slow"}}
+    (run / "model.json").write_text(json.dumps(model))
+    with pytest.raises(UserError, match=r"was distilled from slow, and has no held-out rows of its own; use that run"):
+        commands.anomalies(run, table(30), tmp_path / "a.csv")
 
 
 def test_a_run_that_knows_no_held_out_rows(made, tmp_path):

@@ -100,7 +100,7 @@ def anomalies(
         raise UserError(f"expected alpha in (0, 1), got {alpha}")
     _refuse_picture(plot, force)
     with_likelihood(opened)
-    law = _held_out(opened)
+    law, members = _held_out(opened)
     names = list(opened.schema.places)
     shares = [f"share_{name}" for name in names]
     columns = [*RESULTS, *shares, "column"]
@@ -116,8 +116,7 @@ def anomalies(
         watched_solves() as solves,
     ):
         parts = [
-            _Scored.of(opened.flow, law, chunk, scoring.draws, most)
-            for chunk in chunks_of(opened, scoring, seed, progress)
+            _Scored.of(members, law, chunk, scoring.draws, most) for chunk in chunks_of(opened, scoring, seed, progress)
         ]
         scored = _Scored.joined(parts)
         order = scored.order()
@@ -127,13 +126,13 @@ def anomalies(
         strange, blamed = _explained(opened, scored, order[:explained])
         for block in _blocks(scored, order, flagged, strange, blamed):
             writer.write(block)
+        worst = [
+            Worst(int(scored.cells[i, 0]), float(scored.log_prob[i]), float(scored.p_value[i]), strange[k], blamed[k])
+            for k, i in enumerate(order[:explained])
+        ]
+        if plot is not None:
+            plot_anomalies(plot, law, scored.log_prob, alpha, worst, names)
     seconds = time.monotonic() - started
-    worst = [
-        Worst(int(scored.cells[i, 0]), float(scored.log_prob[i]), float(scored.p_value[i]), strange[k], blamed[k])
-        for k, i in enumerate(order[:explained])
-    ]
-    if plot is not None:
-        plot_anomalies(plot, law, scored.log_prob, alpha, worst, names)
     counts: dict[str, int] = {}
     for k in np.flatnonzero(flagged[order[:explained]]):
         counts[blamed[k]] = counts.get(blamed[k], 0) + 1
@@ -145,7 +144,7 @@ def anomalies(
         "alpha": alpha,
         "flagged": int(flagged.sum()),
         "held_out": len(law),
-        "folds": len(law.folds),
+        "folds": len(members),
         "least_p_value": law.least,
         "impossible": int(np.isneginf(scored.log_prob).sum()),
         "flagged_by_column": dict(sorted(counts.items(), key=lambda pair: -pair[1])),
@@ -181,15 +180,15 @@ class _Scored:
     blamed: np.ndarray
 
     @classmethod
-    def of(cls, flow: Flow, law: Conformal, chunk: Chunk, draws: int, most: int) -> _Scored:
+    def of(cls, members: Sequence[Flow], law: Conformal, chunk: Chunk, draws: int, most: int) -> _Scored:
         """Score a chunk of rows, of which at most so many may be among the worst."""
         assert chunk.part is not None
         assert chunk.blamed is not None
         part = chunk.part
-        log_prob, p_value = _scores(flow, law, chunk, draws)
+        log_prob, p_value = _scores(members, law, chunk, draws)
         impossible = torch.from_numpy(chunk.blamed >= 0)
         log_prob[impossible] = -torch.inf
-        p_value[impossible] = law.of_new(torch.full((int(impossible.sum()), len(law.folds)), -torch.inf))
+        p_value[impossible] = law.of_new(log_prob[impossible][:, None])
         values = log_prob.numpy(), p_value.numpy()
         low = np.lexsort(values)[:most]
         context = None if chunk.context is None else chunk.context[low].cpu()
@@ -215,13 +214,9 @@ class _Scored:
         return np.lexsort((self.log_prob, self.p_value))
 
 
-def _scores(flow: Flow, law: Conformal, chunk: Chunk, draws: int) -> tuple[Tensor, Tensor]:
+def _scores(members: Sequence[Flow], law: Conformal, chunk: Chunk, draws: int) -> tuple[Tensor, Tensor]:
     """Log-likelihoods and p-values of rows ``(n,)``, by all densities or by the one that was not trained on the row."""
     assert chunk.part is not None
-    members, log_weights = [flow], torch.zeros(1, dtype=torch.float64)
-    if len(law.folds) > 1:
-        assert isinstance(flow, Mixture)
-        members, log_weights = list(flow.members), flow.log_weights.cpu()
     each = torch.full((len(chunk.x), len(members)), -torch.inf, dtype=torch.float64)
     for k, member in enumerate(members):
         rows = ((chunk.part < 0) | (chunk.part == k)).nonzero()[:, 0]
@@ -230,16 +225,19 @@ def _scores(flow: Flow, law: Conformal, chunk: Chunk, draws: int) -> tuple[Tenso
         context = None if chunk.context is None else chunk.context[rows]
         each[rows, k] = member.log_mass(chunk.x[rows], context, draws=draws).double().cpu()
     held_out = (chunk.part == VALID) if len(members) == 1 else chunk.part >= 0
-    log_prob = torch.where(chunk.part >= 0, each.amax(1), torch.logsumexp(each + log_weights, 1))
+    log_prob = torch.where(chunk.part >= 0, each.amax(1), torch.logsumexp(each, 1) - math.log(len(members)))
     return log_prob, torch.where(held_out, law.of_held_out(log_prob), law.of_new(each))
 
 
-def _held_out(run: TableRun) -> Conformal:
-    """What the run knows of the likelihoods of rows that were held out.
+def _held_out(run: TableRun) -> tuple[Conformal, list[Flow]]:
+    """What the run knows of the likelihoods of rows that were held out, and the density of each fold.
 
     Raises:
-        UserError: if it knows of none, or of other folds than it has.
+        UserError: if it knows of none, or of other folds than it has, or only of its teacher's.
     """
+    teacher = run.provenance.get("distillation", {}).get("teacher", {}).get("run")
+    if teacher:
+        raise UserError(f"{run.path}: was distilled from {teacher}, and has no held-out rows of its own; use that run")
     if run.seen is None:
         raise UserError(
             f"{run.path}: has no rows.safetensors, and so no held-out likelihoods to compare with; train it by diffeo"
@@ -250,10 +248,11 @@ def _held_out(run: TableRun) -> Conformal:
     fold = part[known].clamp_min(0)
     if not len(fold):
         raise UserError(f"{run.path}: no row was held out in its training, so there is nothing to compare with")
-    folds = len(run.flow.members) if isinstance(run.flow, Mixture) and (part >= 0).any() else 1
-    if sorted(fold.unique().tolist()) != list(range(folds)):
+    flow = run.flow
+    members = list(flow.members) if isinstance(flow, Mixture) and (part >= 0).any() else [flow]
+    if sorted(fold.unique().tolist()) != list(range(len(members))):
         raise UserError(f"{run.path}: rows.safetensors does not belong to its model; restore it or train again")
-    return Conformal(log_prob[known], fold)
+    return Conformal(log_prob[known]), members
 
 
 def _refuse_picture(plot: str | os.PathLike[str] | None, force: bool) -> None:

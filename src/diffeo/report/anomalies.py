@@ -33,29 +33,27 @@ WORST, WIDEST = 15, 12  # rows and columns plotted
 class Conformal:
     """p-values of log-likelihoods by those of rows that were held out: the share of these that are no higher.
 
-    Of a row x that no density has seen, with N rows held out of densities p_k, each of one fold,
+    Of a row x that no density has seen, N held-out rows, and densities f_1, ..., f_K that held out a fold of them each,
 
-        p(x) = (1 + sum_k #{n in fold k: o_n <= log p_k(x)}) / (N + 1),  o_n = log p_k(x_n) of n in fold k,
+        p_k = (1 + #{n: o_n <= log f_k(x)}) / (N + 1),   p = K / (1 / p_1 + ... + 1 / p_K),
 
-    so that each score is compared with scores of the same density (cross-conformal prediction: Vovk 2015, Annals of
-    Mathematics and Artificial Intelligence 74). A single density has one fold, the rows of its validation, and then the
-    p-value of a row like them is at most u with a probability of at most u.
+    where o_n is the log-likelihood of row n by the density that held it out. With one density, and the rows of its
+    validation, this is conformal prediction: for a row like them p is at most u with a probability of at most u. With
+    several, each p_k is such a p-value on average over k. Their arithmetic mean, as in cross-conformal prediction (Vovk
+    2015, Annals of Mathematics and Artificial Intelligence 74), is small too seldom where the densities disagree; the
+    harmonic mean is small about as often as they are (Wilson 2019, PNAS 116).
 
     Args:
         log_prob: o_n ``(N,)``, in nats.
-        fold: of each, 0, 1, ..., ``(N,)``; all of one by default.
 
     Raises:
         ValueError: for no scores, or scores that are NaN.
     """
 
-    def __init__(self, log_prob: Tensor, fold: Tensor | None = None) -> None:
-        scores = log_prob.double().cpu()
-        if not len(scores) or scores.isnan().any():
+    def __init__(self, log_prob: Tensor) -> None:
+        if not len(log_prob) or log_prob.isnan().any():
             raise ValueError("expected log-likelihoods of held-out rows, none of them NaN")
-        folds = torch.zeros(len(scores), dtype=torch.long) if fold is None else fold.cpu()
-        self.scores = scores.sort().values
-        self.folds = [scores[folds == k].sort().values for k in range(int(folds.max()) + 1)]
+        self.scores = log_prob.double().cpu().sort().values
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -69,11 +67,10 @@ class Conformal:
         """p-values of rows that no density has seen ``(n,)``.
 
         Args:
-            log_prob: by each of the K densities, ``(n, K)``.
+            log_prob: by each of the densities ``(n, K)``.
         """
-        pairs = zip(self.folds, log_prob.cpu().mT, strict=True)
-        counts = torch.stack([_no_higher(scores, part) for scores, part in pairs])
-        return (1 + counts.sum(0)) / (len(self) + 1)
+        each = (1 + self._no_higher(log_prob)) / (len(self) + 1)
+        return 1 / (1 / each).mean(1)
 
     def of_held_out(self, log_prob: Tensor) -> Tensor:
         """p-values of rows among those held out: the rank of each in all of them, itself counted, ``(n,)``.
@@ -83,19 +80,18 @@ class Conformal:
         Args:
             log_prob: of each by the density of its fold ``(n,)``.
         """
-        return _no_higher(self.scores, log_prob.cpu()).clamp_min(1) / len(self)
+        return self._no_higher(log_prob).clamp_min(1) / len(self)
 
     def threshold(self, alpha: float) -> float:
         """The log-likelihood at and below which held-out rows have p-values of at most alpha, -inf if none has."""
         count = math.floor(alpha * len(self) + 1e-9)
         return float(self.scores[count - 1]) if count else -math.inf
 
-
-def _no_higher(scores: Tensor, values: Tensor) -> Tensor:
-    """How many of the ascending scores are at most each value, or as good as equal to it."""
-    values = values.double()
-    near = torch.where(torch.isfinite(values), values + TIE * (1 + values.abs()), values)
-    return torch.searchsorted(scores, near.contiguous(), right=True).double()
+    def _no_higher(self, log_prob: Tensor) -> Tensor:
+        """How many of the held-out rows have a log-likelihood of at most this, or as good as equal to it."""
+        values = log_prob.double().cpu()
+        near = torch.where(torch.isfinite(values), values + TIE * (1 + values.abs()), values)
+        return torch.searchsorted(self.scores, near.contiguous(), right=True).double()
 
 
 @torch.no_grad()
