@@ -23,6 +23,8 @@ ORDER = [
     ["modalities", "data"],
     ["distillation"],
     ["commands"],
+    ["integrations"],
+    ["sklearn"],
     ["cli"],
 ]
 

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from diffeo.commands.runs import open_for, with_likelihood
 from diffeo.flow import Flow, bits_per_dim
+from diffeo.modalities.base import Chunk, OpenRun
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.statistics import Moments, ratio_and_error
 from diffeo.training.folds import out_of_fold
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.ode import watched_solves
 
-__all__ = ["score"]
+__all__ = ["score", "scores"]
 
 
 @torch.no_grad()
@@ -96,21 +97,12 @@ def score(
     rows = 0
     with TableWriter(out, columns, types, force=force) as writer, watched_solves() as solves:
         for chunk in scoring.chunks:
-            x = chunk.x.to(opened.device)
-            context = None if chunk.context is None else chunk.context.to(opened.device)
-            seed_noise(opened.device, derive(seed, "score", chunk.key))
-            flow = chunk.flow or opened.flow
-            known = None if chunk.known is None else chunk.known.to(opened.device)
-            score_rows = partial(_nats, x=x, context=context, known=known, draws=scoring.draws)
-            part = torch.full((len(x),), -1) if chunk.part is None else chunk.part
-            log_prob = out_of_fold(flow, part, score_rows).numpy()
-            if chunk.impossible is not None:
-                log_prob[chunk.impossible] = -np.inf
+            log_prob = scores(opened, chunk, scoring.draws, seed)
             written = [log_prob]
             if scoring.bits is not None:
-                size = x[0].numel()
+                size = chunk.x[0].numel()
                 written.append(bits_per_dim(torch.from_numpy(log_prob), size, scoring.bits).numpy())
-                sizes.append(np.full(len(x), size))
+                sizes.append(np.full(len(chunk.x), size))
                 bits.append(written[-1])
             writer.write(np.concatenate([chunk.cells, np.stack(written, axis=1)], axis=1))
             finite = log_prob[np.isfinite(log_prob)]
@@ -139,6 +131,27 @@ def score(
         "rows_per_second": rows / seconds if seconds else math.inf,
         **solves.summary(),
     }
+
+
+@torch.no_grad()
+def scores(run: OpenRun, chunk: Chunk, draws: int, seed: int) -> np.ndarray:
+    """Log-likelihoods of examples (n,) in nats, of those that a fold held out by what was not trained on them.
+
+    Args:
+        run: what scores them.
+        chunk: the examples.
+        draws: of the noise that discrete values are spread by; see ``Scoring``.
+        seed: of that noise, where there is one draw.
+    """
+    device, flow = run.device, chunk.flow or run.flow
+    x = chunk.x.to(device)
+    context, known = (None if each is None else each.to(device) for each in (chunk.context, chunk.known))
+    seed_noise(device, derive(seed, "score", chunk.key))
+    part = torch.full((len(chunk.x),), -1) if chunk.part is None else chunk.part
+    log_prob = out_of_fold(flow, part, partial(_nats, x=x, context=context, known=known, draws=draws)).numpy()
+    if chunk.impossible is not None:
+        log_prob[chunk.impossible] = -np.inf
+    return log_prob
 
 
 def _nats(flow: Flow, rows: Tensor, x: Tensor, context: Tensor | None, known: Tensor | None, draws: int) -> Tensor:
