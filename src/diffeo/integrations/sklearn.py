@@ -7,6 +7,7 @@ goes in as it is, with texts, dates and gaps; an array has numbers.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 import torch
 from sklearn.base import (
     BaseEstimator,
@@ -22,9 +24,11 @@ from sklearn.base import (
     DensityMixin,
     OneToOneFeatureMixin,
     OutlierMixin,
+    RegressorMixin,
     TransformerMixin,
 )
-from sklearn.utils import Tags, check_random_state
+from sklearn.exceptions import DataConversionWarning
+from sklearn.utils import Tags, check_array, check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from diffeo.commands.fit import learn, model_for
@@ -35,6 +39,7 @@ from diffeo.flow import DRAWS, Flow
 from diffeo.modalities import open_run
 from diffeo.modalities.base import Draw
 from diffeo.modalities.tables.dataset import TableDataset
+from diffeo.modalities.tables.prediction import check_targets, predicted_points, predicted_quantiles
 from diffeo.modalities.tables.run import TableRun
 from diffeo.training import provenance
 from diffeo.training.parallel import choose_device
@@ -42,7 +47,7 @@ from diffeo.training.run import create_run, save_metrics, save_weights
 from diffeo.training.seeding import derive, fork_rng, seed_noise
 from diffeo.transforms.preprocess import Dequantize
 
-__all__ = ["FlowDensity", "FlowImputer", "FlowOutlier"]
+__all__ = ["FlowDensity", "FlowImputer", "FlowOutlier", "FlowRegressor"]
 
 SETTINGS = ("model", "arguments", "folds", "epochs", "minutes", "batch_size", "lr", "categorical", "integer",
             "continuous", "dates")  # fmt: skip
@@ -68,8 +73,8 @@ class _Learner(BaseEstimator):
     def _learn(self, source: Any, context: Sequence[str] = (), **settings: Any) -> None:
         """Learn a table, as ``open_table`` takes it, in memory."""
         seed = _seed(self.random_state)
-        given = {name: _plain(getattr(self, name, None)) for name in SETTINGS}
-        asked = given | {"context": context, "seed": seed} | settings
+        parameters = {name: _plain(getattr(self, name, None)) for name in SETTINGS}
+        asked = parameters | {"context": context, "seed": seed} | settings
         chosen = settings_of(asked, type(self).__name__, {})
         device = choose_device(self.device)
         jobs = os.cpu_count() if self.n_jobs is not None and self.n_jobs < 0 else self.n_jobs or 1
@@ -479,6 +484,199 @@ class FlowImputer(OneToOneFeatureMixin, TransformerMixin, _Estimator):
                 filled.append(run.filled(full, known, cells, table.names))
         result = np.concatenate(filled)
         return result.astype(np.float64) if not hasattr(self, "feature_names_in_") else result
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class FlowRegressor(RegressorMixin, _Estimator):
+    """The density of one target or several given the other columns: quantiles, intervals, means and draws.
+
+    A conditional stack, as ``diffeo fit --context`` makes it. Quantiles of one target are exact; of several they are
+    those of 400 draws, the same noise for every row, and each target's own.
+
+    Args:
+        model: a recipe's name; by default what ``diffeo fit`` chooses for the columns.
+        arguments: of the recipe, such as ``{"hidden": [64, 64], "transforms": 3}``.
+        point: what ``predict`` gives: "mean" or "median".
+        folds: how many parts of the rows are held out in turn; by default 5 for tables of 50 to 20,000 rows, else 1.
+        epochs: the budget in epochs.
+        minutes: the budget in minutes.
+        batch_size: rows per step.
+        lr: the highest learning rate.
+        categorical: columns that hold categories, whatever they look like.
+        integer: columns of whole numbers.
+        continuous: columns with a smooth density.
+        dates: columns of dates or times.
+        n_jobs: how many folds are trained side by side; 1 by default, -1 for all cores.
+        device: where to compute; a GPU if there is one.
+        random_state: decides folds, initial weights and noise; an int makes ``fit`` reproducible.
+
+    Attributes:
+        targets_: the names of the targets, in the order of their predictions.
+        run_: the density, in double precision, and the schema of the columns: what a run directory holds.
+        n_features_in_: how many columns ``fit`` saw in X.
+        feature_names_in_: their names, of a data frame.
+    """
+
+    model: str | None = None
+    point: str = "mean"
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = False  # a context is complete; FlowImputer before it fills gaps
+        tags.target_tags.multi_output = True
+        return tags
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Learn the density of y given X.
+
+        Args:
+            X: ``(n, columns)``, an array or a data frame, without gaps.
+            y: ``(n,)`` or ``(n, targets)``, numbers.
+
+        Raises:
+            ValueError: for bad input or parameters.
+        """
+        if self.point not in ("mean", "median"):
+            raise ValueError(f"expected point to be 'mean' or 'median', got {self.point!r}")
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+        names = _target_names(y)
+        source = self._source(X, reset=True)
+        y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y", allow_nd=False)
+        if y.ndim == 2 and y.shape[1] == 1:
+            message = "A column-vector y was passed when a 1d array was expected"
+            warnings.warn(message, DataConversionWarning, stacklevel=2)
+        check_consistent_length(X, y)
+        columns = y[:, None] if y.ndim == 1 else y
+        if isinstance(source, np.ndarray):
+            table = pa.table({f"c{i}": column for i, column in enumerate(source.T)})
+        else:
+            table = pa.RecordBatchReader.from_stream(source).read_all()
+        context = list(table.column_names)
+        names = names if len(names) == columns.shape[1] else [f"y{i}" for i in range(columns.shape[1])]
+        for name, column in zip(names, columns.T, strict=True):
+            while name in table.column_names:
+                name += "_"
+            table = table.append_column(name, pa.array(column))
+        self._learn(table, context=context)
+        check_targets(self.run_)
+        self._one = y.ndim == 1 or y.shape[1] == 1
+        self.targets_ = self._targets()
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Mean or median of each target, as ``point`` says.
+
+        Args:
+            X: ``(n, columns)``.
+
+        Returns:
+            ``(n,)``, or ``(n, targets)`` of several.
+        """
+        check_is_fitted(self)
+        if self.point == "median":
+            return self.predict_quantiles(X, [0.5])[..., 0]
+        parts = []
+        for context in self._contexts(X):
+            points, weights = predicted_points(self.run_, self.run_.flow, context)
+            parts.append(np.einsum("nmt,m->nt", points, weights))
+        return self._shaped(np.concatenate(parts))
+
+    def predict_quantiles(self, X: Any, quantiles: Sequence[float] = (0.05, 0.5, 0.95)) -> np.ndarray:
+        """Quantiles of each target.
+
+        Args:
+            X: ``(n, columns)``.
+            quantiles: their levels, in (0, 1).
+
+        Returns:
+            ``(n, Q)``, or ``(n, targets, Q)`` of several.
+
+        Raises:
+            ValueError: for levels outside (0, 1).
+        """
+        check_is_fitted(self)
+        run, levels = self.run_, np.asarray(quantiles, dtype=np.float64)
+        if levels.ndim != 1 or not ((levels > 0) & (levels < 1)).all():
+            raise ValueError(f"expected quantiles in (0, 1), such as [0.05, 0.5, 0.95], got {quantiles}")
+        parts = [predicted_quantiles(run, run.flow, context, levels.tolist()) for context in self._contexts(X)]
+        return self._shaped(np.concatenate(parts))
+
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> np.ndarray:
+        """The central interval that holds each target with this probability.
+
+        Args:
+            X: ``(n, columns)``.
+            coverage: in (0, 1).
+
+        Returns:
+            Lower and upper ends, ``(n, 2)``, or ``(n, targets, 2)`` of several.
+
+        Raises:
+            ValueError: for a coverage outside (0, 1).
+        """
+        return self.predict_quantiles(X, [(1 - coverage) / 2, (1 + coverage) / 2])
+
+    def sample(self, X: Any, n_samples: int = 1, random_state: int | np.random.RandomState | None = None) -> np.ndarray:
+        """Draw targets given each row; nothing is outside the range of the training.
+
+        Args:
+            X: ``(n, columns)``.
+            n_samples: how many for each row.
+            random_state: the same int draws the same targets.
+
+        Returns:
+            ``(n, n_samples)``, or ``(n, n_samples, targets)`` of several.
+
+        Raises:
+            ValueError: for a number below 1.
+        """
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"expected n_samples >= 1, got {n_samples}")
+        run, seed = self.run_, _seed(random_state)
+        draws, _ = run.draws(n_samples, {"given_from": self._source(X)})
+        places = [run.schema.names.index(name) for name in self.targets_]
+        parts = []
+        with fork_rng(run.device):
+            for draw in draws:
+                assert draw.context is not None
+                seed_noise(run.device, derive(seed, "sample", draw.key))
+                drawn = run.flow.sample((), draw.context.to(run.device)).cpu().numpy()
+                parts.append(run.schema.decode(drawn, draw.about)[:, places].astype(np.float64))
+        drawn = np.concatenate(parts).reshape(-1, n_samples, len(places))
+        return drawn[..., 0] if self._one else drawn
+
+    def _contexts(self, X: Any) -> Iterator[torch.Tensor]:
+        """The rows as the flow takes them, a batch at a time."""
+        draws, _ = self.run_.draws(1, {"given_from": self._source(X)})
+        for draw in draws:
+            assert draw.context is not None
+            yield draw.context.to(self.run_.device)
+
+    def _shaped(self, predicted: np.ndarray) -> np.ndarray:
+        """Predictions (n, targets, ...), without the targets' axis of one target."""
+        return predicted[:, 0] if self._one else predicted
+
+    def _targets(self) -> list[str]:
+        return [column.name for column in self.run_.schema.feature_columns]
+
+    def _columns(self) -> list[str]:
+        return [name for name in super()._columns() if name in self.run_.schema.context]
+
+    def _restore(self) -> None:
+        check_targets(self.run_)
+        super()._restore()
+        self.targets_ = self._targets()
+        self._one = len(self.targets_) == 1
+
+
+def _target_names(y: Any) -> list[str]:
+    """What a series or the columns of a frame are called; else y."""
+    if hasattr(y, "columns"):
+        return [str(name) for name in y.columns]
+    name = getattr(y, "name", None)
+    return [name if isinstance(name, str) else "y"]
 
 
 def _seed(random_state: int | np.random.RandomState | None) -> int:

@@ -54,7 +54,7 @@ def fitted(name: str, flow: Flow, x: Tensor, seed: int) -> Flow:
         standard.initialize(y)
         standard.initialized.fill_(True)
         base = FAMILIES[name](standard.inverse(y).double(), seed)
-        return Flow(base, [standard, *steps]).to(marker.device).eval()
+        return Flow(base, [standard, *steps], context_shape=flow.context_shape).to(marker.device).eval()
 
 
 def _gaussian(y: Tensor, seed: int) -> Base:

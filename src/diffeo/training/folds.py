@@ -31,7 +31,7 @@ from diffeo.training.parallel import World
 from diffeo.training.progress import Journal
 from diffeo.training.seeding import derive, seed_noise
 
-__all__ = ["FoldsResult", "assign_folds", "fit_folds", "out_of_fold", "stack"]
+__all__ = ["FoldsResult", "assign_folds", "fit_folds", "held_out_by", "out_of_fold", "stack"]
 
 FLOOR = 1e-4  # the least weight of the broad density: no row is less likely than under it by more than 9.2 nats
 NEGLIGIBLE = 1e-4  # the weight below which a density is left out of the stack
@@ -274,11 +274,20 @@ def out_of_fold(flow: Flow, fold: Tensor, score: Callable[[Flow, Tensor], Tensor
         score: of a density and the numbers of rows (m,) makes values (m,), such as log-likelihoods.
     """
     result = torch.empty(len(fold), dtype=torch.float64)
-    for k in fold.unique().tolist():
-        mine = (fold == k).nonzero()[:, 0]
-        density = flow.members[k] if k >= 0 and isinstance(flow, Mixture) else flow
+    for density, mine in held_out_by(flow, fold):
         result[mine] = score(density, mine).double().cpu()
     return result
+
+
+def held_out_by(flow: Flow, fold: Tensor) -> Iterator[tuple[Flow, Tensor]]:
+    """Yield densities, and the numbers (m,) of the rows that each has not been trained on: all rows, each once.
+
+    Args:
+        flow: as ``out_of_fold`` takes it.
+        fold: the fold that each row was in ``(n,)``, negative for a row that no part has seen.
+    """
+    for k in fold.unique().tolist():
+        yield flow.members[k] if k >= 0 and isinstance(flow, Mixture) else flow, (fold == k).nonzero()[:, 0]
 
 
 def _simple(flow: Flow, x: Tensor) -> list[str]:

@@ -70,6 +70,7 @@ class TableRun(OpenRun):
         "sample": ("given", "given_from", "guidance"),
         "check": ("missing",),
         "impute": (),
+        "predict": ("keep", "missing", *READING),
     }  # fmt: skip
 
     schema: Schema
