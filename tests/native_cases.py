@@ -5,6 +5,7 @@ partial.
 """
 
 import copy
+import math
 import struct
 from functools import partial
 from pathlib import Path
@@ -289,29 +290,32 @@ def wavenet_inversions(cases):
                 )  # fmt: skip
 
 
-def a_velocity(path, features, context, hidden=(), activation="silu"):
+def a_velocity(path, features, context, hidden=(), activation="silu", bound=None):
     """A velocity, and what the driver reads of it."""
     net = MLP(features, features, hidden, embedding_size(context), activation, True)
-    velocity = Velocity(net, (features,), PATHS[path], context)
+    velocity = Velocity(net, (features,), PATHS[path], context, bound=bound)
     randomise(velocity)
     for name in ("data_mean", "noise_mean"):
         getattr(velocity, name).normal_()
     for name in ("data_std", "noise_std"):
         getattr(velocity, name).uniform_(0.5, 2)
     spec = PATHS[path].spec
-    inputs = {"rates": torch.tensor([spec.low, spec.high]).double(), **dict(velocity.named_buffers())}
+    inputs = {
+        "rates": torch.tensor([spec.low, spec.high, bound or math.inf]).double(),
+        **dict(velocity.named_buffers()),
+    }
     return velocity, {key: each for key, each in inputs.items() if key == "rates" or key.endswith(("mean", "std"))}
 
 
 def solves(cases):
     for path in PATHS:
-        for features, context, hidden, activation, rows in [
-            (2, 0, (24, 24), "silu", 77),
-            (5, 3, (20, 20, 9), "tanh", 41),
-            (1, 0, (), "silu", 1),
-            (3, 2, (7,), "elu", 5),
+        for features, context, hidden, activation, rows, bound in [
+            (2, 0, (24, 24), "silu", 77, None),
+            (5, 3, (20, 20, 9), "tanh", 41, 0.5),
+            (1, 0, (), "silu", 1, 0.3),
+            (3, 2, (7,), "elu", 5, 1.0),
         ]:
-            velocity, inputs = a_velocity(path, features, context, hidden, activation)
+            velocity, inputs = a_velocity(path, features, context, hidden, activation, bound)
             z, contexts = torch.randn(rows, features), torch.randn(rows, context) if context else None
             z += z.sign()  # a state near zero would make the first step short
             field = velocity.field(rows, contexts)

@@ -12,7 +12,7 @@ import torch
 import diffeo
 from diffeo.cli import main
 
-TINY = ["--epochs", "1", "--hidden", "8", "--transforms", "1", "--no-figures"]
+TINY = ["--folds", "1", "--epochs", "1", "--hidden", "8", "--transforms", "1", "--no-figures"]
 
 
 def table(path, rows=60, columns=("a", "b", "k"), seed=0):

@@ -19,7 +19,7 @@ MODELS = {
     "flow_matching": {"hidden": [16, 16], "tolerance": 1e-4},
     "mixed": {"hidden": 32, "layers": 1, "orders": 2},
 }
-TINY = {"model": "nsf", "arguments": {"hidden": [8], "transforms": 1}, "epochs": 1, "figures": False}
+TINY = {"model": "nsf", "arguments": {"hidden": [8], "transforms": 1}, "epochs": 1, "folds": 1, "figures": False}
 CONTEXT = ["kind", "size", "code", "flag", "day", "when", "year", "same"]
 
 
@@ -94,7 +94,7 @@ def test_any_model_learns_what_categories_say(model, tmp_path):
     columns = ["x", "y"] if model == "realnvp" else ["x"]  # a coupling takes two
     frame = pd.DataFrame(generator.normal(size=(2000, len(columns))), columns=columns).assign(kind=kind)
     frame["x"] += np.where(kind == "a", 4.0, -4.0)
-    options = {"arguments": MODELS[model], "epochs": 12, "batch_size": 128, "figures": False}
+    options = {"arguments": MODELS[model], "epochs": 12, "batch_size": 128, "folds": 1, "figures": False}
     commands.fit(frame, tmp_path / "run", model=model, context=["kind"], **options)
     fine = np.linspace(-9, 9, 73)
     grid = np.stack(np.meshgrid(*[fine] * len(columns), indexing="ij"), axis=-1).reshape(-1, len(columns))
@@ -155,7 +155,7 @@ def test_a_run_goes_on_with_its_context(run, tmp_path):
 def test_a_mixed_table_has_a_context_beside_its_columns(tmp_path):
     frame = frame_of()
     frame.loc[::7, "x"] = np.nan
-    options = {"arguments": MODELS["mixed"], "epochs": 1, "figures": False}
+    options = {"arguments": MODELS["mixed"], "epochs": 1, "folds": 1, "figures": False}
     summary = commands.fit(frame, tmp_path / "run", context=["kind", "flag"], drop=["when", "day"], **options)
     assert summary["model"] == "mixed"
     commands.sample(tmp_path / "run", 20, tmp_path / "s.csv", given={"kind": "green", "flag": "false"})
@@ -209,7 +209,7 @@ def test_a_context_that_is_no_date_is_named_with_its_row(run, command, tmp_path)
 @pytest.mark.parametrize("command", ["score", "check", "sample"])
 @pytest.mark.parametrize("run_of", ["nsf", "mixed"])
 def test_rows_with_an_unknown_context_are_named(command, run_of, tmp_path):
-    options = {"arguments": MODELS[run_of] | ({"transforms": 1} if run_of == "nsf" else {}), "epochs": 1}
+    options = {"arguments": MODELS[run_of] | ({"transforms": 1} if run_of == "nsf" else {}), "epochs": 1, "folds": 1}
     small = frame_of()[["kind", "x", "y"]]
     commands.fit(small, tmp_path / "run", model=run_of, context=["kind"], figures=False, **options)
     call = {

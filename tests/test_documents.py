@@ -98,7 +98,7 @@ def test_a_map_that_is_added_fits_stores_loads_and_scores_from_the_command_line(
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    small = ["--hidden", "8", "--transforms", "2", "--epochs", "2", "--no-figures"]
+    small = ["--hidden", "8", "--transforms", "2", "--epochs", "2", "--folds", "1", "--no-figures"]
     run("fit", "data.csv", "--out", "run", "--set", f"univariate={name}", *small)
     recipe = json.loads((tmp_path / "run" / "model.json").read_text())["recipe"]
     assert recipe["arguments"]["univariate"] == {"name": name}

@@ -195,11 +195,11 @@ def teachers(tmp_path_factory):
     data = str(folder / "two.csv")
     pd.DataFrame({"x": x[:, 0], "y": x[:, 1], "label": label}).to_csv(data, index=False)
     argv = ["fit", data, "--model", "flow-matching", "--epochs", "3", "--hidden", "8", "--set", "tolerance=1e-3"]
-    argv += ["--batch-size", "64", "--no-figures"]
+    argv += ["--batch-size", "64", "--no-figures", "--folds", "1"]
     assert main([*argv, "--out", str(folder / "plain"), "--drop", "label"]) == 0
     options = ["--context", "label", "--set", "dropout=0.2", "--set", "path=cosine", "--set", "coupling=optimal"]
     assert main([*argv, "--out", str(folder / "given"), *options]) == 0
-    maf = ["--model", "maf", "--epochs", "1", "--hidden", "8", "--no-figures", "--drop", "label"]
+    maf = ["--model", "maf", "--epochs", "1", "--hidden", "8", "--folds", "1", "--no-figures", "--drop", "label"]
     assert main(["fit", data, *maf, "--out", str(folder / "maf")]) == 0
 
     pixels = generator.integers(0, 17, (80, 6, 5)).astype(np.uint8)

@@ -421,7 +421,7 @@ def run(tmp_path_factory):
     x, label = two_moons(300)
     table = folder / "moons.csv"
     np.savetxt(table, np.column_stack([x, label]), delimiter=",", header="x,y,label", comments="")
-    argv = ["fit", str(table), "--model", "flow-matching", "--epochs", "2", "--hidden", "8"]
+    argv = ["fit", str(table), "--model", "flow-matching", "--epochs", "2", "--hidden", "8", "--folds", "1"]
     argv += ["--set", "solver=euler", "--set", "steps=32"]
     conditional = ["--context", "label", "--set", "dropout=0.2", "--set", "coupling=optimal", "--no-figures"]
     assert main([*argv, "--out", str(folder / "given"), *conditional]) == 0

@@ -13,11 +13,11 @@ from diffeo.data import open_images
 from diffeo.errors import UserError
 from diffeo.modalities.images.dataset import hold_out
 from diffeo.modalities.tables import rows as rows_module
-from diffeo.modalities.tables import run as run_module
 from diffeo.training.batches import split
 from diffeo.training.splitting import held_out_of_block, split_evenly, split_rows
 
-SMALL = {"epochs": 3, "arguments": {"hidden": [16], "transforms": 1}, "figures": False}
+SMALL = {"folds": 1, "epochs": 3, "arguments": {"hidden": [16], "transforms": 1}, "figures": False}
+PICTURES = {name: value for name, value in SMALL.items() if name != "folds"}
 TEST = "test rows, held out of training and of early stopping"
 
 
@@ -125,6 +125,7 @@ def test_check_takes_the_test_rows(tmp_path, capsys):
     assert commands.info(tmp_path / "fast")["metrics"]["distillation"]["real_rows"]["which"] == TEST
     np.save(tmp_path / "x.npy", x)
     argv = ["fit", tmp_path / "x.npy", "--out", tmp_path / "other", "--test", "0.2", "--epochs", "1", "--no-figures"]
+    argv += ["--folds", "1"]
     assert main([str(word) for word in argv]) == 0
     assert "1,080 for training, 120 for validation, 300 for the test" in capsys.readouterr().out
     assert main(["check", str(tmp_path / "other"), str(tmp_path / "x.npy")]) == 0
@@ -144,12 +145,12 @@ def test_test_rows_are_taken_however_few_they_are(tmp_path):
 def test_nothing_is_trustworthy_in_sample(tmp_path, monkeypatch):
     """The same model, rows of the same distribution: it depends on whether it was trained on them."""
     x = correlated(600)
-    commands.fit(x, tmp_path / "run", epochs=30, arguments=SMALL["arguments"], figures=False)
+    commands.fit(x, tmp_path / "run", **{**SMALL, "epochs": 30})
     report = commands.check(tmp_path / "run", x)
     assert (report["which"], report["rows"], report["in_sample"]) == ("the rows of training", 600, True)
     assert report["verdict"] == IN_SAMPLE
     assert commands.check(tmp_path / "run", correlated(600, seed=1))["verdict"] == "trustworthy"
-    monkeypatch.setattr(run_module, "LARGE", 0)  # too many to compare, but as many
+    monkeypatch.setattr(rows_module, "LARGE", 0)  # too many to be read, but not to be known
     report = commands.check(tmp_path / "run", x)
     assert (report["in_sample"], report["verdict"]) == (True, IN_SAMPLE)
 
@@ -157,7 +158,7 @@ def test_nothing_is_trustworthy_in_sample(tmp_path, monkeypatch):
 def test_what_is_bad_in_sample_stays_bad(tmp_path):
     x = correlated(600)
     x[:300] += 40.0
-    commands.fit(x, tmp_path / "run", model="nice", epochs=1, arguments=SMALL["arguments"], figures=False)
+    commands.fit(x, tmp_path / "run", model="nice", **{**SMALL, "epochs": 1})
     report = commands.check(tmp_path / "run", x)
     assert (report["in_sample"], report["verdict"]) == (True, "not trustworthy")
     assert report["reasons"]
@@ -165,7 +166,7 @@ def test_what_is_bad_in_sample_stays_bad(tmp_path):
 
 def test_images(tmp_path):
     x = pictures()
-    commands.fit(x, tmp_path / "run", model="nice", test=0.2, **SMALL)
+    commands.fit(x, tmp_path / "run", model="nice", test=0.2, **PICTURES)
     assert commands.info(tmp_path / "run")["metrics"]["rows"] == {"train": 216, "validation": 24, "test": 60}
     report = commands.check(tmp_path / "run", x)
     assert (report["which"], report["rows"]) == ("test images, held out of training and of early stopping", 60)
@@ -175,10 +176,10 @@ def test_images(tmp_path):
 
 def test_images_with_a_test_part_are_judged_by_it(tmp_path):
     np.savez(tmp_path / "x.npz", x=pictures(), x_test=pictures(40))
-    commands.fit(tmp_path / "x.npz", tmp_path / "run", model="nice", **SMALL)
+    commands.fit(tmp_path / "x.npz", tmp_path / "run", model="nice", **PICTURES)
     assert commands.check(tmp_path / "run", tmp_path / "x.npz")["rows"] == 40
     with pytest.raises(UserError, match="has test images of its own; leave --test out"):
-        commands.fit(tmp_path / "x.npz", tmp_path / "other", model="nice", test=0.1, **SMALL)
+        commands.fit(tmp_path / "x.npz", tmp_path / "other", model="nice", test=0.1, **PICTURES)
 
 
 @pytest.mark.parametrize("test", [0.0, 1.0, -0.1, 1.5])

@@ -241,15 +241,20 @@ def test_network_has_second_derivatives(plain):
 @needs_compiler
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    ("features", "context", "droppable", "withheld", "rows"),
-    [(2, 0, False, False, 50), (5, 3, True, True, 77), (1, 2, True, False, 3), (9, 1, False, False, 1)],
+    ("features", "context", "droppable", "withheld", "rows", "bound"),
+    [
+        (2, 0, False, False, 50, None),
+        (5, 3, True, True, 77, 0.5),
+        (1, 2, True, False, 3, 0.3),
+        (9, 1, False, False, 1, None),
+    ],
 )
 def test_the_squared_error_of_a_velocity_is_its_distance_from_the_path_s(
-    monkeypatch, path, features, context, droppable, withheld, rows
+    monkeypatch, path, features, context, droppable, withheld, rows, bound
 ):
     velocity = Velocity(
         MLP(features, features, (16, 16), embedding_size(context, droppable), "silu", True),
-        (features,), PATHS[path], context, droppable,
+        (features,), PATHS[path], context, droppable, bound,
     )  # fmt: skip
     randomise(velocity)
     velocity.initialize(2 * torch.randn(20, features) - 1, 0.5 * torch.randn(20, features) + 3)

@@ -318,7 +318,19 @@ def run(tmp_path_factory):
     frame["count"] = frame["count"].astype("Int64")
     frame["day"] = [f"2024-{i % 12 + 1:02}-{i % 28 + 1:02}" for i in range(len(frame))]
     frame.to_csv(folder / "a.csv", index=False)
-    argv = ["--set", "layers=1", "--set", "orders=2", "--set", "hidden=32", "--epochs", "3", "--no-figures"]
+    argv = [
+        "--set",
+        "layers=1",
+        "--set",
+        "orders=2",
+        "--set",
+        "hidden=32",
+        "--epochs",
+        "3",
+        "--folds",
+        "1",
+        "--no-figures",
+    ]
     assert main(["fit", str(folder / "a.csv"), "--out", str(folder / "run"), *argv]) == 0
     return folder
 
@@ -385,7 +397,13 @@ def test_gaps_that_training_did_not_see_are_checked_cell_by_cell(tmp_path):
     """A mixed density of complete numbers says nothing of a missing cell, but all of the others in its row."""
     x = np.random.default_rng(0).normal(size=(300, 2)).round(3)
     commands.fit(
-        x, tmp_path / "run", model="mixed", epochs=1, figures=False, arguments={"hidden": 16, "layers": 1, "orders": 1}
+        x,
+        tmp_path / "run",
+        model="mixed",
+        epochs=1,
+        folds=1,
+        figures=False,
+        arguments={"hidden": 16, "layers": 1, "orders": 1},
     )
     frame = np.append(x[:50], np.stack([np.full(50, np.nan), x[:50, 1]], 1), axis=0)
     report = commands.check(tmp_path / "run", frame)

@@ -15,7 +15,7 @@ from diffeo.errors import UserError
 from test_tables import written
 
 N = 240
-TINY = {"arguments": {"hidden": 32, "orders": 1}, "epochs": 3, "figures": False}
+TINY = {"arguments": {"hidden": 32, "orders": 1}, "epochs": 3, "folds": 1, "figures": False}
 
 
 def frame_of(n=N, seed=0):
@@ -62,7 +62,7 @@ def read(path):
 def test_the_default_of_a_mixed_table_and_of_a_complete_one(run, tmp_path):
     assert json.loads((run / "model.json").read_text())["recipe"]["name"] == "mixed"
     complete = pd.DataFrame(np.random.default_rng(0).normal(size=(100, 2)), columns=["a", "b"])
-    small = {"arguments": {"hidden": [8], "transforms": 1}, "epochs": 1, "figures": False}
+    small = {"arguments": {"hidden": [8], "transforms": 1}, "epochs": 1, "folds": 1, "figures": False}
     assert commands.fit(complete, tmp_path / "run", **small)["model"] == "nsf"
 
 
@@ -210,7 +210,7 @@ def test_kinds_and_readings_that_are_asked_for(tmp_path):
     )
     path = written(tmp_path / "a.csv", "code;n;x;d;t\n" + rows)
     words = ["--categorical", "code", "--integer", "n", "--continuous", "x", "--date", "d", "--na=-"]
-    words += ["--sep", ";", "--decimal", ",", "--set", "hidden=16", "--epochs", "1", "--no-figures"]
+    words += ["--sep", ";", "--decimal", ",", "--set", "hidden=16", "--epochs", "1", "--folds", "1", "--no-figures"]
     assert main(["fit", str(path), "--out", str(tmp_path / "run"), *words]) == 0
     columns = {
         each["name"]: each for each in json.loads((tmp_path / "run/model.json").read_text())["schema"]["columns"]

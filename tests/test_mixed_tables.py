@@ -781,7 +781,7 @@ def test_notes(everything):
 def test_a_run_of_numbers_carries_identifiers_and_refuses_the_rest(tmp_path, generator, capsys):
     rows = [f"u{i},{2**60 + i},{generator.normal():.4f},{generator.normal():.4f}" for i in range(60)]
     path = written(tmp_path / "a.csv", "id,big,x,y\n" + "\n".join(rows))
-    options = ["--epochs", "1", "--hidden", "8", "--transforms", "1", "--no-figures"]
+    options = ["--epochs", "1", "--folds", "1", "--hidden", "8", "--transforms", "1", "--no-figures"]
     assert main(["fit", str(path), "--out", str(tmp_path / "run"), *options]) == 0
     assert "set aside as identifiers (else --categorical): 'id', 'big'" in capsys.readouterr().err
     out = tmp_path / "scores.csv"

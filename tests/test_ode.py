@@ -18,7 +18,7 @@ from diffeo.nets.trace import estimated_trace, exact_trace
 from diffeo.nets.unet import UNet
 from diffeo.nets.velocity import embedding_size
 from diffeo.objectives.paths import PATHS
-from diffeo.ops.reference.network import derivative
+from diffeo.ops.reference.network import derivative, soft_bound
 from diffeo.ops.reference.solvers import FIXED
 from diffeo.transforms import ODE
 from diffeo.transforms.ode import watched_solves
@@ -168,20 +168,27 @@ def test_slopes_of_activations(name):
 
 @pytest.mark.parametrize("context", [0, 3])
 @pytest.mark.parametrize("hidden", [(), (7,), (8, 8), (8, 8, 5)], ids=str)
-def test_traces_of_perceptrons(hidden, context):
+@pytest.mark.parametrize("bound", [None, 0.7])
+def test_traces_of_perceptrons(hidden, context, bound):
     net = MLP(4, 4, hidden, context, "silu", residual=True).double()
     randomise(net, 1.0)
+
+    def bounded(x, contexts):
+        return net(x, contexts) if bound is None else soft_bound(net(x, contexts), bound)
+
     x = torch.randn(3, 5, 4, dtype=torch.float64)
     contexts = torch.randn(3, 5, context, dtype=torch.float64) if context else None
-    y, trace = net.with_trace(x, contexts)
-    assert torch.allclose(y, net(x, contexts))
+    y, trace = net.with_trace(x, contexts, bound)
+    assert torch.allclose(y, bounded(x, contexts))
     with torch.no_grad():
-        assert torch.allclose(net.with_trace(x, contexts)[1], trace)
+        assert torch.allclose(net.with_trace(x, contexts, bound)[1], trace)
     rows = None if contexts is None else contexts.flatten(0, 1)
-    other = exact_trace(lambda x: net(x, rows), x.flatten(0, 1))
+    other = exact_trace(lambda x: bounded(x, rows), x.flatten(0, 1))
     assert torch.allclose(other[0], y.flatten(0, 1))
     assert torch.allclose(other[1], trace.flatten())
-    full = torch.autograd.functional.jacobian(lambda x: net(x, None if contexts is None else contexts[1, 2]), x[1, 2])
+    full = torch.autograd.functional.jacobian(
+        lambda x: bounded(x, None if contexts is None else contexts[1, 2]), x[1, 2]
+    )
     assert torch.allclose(full.trace(), trace[1, 2])
 
 
@@ -189,17 +196,17 @@ def test_traces_are_split_where_they_are_large(monkeypatch):
     net = MLP(6, 6, (9, 9), 0, "silu", residual=True).double()
     randomise(net, 1.0)
     x = torch.randn(10, 6, dtype=torch.float64)
-    whole, generic = net.with_trace(x)[1], exact_trace(net, x)[1]
+    whole, generic = net.with_trace(x, bound=0.7)[1], exact_trace(net, x)[1]
     monkeypatch.setattr("diffeo.nets.mlp._TANGENTS", 200)
     monkeypatch.setattr("diffeo.nets.trace._ELEMENTS", 120)
-    assert torch.allclose(net.with_trace(x)[1], whole)
+    assert torch.allclose(net.with_trace(x, bound=0.7)[1], whole)
     assert torch.allclose(exact_trace(net, x)[1], generic)
 
 
 def test_traces_of_image_networks_are_exact():
     net = UNet(2, (4, 6), embedding_size(0)).double()
     randomise(net, 1.0)
-    field = Velocity(net, (2, 4, 3), PATHS["linear"]).double()
+    field = Velocity(net, (2, 4, 3), PATHS["linear"], bound=0.7).double()
     x, t = torch.randn(2, 2, 4, 3, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
     v, divergence = field.with_divergence(x, t)
     assert v.shape == x.shape
@@ -263,6 +270,55 @@ def test_the_gaussian_start_is_exact_for_gaussian_data(path):
     assert torch.allclose(flow.log_prob(x), truth, atol=1e-6)
 
 
+FAR = torch.tensor([[45.0, 0.0, 0.0], [-300.0, 2.0, 0.5], [1.0, -60.0, 1e4], [0.3, -0.2, 1.0]])
+
+
+def pushing(bound, strength=200.0):
+    """A velocity of three columns, whose network's outputs are far larger than anything that the data ask for."""
+    field = velocity(3, hidden=(8,), bound=bound)
+    with torch.no_grad():
+        field.data_mean.copy_(torch.tensor([1.0, -2.0, 0.5]))
+        field.data_std.copy_(torch.tensor([0.3, 1.0, 4.0]))
+        for parameter in field.net.layers[-1].parameters():
+            parameter.mul_(strength)
+    return field
+
+
+def test_the_noise_of_points_far_from_the_data_is_near_that_of_the_gaussian():
+    field = pushing(2.0)
+    x = field.data_mean + field.data_std * FAR
+    with torch.no_grad():
+        z, log_det = ODE(field, (3,)).inverse_and_log_det(x)
+        loose = ODE(pushing(None), (3,)).inverse(x)
+    assert torch.isfinite(log_det).all()
+    assert ((z - FAR).abs() <= 2.0 + 1e-4 + 1e-6 * FAR.abs()).all()  # what the solver may miss by
+    assert (z - FAR).abs().max() > 1.0, "the correction is large"
+    assert (loose - FAR).abs().max() > 4.0, "without a bound it would be larger yet"
+
+
+def test_far_from_the_data_log_dets_are_exact_and_trajectories_return():
+    ode = ODE(pushing(2.0, 5.0), (3,), rtol=1e-7, atol=1e-7)
+    x = ode.velocity.data_mean + ode.velocity.data_std * FAR
+    with torch.no_grad():
+        z, log_det = ode.inverse_and_log_det(x)
+        assert torch.allclose(ode.forward(z), x, rtol=1e-5, atol=1e-4)
+    jacobian = torch.autograd.functional.jacobian(lambda x: ode.inverse(x).sum(0), x).transpose(0, 1)
+    assert torch.allclose(torch.linalg.slogdet(jacobian).logabsdet, log_det, atol=1e-4)
+    assert (log_det + ode.velocity.data_std.log().sum()).abs().max() > 0.05, "the correction has a part in it"
+
+
+def test_gradients_of_bounded_corrections():
+    field, t = pushing(2.0, 5.0), torch.tensor([0.1, 0.4, 0.7, 1.0], dtype=torch.float64)
+    x = (field.data_mean + field.data_std * FAR).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: field.with_divergence(x, t), x, atol=1e-4)
+    _, divergence = field.with_divergence(x, t)
+    gradients = torch.autograd.grad(divergence.sum(), list(field.net.parameters()), allow_unused=True)
+    assert all(torch.isfinite(each).all() for each in gradients if each is not None)
+    for bound in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="expected a bound above 0, or None"):
+            velocity(bound=bound)
+
+
 def test_trajectories_pass_through_the_solution():
     ode = ODE(velocity(2), (2,), rtol=1e-9, atol=1e-9)
     z = torch.randn(4, 2, dtype=torch.float64)
@@ -300,20 +356,20 @@ def known(path="linear", features=3, context=0, hidden=(16, 16), activation="sil
 @pytest.mark.parametrize("direction", [(0.0, 1.0), (0.95, 0.0), (0.2, 0.7)])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    ("features", "context", "hidden", "activation"),
+    ("features", "context", "hidden", "activation", "bound"),
     [
-        (2, 0, (24, 24, 24), "silu"),
-        (5, 3, (20, 20, 9), "silu"),
-        (9, 1, (8, 30), "tanh"),
-        (1, 0, (), "silu"),
-        (3, 2, (7,), "elu"),
+        (2, 0, (24, 24, 24), "silu", 0.5),
+        (5, 3, (20, 20, 9), "silu", None),
+        (9, 1, (8, 30), "tanh", 2.0),
+        (1, 0, (), "silu", 0.3),
+        (3, 2, (7,), "elu", None),
     ],
     ids=str,
 )
-def test_solves_in_one_call_equal_the_reference(plain, path, direction, features, context, hidden, activation):
+def test_solves_in_one_call_equal_the_reference(plain, path, direction, features, context, hidden, activation, bound):
     if path == "vp":  # whose velocity has a pole at the data
         direction = tuple(min(t, 0.9) for t in direction)
-    field = known(path, features, context, hidden, activation, droppable=bool(context))
+    field = known(path, features, context, hidden, activation, droppable=bool(context), bound=bound)
     z = torch.randn(70, features)
     z += z.sign()  # a state near zero would make the first step short
     contexts = torch.randn(70, context) if context else None

@@ -25,9 +25,15 @@ import os
 rank = int(os.environ.get("RANK", "0"))
 x = torch.randn(501, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3.0, 0.1]) + 1
 x[37:40] = torch.nan
-torch.manual_seed(0)
-layers = [Autoregressive(Affine(3.0), MADE(3, 2, (16,))), ActNorm(3), Autoregressive(Affine(3.0), MADE(3, 2, (16,)))]
-flow = Flow(StandardNormal(3), Chain(layers))
+
+
+def new_flow():
+    torch.manual_seed(0)
+    maps = [Autoregressive(Affine(3.0), MADE(3, 2, (16,))) for _ in range(2)]
+    return Flow(StandardNormal(3), Chain([maps[0], ActNorm(3), maps[1]]))
+
+
+flow, weighted = new_flow(), new_flow()
 torch.manual_seed(rank)
 options = dict(epochs=4, batch_size=51, lr=5e-3, validation=0.2, checkpoint_every=0)
 out = sys.argv[1]
@@ -35,9 +41,13 @@ result = fit(MaximumLikelihood(flow), x, out=out + "/run", **options)
 again = fit(MaximumLikelihood(flow), x, out=out + "/run", resume=True, **options)
 timeless = ("epoch", "step", "loss", "val_loss", "skipped")
 assert [[e[k] for k in timeless] for e in again.history] == [[e[k] for k in timeless] for e in result.history]
+weights = torch.rand(501, generator=torch.Generator().manual_seed(1)).square()
+counted = fit(MaximumLikelihood(weighted), x, weights=weights, **options)
 if rank == 0:
-    numbers = [[e["loss"], e["val_loss"], e["val_stderr"], e["skipped"]] for e in result.history]
-    save_file({**flow.state_dict(), "history": torch.tensor(numbers)}, out + "/result.safetensors")
+    names = ("loss", "val_loss", "val_stderr", "skipped")
+    numbers = [[[entry[name] for name in names] for entry in each.history] for each in (result, counted)]
+    both = {**flow.state_dict(), **{"weighted." + name: tensor for name, tensor in weighted.state_dict().items()}}
+    save_file({**both, "history": torch.tensor(numbers)}, out + "/result.safetensors")
 else:
     save_file(flow.state_dict(), out + f"/rank{rank}.safetensors")
 """
@@ -75,7 +85,8 @@ def test_two_processes_give_the_weights_of_one(results):
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         assert torch.allclose(tensor.double(), two[name].double(), atol=1e-5, rtol=1e-5), name
-    assert one["history"][-1, 3] >= 3  # the bad batches were skipped by both
+    assert (one["history"][:, -1, 3] >= 3).all()  # the bad batches were skipped by both
+    assert not torch.allclose(*one["history"][:, -1, 1], atol=1e-2)  # rows that count alike, and rows with weights
 
 
 def test_the_processes_agree_to_the_bit(results):

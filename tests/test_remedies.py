@@ -23,8 +23,8 @@ OPTIONS = {
 }
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 OF_TRAINING = re.compile(r"\btrain(?:ed)? (?:it )?with(?:out)? [^;]*|as diffeo fit makes with --out")
-TINY = {"epochs": 1, "arguments": {"hidden": [8], "transforms": 1}, "figures": False}
-MIXED = {"epochs": 1, "model": "mixed", "arguments": {"hidden": 8, "layers": 1, "orders": 2}, "figures": False}
+TINY = {"epochs": 1, "folds": 1, "arguments": {"hidden": [8], "transforms": 1}, "figures": False}
+MIXED = {**TINY, "model": "mixed", "arguments": {"hidden": 8, "layers": 1, "orders": 2}}
 ROWS = 120
 
 
@@ -77,8 +77,9 @@ def words_of(command, run, data, out):
     """The command line of a command that reads a table."""
     fast = ["--epochs", "1", "--student", "realnvp", "--no-figures", "--set", "transforms=1", "--set", "hidden=[8]"]
     return {
-        "fit": [data, "--out", out, "--model", "maf", "--epochs", "1", "--no-figures", "--hidden", "8"],
+        "fit": [data, "--out", out, "--model", "maf", "--epochs", "1", "--folds", "1", "--no-figures", "--hidden", "8"],
         "score": [run, data, "--out", f"{out}.csv", "--keep", "b"],
+        "anomalies": [run, data, "--out", f"{out}.csv", "--keep", "b"],
         "sample": [run, "--given-file", data, "--out", f"{out}.csv"],
         "impute": [run, data, "--out", f"{out}.csv"],
         "check": [run, data],
@@ -86,7 +87,7 @@ def words_of(command, run, data, out):
     }[command]
 
 
-@pytest.mark.parametrize("command", ["fit", "score", "sample", "impute", "check", "distill"])
+@pytest.mark.parametrize("command", ["fit", "score", "anomalies", "sample", "impute", "check", "distill"])
 def test_messages_recommend_options_that_the_command_has(runs, command, tmp_path, capsys, monkeypatch):
     def enough(*_):
         raise UserError("nothing is wrong with this table")
@@ -117,6 +118,7 @@ def test_messages_recommend_options_that_the_command_has(runs, command, tmp_path
     expected = {
         "fit": {"--drop", "--drop-missing", "--decimal", "--na", "--categorical"},
         "score": {"--drop", "--drop-missing", "--decimal"},
+        "anomalies": {"--drop-missing", "--decimal"},
         "check": {"--drop-missing"},
         "distill": {"--drop-missing"},
     }

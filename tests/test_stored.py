@@ -20,6 +20,11 @@ def test_runs_of_earlier_versions_score_as_they_did(name, tmp_path):
     assert scores[: len(EXPECTED[name])] == pytest.approx(EXPECTED[name], rel=1e-5)  # processors round differently
 
 
+def test_the_corrections_of_earlier_continuous_flows_have_no_bound():
+    assert diffeo.load(STORED / "flow_matching").ode.velocity.bound is None
+    assert diffeo.flow_matching(3).ode.velocity.bound
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_they_can_be_stored_again(name, tmp_path):
     flow = diffeo.load(STORED / name)

@@ -162,8 +162,8 @@ class Mixture(Flow):
             ValueError: for members of one order, or a wrong shape.
         """
         expects = self._stacked(lambda member: member.log_prob_of(x, known, context))
-        given = torch.stack([member.log_prob_given(x, known, context) for member in self.members], -1)
-        return torch.logsumexp(expects + given, -1) - torch.logsumexp(expects, -1)
+        conditional = torch.stack([member.log_prob_given(x, known, context) for member in self.members], -1)
+        return torch.logsumexp(expects + conditional, -1) - torch.logsumexp(expects, -1)
 
     def log_prob_of(self, x: Tensor, wanted: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density of the wanted elements alone; see ``Flow.log_prob_of``.
@@ -204,8 +204,8 @@ class Mixture(Flow):
             which = torch.multinomial(shares, 1)[:, 0] if len(rows) else shares.new_zeros(0, dtype=torch.long)
 
             def drawn(member: Flow, chosen: Tensor) -> Tensor:
-                given = None if contexts is None else contexts[chosen]
-                return member.complete(rows[chosen], masks[chosen], given, gaps)
+                theirs = None if contexts is None else contexts[chosen]
+                return member.complete(rows[chosen], masks[chosen], theirs, gaps)
 
             return self._gathered(which, drawn).reshape(*batch, *self.event_shape)
 

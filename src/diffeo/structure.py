@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from diffeo.objectives.paths import PATHS, Path
 from diffeo.recipes import build
 from diffeo.transforms.univariate import UNIVARIATES, MixtureOfLogistics, Univariate, as_univariate, describe
 
-__all__ = ["described", "rebuilt", "recipes_of"]
+__all__ = ["described", "rebuilt"]
 
 LARGEST = 100_000  # numbers in a tensor among the arguments: a mask or an order, not weights
 
@@ -87,22 +87,6 @@ def rebuilt(structure: Mapping[str, Any]) -> Flow:
         return Flow(base, transform, structure["event_shape"], structure["context_shape"], context)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"expected the structure of a flow, got a damaged one: {error}") from error
-
-
-def recipes_of(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the recipes that a stored model is mixed from, in the order of its members; none if it is no mixture.
-
-    Args:
-        recipe: what ``model.json`` says.
-    """
-
-    def found(structure: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        for member in structure.get("members", ()):
-            if "recipe" in member:
-                yield member["recipe"]
-            yield from found(member)
-
-    return list(found(recipe["arguments"]))
 
 
 def _describe(value: Any, where: str) -> Any:

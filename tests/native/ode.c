@@ -6,9 +6,9 @@
 
 static Field case_field(const Network *net) {
     const long *shape = longs("field"); /* size, context, frequencies, path */
-    const double *rates = doubles("rates");
+    const double *rates = doubles("rates"); /* low, high, bound */
     return (Field){net, floats("data_mean"), floats("noise_mean"), floats("data_std"), floats("noise_std"),
-                   floats("context"), shape[0], shape[1], shape[2], (int)shape[3], rates[0], rates[1]};
+                   floats("context"), shape[0], shape[1], shape[2], (int)shape[3], rates[0], rates[1], rates[2]};
 }
 
 void run_ode(void) {

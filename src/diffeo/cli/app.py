@@ -137,6 +137,9 @@ def fit(
     integer: Annotated[list[str] | None, Option(help="Columns of whole numbers.", metavar="COLS")] = None,
     continuous: Annotated[list[str] | None, Option(help="Columns with a smooth density.", metavar="COLS")] = None,
     dates: Annotated[list[str] | None, Option("--date", help="Columns of dates or times.", metavar="COLS")] = None,
+    weights: Annotated[
+        str | None, Option(help="The column that says how much each row counts; not modelled.", metavar="COL")
+    ] = None,
     na: Na = None,
     sep: Sep = None,
     decimal: Decimal = None,
@@ -215,6 +218,35 @@ def score(
     The result has the columns 'row', the number of the row in the table from 1, and 'log_likelihood', in nats and in
     the units of the table; images and recordings have their number or file instead. Rows with a value that the model
     rules out (a level never seen, a fraction in a column of whole numbers) get -inf.
+    """
+
+
+@_command(counts="scored")
+def anomalies(
+    run: Run,
+    source: Data,
+    out: Out = None,
+    alpha: Annotated[float, Option(help="The p-value up to which a row is flagged.")] = 0.01,
+    plot: Annotated[
+        Path | None, Option(help="A picture of the likelihoods and of the worst rows.", metavar="FILE.png")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, Option(help="Columns to pass through, an identifier say.", metavar="COLS")
+    ] = None,
+    missing: Missing = False,
+    na: Na = None,
+    sep: Sep = None,
+    decimal: Decimal = None,
+    force: Force = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Find the rows of a table that are unlike those of the training.
+
+    The result has, the worst row first, 'log_likelihood', 'p_value' (how rare such a likelihood is among rows that were
+    held out), 'anomaly' (whether that is at most --alpha: of ordinary rows a share of --alpha is), and for the worst
+    rows what each column adds, in nats above what is usual ('share_' and its name), and the 'column' that adds most.
     """
 
 
@@ -413,4 +445,4 @@ def check(
     """
 
 
-COMMANDS = (fit, score, sample, predict, impute, inpaint, distill, info, check)
+COMMANDS = (fit, score, anomalies, sample, predict, impute, inpaint, distill, info, check)

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["check", "distill", "fit", "info", "inpaint", "machine", "predict", "sample", "score"]
+__all__ = ["anomalies", "check", "distill", "fit", "info", "inpaint", "machine", "predict", "sample", "score"]
 
 SHOWN = 40  # columns listed by info
 WIDE = 50  # letters of what is listed of one
@@ -80,8 +80,9 @@ def _figures(summary: Mapping[str, Any]) -> tuple[str, str]:
 def _likelihoods(metrics: Mapping[str, Any]) -> Rows:
     parts = {"out_of_fold": "held out", "validation": "validation", "train": "training", "test": "test"}
     rows = metrics.get("rows", {})
+    weighted = _if(metrics.get("weighted_by"), ", weighted by {!r}")
     return [
-        (text, _likelihood(metrics[name]) + _used(metrics[name].get("rows"), rows.get(name)))
+        (text, _likelihood(metrics[name]) + _used(metrics[name].get("rows"), rows.get(name)) + weighted)
         for name, text in parts.items()
         if name in metrics
     ]
@@ -106,7 +107,6 @@ def _likelihood(part: Mapping[str, Any]) -> str:
 
 def score(summary: Mapping[str, Any]) -> str:
     """Describe a scoring."""
-    blame = _counts(summary.get("impossible_by_column", {}))
     bits = {"bits_per_dim": ("bits/dim", ""), "bits_per_sample": ("bits/sample", " of the 16-bit values")}
     return _page(
         _pace(summary),
@@ -119,15 +119,63 @@ def score(summary: Mapping[str, Any]) -> str:
             ("mean", f"{_pair(summary)} nats per {summary['unit']}"),
             ("seen", _seen(summary)),
             ("lowest", _number(summary["min"])),
-            ("-inf", f"{summary['impossible']:,} impossible rows; columns: {blame}" * (summary["impossible"] > 0)),
-            ("unseen", _counts(summary.get("unseen_by_column", {}))),
-            ("left out", _if(summary.get("dropped"), "{:,} rows with missing values")),
-            ("ignored", _listed(summary.get("ignored_columns", ()))),
-            ("skipped", ", ".join(summary.get("skipped", ()))),
-            ("notes", "; ".join(summary.get("notes", ()))),
-            ("solver", _solver(summary["solver"]) if "solver" in summary else ""),
+            *_read(summary),
         ],
     )
+
+
+def _read(summary: Mapping[str, Any]) -> Rows:
+    """What is to be said of the data that were scored."""
+    blame = _counts(summary.get("impossible_by_column", {}))
+    return [
+        ("-inf", f"{summary['impossible']:,} impossible rows; columns: {blame}" * (summary["impossible"] > 0)),
+        ("unseen", _counts(summary.get("unseen_by_column", {}))),
+        ("left out", _if(summary.get("dropped"), "{:,} rows with missing values")),
+        ("ignored", _listed(summary.get("ignored_columns", ()))),
+        ("skipped", ", ".join(summary.get("skipped", ()))),
+        ("notes", "; ".join(summary.get("notes", ()))),
+        ("solver", _solver(summary["solver"]) if "solver" in summary else ""),
+    ]
+
+
+def anomalies(summary: Mapping[str, Any]) -> str:
+    """Describe a search for anomalies."""
+    held_out, alpha, shares = summary["held_out"], summary["alpha"], summary["explained"]
+    folds = f" of {summary['folds']} folds" if summary["folds"] > 1 else ""
+    few = ""
+    if summary["least_p_value"] > alpha:
+        few = f"; no row can be: no p-value is below {summary['least_p_value']:.2g}, so give a larger --alpha"
+    worst = (
+        (
+            f"{row['row']:,}",
+            f"{row['p_value']:.3g}",
+            _number(row["log_likelihood"]),
+            _most(row["shares"], row["column"]),
+        )
+        for row in summary["worst"]
+    )
+    return _page(
+        _pace(summary),
+        [
+            (
+                "flagged",
+                f"{summary['flagged']:,} ({summary['flagged'] / summary['rows']:.2%}), p at most {alpha:g}{few}",
+            ),
+            ("held out", f"{_many(held_out, 'row')}{folds} to compare with"),
+            ("columns", _counts(summary["flagged_by_column"])),
+            ("shares", _if(shares < summary["rows"] and shares, "of the worst {:,} rows")),
+            ("seen", _seen(summary)),
+            *_read(summary),
+            ("plot", summary["plot"] or ""),
+        ],
+        *_below(("row", "p", "log-likelihood", "nats above what is usual"), worst),
+    )
+
+
+def _most(shares: Mapping[str, float], column: str) -> str:
+    """The columns with the largest shares; of a constant that has another value its name alone."""
+    parts = [f"{name} {_number(share)}" for name, share in [*shares.items()][:4] if share > 0]
+    return ", ".join(parts if column in shares else [column, *parts])
 
 
 def _seen(summary: Mapping[str, Any]) -> str:
@@ -318,7 +366,9 @@ def info(summary: Mapping[str, Any]) -> str:
             ("fast", " and ".join(summary["fast"]) or "neither log_prob nor sample"),
             *_likelihoods(metrics),
             ("trained", _trained(metrics) if "epochs" in metrics else "not to the end"),
+            ("stack", _stack(metrics.get("weights", {}))),
             ("data", f"{data.get('name', '?')}, {summary['rows']:,} {unit}"),
+            ("weights", _if(summary.get("weighted_by"), "column {!r}, which is not modelled")),
             ("images", _shape(summary.get("shape", ()))),
             ("audio", _sound(summary) if "rate" in summary else ""),
             ("classes", ", ".join(summary.get("classes", ()))),

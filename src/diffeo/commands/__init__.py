@@ -1,5 +1,6 @@
 """What the command line does, callable from Python: one function each, and nothing here prints."""
 
+from diffeo.commands.anomalies import anomalies
 from diffeo.commands.check import check
 from diffeo.commands.distill import distill
 from diffeo.commands.fit import fit
@@ -11,4 +12,4 @@ from diffeo.commands.predict import predict
 from diffeo.commands.sample import sample
 from diffeo.commands.score import score
 
-__all__ = ["check", "distill", "fit", "impute", "info", "inpaint", "machine", "predict", "sample", "score"]
+__all__ = ["anomalies", "check", "distill", "fit", "impute", "info", "inpaint", "machine", "predict", "sample", "score"]

@@ -20,6 +20,7 @@ from diffeo.distillation.sequence import SequenceMethod
 from diffeo.distillation.steps import ImageSteps, TableSteps
 from diffeo.errors import UserError
 from diffeo.flow import Flow
+from diffeo.mixture import Mixture
 from diffeo.modalities import open_run
 from diffeo.modalities.base import OpenRun
 from diffeo.recipes import build
@@ -99,6 +100,8 @@ def distill(
     """
     world = World(choose_device(device))
     teacher = with_likelihood(open_run(run, world.device))
+    if isinstance(teacher.flow, Mixture):
+        raise UserError(f"{teacher.path} is a mixture of several models; distil one trained with --folds 1")
     folder = Path(out)
     if folder.exists() and folder.samefile(run):
         raise UserError(f"{folder} is the teacher's own folder: choose another one for the student (--out)")
@@ -144,6 +147,7 @@ def distill(
     plotted: list[str] = []
     if world.leads:
         save_weights(folder, flow)
+        method.opened.hand_on(folder)
         if facts["stopped"] != "interrupted":
             facts |= method.report(core, seed)
             facts["distillation"]["warnings"] += pace_warnings(facts["distillation"])

@@ -18,19 +18,17 @@ from torch import Tensor
 from diffeo.commands.settings import refuse_foreign, settings_of
 from diffeo.errors import UserError
 from diffeo.flow import Flow
-from diffeo.mixture import Mixture
 from diffeo.modalities import modalities, recognize
 from diffeo.modalities.base import Dataset, Words
 from diffeo.objectives import Objective, objective_of
 from diffeo.objectives.choice import SETTINGS
 from diffeo.recipes import build
 from diffeo.report.statistics import likelihood_facts
-from diffeo.structure import recipes_of
 from diffeo.training import FitResult, create_run, provenance, read_model, save_metrics
 from diffeo.training.fit import fit as train
 from diffeo.training.folds import FoldsResult, fit_folds
 from diffeo.training.parallel import World, choose_device
-from diffeo.training.run import claimed, plain, save_model
+from diffeo.training.run import claimed, plain, save_model, trained_recipe
 from diffeo.training.seeding import derive, seed_noise
 
 __all__ = ["Learned", "fit", "learn", "model_for"]
@@ -54,6 +52,7 @@ def fit(
     integer: Sequence[str] = (),
     continuous: Sequence[str] = (),
     dates: Sequence[str] = (),
+    weights: str | None = None,
     na: Sequence[str] = (),
     sep: str | None = None,
     decimal: str | None = None,
@@ -96,6 +95,8 @@ def fit(
         integer: columns of whole numbers, whatever they look like.
         continuous: columns that have a smooth density, whatever they look like.
         dates: columns of dates or times, whatever they look like.
+        weights: the column of a table that says how much each row counts, in training and in what is reported: finite
+            numbers of at least 0, without gaps. It is not modelled.
         na: texts and numbers that stand for a missing cell, beside NA, NaN, null and the like.
         sep: what separates the columns of a csv; found by default.
         decimal: the decimal mark of a csv, a point or a comma; found by default.
@@ -155,7 +156,7 @@ def fit(
     world.wait()  # under torchrun, until the first process has made the run directory
 
     learned = learn(
-        flow, dataset, settings, seed, device=world.device, out=out, resume=resume, progress=progress, say=say
+        flow, dataset, settings, seed, earlier, device=world.device, out=out, resume=resume, progress=progress, say=say
     )
     flow = learned.flow
     if learned.stacked is not None and world.leads:
@@ -178,11 +179,13 @@ class Learned:
     Attributes:
         flow: the density, in evaluation mode.
         result: how the training went; of folds all of them as one.
+        model: the name of the recipe that was trained, which a stack may leave out.
         stacked: what the folds came to, or None of a single model.
     """
 
     flow: Flow
     result: FitResult
+    model: str
     stacked: FoldsResult | None
 
     def metrics(self, dataset: Dataset, words: Words, seed: int) -> dict[str, Any]:
@@ -198,11 +201,9 @@ class Learned:
 
     def _facts(self, dataset: Dataset) -> dict[str, Any]:
         flow, result, stacked = self.flow, self.result, self.stacked
-        recipe = flow.principal.recipe if isinstance(flow, Mixture) else flow.recipe
-        assert recipe is not None
-        folds = {} if stacked is None else {"folds": len(stacked.members), "weights": stacked.weights}
+        folds = {} if stacked is None else {"folds": dataset.folds, "weights": stacked.weights}
         return {
-            "model": recipe["name"],
+            "model": self.model,
             **folds,
             "parameters": sum(parameter.numel() for parameter in flow.parameters()),
             **dataset.facts(),
@@ -239,6 +240,7 @@ def learn(
     dataset: Dataset,
     settings: Mapping[str, Any],
     seed: int,
+    earlier: Mapping[str, Any] | None = None,
     *,
     device: torch.device,
     out: str | os.PathLike[str] | None = None,
@@ -254,6 +256,7 @@ def learn(
         dataset: what is to be learned.
         settings: as ``settings_of`` returns them.
         seed: decides the order of the examples, the folds and the noise.
+        earlier: what ``model.json`` says of the training that is resumed.
         device: where to train.
         out: the run directory, for what resuming needs.
         resume: go on with what is there.
@@ -264,30 +267,32 @@ def learn(
     Raises:
         UserError: if the training breaks down, or ``out`` cannot be written.
     """
-    held_out = dataset.valid_x if dataset.valid_context is None else (dataset.valid_x, dataset.valid_context)
+    held_out = (dataset.valid_x, dataset.valid_context, dataset.valid_weights)
     names = ("epochs", "minutes", "accumulate", "lr")
     chosen: dict[str, Any] = {name: settings[name] for name in names if name in settings}
     how: dict[str, Any] = {
         "batch_size": dataset.batch_size, "seed": seed, "device": device, "out": out, "resume": resume,
-        "progress": progress, **dataset.training(flow), **chosen,
+        "progress": progress, "weights": dataset.weights, **dataset.training(flow), **chosen,
     }  # fmt: skip
     make: Callable[[Flow], Objective] = partial(objective_of, **_objective_settings(flow, settings))
+    assert flow.recipe is not None
+    name = flow.recipe["name"]
     if dataset.folds == 1:
         result = train(make(flow), dataset.x, dataset.context, validation=held_out, **how)
-        return Learned(flow, result, None)
+        return Learned(flow, result, name, None)
+    flows = {name: flow, **_beside(dataset, settings, earlier, seed)}
     stacked = fit_folds(
-        flow, dataset.x, dataset.context, folds=dataset.folds, together=dataset.together, objective=make, jobs=jobs,
+        flows, dataset.x, dataset.context, folds=dataset.folds, together=dataset.together, objective=make, jobs=jobs,
         say=say, **how,
     )  # fmt: skip
-    return Learned(stacked.flow, stacked.training, stacked)
+    return Learned(stacked.flow, stacked.training, name, stacked)
 
 
 def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int) -> Flow:
     """Build the model; the seed decides its initial weights."""
     if earlier is not None:
-        name, arguments = earlier["recipe"]["name"], earlier["recipe"]["arguments"]
-        for recipe in recipes_of(earlier["recipe"])[:1]:  # of a stack the flow that is trained
-            name, arguments = recipe["name"], recipe["arguments"]
+        recipe = trained_recipe(earlier)
+        name, arguments = recipe["name"], recipe["arguments"]
     else:
         name, arguments = dataset.default_model()
     if settings.get("model", name) != name:
@@ -308,6 +313,19 @@ def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, A
             "few steps of the run by diffeo distill"
         )
     return flow
+
+
+def _beside(
+    dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int
+) -> dict[str, Flow]:
+    """The flows that are stacked beside the default one, if that was not chosen otherwise."""
+    if "model" in settings:
+        return {}
+    return {
+        name: _flow(dataset, {**settings, "arguments": {**settings.get("arguments", {}), **changes}}, earlier, seed)
+        for name, changes in dataset.stacked_models().items()
+        if not changes.keys() & settings.get("arguments", {}).keys()
+    }
 
 
 def _check_objective(flow: Flow, dataset: Dataset, settings: Mapping[str, Any]) -> None:
@@ -340,11 +358,16 @@ def _objective_settings(flow: Flow, settings: Mapping[str, Any]) -> dict[str, An
 def _metrics(
     flow: Flow, dataset: Dataset, words: Words, seed: int, stacked: FoldsResult | None = None
 ) -> dict[str, Any]:
-    """Return negative log-likelihoods in the data's own units: nats per row with standard errors, and bits."""
+    """Return negative log-likelihoods in the data's own units: nats per row with standard errors, and bits.
+
+    They are means over the rows, weighted where rows have weights.
+    """
     result: dict[str, Any] = {}
+    weights = dataset.judged_weights()
     if stacked is not None:
         size = math.prod(dataset.x.shape[1:])
-        result["out_of_fold"] = likelihood_facts(-stacked.log_prob, size, words.dimension, dataset.step)
+        given = weights.get("train")
+        result["out_of_fold"] = likelihood_facts(-stacked.log_prob, size, words.dimension, dataset.step, given)
     device = flow.base.device_marker.device
     most = EVALUATED if flow.fast else FEWER
     for name, (x, context) in dataset.judged(most).items():
@@ -352,7 +375,8 @@ def _metrics(
             x, context = x[:most], None if context is None else context[:most]
         seed_noise(device, derive(seed, "metrics", name))
         nll = -_log_prob(flow, x, context, device, dataset.draws)
-        result[name] = likelihood_facts(nll, math.prod(x.shape[1:]), words.dimension, dataset.step)
+        given = weights[name][:most] if name in weights else None
+        result[name] = likelihood_facts(nll, math.prod(x.shape[1:]), words.dimension, dataset.step, given)
     result["rows"] = {"train": dataset.rows}
     if stacked is None:
         result["rows"]["validation"] = len(dataset.valid_x)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffeo.modalities import open_run
-from diffeo.training.run import read_model
+from diffeo.training.run import read_model, trained_recipe
 
 __all__ = ["info"]
 
@@ -23,8 +23,8 @@ def info(run: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "run": os.fspath(run),
         "format": model["format"],
-        "model": model["recipe"]["name"],
-        "arguments": model["recipe"]["arguments"],
+        "model": trained_recipe(model)["name"],
+        "arguments": trained_recipe(model)["arguments"],
         "parameters": sum(parameter.numel() for parameter in opened.flow.parameters()),
         "bytes": sum(file.stat().st_size for file in Path(run).glob("model.*")),
         "fast": sorted(opened.flow.fast),

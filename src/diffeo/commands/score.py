@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffeo.commands.runs import open_for, with_likelihood
+from diffeo.commands.runs import chunks_of, open_for, with_likelihood
 from diffeo.flow import Flow, bits_per_dim
 from diffeo.modalities.base import Chunk, OpenRun
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.statistics import Moments, ratio_and_error
 from diffeo.training.folds import out_of_fold
-from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.ode import watched_solves
 
 __all__ = ["score", "scores"]
@@ -93,11 +92,10 @@ def score(
     name = f"bits_per_{opened.words.dimension}"
     columns = [*scoring.columns, "log_likelihood", *([] if scoring.bits is None else [name])]
     types = [*scoring.types, *["float64"] * (len(columns) - len(scoring.columns))]
-    progress(0, scoring.total)
     rows = 0
     with TableWriter(out, columns, types, force=force) as writer, watched_solves() as solves:
-        for chunk in scoring.chunks:
-            log_prob = scores(opened, chunk, scoring.draws, seed)
+        for chunk in chunks_of(opened, scoring, seed, progress):
+            log_prob = scores(opened, chunk, scoring.draws)
             written = [log_prob]
             if scoring.bits is not None:
                 size = chunk.x[0].numel()
@@ -110,7 +108,6 @@ def score(
             impossible += len(log_prob) - len(finite)
             low = min(low, float(log_prob.min()))
             rows += len(log_prob)
-            progress(rows, scoring.total)
     seconds = time.monotonic() - started
     summary = {
         "rows": rows,
@@ -134,21 +131,17 @@ def score(
 
 
 @torch.no_grad()
-def scores(run: OpenRun, chunk: Chunk, draws: int, seed: int) -> np.ndarray:
+def scores(run: OpenRun, chunk: Chunk, draws: int) -> np.ndarray:
     """Log-likelihoods of examples (n,) in nats, of those that a fold held out by what was not trained on them.
 
     Args:
         run: what scores them.
-        chunk: the examples.
+        chunk: the examples, as ``chunks_of`` yields them.
         draws: of the noise that discrete values are spread by; see ``Scoring``.
-        seed: of that noise, where there is one draw.
     """
-    device, flow = run.device, chunk.flow or run.flow
-    x = chunk.x.to(device)
-    context, known = (None if each is None else each.to(device) for each in (chunk.context, chunk.known))
-    seed_noise(device, derive(seed, "score", chunk.key))
+    score_rows = partial(_nats, x=chunk.x, context=chunk.context, known=chunk.known, draws=draws)
     part = torch.full((len(chunk.x),), -1) if chunk.part is None else chunk.part
-    log_prob = out_of_fold(flow, part, partial(_nats, x=x, context=context, known=known, draws=draws)).numpy()
+    log_prob = out_of_fold(chunk.flow or run.flow, part, score_rows).numpy()
     if chunk.impossible is not None:
         log_prob[chunk.impossible] = -np.inf
     return log_prob

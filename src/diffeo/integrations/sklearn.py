@@ -29,13 +29,14 @@ from sklearn.base import (
 )
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import Tags, check_array, check_consistent_length, check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from diffeo.commands.fit import learn, model_for
+from diffeo.commands.runs import chunks_of
 from diffeo.commands.score import scores
 from diffeo.commands.settings import settings_of
 from diffeo.errors import UserError
-from diffeo.flow import DRAWS, Flow
+from diffeo.flow import Flow
 from diffeo.modalities import open_run
 from diffeo.modalities.base import Draw
 from diffeo.modalities.tables.dataset import TableDataset
@@ -70,11 +71,17 @@ class _Learner(BaseEstimator):
         tags.input_tags.allow_nan = True
         return tags
 
-    def _learn(self, source: Any, context: Sequence[str] = (), **settings: Any) -> None:
-        """Learn a table, as ``open_table`` takes it, in memory."""
+    def _learn(self, source: Any, sample_weight: Any = None, **settings: Any) -> None:
+        """Learn a table, as ``_source`` returns it, in memory."""
+        if sample_weight is not None:
+            source = _as_arrow(source)
+            weights = _check_sample_weight(sample_weight, source)
+            if not weights.any():
+                raise ValueError("expected a sample weight above zero, got zero weights alone")
+            source, settings["weights"] = _with_column(source, "sample_weight", weights)
         seed = _seed(self.random_state)
         parameters = {name: _plain(getattr(self, name, None)) for name in SETTINGS}
-        asked = parameters | {"context": context, "seed": seed} | settings
+        asked = parameters | {"seed": seed} | settings
         chosen = settings_of(asked, type(self).__name__, {})
         device = choose_device(self.device)
         jobs = os.cpu_count() if self.n_jobs is not None and self.n_jobs < 0 else self.n_jobs or 1
@@ -158,9 +165,9 @@ class _Learner(BaseEstimator):
             self.feature_names_in_ = np.array(names, dtype=object)
 
     def _columns(self) -> list[str]:
-        """The names of all columns of the table that was learned."""
+        """The names of all columns that go in."""
         schema = self.run_.schema
-        return list(schema.all_names or schema.names)
+        return [name for name in schema.all_names or schema.names if name != schema.weights]
 
     def _returned(self, cells: np.ndarray) -> Any:
         """Rows of all columns of the model in the container that ``fit`` had: an array, or a pandas frame."""
@@ -216,7 +223,8 @@ class _Density(_Estimator):
         check_is_fitted(self)
         scoring = self.run_.scoring(self._source(X), {})
         with fork_rng(self.run_.device):
-            return np.concatenate([scores(self.run_, chunk, DRAWS, 0) for chunk in scoring.chunks])
+            chunks = chunks_of(self.run_, scoring, 0, lambda done, total: None)
+            return np.concatenate([scores(self.run_, chunk, scoring.draws) for chunk in chunks])
 
 
 class FlowDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, _Density):
@@ -246,17 +254,18 @@ class FlowDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
         feature_names_in_: their names, of a data frame.
     """
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Learn the density of the rows.
 
         Args:
             X: ``(n, columns)``, an array or a data frame.
             y: ignored.
+            sample_weight: how much each row counts ``(n,)``, at least 0; all alike by default.
 
         Raises:
             ValueError: for bad input or parameters.
         """
-        self._learn(self._source(X, reset=True))
+        self._learn(self._source(X, reset=True), sample_weight)
         return self
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -372,20 +381,21 @@ class FlowOutlier(OutlierMixin, _Density):
 
     contamination: float = 0.01
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Learn the density of the rows, and the threshold of outliers.
 
         Args:
             X: ``(n, columns)``, an array or a data frame.
             y: ignored.
+            sample_weight: how much each row counts ``(n,)``, at least 0; all alike by default.
 
         Raises:
             ValueError: for bad input or parameters.
         """
         if not 0 < self.contamination <= 0.5:
             raise ValueError(f"expected contamination in (0, 0.5], got {self.contamination}")
-        self._learn(self._source(X, reset=True))
-        self.offset_ = float(np.percentile(self.score_samples(X), 100 * self.contamination))
+        self._learn(self._source(X, reset=True), sample_weight)
+        self.offset_ = _threshold(self.score_samples(X), self.contamination, sample_weight)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -421,7 +431,7 @@ class FlowOutlier(OutlierMixin, _Density):
         if stored is not None:
             self.offset_ = float(stored)
         elif len(known):
-            self.offset_ = float(np.percentile(known, 100 * self.contamination))
+            self.offset_ = _threshold(known, self.contamination)
         else:
             raise UserError("expected a run that remembers scores of its rows; train it by folds")
 
@@ -450,17 +460,18 @@ class FlowImputer(OneToOneFeatureMixin, TransformerMixin, _Estimator):
         feature_names_in_: their names, of a data frame.
     """
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Learn the density of rows with gaps.
 
         Args:
             X: ``(n, columns)``, an array or a data frame; NaN or null is a gap.
             y: ignored.
+            sample_weight: how much each row counts ``(n,)``, at least 0; all alike by default.
 
         Raises:
             ValueError: for bad input or parameters.
         """
-        self._learn(self._source(X, reset=True), model="mixed")
+        self._learn(self._source(X, reset=True), sample_weight, model="mixed")
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -526,12 +537,13 @@ class FlowRegressor(RegressorMixin, _Estimator):
         tags.target_tags.multi_output = True
         return tags
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Learn the density of y given X.
 
         Args:
             X: ``(n, columns)``, an array or a data frame, without gaps.
             y: ``(n,)`` or ``(n, targets)``, numbers.
+            sample_weight: how much each row counts ``(n,)``, at least 0; all alike by default.
 
         Raises:
             ValueError: for bad input or parameters.
@@ -548,17 +560,12 @@ class FlowRegressor(RegressorMixin, _Estimator):
             warnings.warn(message, DataConversionWarning, stacklevel=2)
         check_consistent_length(X, y)
         columns = y[:, None] if y.ndim == 1 else y
-        if isinstance(source, np.ndarray):
-            table = pa.table({f"c{i}": column for i, column in enumerate(source.T)})
-        else:
-            table = pa.RecordBatchReader.from_stream(source).read_all()
+        table = _as_arrow(source)
         context = list(table.column_names)
         names = names if len(names) == columns.shape[1] else [f"y{i}" for i in range(columns.shape[1])]
         for name, column in zip(names, columns.T, strict=True):
-            while name in table.column_names:
-                name += "_"
-            table = table.append_column(name, pa.array(column))
-        self._learn(table, context=context)
+            table, _ = _with_column(table, name, column)
+        self._learn(table, sample_weight, context=context)
         check_targets(self.run_)
         self._one = y.ndim == 1 or y.shape[1] == 1
         self.targets_ = self._targets()
@@ -669,6 +676,27 @@ class FlowRegressor(RegressorMixin, _Estimator):
         super()._restore()
         self.targets_ = self._targets()
         self._one = len(self.targets_) == 1
+
+
+def _threshold(scores: np.ndarray, share: float, weights: Any = None) -> float:
+    """The score that this share of the rows, by their weights if there are any, is below."""
+    if weights is None:
+        return float(np.percentile(scores, 100 * share))
+    return float(np.quantile(scores, share, weights=np.asarray(weights, dtype=np.float64), method="inverted_cdf"))
+
+
+def _as_arrow(source: Any) -> pa.Table:
+    """A table of an array, whose columns are called as ``open_table`` does, or of a frame."""
+    if isinstance(source, np.ndarray):
+        return pa.table({f"c{i}": column for i, column in enumerate(source.T)})
+    return pa.RecordBatchReader.from_stream(source).read_all()
+
+
+def _with_column(table: pa.Table, name: str, values: np.ndarray) -> tuple[pa.Table, str]:
+    """A table with another column, and what that is called in the end: no other column is."""
+    while name in table.column_names:
+        name += "_"
+    return table.append_column(name, pa.array(values)), name
 
 
 def _target_names(y: Any) -> list[str]:

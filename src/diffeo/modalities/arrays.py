@@ -133,7 +133,13 @@ def read_npz(path: Path, key: str | None = None) -> ArraySource:
             label = archive["names"]
             if label.dtype.kind == "U" and label.shape == array.shape[1:]:
                 names = [str(name) for name in label]
-    return ArraySource(array, str(path), names)
+        others = [name for name in archive.files if name != chosen and (name != "names" or names is None)]
+    source = ArraySource(array, str(path), names)
+    if others:
+        source.notes.append(
+            f"{', '.join(others[:10])} {'is' if len(others) == 1 else 'are'} left out, {chosen} is read"
+        )
+    return source
 
 
 def _choose(archive: np.lib.npyio.NpzFile, path: Path, key: str | None) -> str:

@@ -51,6 +51,7 @@ class Dataset(ABC):
         draws: of the noise that discrete values are spread by, where likelihoods are reported.
         step: bits are those of values this far apart: 1 in the data's own units, 2^-15 of 16-bit sound in [-1, 1).
         x, context: examples to train on, tensors or a stream; ``valid_x``, ``valid_context``: those held out.
+        weights, valid_weights: how much each of them counts, or None where all count alike.
     """
 
     step: float = 1.0
@@ -72,6 +73,8 @@ class Dataset(ABC):
     context: Tensor | None
     valid_x: Tensor
     valid_context: Tensor | None
+    weights: Tensor | None = None
+    valid_weights: Tensor | None = None
 
     @abstractmethod
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
@@ -80,6 +83,10 @@ class Dataset(ABC):
     @abstractmethod
     def default_model(self) -> tuple[str, dict[str, Any]]:
         """Return the default recipe, and its arguments but for the preprocessing."""
+
+    def stacked_models(self) -> dict[str, dict[str, Any]]:
+        """What stands beside the default model where it is trained by folds: the arguments that differ, by name."""
+        return {}
 
     @abstractmethod
     def preprocessing(self, model: str) -> list[Any]:
@@ -93,12 +100,16 @@ class Dataset(ABC):
     def judged(self, most: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Return the parts whose likelihood is reported, by name; of the training examples at most so many."""
 
+    def judged_weights(self) -> dict[str, Tensor]:
+        """Return the weights of all examples of these parts, by name, where they have any."""
+        return {}
+
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """Return what the metrics say of the data."""
 
     def remember(self, run: Path, flow: Flow, stacked: FoldsResult | None) -> None:
-        """Write into a run directory which examples were trained on, if they can be told again one by one.
+        """Write into a run directory which examples were trained on, if each can be recognised again.
 
         Raises:
             UserError: if it cannot be written.
@@ -122,6 +133,7 @@ class Chunk:
         known: elements that the density is conditional on, or None; for flows of any order.
         part: the fold that each was in, negative for none ``(n,)``; None where it does not matter.
         flow: the density of these, where it is another one than the run's: of another length, say.
+        blamed: the column that makes each of them impossible, by its place in the data, -1 for none ``(n,)``; or None.
     """
 
     key: int
@@ -132,6 +144,7 @@ class Chunk:
     flow: Flow | None = None
     known: Tensor | None = None
     part: Tensor | None = None
+    blamed: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +197,7 @@ class Examples:
         contexts: those of all other examples, or of all where none were set aside.
         reasons: counts examples that the model rules out, by column.
         train: those that the run was trained on, where x were held out of them and both are at hand.
+        part: the fold that each of x was in, negative for one that no part of the run was trained on; or None.
     """
 
     name: str
@@ -194,6 +208,7 @@ class Examples:
     contexts: Tensor | None = None
     reasons: Mapping[str, int] = field(default_factory=dict)
     train: Tensor | None = None
+    part: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -275,6 +290,10 @@ class OpenRun(ABC):
     @abstractmethod
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
         """Return what a check finds, with a verdict."""
+
+    def hand_on(self, run: Path) -> None:
+        """Write into the run directory of a student what is known of the examples that this one was trained on."""
+        return
 
     def trained_on(self) -> str | None:
         """The hash of the data that it was trained on, where they could be divided again."""

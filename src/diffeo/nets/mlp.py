@@ -76,7 +76,7 @@ class MLP(Feedforward):
             weight = torch.cat([weight, self.context.weight], 1)
         return self.joint_spec, [weight, *tensors]
 
-    def with_trace(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def with_trace(self, x: Tensor, context: Tensor | None = None, bound: float | None = None) -> tuple[Tensor, Tensor]:
         """Map as ``forward`` does, outputs like inputs, and return tr dy/dx ``(*batch,)`` as well.
 
         The tangents of all inputs go through a layer in one product: ``(units, inputs * rows)``.
@@ -84,6 +84,7 @@ class MLP(Feedforward):
         Args:
             x: ``(*batch, inputs)``.
             context: ``(*batch, context)``, or None.
+            bound: of the outputs, ``bound tanh(y / bound)``; None leaves them as they are.
         """
         contexts = None if context is None else context.reshape(-1, context.shape[-1])
         h, first = with_slope(soften, x.reshape(-1, x.shape[-1]).mT)  # (inputs, rows)
@@ -98,6 +99,10 @@ class MLP(Feedforward):
         y = torch.addmm(last.bias[:, None], last.weight, h)
         if not hidden and shared is not None:
             y = y + shared.mT
+        outer = None
+        if bound is not None:
+            tanh = torch.tanh(y / bound)
+            y, outer = bound * tanh, 1 - tanh.square()
         trace = torch.zeros_like(y[0])
         widest = max(layer.out_features for layer in self.layers)
         inputs = torch.arange(y.shape[0], device=x.device)
@@ -111,5 +116,6 @@ class MLP(Feedforward):
                     moved = layer.weight[:, some, None] * first[some]
                 moved = moved * slope[:, None]
                 tangents = moved + tangents if self.residual[index] else moved
-            trace = trace + (last.weight[some].mT[..., None] * tangents).sum((0, 1))
+            diagonal = (last.weight[some].mT[..., None] * tangents).sum(0)  # dy_i/dx_i, (some, rows)
+            trace = trace + (diagonal if outer is None else outer[some] * diagonal).sum(0)
         return y.mT.reshape(x.shape), trace.reshape(x.shape[:-1])

@@ -15,6 +15,7 @@ from diffeo.arguments import KnowsArguments
 from diffeo.nets.mlp import MLP
 from diffeo.nets.precision import in_bfloat16
 from diffeo.nets.trace import exact_trace
+from diffeo.ops.reference.network import soft_bound
 
 __all__ = ["Guided", "Velocity", "embedding_size"]
 
@@ -27,7 +28,7 @@ def embedding_size(context: int, droppable: bool = False) -> int:
 
 
 class Velocity(KnowsArguments, nn.Module):
-    """v(x, t, c) = (velocity of a Gaussian) + std_t net((x - mean_t) / std_t, [t, cos, sin, c]).
+    """v(x, t, c) = (velocity of a Gaussian) + std_t B tanh(net((x - mean_t) / std_t, [t, cos, sin, c]) / B).
 
     Between noise of mean m_0 and variance s_0^2 and data of m_1 and s_1^2, all per element, along a path
     x_t = a x_1 + s x_0, the velocity of Gaussians is known in closed form:
@@ -36,18 +37,21 @@ class Velocity(KnowsArguments, nn.Module):
         v = a' m_1 + s' m_0 + (a a' s_1^2 + s s' s_0^2) / var_t (x - mean_t).
 
     A network that starts at zero corrects it: before the first step the flow is the fit of the data by a Gaussian of
-    independent elements.
+    independent elements. Along a trajectory u = (x - mean_t) / std_t moves by du/dt = B tanh(net(u, ...) / B): however
+    far a point is from the data, its noise lies within B standard deviations, in each element, of where the closed form
+    alone leads it.
 
     Args:
         net: (x ``(rows, *event)``, embedding ``(rows, embedding_size(...))``) -> the shape of x. Where it has a method
-            ``with_trace`` (as ``MLP``), exact divergences take that.
+            ``with_trace`` (that of ``MLP``), exact divergences take that.
         event_shape: the shape of one example.
         path: the coefficients a, s, a', s' at times t, as in ``diffeo.objectives.paths``.
         context: the size of the context, 0 for none.
         droppable: whether the context can be withheld, which guidance needs.
+        bound: B, which bounds the correction softly, in standard deviations; None for std_t net(...), without a bound.
 
     Raises:
-        ValueError: for a context to withhold where there is none.
+        ValueError: for a context to withhold where there is none, or a bound that is not positive.
     """
 
     initialized: Tensor
@@ -64,14 +68,18 @@ class Velocity(KnowsArguments, nn.Module):
         path: Callable[[Tensor], Sequence[Tensor]],
         context: int = 0,
         droppable: bool = False,
+        bound: float | None = None,
     ) -> None:
         super().__init__()
         if droppable and not context:
             raise ValueError("expected a context that can be withheld, got a velocity without context")
+        if bound is not None and not 0 < bound < math.inf:
+            raise ValueError(f"expected a bound above 0, or None, got {bound}")
         self.net: Any = net
         self.path = path
         self.context_size = context
         self.droppable = droppable
+        self.bound = bound
         for name in ("data_mean", "noise_mean"):
             self.register_buffer(name, torch.zeros(tuple(event_shape)))
         for name in ("data_std", "noise_std"):
@@ -105,14 +113,14 @@ class Velocity(KnowsArguments, nn.Module):
             keep: ``(rows,)``, 1 where the context is given, 0 where it is withheld; None gives it everywhere.
         """
         drift, _, standardized, std = self._gaussian(x, t)
-        return torch.addcmul(drift, std, self.net(standardized, self._embedding(t, context, keep)))
+        return torch.addcmul(drift, std, self._bounded(self.net(standardized, self._embedding(t, context, keep))))
 
     def squared_error(
         self, noise: Tensor, data: Tensor, t: Tensor, context: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
         """|v(x_t, t, c) - dx_t/dt|^2 of each row, ``(rows,)``, at x_t = a x_1 + s x_0 of the velocity's own path.
 
-        The difference is that of std_t net(...) from a target. With x_1 and x_0 less their means,
+        The difference is that of the correction from a target. With x_1 and x_0 less their means,
 
             x_t - mean_t = a x_1 + s x_0,    target = (a' s - a s') / var_t (s s_0^2 x_1 - a s_1^2 x_0),
 
@@ -128,7 +136,7 @@ class Velocity(KnowsArguments, nn.Module):
         field = self.field(len(data), context, keep)
         asked = None if field is None else ops.matching(field, noise.flatten(1), data.flatten(1), t)
         if field is not None and asked is not None:
-            velocity = asked.std * ops.network(field.network, asked.inputs, None, field.tensors)
+            velocity = asked.std * self._bounded(ops.network(field.network, asked.inputs, None, field.tensors))
             return F.mse_loss(velocity, asked.target, reduction="none").sum(0)
         with torch.no_grad():
             a, s, da, ds = self._point(data, t)
@@ -139,7 +147,8 @@ class Velocity(KnowsArguments, nn.Module):
             standardized = torch.addcmul(a * data, s, noise) / std
             target = turn * torch.addcmul(s * v0 * data, a * v1, noise, value=-1)
             embedding = self._embedding(t, context, keep)
-        return F.mse_loss(std * self.net(standardized, embedding), target, reduction="none").flatten(1).sum(1)
+        velocity = std * self._bounded(self.net(standardized, embedding))
+        return F.mse_loss(velocity, target, reduction="none").flatten(1).sum(1)
 
     def with_divergence(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the velocity and its divergence, exactly.
@@ -155,9 +164,9 @@ class Velocity(KnowsArguments, nn.Module):
         drift, slope, standardized, std = self._gaussian(x, t)
         embedding = self._embedding(t, context, None)
         if hasattr(self.net, "with_trace"):
-            correction, trace = self.net.with_trace(standardized, embedding)
+            correction, trace = self.net.with_trace(standardized, embedding, self.bound)
         else:
-            correction, trace = exact_trace(lambda x: self.net(x, embedding), standardized)
+            correction, trace = exact_trace(lambda x: self._bounded(self.net(x, embedding)), standardized)
         return torch.addcmul(drift, std, correction), slope.flatten(1).sum(1) + trace
 
     def field(self, rows: int, context: Tensor | None, keep: Tensor | None = None) -> ops.FieldSpec | None:
@@ -179,7 +188,11 @@ class Velocity(KnowsArguments, nn.Module):
         size = moments[0].numel() + 2 * FREQUENCIES + 1 + (0 if inputs is None else inputs.shape[1])
         if network.layers[0].columns != size:
             return None
-        return ops.FieldSpec(network, tensors, moments, inputs, FREQUENCIES, path)
+        return ops.FieldSpec(network, tensors, moments, inputs, FREQUENCIES, path, self.bound or math.inf)
+
+    def _bounded(self, outputs: Tensor) -> Tensor:
+        """What the correction is of the network's outputs, in standard deviations."""
+        return outputs if self.bound is None else soft_bound(outputs, self.bound)
 
     def _point(self, x: Tensor, t: Tensor) -> list[Tensor]:
         """Where the path stands at t, to be multiplied with x ``(rows, *event)``."""

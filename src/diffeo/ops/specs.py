@@ -180,6 +180,8 @@ class FieldSpec:
         context: what else the network sees of each row, ``(rows, context)``, or None.
         frequencies: how many sines and how many cosines, of 2^k pi t.
         path: between noise and data.
+        bound: the correction is ``std_t bound tanh(output / bound)`` of the network's outputs, ``std_t output`` where
+            it is infinite.
     """
 
     network: NetworkSpec
@@ -188,10 +190,11 @@ class FieldSpec:
     context: Tensor | None
     frequencies: int
     path: PathSpec
+    bound: float
 
 
 class Matching(NamedTuple):
-    """What flow matching asks of a velocity's network: std_t times its outputs at ``inputs`` are to be ``target``.
+    """What flow matching asks of a velocity: std_t times its network's bounded outputs at ``inputs`` are ``target``.
 
     Inputs are ``(inputs, rows)``, std and target ``(size, rows)``.
     """

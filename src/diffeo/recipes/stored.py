@@ -26,4 +26,5 @@ def upgraded(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
             result.pop(setting, None)
         result["droppable"] = result.get("droppable", result.pop("dropout", 0.0) > 0)
         result.pop("dropout", None)
+        result.setdefault("bound", None)  # corrections had none
     return result

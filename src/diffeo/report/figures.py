@@ -15,7 +15,7 @@ from diffeo.flow import Flow
 from diffeo.objectives import MaximumLikelihood, objective_of
 from diffeo.report.style import DENSITY, GREY, MODEL, REAL, Figures, figure, heat, histogram, legend_above, span
 
-__all__ = ["Marginal", "density_2d", "latents", "learning_curve", "marginals", "noise", "pairs", "training"]
+__all__ = ["Marginal", "density_2d", "latents", "learning_curve", "marginals", "noise", "pairs", "short", "training"]
 
 COLUMNS = 6  # columns shown in a grid of pairs, and latents
 PANELS = 16  # columns shown one by one
@@ -115,7 +115,7 @@ def pairs(
     from matplotlib.patches import Patch
 
     count = min(COLUMNS, real.shape[1])
-    names = [_short(name) for name in names[:count]]
+    names = [short(name) for name in names[:count]]
     cells = np.array([0.0] * count if steps is None else steps[:count])
     labels = labels or [()] * count
     bins = int(np.clip(2.5 * len(real) ** (1 / 3), 10, 40 if count > 2 else 60))
@@ -170,7 +170,7 @@ def _ticks(axis: Any, step: float, edges: np.ndarray, labels: Sequence[str], cou
     values = edges[:-1] + step / 2
     if step > 0 and len(values) <= 5:  # each value has its tick
         axis.set_ticks(
-            values, [_short(labels[round(v)], 6) for v in values] if labels else [_compact(v) for v in values]
+            values, [short(labels[round(v)], 6) for v in values] if labels else [_compact(v) for v in values]
         )
         return
     axis.set_major_locator(MaxNLocator(3 if count > 3 else 5, integer=step >= 1))
@@ -203,7 +203,8 @@ def _counts(xy: np.ndarray, edges: Sequence[np.ndarray]) -> np.ndarray:
     return np.histogram2d(xy[:, 0], xy[:, 1], bins=tuple(edges))[0].T
 
 
-def _short(name: str, length: int = 18) -> str:
+def short(name: str, length: int = 18) -> str:
+    """Return a name as it fits beside an axis."""
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
@@ -250,7 +251,7 @@ def marginals(columns: Sequence[Marginal], path: str | Path) -> None:
             axes.remove()
         for axes, column in zip(grid.flat, shown, strict=False):
             (_bars if column.labels else _bins)(axes, column)
-            axes.set_title(_short(column.name, 30))
+            axes.set_title(short(column.name, 30))
         handles = [Patch(color=REAL, alpha=0.35, lw=0, label="data"), Patch(fill=False, ec=MODEL, label="samples")]
         fig.legend(handles=handles, loc="outside upper right", ncols=2)
         if len(columns) > len(shown):
@@ -265,7 +266,7 @@ def _bars(axes: Any, column: Marginal) -> None:
     ]
     order = np.argsort(-counts[0], kind="stable")
     often, rest = order[:BARS], order[BARS:]
-    names = [_short(column.labels[code], 20) or "''" for code in often]
+    names = [short(column.labels[code], 20) or "''" for code in often]
     shares = [[*part[often], *([part[rest].sum()] if len(rest) else [])] for part in counts]
     names += [f"{len(rest)} others"] if len(rest) else []
     missing = [float(np.isnan(values).mean()) for values in (column.real, column.sampled)]
@@ -346,7 +347,7 @@ def noise(
             axes.axhspan(*chance, color="#D0D0D0", lw=0)
             histogram(axes, values[:, i], np.linspace(0, 1, bins + 1), REAL, filled=True)
             axes.axhline(1.0, color="black", lw=1)
-            axes.set_title(_short(names[i], 24))
+            axes.set_title(short(names[i], 24))
             axes.set_xlim(0, 1)
             axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
             axes.tick_params(labelbottom=True)
@@ -444,6 +445,6 @@ def density_2d(
         heat(panels[1], edges, density, DENSITY, most)
         panels[1].set_title("density of the model")
         for axes in panels:
-            axes.set_xlabel(_short(names[0]))
+            axes.set_xlabel(short(names[0]))
             axes.set_aspect("equal" if equal else "auto")
-        panels[0].set_ylabel(_short(names[1]))
+        panels[0].set_ylabel(short(names[1]))

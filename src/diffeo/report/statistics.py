@@ -52,7 +52,9 @@ class Moments:
         return math.sqrt(self._squares / (self.count - 1) / self.count)
 
 
-def likelihood_facts(nll: Tensor, dimensions: int, dimension: str, step: float = 1.0) -> dict[str, Any]:
+def likelihood_facts(
+    nll: Tensor, dimensions: int, dimension: str, step: float = 1.0, weights: Tensor | None = None
+) -> dict[str, Any]:
     """Return the mean of negative log-likelihoods (n,) in nats with its standard error, and in bits.
 
     Args:
@@ -60,11 +62,16 @@ def likelihood_facts(nll: Tensor, dimensions: int, dimension: str, step: float =
         dimensions: how many numbers a row has.
         dimension: what one of them is called.
         step: between neighbouring values of a number, for ``bits_per_dim``.
+        weights: of each row (n,), where the mean shall be weighted; rows of weight 0 do not count.
     """
-    mean = float(nll.mean())
-    stderr = float(nll.std() / len(nll) ** 0.5) if len(nll) > 1 else math.nan
-    bits = float(bits_per_dim(-nll.mean(), dimensions, step))
+    if weights is None:
+        mean, stderr = nll.mean(), float(nll.std() / len(nll) ** 0.5) if len(nll) > 1 else math.nan
+    else:
+        nll, weights = nll[weights > 0], weights[weights > 0]
+        weighted = ratio_and_error(nll.numpy(), weights.numpy())
+        mean, stderr = nll.new_tensor(weighted["mean"]), weighted["stderr"]
+    bits = float(bits_per_dim(-mean, dimensions, step))
     return {
-        "nll": mean, "stderr": stderr, "bits": bits * dimensions, f"bits_per_{dimension}": bits,
+        "nll": float(mean), "stderr": stderr, "bits": bits * dimensions, f"bits_per_{dimension}": bits,
         f"bits_per_{dimension}_stderr": stderr / (dimensions * math.log(2)), "rows": len(nll),
     }  # fmt: skip

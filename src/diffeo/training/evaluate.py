@@ -19,23 +19,29 @@ def evaluate(
 ) -> tuple[float, float, int]:
     """Return the mean loss over the rows where it is finite, its standard error, and the number of the other rows.
 
-    Without data the mean is NaN. Noise inside the model is the same each time, so that epochs compare. With a single
-    process an interrupt cuts it short.
+    Of rows with weights it is their weighted mean, sum(w l) / sum(w), and the standard error that of this ratio (delta
+    method). Without data the mean is NaN. Noise inside the model is the same each time, so that epochs compare. With a
+    single process an interrupt cuts it short.
     """
     objective.eval()
-    # number, sum, sum of squares, number of bad rows: float64 keeps the variance meaningful
-    moments = torch.zeros(4, dtype=torch.float64, device=world.device)
+    # number, sums of w, w l, w^2, w^2 l, w^2 l^2, number of bad rows: float64 keeps the variance meaningful
+    moments = torch.zeros(7, dtype=torch.float64, device=world.device)
     for number, batch in enumerate(source.in_order(world.share) if source is not None else ()):
         if len(batch.x):
             seed_noise(world.device, derive(seed, "validation", number, world.rank))
             losses = objective(batch.x, batch.context).double()
             good = losses.isfinite()
             losses = torch.where(good, losses, 0)
-            moments += torch.stack((good.sum(), losses.sum(), losses.square().sum(), (~good).sum()))
+            w = good.double() if batch.weights is None else good * batch.weights.double()
+            parts = good, w, w * losses, w * w, w * w * losses, (w * losses).square(), ~good
+            moments += torch.stack([part.sum() for part in parts])
         if interrupt.pressed and world.size == 1:
             break
-    count, total, squares, bad = world.sum(moments).tolist()
+    count, weight, total, *squares, bad = world.sum(moments).tolist()
     if not count:
         return math.nan, math.nan, int(bad)
-    mean = total / count
-    return mean, math.sqrt(max(0.0, squares / count - mean**2) / max(1, count - 1)), int(bad)
+    mean = total / weight
+    ww, wwl, wwll = (square / count for square in squares)
+    # the mean of w^2 (l - mean)^2; without weights, of l^2 - mean^2
+    variance = wwll - (ww * mean**2 + 2 * mean * (wwl - ww * mean))
+    return mean, math.sqrt(max(0.0, variance) / max(1, count - 1)) * (count / weight), int(bad)

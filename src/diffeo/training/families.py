@@ -54,15 +54,16 @@ def fitted(name: str, flow: Flow, x: Tensor, seed: int) -> Flow:
         standard.initialize(y)
         standard.initialized.fill_(True)
         base = FAMILIES[name](standard.inverse(y).double(), seed)
-        return Flow(base, [standard, *steps], context_shape=flow.context_shape).to(marker.device).eval()
+        flow = Flow(base, [standard, *steps], context_shape=flow.context_shape)  # which it does not look at
+        return flow.to(marker.device).eval()
 
 
 def _gaussian(y: Tensor, seed: int) -> Base:
     """A Gaussian whose covariance is shrunk as Ledoit and Wolf (2004) do."""
     from sklearn.covariance import LedoitWolf
 
-    found = LedoitWolf().fit(y.numpy())
-    return Gaussians.of(torch.from_numpy(found.location_)[None], torch.from_numpy(found.covariance_)[None])
+    model = LedoitWolf().fit(y.numpy())
+    return Gaussians.of(torch.from_numpy(model.location_)[None], torch.from_numpy(model.covariance_)[None])
 
 
 def _gaussians(y: Tensor, seed: int) -> Base:

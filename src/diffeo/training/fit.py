@@ -69,6 +69,7 @@ class State:
     seconds: float = 0.0
     # of the present epoch: sums over its good batches, their number, all its rows, the time spent on them
     loss: float = 0.0
+    weight: float = 0.0
     norm: float = 0.0
     good: int = 0
     rows: int = 0
@@ -94,7 +95,7 @@ class State:
         entry = {
             "epoch": self.epoch,
             "step": self.step,
-            "loss": self.loss / good,
+            "loss": self.loss / (self.weight or math.nan),
             **dict(zip(("val_loss", "val_stderr", "val_bad"), validation, strict=True)),
             "lr": lr,
             "grad_norm": self.norm / good,
@@ -104,7 +105,7 @@ class State:
         }
         self.history.append(entry)
         self.batch = self.good = self.rows = 0
-        self.loss = self.norm = self.busy = 0.0
+        self.loss = self.weight = self.norm = self.busy = 0.0
         return entry
 
 
@@ -113,6 +114,7 @@ def fit(
     x: Any,
     context: Any = None,
     *,
+    weights: Any = None,
     validation: Any = 0.1,
     epochs: int | None = None,
     minutes: float | None = None,
@@ -142,9 +144,15 @@ def fit(
         objective: the loss per example, for instance ``MaximumLikelihood(flow)``; or a flow, which is then trained by
             maximum likelihood, that of the recipe ``flow_matching`` by flow matching.
         x: the data: a tensor or array (N, *event), or a stream: an object whose every iteration gives the same batches,
-            tensors or (x, context) pairs (a ``BatchStream`` or what ``Iterated`` takes), of sizes of its own.
+            tensors, (x, context) pairs or (x, context, weights) triples (a ``BatchStream`` or what ``Iterated`` takes),
+            of sizes of its own.
         context: what the density is conditioned on, (N, *context), row by row.
-        validation: a fraction of the rows to hold out, or rows, an (x, context) pair or a stream; 0 for none.
+        weights: how much each row counts, (N,), finite and at least 0: the loss is the weighted mean sum(w l) / sum(w),
+            in training and in validation on rows held out. Only their ratios matter. A row of weight 0 is as good as
+            left out, one of weight 2 as good as two rows. Layers that set themselves from the data (``Standardize``,
+            ``ActNorm``) do so from rows drawn in proportion to the weights.
+        validation: a fraction of the rows to hold out, or rows, an (x, context) pair, an (x, context, weights) triple
+            or a stream; 0 for none.
         epochs: the budget in epochs; about 10,000 steps, but at most 1,000 epochs, if no budget is given.
         minutes: the budget in minutes; with both, whichever is used up first.
         batch_size: rows per step, over all processes together; larger than the data means all of them.
@@ -175,7 +183,8 @@ def fit(
 
     Raises:
         UserError: if ``out`` cannot be written or resumed, or the training breaks down (the message says where).
-        ValueError: for an argument out of its range, or a flow that ``out`` cannot describe: see ``Flow.save``.
+        ValueError: for an argument out of its range, weights that are negative, not finite or all 0, or a flow that
+            ``out`` cannot describe: see ``Flow.save``.
         TypeError: for what is no objective and no flow.
     """
     for name, number, low in (
@@ -193,7 +202,9 @@ def fit(
     device = world.device
     objective.to(device)
     dtype = first.dtype if first.is_floating_point() else None
-    train, valid = split(x, context, validation, batch_size=batch_size, seed=seed, device=device, dtype=dtype)
+    train, valid = split(
+        x, context, validation, weights=weights, batch_size=batch_size, seed=seed, device=device, dtype=dtype
+    )
     if objective.pool:
         train = Pairs(train, objective.couple, objective.pool)
         valid = None if valid is None else Pairs(valid, objective.couple, objective.pool)
@@ -259,9 +270,11 @@ def fit(
                     with half_precision(bfloat16):
                         losses = model(part.x, part.context)
                     # the mean over processes is that over all rows
-                    weights = torch.full_like(losses, world.size / batch.total)
-                    losses.backward(weights)
-                    loss += losses.detach() @ weights
+                    shares = torch.full_like(losses, world.size / batch.total)
+                    if part.weights is not None:
+                        shares *= part.weights
+                    losses.backward(shares)
+                    loss += losses.detach() @ shares
                     del losses  # and what its graph holds on to
                 loss_value, norm_value, state.seconds, stop = world.agree(
                     loss, update.norm(), time.monotonic() - started, interrupt.pressed
@@ -275,6 +288,7 @@ def fit(
                     world.copy_from_leader(moving)
                     state.good += 1
                     state.loss += loss_value
+                    state.weight += batch.weight
                     state.norm += norm_value
                     state.bad_in_a_row = 0
                 else:
@@ -291,7 +305,8 @@ def fit(
                 state.batch += 1
                 state.rows += batch.total
                 state.busy += time.monotonic() - since
-                reporter.step(done, state.epoch, state.loss / (state.good or 1), state.rows / state.busy, state.skipped)
+                mean = state.loss / (state.weight or 1)
+                reporter.step(done, state.epoch, mean, state.rows / state.busy, state.skipped)
                 if store.due:
                     save()
                 if stop or (minutes is not None and state.seconds >= 60 * minutes):

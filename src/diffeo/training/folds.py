@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from diffeo.flow import Flow
 from diffeo.mixture import Mixture
 from diffeo.objectives import Objective, objective_of
 from diffeo.structure import described, rebuilt
-from diffeo.training.batches import as_tensor
+from diffeo.training.batches import as_tensor, check_weights, in_proportion
 from diffeo.training.digests import digests
 from diffeo.training.families import FAMILIES, INDEPENDENT, fitted
 from diffeo.training.fit import FitResult, fit
@@ -31,7 +31,7 @@ from diffeo.training.parallel import World
 from diffeo.training.progress import Journal
 from diffeo.training.seeding import derive, seed_noise
 
-__all__ = ["FoldsResult", "assign_folds", "fit_folds", "held_out_by", "out_of_fold", "stack"]
+__all__ = ["FoldsResult", "assign_folds", "fit_folds", "out_of_fold", "stack"]
 
 FLOOR = 1e-4  # the least weight of the broad density: no row is less likely than under it by more than 9.2 nats
 NEGLIGIBLE = 1e-4  # the weight below which a density is left out of the stack
@@ -52,7 +52,7 @@ class FoldsResult:
         log_prob: of each row by the density that has not been trained on it, in nats, ``(N,)``, double precision.
         weights: of each family.
         scores: mean log-likelihood of each family out of fold, alone.
-        members: how each flow's training went, fold after fold.
+        members: how each training of a flow went, fold after fold.
         training: all of them as one: the means over the flows of each epoch that all have had, the median of their best
             epochs, the mean of their best losses, the most epochs, the steps of all; "interrupted" if one of them was.
     """
@@ -74,12 +74,14 @@ class Task:
         flow: what is trained, in fresh copies.
         fold: the fold that is held out.
         folder: of the member's own run directory, or None.
+        name: of the flow.
         seed: of its initial weights, order and noise.
     """
 
     flow: Flow
     fold: int
     folder: Path | None
+    name: str
     seed: int
 
 
@@ -110,18 +112,24 @@ def assign_folds(x: Tensor, context: Tensor | None, folds: int, seed: int, toget
     return torch.from_numpy(fold[group])
 
 
-def stack(log_prob: Tensor, floors: Sequence[float] | None = None) -> Tensor:
-    """Weights w that maximise sum_n log sum_f w_f exp(o_nf), by expectation maximisation (Smyth and Wolpert 1998).
+def stack(log_prob: Tensor, floors: Sequence[float] | None = None, counts: Tensor | None = None) -> Tensor:
+    """Weights w that maximise sum_n c_n log sum_f w_f exp(o_nf), by expectation maximisation (Smyth and Wolpert 1998).
 
     Args:
         log_prob: o_nf ``(N, F)``, out of fold; -inf where a family gives a row no mass.
         floors: the least weight of each family, 0 by default.
+        counts: c_n, how much each row counts ``(N,)``, 1 by default.
 
     Returns:
         ``(F,)``, of sum 1, double precision.
     """
     each = log_prob.double()
-    each = each[torch.isfinite(each).any(1)]
+    some = torch.isfinite(each).any(1)
+    if counts is not None:
+        some &= counts > 0
+    each = each[some]
+    share = torch.ones(len(each), 1, dtype=torch.float64) if counts is None else counts.double()[some, None]
+    share = share / share.mean()
     least = torch.tensor(list(floors) if floors is not None else [0.0] * each.shape[1], dtype=torch.float64)
     weights = torch.full_like(least, 1 / len(least))
     if not len(each):
@@ -130,11 +138,11 @@ def stack(log_prob: Tensor, floors: Sequence[float] | None = None) -> Tensor:
     for _ in range(ROUNDS):
         joint = each + weights.log()
         total = torch.logsumexp(joint, 1, keepdim=True)
-        mean = float(total.mean())
+        mean = float((share * total).mean())
         if mean - before < SETTLED:
             break
         before = mean
-        weights = (joint - total).exp().mean(0)
+        weights = (share * (joint - total).exp()).mean(0)
         low = weights < least  # these stay at their least, the others share the rest
         if low.any():
             rest = 1 - least[low].sum()
@@ -143,10 +151,11 @@ def stack(log_prob: Tensor, floors: Sequence[float] | None = None) -> Tensor:
 
 
 def fit_folds(
-    flow: Flow | Sequence[Flow],
+    flow: Flow | Mapping[str, Flow],
     x: Any,
     context: Any = None,
     *,
+    weights: Any = None,
     folds: int = 5,
     families: Sequence[str] | None = None,
     objective: Make = objective_of,
@@ -170,9 +179,11 @@ def fit_folds(
     better; and every row has a likelihood by densities that have not been trained on it.
 
     Args:
-        flow: what to train, which itself stays as it is; or several, of other capacities.
+        flow: what to train, which itself stays as it is; or several by name, of other capacities.
         x: rows, a tensor or array ``(N, *event)``.
         context: what the density is conditional on, ``(N, *context)``.
+        weights: how much each row counts ``(N,)``, as ``diffeo.fit`` takes them: in every training, and in the stack.
+            The simpler densities are fitted to rows drawn in proportion.
         folds: the number K.
         families: of simple densities, among "gaussian", "gaussians", "kernels" and "broad"; by default all of them for
             vectors of complete numbers, with a context "broad" alone. Beside mixed densities "independent" columns.
@@ -194,10 +205,11 @@ def fit_folds(
         ValueError: for bad arguments, or too few rows.
     """
     started = time.monotonic()
-    flows = [flow] if isinstance(flow, Flow) else list(flow)
-    names = ["flow"] if len(flows) == 1 else [f"flow {number}" for number in range(1, len(flows) + 1)]
+    named_flows = {"flow": flow} if isinstance(flow, Flow) else dict(flow)
+    names, flows = list(named_flows), list(named_flows.values())
     rows = as_tensor(x, "x")
     contexts = None if context is None else as_tensor(context, "context")
+    counts = None if weights is None else check_weights(as_tensor(weights, "weights"), len(rows))
     simple = _simple(flows[0], rows) if families is None else list(families)
     known = [INDEPENDENT] if flows[0].transform.takes_missing else list(FAMILIES)
     unknown = [name for name in simple if name not in known]
@@ -207,7 +219,7 @@ def fit_folds(
     fold = assign_folds(rows, contexts, folds, derive(seed, "folds"), together)
     tasks = [
         Task(
-            each, k, None if out is None else Path(out) / "train" / f"{name.replace(' ', '-')}-{k + 1}",
+            each, k, None if out is None else Path(out) / "train" / f"{name.replace(' ', '-')}-{k + 1}", name,
             derive(seed, "member", name, k),
         )
         for k in range(folds) for name, each in zip(names, flows, strict=True)
@@ -217,7 +229,9 @@ def fit_folds(
     jobs = min(jobs, len(tasks)) if side_by_side else 1
     if minutes is not None:
         training["minutes"] = minutes / math.ceil(len(tasks) / jobs)
-    train = partial(_train, x=rows, context=contexts, fold=fold, objective=objective, resume=resume, **training)
+    train = partial(
+        _train, x=rows, context=contexts, weights=counts, fold=fold, objective=objective, resume=resume, **training
+    )
     trained = _all_trained(train, tasks, jobs, world.device, progress, say)
 
     every = [*names, *simple]
@@ -226,22 +240,25 @@ def fit_folds(
         scores = torch.full((len(rows), len(every)), -torch.inf, dtype=torch.float64)
         for k, held in enumerate(members):
             inside, outside = (fold != k).nonzero()[:, 0], (fold == k).nonzero()[:, 0]
+            inside = inside if counts is None else inside[in_proportion(counts[inside])]
             held += [fitted(name, held[0], rows[inside], derive(seed, name, k) % 2**32) for name in simple]
             for f, member in enumerate(held):
                 scores[outside, f] = _scored(member, rows, contexts, outside)
         floors = [FLOOR if name == "broad" else 0.0 for name in every]
-        weights = stack(scores, floors)
-        kept = [f for f in range(len(every)) if weights[f] >= NEGLIGIBLE]
-        shares = weights[kept] / weights[kept].sum()
+        stacked = stack(scores, floors, counts)
+        kept = [f for f in range(len(every)) if stacked[f] >= NEGLIGIBLE]
+        shares = stacked[kept] / stacked[kept].sum()
         density = Mixture(Mixture([held[f] for f in kept], shares) for held in members).eval()
-    named = {name: float(weights[f]) for f, name in enumerate(every)}
+    named = {name: float(stacked[f]) for f, name in enumerate(every)}
+    share = torch.ones(len(rows), 1) if counts is None else (counts / counts.mean())[:, None]
+    means = torch.where(share > 0, share * scores, 0).mean(0).tolist()
     results = [result for _, result in trained]
     training_as_one = _as_one(results, time.monotonic() - started)
     if out is not None and world.leads:
         Journal(Path(out) / "train", training_as_one.history)
     return FoldsResult(
         flow=density, fold=fold, log_prob=torch.logsumexp(scores[:, kept] + shares.log(), 1), weights=named,
-        scores={name: float(scores[:, f].mean()) for f, name in enumerate(every)}, members=results,
+        scores=dict(zip(every, means, strict=True)), members=results,
         training=training_as_one,
     )  # fmt: skip
 
@@ -266,28 +283,22 @@ def _as_one(results: Sequence[FitResult], seconds: float) -> FitResult:
 
 @torch.no_grad()
 def out_of_fold(flow: Flow, fold: Tensor, score: Callable[[Flow, Tensor], Tensor]) -> Tensor:
-    """What densities say of rows that they have not been trained on: ``(n,)``, in double precision.
+    """What densities say of rows that they have not been trained on: ``(n, ...)``, in double precision.
 
     Args:
         flow: of ``fit_folds``; or any other, for rows that none of it has seen.
         fold: the fold that each row was in ``(n,)``, negative for a row that no part has seen.
-        score: of a density and the numbers of rows (m,) makes values (m,), such as log-likelihoods.
+        score: of a density and the numbers of rows (m,) makes values (m, ...), such as log-likelihoods.
     """
-    result = torch.empty(len(fold), dtype=torch.float64)
-    for density, mine in held_out_by(flow, fold):
-        result[mine] = score(density, mine).double().cpu()
-    return result
-
-
-def held_out_by(flow: Flow, fold: Tensor) -> Iterator[tuple[Flow, Tensor]]:
-    """Yield densities, and the numbers (m,) of the rows that each has not been trained on: all rows, each once.
-
-    Args:
-        flow: as ``out_of_fold`` takes it.
-        fold: the fold that each row was in ``(n,)``, negative for a row that no part has seen.
-    """
+    result = torch.empty(0, dtype=torch.float64)
     for k in fold.unique().tolist():
-        yield flow.members[k] if k >= 0 and isinstance(flow, Mixture) else flow, (fold == k).nonzero()[:, 0]
+        mine = (fold == k).nonzero()[:, 0]
+        density = flow.members[k] if k >= 0 and isinstance(flow, Mixture) else flow
+        values = score(density, mine).double().cpu()
+        if not len(result):
+            result = values.new_empty(len(fold), *values.shape[1:])
+        result[mine] = values
+    return result
 
 
 def _simple(flow: Flow, x: Tensor) -> list[str]:
@@ -304,6 +315,7 @@ def _train(
     *,
     x: Tensor,
     context: Tensor | None,
+    weights: Tensor | None,
     fold: Tensor,
     objective: Make,
     resume: bool,
@@ -318,12 +330,13 @@ def _train(
         recipe = task.flow.recipe
         member = rebuilt(described(task.flow)) if recipe is None else recipes.build(recipe["name"], recipe["arguments"])
         member.to(task.flow.base.device_marker)
-        held_out = x[outside] if context is None else (x[outside], context[outside])
-        contexts = None if context is None else context[inside]
+        (contexts, held_contexts), (counts, held_counts) = (
+            (None, None) if part is None else (part[inside], part[outside]) for part in (context, weights)
+        )
         again = resume and task.folder is not None and (task.folder / "train").is_dir()
         result = fit(
-            objective(member), x[inside], contexts, validation=held_out, seed=task.seed, device=device,
-            out=task.folder, resume=again, progress=progress, **training,
+            objective(member), x[inside], contexts, weights=counts, validation=(x[outside], held_contexts, held_counts),
+            seed=task.seed, device=device, out=task.folder, resume=again, progress=progress, **training,
         )  # fmt: skip
     return member, result
 
@@ -339,10 +352,8 @@ def _all_trained(
     """Train for all tasks, so many side by side, in order. After Ctrl-C the rest get no more than they have."""
 
     def over(number: int, result: FitResult) -> None:
-        say(
-            f"fold {tasks[number].fold + 1}: {result.best_loss:.4g} nats held out, after {result.epochs} epochs"
-            f" ({result.seconds:.0f} s)"
-        )
+        held_out, took = f"{result.best_loss:.4g} nats held out", f"{result.epochs} epochs, {result.seconds:.0f} s"
+        say(f"fold {tasks[number].fold + 1}, {tasks[number].name}: {held_out} ({took})")
 
     done: dict[int, tuple[Flow, FitResult]] = {}
     if jobs == 1:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffeo.errors import UserError
-from diffeo.training.batches import Batch, Rows, Stream
+from diffeo.training.batches import Batch, Rows, Stream, in_proportion
 from diffeo.training.faults import locate
 from diffeo.training.seeding import derive, seed_noise
 
@@ -20,7 +20,8 @@ def initialise(
     """Let layers such as ActNorm set themselves from the data; return the buffers that every later step moves.
 
     Rows with a non-finite loss are not shown: first those that have one while nothing is set yet (a layer set with a
-    row of 1e30 among the others makes all of them look alike), then those that have one afterwards.
+    row of 1e30 among the others makes all of them look alike), then those that have one afterwards. Rows with weights
+    are shown as often as these say, so that statistics are those of the weighted data.
 
     Raises:
         UserError: if no rows with a finite loss are found, saying where the first non-finite value arose.
@@ -28,10 +29,10 @@ def initialise(
     tensors = [*objective.parameters(), *objective.buffers()]
     before = [tensor.clone() for tensor in tensors]
     noise = derive(seed, "initialise")
-    for batch in islice(source.examples(seed), attempts):
+    for batch in map(_in_proportion, islice(source.examples(seed), attempts)):
         seed_noise(device, noise)
         good = objective.eval()(batch.x, batch.context).isfinite()
-        shown = _keep(batch, good) if good.any() else batch
+        shown = batch.take(good) if good.any() else batch
         objective.train()
         while len(shown.x):
             seed_noise(device, noise)
@@ -43,15 +44,15 @@ def initialise(
                 versions = [buffer._version for buffer in objective.buffers()]
                 objective(shown.x, shown.context)
                 return [b for b, version in zip(objective.buffers(), versions, strict=True) if b._version != version]
-            shown = _keep(shown, good)
+            shown = shown.take(good)
             for tensor, old in zip(tensors, before, strict=True):
                 tensor.copy_(old)
     seed_noise(device, noise)
     raise breakdown(objective, batch, "no row of the first batches has a finite loss")
 
 
-def _keep(batch: Batch, good: Tensor) -> Batch:
-    return Batch(batch.x[good], None if batch.context is None else batch.context[good], int(good.sum()), None)
+def _in_proportion(batch: Batch) -> Batch:
+    return batch if batch.weights is None else batch.take(in_proportion(batch.weights))
 
 
 def breakdown(objective: nn.Module, batch: Batch, what: str) -> UserError:

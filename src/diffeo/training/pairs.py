@@ -1,11 +1,11 @@
 """Data paired with noise before they are batched."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from diffeo.training.batches import Batch, Rows, Share, Stream, everything, place
+from diffeo.training.batches import Batch, Rows, Share, Stream, everything, in_proportion, place
 from diffeo.training.seeding import derive, seed_noise
 
 __all__ = ["Pairs"]
@@ -18,6 +18,10 @@ class Pairs(Rows):
 
     The rows of the data fall at random into pools; within a pool each row gets a noise of its own. Which pairs there
     are follows from the seed and the epoch alone, so a training that is resumed finds them again.
+
+    Rows with weights are drawn in proportion to these before they are coupled, anew each time, and count alike
+    afterwards. (Weights on pairs would be weights on their noise, too, which then is no longer the base's: where each
+    row has the noise closest to it, the model would not learn of the weights at all.)
 
     Args:
         source: the data, rows in memory.
@@ -34,37 +38,49 @@ class Pairs(Rows):
         if pool < source.batch_size:
             raise ValueError(f"expected a pool of at least a batch of {source.batch_size} rows to couple, got {pool}")
         self.__dict__.update(source.__dict__)
-        self.couple, self.pool = couple, pool
-        # what was coupled last, by the numbers of its rows in the data, and for which seed and round
-        self.noise: tuple[tuple[int, int], Tensor] | None = None
+        self.source, self.couple, self.pool = source, couple, pool
+        # what was coupled last: for which seed and round, and the noise of the row in each place
+        self.coupled: tuple[tuple[int, int], Tensor] | None = None
 
     def shuffled(self, seed: int, epoch: int, start: int = 0, share: Share = everything) -> Iterator[Batch]:
         """Yield the batches of an epoch from number ``start`` on, in pairs."""
-        return self._paired(super().shuffled(seed, epoch, start, share), seed, epoch // REUSED)
+        self._couple(seed, epoch // REUSED)
+        return super().shuffled(seed, epoch, start, share)
 
     def in_order(self, share: Share = everything) -> Iterator[Batch]:
         """Yield all rows once, in pairs that are always the same."""
-        return self._paired(super().in_order(share), 0, 0)
+        self._couple(0, 0)
+        return super().in_order(share)
 
-    def _paired(self, batches: Iterable[Batch], seed: int, number: int) -> Iterator[Batch]:
-        noise = self._noise(seed, number)
-        for batch in batches:
-            assert batch.rows is not None  # rows in memory have numbers
-            z = noise[batch.rows.to(noise.device)]
-            yield batch._replace(x=torch.stack([place(z, batch.x.device, None), batch.x.to(z.dtype)], 1))
+    def examples(self, seed: int) -> Iterator[Batch]:
+        """Yield chunks of the rows, which are not paired."""
+        return self.source.examples(seed)
+
+    def select(self, places: Tensor, share: Share = everything) -> Batch:
+        """Return the pairs in these places (or this process's share of them) as a batch."""
+        assert self.coupled is not None  # before any batch is asked for
+        batch = super().select(places, share)
+        noise = self.coupled[1]
+        z = noise[places[share(len(places))].to(noise.device)]
+        x = torch.stack([place(z, batch.x.device, None), batch.x.to(z.dtype)], 1)
+        return batch._replace(x=x, weights=None, weight=1.0)
 
     @torch.no_grad()
-    def _noise(self, seed: int, number: int) -> Tensor:
-        if self.noise is None or self.noise[0] != (seed, number):
-            generator = torch.Generator().manual_seed(derive(seed, "pools", number))
-            order = torch.randperm(self.size, generator=generator)
-            parts = []
-            for index, chosen in enumerate(order.split(self.pool)):
-                batch = self.select(self.rows[chosen].to(self.x.device))
-                seed_noise(batch.x.device, derive(seed, "couple", number, index))
-                parts.append(self.couple(batch.x, batch.context))
-            coupled = torch.cat(parts)
-            noise = coupled.new_zeros(len(self.x), *coupled.shape[1:])
-            noise[self.rows[order].to(noise.device)] = coupled
-            self.noise = (seed, number), noise
-        return self.noise[1]
+    def _couple(self, seed: int, number: int) -> None:
+        if self.coupled is not None and self.coupled[0] == (seed, number):
+            return
+        generator = torch.Generator().manual_seed(derive(seed, "pools", number))
+        if self.weights is not None:
+            rows = self.source.rows
+            drawn = torch.Generator().manual_seed(derive(seed, "drawn", number))
+            self.rows = rows[in_proportion(self.weights[rows], torch.rand((), generator=drawn).item())]
+        order = torch.randperm(self.size, generator=generator)
+        parts = []
+        for index, chosen in enumerate(order.split(self.pool)):
+            batch = super().select(chosen.to(self.x.device))
+            seed_noise(batch.x.device, derive(seed, "couple", number, index))
+            parts.append(self.couple(batch.x, batch.context))
+        coupled = torch.cat(parts)
+        noise = torch.empty_like(coupled)
+        noise[order.to(noise.device)] = coupled
+        self.coupled = (seed, number), noise

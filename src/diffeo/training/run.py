@@ -41,6 +41,7 @@ __all__ = [
     "save_metrics",
     "save_model",
     "save_weights",
+    "trained_recipe",
 ]
 
 FORMAT = 1
@@ -200,7 +201,9 @@ def save_weights(path: StrPath, flow: nn.Module) -> str:
 
 
 def save_model(path: StrPath, flow: Flow) -> None:
-    """Write another flow into a run directory than the one that it was made for: its weights, then what it is.
+    """Write what came of the flow that a run directory was made for: the weights, then what it is.
+
+    ``trained_recipe`` still says what the run was made for.
 
     Args:
         path: the run directory.
@@ -210,10 +213,26 @@ def save_model(path: StrPath, flow: Flow) -> None:
         UserError: if it is not a run directory, or cannot be written.
         ValueError: for a flow with parts that are not diffeo's.
     """
-    model = {**read_model(path), "recipe": _recipe(flow)}
+    model = read_model(path)
+    model["provenance"]["trained"] = trained_recipe(model)
+    model["recipe"] = _recipe(flow)
     save_weights(path, flow)
     with atomic_write(Path(path) / MODEL) as temporary:
         temporary.write_text(json.dumps(model, indent=2) + "\n")
+
+
+def trained_recipe(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe of the flow that was trained, which of a mixture is not that of the whole.
+
+    Args:
+        model: what ``model.json`` says.
+    """
+    recipe: dict[str, Any] = model["provenance"].get("trained", model.get("recipe"))
+    return recipe
+
+
+def _is_recipe(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("arguments"), dict)
 
 
 def _recipe(flow: Flow) -> dict[str, Any]:
@@ -269,15 +288,13 @@ def read_model(path: StrPath) -> dict[str, Any]:
             f"{file} has format {model['format']}, written by diffeo {model.get('diffeo', '?')}; "
             f"this is diffeo {diffeo.__version__}, which reads up to {FORMAT}: upgrade diffeo"
         )
-    recipe = model.get("recipe")
     expected = {
-        "recipe": isinstance(recipe, dict)
-        and isinstance(recipe.get("name"), str)
-        and isinstance(recipe.get("arguments"), dict),
+        "recipe": _is_recipe(model.get("recipe")),
         "schema": isinstance(model.get("schema"), dict | None),
         "metrics": isinstance(model.setdefault("metrics", {}), dict),
         "provenance": isinstance(model.setdefault("provenance", {}), dict),
     }
+    expected["trained"] = not expected["provenance"] or _is_recipe(trained_recipe(model))
     for name, good in expected.items():
         if not good:
             raise UserError(f"{file} is damaged: its {name} is missing or of a wrong type; restore it or train again")

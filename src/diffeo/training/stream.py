@@ -5,7 +5,10 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-__all__ = ["BatchStream"]
+__all__ = ["BatchStream", "Item"]
+
+# Of a batch x and context, and the weights of its rows where they have any.
+Item = tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class BatchStream(ABC):
@@ -30,10 +33,11 @@ class BatchStream(ABC):
         self.epoch = epoch
 
     @abstractmethod
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def __iter__(self) -> Iterator[Item]:
         """Yield the epoch's batches: x ``(n, *event)`` and the context ``(n, *context)``, or None where there is none.
 
-        The sizes n may differ, event and context may not.
+        Where rows have weights, these come third, ``(n,)``: finite, of at least 0. The sizes n may differ, event and
+        context may not.
         """
 
     @abstractmethod

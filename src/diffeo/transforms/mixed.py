@@ -217,15 +217,19 @@ class Mixed(DataDependent):
         """
         return self.log_in_orders(x, known, context).mean(0)
 
-    def log_in_orders(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_in_orders(
+        self, x: Tensor, known: Tensor, context: Tensor | None = None, orders: Tensor | None = None
+    ) -> Tensor:
         """log p of each column given the known ones and those before it in each of the orders, ``(R, n, D)``.
 
         Args:
             x: ``(n, D)``.
             known: ``(n, D)``, true where all the others are conditional on the cell.
             context: ``(n, context)``.
+            orders: the numbers of the columns in each order ``(R, D)``; by default those of the density.
         """
-        return torch.stack([self._in_order(x, known, context, order)[0] for order in self.orders])
+        orders = self.orders if orders is None else orders
+        return torch.stack([self._in_order(x, known, context, order)[0] for order in orders])
 
     def leave_out(self, columns: Sequence[int]) -> None:
         """From now on leave these columns out of every order, and so out of the density and of all its conditions.

@@ -17,7 +17,7 @@ from diffeo.modalities.tables.defaults import default_model, preprocessing
 from diffeo.modalities.tables.figures import plot_figures
 from diffeo.modalities.tables.infer import infer_schema
 from diffeo.modalities.tables.mixed import factors
-from diffeo.modalities.tables.rows import Split, TableStream, split_table
+from diffeo.modalities.tables.rows import Split, TableStream, split_table, too_large
 from diffeo.modalities.tables.seen import TEST, TRAIN, VALID, SeenRows
 from diffeo.modalities.tables.table import open_table
 from diffeo.training.folds import FoldsResult
@@ -27,8 +27,11 @@ __all__ = ["TableDataset"]
 BATCH_SIZE = 512
 FOLDS = 5  # that tables of so many rows are trained by
 FEWEST_ROWS, MOST_ROWS = 50, 20_000
+DROPOUT = 0.1
+STEPS, SMALLEST_BATCH = 8, 16  # of small tables: steps in an epoch, of so many rows at least
+EPOCHS = 500  # that these have at most
 READING = ("na", "sep", "decimal")  # settings of how a table is read
-CHOSEN = ("context", "drop", "categorical", "integer", "continuous", "dates")  # of what its columns are
+CHOSEN = ("context", "drop", "categorical", "integer", "continuous", "dates", "weights")  # of what its columns are
 
 
 class TableDataset(Dataset):
@@ -39,7 +42,6 @@ class TableDataset(Dataset):
 
     def __init__(self, source: Any, settings: Mapping[str, Any], seed: int) -> None:
         self.settings, self.seed = settings, seed
-        self.batch_size = settings.get("batch_size", BATCH_SIZE)
         numbers = settings.get("model", "mixed") != "mixed"  # a model of complete numbers was asked for
         reading = {name: settings[name] for name in READING if name in settings}
         self.table = open_table(source, missing=settings.get("missing", "error" if numbers else "keep"), **reading)
@@ -48,9 +50,12 @@ class TableDataset(Dataset):
         self.table.hold(rows.LARGE)
         chosen = {name: settings[name] for name in CHOSEN if name in settings}
         self.schema = infer_schema(self.table, numbers=numbers, **chosen)
-        self.folds = settings.get("folds", FOLDS if FEWEST_ROWS <= self.schema.rows <= MOST_ROWS else 1)
+        small = FEWEST_ROWS <= self.schema.rows <= MOST_ROWS and not too_large(self.schema)
+        self.folds = settings.get("folds", FOLDS if small else 1)
         # Equal rows are copies where some column is continuous; where all are discrete, such rows just are so.
         self.together = any(column.kind == "continuous" for column in self.schema.feature_columns)
+        batch_size = BATCH_SIZE if self.folds == 1 else max(SMALLEST_BATCH, min(BATCH_SIZE, self.schema.rows // STEPS))
+        self.batch_size = settings.get("batch_size", batch_size)
         self.split = split_table(
             self.table, self.schema, self.batch_size, self.seed, self.settings.get("test", 0.0), self.folds == 1
         )
@@ -58,6 +63,7 @@ class TableDataset(Dataset):
             raise UserError(f"{self.table.name}: is too large to train several times over; leave out --folds")
         self.x, self.context = self.split.x, self.split.context
         self.valid_x, self.valid_context = self.split.valid_x, self.split.valid_context
+        self.weights, self.valid_weights = self.split.weights, self.split.valid_weights
         self.tested = len(self.split.test_x)
         self.rows, self.hash, self.total = self.split.rows, self.split.hash, self.schema.rows
         self.features, self.context_size = self.schema.features, self.schema.context_size
@@ -73,6 +79,8 @@ class TableDataset(Dataset):
                 if self.mixed
                 else "model: nsf, the better of complete numbers (--model mixed has every conditional)"
             )
+        if self.schema.weights:
+            self.notes.append(self._weighting())
         if self.table.dropped:
             self.notes.append(f"{self.table.dropped} rows with missing or infinite values were left out")
 
@@ -81,6 +89,10 @@ class TableDataset(Dataset):
         if self.mixed:
             return "mixed", {"columns": factors(self.schema, self._some())}
         return default_model(self.rows)
+
+    def stacked_models(self) -> dict[str, dict[str, Any]]:
+        """The same splines with dropout: of small tables some are learned better by the one, some by the other."""
+        return {} if self.mixed else {f"nsf with dropout {DROPOUT}": {"dropout": DROPOUT}}
 
     def preprocessing(self, model: str) -> list[Any]:
         """Dequantise what is discrete, standardise, and make normal what has tails like Cauchy's."""
@@ -95,8 +107,10 @@ class TableDataset(Dataset):
         return self.valid_x if isinstance(self.x, TableStream) else self.x
 
     def training(self, flow: Flow) -> dict[str, Any]:
-        """The defaults of ``diffeo.fit`` are those of tables; a mixed density learns more slowly."""
-        return {"lr": 2e-3} if flow.transform.takes_missing else {}
+        """The defaults of ``diffeo.fit`` suit large tables; small ones, and a mixed density, learn more slowly."""
+        if flow.transform.takes_missing:
+            return {"lr": 2e-3}
+        return {"lr": 3e-3, "weight_decay": 0.1, "epochs": EPOCHS} if self.folds > 1 and flow.ode is None else {}
 
     def judged(self, most: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Rows for validation, for the test if there are any, and training rows where they are in memory."""
@@ -109,9 +123,28 @@ class TableDataset(Dataset):
             parts["test"] = (self.split.test_x, self.split.test_context)
         return parts
 
+    def judged_weights(self) -> dict[str, Tensor]:
+        """Those of the rows for validation, for the test and for training, where there are any."""
+        split = self.split
+        parts = {"validation": split.valid_weights, "train": split.weights, "test": split.test_weights}
+        return {name: weights for name, weights in parts.items() if weights is not None}
+
+    def _weighting(self) -> str:
+        """Say how rows are weighted; the effective number of rows is (sum w)^2 / sum w^2 (Kish 1965)."""
+        name = "validation" if isinstance(self.x, TableStream) else "train"
+        w = self.judged_weights()[name]
+        effective, none = float(w.sum() ** 2 / (w @ w)), int((w == 0).sum())
+        left_out = f"; {none} of them have weight 0 and are left out" if none else ""
+        which = "training" if name == "train" else name
+        return (
+            f"rows are weighted by {self.schema.weights!r}, which is not modelled: {len(w)} {which} rows are worth"
+            f" {effective:.0f} of equal weight{left_out}"
+        )
+
     def facts(self) -> dict[str, Any]:
-        """How many columns, and which are the context."""
-        return {"columns": self.schema.features, "context": list(self.schema.context)}
+        """How many columns, which are the context, and by which column likelihoods are weighted."""
+        weights = {"weighted_by": self.schema.weights} if self.schema.weights else {}
+        return {"columns": self.schema.features, "context": list(self.schema.context), **weights}
 
     def remember(self, run: Path, flow: Flow, stacked: FoldsResult | None) -> None:
         """Write the digest of each row, its part in the training, and its likelihood by what was not trained on it."""
@@ -132,5 +165,5 @@ class TableDataset(Dataset):
         return SeenRows.of([(self.x, self.context, fold, log_prob), valid, test])
 
     def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
-        """Learning curves, pairs of columns, latents, and the density of two columns."""
-        return plot_figures(run, flow, self.schema, self.split, self.seed)
+        """Learning curves, pairs of columns, latents, and the density of two columns, of rows drawn by weight."""
+        return plot_figures(run, flow, self.schema, self.split.in_proportion(), self.seed)

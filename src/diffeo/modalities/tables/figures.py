@@ -21,7 +21,7 @@ from diffeo.report.mixed import noise_of
 from diffeo.report.numerics import continuous_part
 from diffeo.report.prediction import has_cdf, pit
 from diffeo.report.style import Figures
-from diffeo.training.folds import held_out_by
+from diffeo.training.folds import out_of_fold
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.mixed import Mixed
 
@@ -81,9 +81,12 @@ def _plot_pit(path: Figures, flow: Flow, schema: Schema, x: Tensor, context: Ten
     """Plot F(y) of rows by what was not trained on them, where the run remembers that: uniform if it is right."""
     seen = SeenRows.load(path.run)
     part = torch.full((len(x),), -1) if seen is None else seen.parts(x, context)
-    values = np.empty((len(x), 1))
-    for density, mine in held_out_by(flow, part):
-        values[mine] = pit(density, x[mine], context[mine], [grid.step for grid in schema.discrete], seed)
+    steps = [grid.step for grid in schema.discrete]
+
+    def below(density: Flow, mine: Tensor) -> Tensor:
+        return torch.from_numpy(pit(density, x[mine], context[mine], steps, seed))
+
+    values = out_of_fold(flow, part, below).numpy()
     if (part >= 0).all():
         what = "rows, each by what had not seen it"
     figures.noise(values, schema.feature_names, path("pit"), what, "F(y)")

@@ -44,7 +44,15 @@ import numpy as np
 
 from diffeo.errors import UserError
 from diffeo.modalities.tables.dates import DAY, find_formats, parse_dates
-from diffeo.modalities.tables.delimited import RARE, Retyped, complaint, is_decorated, is_number, mixed_types
+from diffeo.modalities.tables.delimited import (
+    RARE,
+    REMEDIES,
+    Retyped,
+    complaint,
+    is_decorated,
+    is_number,
+    mixed_types,
+)
 from diffeo.modalities.tables.delimited import drop as drop_advice
 from diffeo.modalities.tables.schema import NUMBERS, Column, Schema, decimals
 from diffeo.modalities.tables.table import ROWS, Table, open_table
@@ -164,6 +172,7 @@ def infer_schema(
     categorical: Sequence[str] = (),
     integer: Sequence[str] = (),
     dates: Sequence[str] = (),
+    weights: str | None = None,
     numbers: bool = False,
 ) -> Schema:
     """Read the whole table and decide what every column is.
@@ -179,6 +188,7 @@ def infer_schema(
         categorical: columns whose values are categories, whatever they look like.
         integer: columns of whole numbers that are no levels.
         dates: columns of dates or times, also in formats that numbers have too, 20240531 say.
+        weights: the column that holds the weights of the rows, which is not modelled.
         numbers: whether the model takes complete numbers alone; text, dates and gaps are errors then.
 
     Raises:
@@ -186,9 +196,9 @@ def infer_schema(
             model.
     """
     kinds = {"continuous": continuous, "categorical": categorical, "integer": integer, "date": dates}
-    wanted = _wanted(table, context, drop, kinds)
+    wanted = _wanted(table, context, drop, kinds, weights)
     context = tuple(dict.fromkeys(context))
-    names = [name for name in table.names if name not in drop]
+    names = [name for name in table.names if name not in (*drop, weights)]
     if len(names) <= len(context):
         raise UserError(f"{table.name}: no column is left to model; keep one that is neither dropped nor context")
     if len(names) > MOST:
@@ -209,10 +219,13 @@ def infer_schema(
         names.remove(name)
     if not names:
         raise UserError(f"{table.name}: {'; '.join(problems)}")
+    if weights is not None:
+        _check_weights(table, weights)
     # What shall be an error is still read to the end, so that all errors are said.
     everything = open_table(table, missing="keep" if table.missing == "error" else table.missing)
     everything = everything.select(table.names, table.all_names)
-    tallies, sample = _survey(everything, names, wanted, rows)
+    read = names if weights is None else [*names, weights]
+    tallies, sample = _survey(everything, read, wanted, rows)
     if everything.missing == "drop":
         table.dropped = everything.dropped
     total = tallies[0].rows + tallies[0].missing
@@ -220,7 +233,9 @@ def infer_schema(
         raise UserError(f"{table.name}: has 1 row, expected at least 2; a density needs more data")
 
     columns, identifiers = [], []
-    for name, tally, values in zip(names, tallies, sample.T, strict=True):
+    for name, tally, values in zip(read, tallies, sample.T, strict=True):
+        if name == weights:
+            continue
         try:
             column = _decide(everything, name, tally, name in context, wanted.get(name))
             if column is None and name in context:
@@ -250,7 +265,7 @@ def infer_schema(
         problems.append(everything.complaint(gaps))
     if problems:
         raise UserError(f"{table.name}: {'; '.join(problems)}")
-    schema = Schema(tuple(columns), context, table.all_names, total, tuple(identifiers))
+    schema = Schema(tuple(columns), context, table.all_names, total, tuple(identifiers), weights or "")
     if schema.context_size > MOST:
         widest = max(schema.context_columns, key=lambda column: column.context_size)
         raise UserError(
@@ -265,12 +280,19 @@ def infer_schema(
 
 
 def _wanted(
-    table: Table, context: Sequence[str], drop: Sequence[str], kinds: Mapping[str, Sequence[str]]
+    table: Table,
+    context: Sequence[str],
+    drop: Sequence[str],
+    kinds: Mapping[str, Sequence[str]],
+    weights: str | None = None,
 ) -> dict[str, str]:
     """Return column -> the kind that it shall have, after checking what is asked for."""
-    for name in chain(context, drop, *kinds.values()):
+    for name in chain(context, drop, *kinds.values(), () if weights is None else (weights,)):
         if name not in table.names:
             table.select([name])  # raises the error that lists the columns there are
+    for role, names in {"context": context, "dropped": drop, **kinds}.items():
+        if weights in names:
+            raise UserError(f"{table.name}: column {weights!r} holds the weights and is said to be {role}; choose one")
     both = [name for name in context if name in drop]
     if both:
         raise UserError(f"{table.name}: column {both[0]!r} is both context and dropped; choose one")
@@ -282,6 +304,28 @@ def _wanted(
             if wanted.setdefault(name, kind) != kind:
                 raise UserError(f"{table.name}: column {name!r} is said to be {wanted[name]} and {kind}; choose one")
     return wanted
+
+
+def _check_weights(table: Table, name: str) -> None:
+    """Refuse weights that are no finite numbers of at least 0, or all 0.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    table.recommend(())  # to leave the column out is no remedy
+    table.declare({name: "number"})
+    dropped = table.missing == "drop"
+    bad = table.find(name, lambda values: (values < 0) | ~(np.isfinite(values) | dropped))
+    for where, value in bad:
+        what = "is missing" if np.isnan(value) else f"is {value:g}"
+        how = " with --drop-missing" * (not np.isfinite(value))
+        raise UserError(
+            f"{table.name}: {where}, column {name!r}: the weight {what}, expected a finite number of at least 0;"
+            f" correct it or leave such rows out{how}"
+        )
+    if not table.find(name, lambda values: values > 0):
+        raise UserError(f"{table.name}: column {name!r}: every weight is 0; give some rows a larger one")
+    table.recommend(REMEDIES)
 
 
 def _survey(

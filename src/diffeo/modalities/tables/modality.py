@@ -23,9 +23,10 @@ MODALITY = Modality(
         "integer",
         "continuous",
         "dates",
+        "weights",
         "na",
         "sep",
         "decimal",
-    ),  # fmt: skip
+    ),
     suffixes={Path(f"x{extension}").suffix for extension in EXTENSIONS} - {".npy", ".npz"},
 )

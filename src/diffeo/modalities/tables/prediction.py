@@ -14,9 +14,10 @@ from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.modalities.tables.run import ROW, TableRun
 from diffeo.modalities.tables.schema import Column, Schema, naming_rows
+from diffeo.modalities.tables.seen import TRAIN
 from diffeo.modalities.tables.table import Table, open_table
 from diffeo.report.prediction import crps, ensemble, has_cdf, pit, quantiles
-from diffeo.training.folds import held_out_by
+from diffeo.training.folds import out_of_fold
 from diffeo.training.seeding import derive
 
 __all__ = ["Predicted", "Prediction", "check_targets", "in_units", "predicted_points", "predicted_quantiles"]
@@ -168,23 +169,30 @@ class Prediction:
             yield self._predicted(x, context, cells, values, number)
 
     def _predicted(self, x: Tensor, context: Tensor, cells: np.ndarray, values: np.ndarray, number: int) -> Predicted:
-        run, schema = self.run, self.run.schema
-        count, targets = len(x), len(self.targets)
-        result = np.empty((count, targets, len(self.levels)))
+        run = self.run
+        context = context.to(run.device)
         if not self.judged:
-            result[:] = predicted_quantiles(run, run.flow, context.to(run.device), self.levels)
+            result = predicted_quantiles(run, run.flow, context, self.levels)
             return Predicted(cells, result, None, None, None, 0)
         y = values[:, [self._names.index(name) for name in self.targets]]
-        part = torch.full((count,), -1) if run.seen is None else run.seen.parts(x, context)
-        transforms = np.empty((count, targets))
-        scores = np.empty((count, targets)) if self.with_crps else None
-        for flow, mine in held_out_by(run.flow, part):
-            rows, given_rows = x[mine].to(run.device), context[mine].to(run.device)
-            result[mine] = predicted_quantiles(run, flow, given_rows, self.levels)
-            seed = derive(self.seed, "predict", number, int(part[mine[0]]))
-            transforms[mine] = pit(flow, rows, given_rows, [grid.step for grid in schema.discrete], seed)
-            if scores is not None:
-                points, weights = predicted_points(run, flow, given_rows)
-                scores[mine] = np.stack([crps(points[..., t], weights, y[mine, t]) for t in range(targets)], 1)
-        trained = int((part >= -1).sum()) if run.seen is not None else 0
-        return Predicted(cells, result, y, transforms, scores, trained)
+        part = torch.full((len(x),), -1) if run.seen is None else run.seen.parts(x, context)
+        steps = [grid.step for grid in run.schema.discrete]
+
+        def judged(flow: Flow, mine: Tensor) -> Tensor:
+            """Quantiles, F(y) and the score of these rows, (m, T, Q + 2)."""
+            chosen, seed = context[mine], derive(self.seed, "predict", number, int(part[mine[0]]))
+            columns = [
+                predicted_quantiles(run, flow, chosen, self.levels),
+                pit(flow, x[mine], chosen, steps, seed)[..., None],
+            ]
+            if self.with_crps:
+                points, weights = predicted_points(run, flow, chosen)
+                scores = [crps(points[..., t], weights, y[mine, t]) for t in range(len(self.targets))]
+                columns.append(np.stack(scores, 1)[..., None])
+            return torch.from_numpy(np.concatenate(columns, -1))
+
+        each = out_of_fold(run.flow, part, judged).numpy()
+        trained = int((part >= TRAIN).sum()) if run.seen is not None else 0
+        scores = each[..., -1] if self.with_crps else None
+        count = len(self.levels)
+        return Predicted(cells, each[..., :count], y, each[..., count], scores, trained)

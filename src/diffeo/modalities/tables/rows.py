@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffeo.errors import UserError
-from diffeo.modalities.tables.schema import Encoded, Schema, load, naming_rows
+from diffeo.modalities.tables.schema import Schema, load_weighted, naming_rows
 from diffeo.modalities.tables.table import Table
-from diffeo.training.batches import fingerprint
+from diffeo.training.batches import fingerprint, in_proportion
 from diffeo.training.splitting import Parts, count_test, held_out_of_block, split_rows
-from diffeo.training.stream import BatchStream
+from diffeo.training.stream import BatchStream, Item
 
-__all__ = ["LARGE", "Split", "TableStream", "draw_rows", "split_table"]
+__all__ = ["LARGE", "Split", "TableStream", "draw_rows", "split_table", "too_large"]
 
 LARGE = 2**31  # bytes of encoded rows; beyond it they are streamed
 POOL = 2**20  # rows of a stream that are shuffled together
@@ -28,8 +29,8 @@ POOL = 2**20  # rows of a stream that are shuffled together
 class Split:
     """Rows to train on, in memory or as a stream, rows for validation, and rows for a test, all of them tensors.
 
-    ``x`` is (n, features); a context is (n, context_size) or None. ``test_x`` may be empty. ``hash`` identifies the
-    whole table.
+    ``x`` is (n, features); a context is (n, context_size) or None; weights are (n,) or None, and a stream's in the
+    stream. ``test_x`` may be empty. ``hash`` identifies the whole table, but for the weights.
     """
 
     x: Tensor | TableStream
@@ -40,6 +41,21 @@ class Split:
     test_context: Tensor | None
     rows: int
     hash: str
+    weights: Tensor | None = None
+    valid_weights: Tensor | None = None
+    test_weights: Tensor | None = None
+
+    def in_proportion(self) -> Split:
+        """Return as many rows, to train on and for validation, each as often as its weight says."""
+        chosen = self
+        if self.weights is not None and isinstance(self.x, Tensor):
+            rows = in_proportion(self.weights)
+            chosen = replace(chosen, x=self.x[rows], context=_take(self.context, rows), weights=None)
+        if self.valid_weights is not None:
+            rows = in_proportion(self.valid_weights)
+            x, context = self.valid_x[rows], _take(self.valid_context, rows)
+            chosen = replace(chosen, valid_x=x, valid_context=context, valid_weights=None)
+        return chosen
 
 
 def split_table(
@@ -50,22 +66,33 @@ def split_table(
     Raises:
         UserError: for bad input, or test rows asked of a table that does not fit into memory.
     """
-    if 4 * schema.rows * (schema.features + schema.context_size) > LARGE:
+    if too_large(schema):
         if test:
             raise UserError(
                 f"{table.name}: test rows (--test) are taken from tables that fit into memory, and this one is read "
                 "in parts; put some of its rows into a file of their own instead"
             )
         stream = TableStream(table, schema, batch_size, seed)
-        none = stream.valid_x[:0]
-        return Split(stream, None, stream.valid_x, stream.valid_context, none, None, stream.rows, stream.fingerprint)
-    x, context = (None if part is None else torch.from_numpy(part) for part in load(table, schema))
+        valid, none = (stream.valid_x, stream.valid_context), stream.valid_x[:0]
+        return Split(stream, None, *valid, none, None, stream.rows, stream.fingerprint, None, stream.valid_weights)
+    x, context, weights = (None if part is None else torch.from_numpy(part) for part in load_weighted(table, schema))
     assert x is not None
     divided = split_rows(len(x), seed, count_test(len(x), test))
     if not validates:
         divided = Parts(torch.cat([divided.valid, divided.train]), divided.valid[:0], divided.test)
-    parts = [(x[chosen], None if context is None else context[chosen]) for chosen in divided]
-    return Split(*parts[0], *parts[1], *parts[2], len(parts[0][0]), fingerprint(x, context))
+    parts = [(x[chosen], _take(context, chosen)) for chosen in divided]
+    weighted = [_take(weights, chosen) for chosen in divided]
+    for which, part in zip(("to train on", "for validation", "for the test"), weighted, strict=True):
+        if part is not None and len(part) and not part.any():
+            raise UserError(
+                f"{table.name}: column {schema.weights!r}: every row {which} has weight 0; leave out such rows"
+            )
+    return Split(*parts[0], *parts[1], *parts[2], len(parts[0][0]), fingerprint(x, context), *weighted)
+
+
+def too_large(schema: Schema) -> bool:
+    """Whether the rows of a table do not fit into memory, and are streamed."""
+    return 4 * schema.rows * (schema.features + schema.context_size) > LARGE
 
 
 class TableStream(BatchStream):
@@ -78,11 +105,11 @@ class TableStream(BatchStream):
     def __init__(self, table: Table, schema: Schema, batch_size: int, seed: int) -> None:
         self.table, self.schema, self.batch_size, self.seed = table, schema, batch_size, seed
         self.rows = 0
-        held: list[Encoded] = []
-        for encoded, out in self._blocks():
-            held.append(_choose(encoded, out))
+        held: list[_Block] = []
+        for block, out in self._blocks():
+            held.append(_choose(block, out))
             self.rows += int((~out).sum())
-        self.valid_x, self.valid_context = _tensors(_join(held))
+        self.valid_x, self.valid_context, self.valid_weights = _tensors(_join(held))
 
     def __len__(self) -> int:
         return self.rows // self.batch_size
@@ -90,15 +117,15 @@ class TableStream(BatchStream):
     @cached_property
     def fingerprint(self) -> str:
         """A SHA-256 of the schema, the number of rows, the size of a batch and the rows held out."""
-        held = fingerprint(self.valid_x, self.valid_context)
+        held = fingerprint(self.valid_x, self.valid_context, self.valid_weights)
         return hashlib.sha256(f"{self.schema.to_json()} {self.rows} {self.batch_size} {held}".encode()).hexdigest()
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def __iter__(self) -> Iterator[Item]:
         generator = np.random.default_rng((self.seed, self.epoch, 1))
-        pool: list[Encoded] = []
+        pool: list[_Block] = []
         held = 0
-        for encoded, out in self._blocks():
-            pool.append(_choose(encoded, ~out))
+        for block, out in self._blocks():
+            pool.append(_choose(block, ~out))
             held += len(pool[-1].x)
             if held >= POOL:
                 # What does not fill a batch waits for the next pool.
@@ -106,22 +133,21 @@ class TableStream(BatchStream):
                 held = len(pool[0].x)
         yield from self._batches(pool, generator)
 
-    def _batches(
-        self, pool: list[Encoded], generator: np.random.Generator
-    ) -> Generator[tuple[Tensor, Tensor | None], None, Encoded]:
+    def _batches(self, pool: list[_Block], generator: np.random.Generator) -> Generator[Item, None, _Block]:
         rows = _join(pool)
         order = generator.permutation(len(rows.x))
         whole = len(order) - len(order) % self.batch_size
         for start in range(0, whole, self.batch_size):
-            yield _tensors(_choose(rows, order[start : start + self.batch_size]))
+            x, context, weights = _tensors(_choose(rows, order[start : start + self.batch_size]))
+            yield (x, context) if weights is None else (x, context, weights)
         return _choose(rows, order[whole:])
 
-    def _blocks(self) -> Iterator[tuple[Encoded, np.ndarray]]:
-        """Yield the possible rows of the table, block by block, and which of them are held out."""
-        for number, values in enumerate(self.table.batches(self.schema.names)):
-            encoded = self.schema.encode(values, self.table.dictionaries)
-            out = held_out_of_block(len(values), self.schema.rows, self.seed, number)
-            yield _choose(encoded, ~encoded.impossible), out[~encoded.impossible]
+    def _blocks(self) -> Iterator[tuple[_Block, np.ndarray]]:
+        """Yield the possible rows of the table that count, block by block, and which of them are held out."""
+        for number, (encoded, weights) in enumerate(self.schema.weighted(self.table)):
+            out = held_out_of_block(len(encoded.x), self.schema.rows, self.seed, number)
+            used = ~encoded.impossible if weights is None else ~encoded.impossible & (weights > 0)
+            yield _choose(_Block(encoded.x, encoded.context, weights), used), out[used]
 
 
 def draw_rows(
@@ -138,7 +164,7 @@ def draw_rows(
         UserError: for bad input.
     """
     generator = np.random.default_rng((seed, 2))
-    parts: list[Encoded] = []
+    parts: list[_Block] = []
     keys = np.empty(0)
     reasons: dict[str, int] = {}
     rows = 0
@@ -159,28 +185,36 @@ def draw_rows(
         for column, count in encoded.reasons.items():
             reasons[column] = reasons.get(column, 0) + count
         rows += len(values)
-        parts.append(_choose(encoded, ~encoded.impossible))
+        parts.append(_choose(_Block(encoded.x, encoded.context), ~encoded.impossible))
         keys = np.concatenate([keys, generator.random(len(parts[-1].x))])
         if len(keys) > 2 * limit:  # not every time: joining copies
             thin()
     thin()
-    return *_tensors(_join(parts)), reasons, rows
+    return *_tensors(_join(parts))[:2], reasons, rows
 
 
-def _choose(encoded: Encoded, rows: np.ndarray) -> Encoded:
-    context = None if encoded.context is None else encoded.context[rows]
-    return Encoded(encoded.x[rows], context, encoded.impossible[rows], {})
+class _Block(NamedTuple):
+    """Rows in arrays: x (n, features), context (n, context_size) or None, weights (n,) or None."""
+
+    x: np.ndarray
+    context: np.ndarray | None
+    weights: np.ndarray | None = None
 
 
-def _join(parts: list[Encoded]) -> Encoded:
-    contexts = [part.context for part in parts if part.context is not None]
-    return Encoded(
-        np.concatenate([part.x for part in parts]),
-        np.concatenate(contexts) if contexts else None,
-        np.concatenate([part.impossible for part in parts]),
-        {},
-    )
+def _choose(block: _Block, rows: np.ndarray) -> _Block:
+    return _Block(block.x[rows], *(None if part is None else part[rows] for part in block[1:]))
 
 
-def _tensors(encoded: Encoded) -> tuple[Tensor, Tensor | None]:
-    return torch.from_numpy(encoded.x), None if encoded.context is None else torch.from_numpy(encoded.context)
+def _join(blocks: list[_Block]) -> _Block:
+    x, *others = (None if parts[0] is None else np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    assert x is not None
+    return _Block(x, *others)
+
+
+def _tensors(block: _Block) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    context, weights = (None if part is None else torch.from_numpy(part) for part in block[1:])
+    return torch.from_numpy(block.x), context, weights
+
+
+def _take(part: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if part is None else part[rows]

@@ -16,18 +16,16 @@ from torch import Tensor
 
 from diffeo.errors import UserError
 from diffeo.flow import DRAWS, Flow
-from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Words, choose, held_out
+from diffeo.modalities.base import ENOUGH, Chunk, Draw, Examples, OpenRun, Scoring, Words, choose
 from diffeo.modalities.tables.dataset import READING
-from diffeo.modalities.tables.rows import LARGE, draw_rows
+from diffeo.modalities.tables.rows import draw_rows, too_large
 from diffeo.modalities.tables.schema import Column, Schema, naming_rows
-from diffeo.modalities.tables.seen import TRAIN, SeenRows
+from diffeo.modalities.tables.seen import NEW, TEST, TRAIN, VALID, SeenRows
 from diffeo.modalities.tables.table import Table, open_table
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.check import FEWEST, check
 from diffeo.report.mixed import check_mixed
-from diffeo.training.batches import fingerprint
 from diffeo.training.run import Run as StoredRun
-from diffeo.training.splitting import split_rows
 from diffeo.transforms.mixed import Mixed
 
 __all__ = ["TableRun"]
@@ -67,6 +65,7 @@ class TableRun(OpenRun):
     words = Words("row", "rows", "column", "tables")
     options = {  # noqa: RUF012 - a constant
         "score": ("keep", "drop", "conditions", "missing", *READING),
+        "anomalies": ("keep", "missing", *READING),
         "sample": ("given", "given_from", "guidance"),
         "check": ("missing",),
         "impute": (),
@@ -94,9 +93,10 @@ class TableRun(OpenRun):
         return self.schema.to_json()
 
     def facts(self) -> dict[str, Any]:
-        """How many rows, and every column; of a mixed density what has a mass in it."""
+        """How many rows, by what they were weighted, and every column; of a mixed density what has a mass in it."""
         return {
             "rows": self.schema.rows,
+            **({"weighted_by": self.schema.weights} if self.schema.weights else {}),
             "columns": [
                 {
                     "name": column.name,
@@ -140,15 +140,23 @@ class TableRun(OpenRun):
         """The rows that it was trained on, where they are known."""
         return self.remembered or SeenRows.load(Path(self.path))
 
+    def hand_on(self, run: Path) -> None:
+        """Write the rows that are known into the run directory of a student."""
+        if self.seen is not None:
+            self.seen.save(run)
+
     # ---- Scoring ----------------------------------------------------------------------------------------------------
 
-    def scoring(self, source: Any, options: Mapping[str, Any]) -> Scoring:
-        """Open a table, its columns matched by name: a line for each row, its number and the columns to ``keep``."""
+    def scoring(self, source: Any, options: Mapping[str, Any], command: str = "score") -> Scoring:
+        """Open a table, its columns matched by name: a line for each row, its number and the columns to ``keep``.
+
+        ``command`` is the one at hand, whose options messages may recommend.
+        """
         keep, drop, conditions = (options.get(name, ()) for name in ("keep", "drop", "conditions"))
         schema = self.schema
         names = [name for name in schema.names if name not in drop]
         flow = self._without([name for name in schema.names if name in drop])
-        table = self._open("score", source, options, names)
+        table = self._open(command, source, options, names)
         known = self._known(conditions, drop)
         extra = [name for name in table.extra if name not in (*keep, *drop)]
         for name in (*keep, *drop):
@@ -169,6 +177,7 @@ class TableRun(OpenRun):
 
         def facts() -> dict[str, Any]:
             counts = {"impossible_by_column": reasons, "dropped": table.dropped, "ignored_columns": extra}
+            counts["notes"] = table.notes
             if self.seen is not None:
                 counts |= {"in_training": _trained_on(parts), "out_of_fold": sum(n for k, n in parts.items() if k >= 0)}
             return counts | ({"unseen_by_column": unseen} if schema.mixed else {})
@@ -204,7 +213,7 @@ class TableRun(OpenRun):
                 part = self.seen.parts(x, context)
                 for code, count in zip(*np.unique(part, return_counts=True), strict=True):
                     parts[int(code)] = parts.get(int(code), 0) + int(count)
-            yield Chunk(number, x, context, cells, encoded.impossible, flow, each, part)
+            yield Chunk(number, x, context, cells, encoded.impossible, flow, each, part, encoded.blamed)
 
     def _whole(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Rows (n, columns) of all columns of values of some of these; the others are NaN, or what is constant."""
@@ -554,28 +563,23 @@ class TableRun(OpenRun):
     def examples(self, source: Any, most: int, seed: int, options: Mapping[str, Any]) -> Examples:
         """Rows, without those that the schema calls impossible."""
         schema, table = self.schema, self._open("check", source, options)
-        # To find out whether these are the rows of training takes all of them.
-        small = 4 * schema.rows * (schema.features + schema.context_size) <= LARGE
-        x, context, reasons, read = draw_rows(
-            table, schema, max(most, schema.rows) if small else most, seed, self._gaps
-        )
-        contexts, which, in_sample, known = context, "all rows", False, None
-        if small and read == schema.rows and fingerprint(x, context) == self.trained_on():
-            train, valid, test = split_rows(len(x), self.provenance["seed"], self.tested())
-            part, which = held_out(len(valid), len(test), "rows")
-            in_sample = part is None
-            if part is not None:
-                known, chosen = x[train], test if part == "test" else valid
-                rest = torch.cat([train, valid]) if part == "test" else train
-                contexts = None if context is None else context[rest]
-                x, context = x[chosen], None if context is None else context[chosen]
-        elif not small and read == schema.rows:  # too many to compare, but as many
+        # Of a small table take all rows, for those that are known from the training may not be the ones to judge by.
+        limit = most if too_large(schema) else max(most, schema.rows)
+        x, context, reasons, read = draw_rows(table, schema, limit, seed, self._gaps)
+        part = torch.full((len(x),), NEW) if self.seen is None else self.seen.parts(x, context)
+        judged, which, in_sample = _judged(part)
+        if self.seen is None and read == schema.rows:  # nothing is known of the rows, but that these are as many
             which, in_sample = "rows of a table as long as that of training", True
-        rows, which = choose(len(x), most, which, seed)
+        rows, which = choose(len(judged), most, which, seed)
+        rows = judged[rows]
         if len(rows) < FEWEST:
             raise UserError(f"{table.name}: has {len(rows)} usable rows, expected at least {FEWEST} to check by")
-        chosen_context = None if context is None else context[rows]
-        return Examples(table.name, x[rows], chosen_context, which, in_sample, contexts, reasons, known)
+        known = part == TRAIN
+        return Examples(
+            table.name, x[rows], None if context is None else context[rows], which, in_sample,
+            None if context is None else context[known] if known.any() else context, reasons,
+            x[known] if known.any() and not in_sample else None, part[rows],
+        )  # fmt: skip
 
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
         """Numerics, latents, samples and likelihood, beside a Gaussian and independent columns."""
@@ -583,10 +587,38 @@ class TableRun(OpenRun):
         bounds = np.array([grid.low for grid in grids]), np.array([grid.high for grid in grids])
         names = self.schema.feature_names
         if self._mixed:
-            return check_mixed(
+            report = check_mixed(
                 self.flow, examples.x, examples.context, train=examples.train, bounds=bounds, names=names, seed=seed
             )
-        return check(self.flow, examples.x, examples.context, bounds=bounds, names=names, seed=seed)
+        else:
+            report = check(self.flow, examples.x, examples.context, bounds=bounds, names=names, seed=seed)
+        if self.schema.weights:
+            alike = f"rows were weighted by {self.schema.weights!r} in training, and here they count alike"
+            report["reasons"] = [*report["reasons"], f"{alike}: they differ from samples of a good model"]
+        return report
+
+
+def _judged(part: Tensor) -> tuple[Tensor, str, bool]:
+    """Which rows of these parts to judge by: their numbers, which they are in words, and whether it is in sample.
+
+    Rows that nothing was trained on are the first choice, rows out of fold the second; then those that training was
+    stopped by, if they are enough.
+    """
+    everything = torch.arange(len(part))
+    fresh, folded = part <= TEST, part >= 0
+    tested = bool((part == TEST).any())
+    if fresh.sum() >= ENOUGH or fresh.all() or (tested and not folded.any()):
+        if tested:
+            which = "test rows, held out of training and of early stopping"
+        else:
+            which = "all rows" if fresh.all() else "rows that were not in training"
+        return everything[fresh], which, False
+    if folded.any():
+        return everything, f"{int(folded.sum()):,} of them in training, judged by what had not seen them", False
+    valid = part == VALID
+    if valid.sum() >= ENOUGH:
+        return everything[valid], "rows held out of training", False
+    return everything, "the rows of training", True
 
 
 def _trained_on(parts: Mapping[int, int]) -> int:

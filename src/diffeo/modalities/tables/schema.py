@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from diffeo.errors import UserError
 from diffeo.modalities.tables.dates import DAY, find_formats, is_number_type, parse_dates, show_dates, to_temporal
 from diffeo.modalities.tables.table import Table, open_table
 
-__all__ = ["Column", "Encoded", "Grid", "NoDate", "Schema", "decimals", "load", "naming_rows"]
+__all__ = ["Column", "Encoded", "Grid", "NoDate", "Schema", "decimals", "load", "load_weighted", "naming_rows"]
 
 KINDS = ("continuous", "integer", "levels", "categorical", "date", "constant")
 NUMBERS = ("float64", "int64", "bool")
@@ -60,6 +60,7 @@ class Encoded(NamedTuple):
             -inf, whatever the model says of ``x``.
         reasons: column name -> number of rows that it makes impossible.
         unseen: column name -> number of rows with a category that training did not see; these are not impossible.
+        blamed: int (n,), which column makes a row impossible, the first of several; -1 for none.
     """
 
     x: np.ndarray
@@ -67,6 +68,7 @@ class Encoded(NamedTuple):
     impossible: np.ndarray
     reasons: dict[str, int]
     unseen: Mapping[str, int] = MappingProxyType({})
+    blamed: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,7 @@ class Schema:
         all_names: all columns of the file, those left out included.
         rows: how many rows the schema was inferred from.
         identifiers: names of columns that were set aside because nearly all their values differ.
+        weights: name of the column that held the weights of the training rows, which is not modelled; empty if none.
     """
 
     columns: tuple[Column, ...]
@@ -310,6 +313,7 @@ class Schema:
     all_names: tuple[str, ...] = ()
     rows: int = 0
     identifiers: tuple[str, ...] = ()
+    weights: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -460,7 +464,7 @@ class Schema:
         if values.ndim != 2 or values.shape[1] != len(self.columns):
             raise ValueError(f"expected values of shape (n, {len(self.columns)}), got {values.shape}")
         gaps = self.mixed if gaps is None else gaps
-        impossible = np.zeros(len(values), dtype=bool)
+        blamed = np.full(len(values), -1)
         reasons: dict[str, int] = {}
         unseen: dict[str, int] = {}
         places, largest = self.places, _BEYOND if gaps else _LARGEST
@@ -477,7 +481,7 @@ class Schema:
                 off |= huge
                 encoded = np.where(huge.reshape(-1, *[1] * (encoded.ndim - 1)), np.nan, encoded)
             if off.any():
-                impossible |= off
+                blamed[off & (blamed < 0)] = i
                 reasons[column.name] = int(off.sum())
             if column.kind == "categorical" and (cells == len(column.categories)).any():
                 unseen[column.name] = int((cells == len(column.categories)).sum())
@@ -490,8 +494,20 @@ class Schema:
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any() and not gaps:
             x[bad] = np.nan
-            impossible &= ~bad
-        return Encoded(x, context, impossible, reasons, unseen)
+            blamed[bad] = -1
+        return Encoded(x, context, blamed >= 0, reasons, unseen, blamed)
+
+    def weighted(self, table: Table) -> Iterator[tuple[Encoded, np.ndarray | None]]:
+        """Yield the rows of a table to train on, batch by batch, and their weights (n,), or None where all count alike.
+
+        Raises:
+            UserError: for bad input.
+        """
+        count = len(self.names)
+        for values in table.batches([*self.names, *([self.weights] if self.weights else [])]):
+            with naming_rows(table):
+                encoded = self.encode(values[:, :count], table.dictionaries)
+            yield encoded, values[:, count] if self.weights else None
 
     def read_context(self, cells: np.ndarray, dictionaries: Mapping[str, Sequence[str]] | None = None) -> np.ndarray:
         """Return the context columns' own values (n, len(context)), as ``Column.read`` does, of what a table yields."""
@@ -597,7 +613,8 @@ class Schema:
             for column in self.columns
         ]
         data = {"columns": columns, "context": list(self.context), "all_names": list(self.all_names), "rows": self.rows}
-        return {**data, "identifiers": list(self.identifiers)} if self.identifiers else data
+        others = {"identifiers": list(self.identifiers), "weights": self.weights}
+        return data | {name: value for name, value in others.items() if value}
 
     @staticmethod
     def from_json(data: Any) -> "Schema":
@@ -606,18 +623,21 @@ class Schema:
         Raises:
             UserError: for anything else.
         """
-        keys = {field.name for field in fields(Schema)} - {"identifiers"}
-        _expect(isinstance(data, dict) and set(data) - {"identifiers"} == keys, f"an object with {sorted(keys)}", data)
-        data = {"identifiers": [], **data}
+        others: dict[str, Any] = {"identifiers": [], "weights": ""}
+        keys = {field.name for field in fields(Schema)} - set(others)
+        _expect(isinstance(data, dict) and set(data) - set(others) == keys, f"an object with {sorted(keys)}", data)
+        data = others | data
         _expect(isinstance(data["columns"], list) and data["columns"], "a list of columns", data["columns"])
         columns = tuple(_column(item) for item in data["columns"])
         for key in ("context", "all_names", "identifiers"):
             _expect(isinstance(data[key], list) and all(isinstance(n, str) for n in data[key]), "names", data[key])
             _expect(len(set(data[key])) == len(data[key]), f"{key} without repetition", data[key])
         _expect(type(data["rows"]) is int and data["rows"] >= 0, "rows >= 0", data["rows"])
+        _expect(isinstance(data["weights"], str), "the name of a column of weights", data["weights"])
         context, all_names, identifiers = (tuple(data[key]) for key in ("context", "all_names", "identifiers"))
-        schema = Schema(columns, context, all_names, data["rows"], identifiers)
+        schema = Schema(columns, context, all_names, data["rows"], identifiers, data["weights"])
         names = set(schema.names)
+        _expect(schema.weights not in names, "weights that are not modelled", schema.weights)
         _expect(len(names) == len(columns), "columns with names of their own", sorted(schema.names))
         _expect(set(schema.context) <= names, "context among the columns", data["context"])
         _expect(not schema.all_names or names <= set(schema.all_names), "all_names with all columns", data["all_names"])
@@ -635,10 +655,22 @@ def load(table: Table, schema: Schema) -> tuple[np.ndarray, np.ndarray | None]:
     Raises:
         UserError: for bad input, or rows that hold a value which the schema excludes.
     """
+    return load_weighted(table, replace(schema, weights=""))[:2]
+
+
+def load_weighted(table: Table, schema: Schema) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Return what ``load`` does, and the weights (n,) of the rows, float64, or None where all count alike.
+
+    Args:
+        table: has the schema's columns, and that of the weights.
+        schema: says how to encode.
+
+    Raises:
+        UserError: for bad input, or rows that hold a value which the schema excludes.
+    """
     parts: list[Encoded] = []
-    for batch in table.batches(schema.names):
-        with naming_rows(table):
-            encoded = schema.encode(batch, table.dictionaries)
+    weights: list[np.ndarray] = []
+    for encoded, their in schema.weighted(table):
         if encoded.impossible.any():
             column, count = next(iter(encoded.reasons.items()))
             rows_hold = "1 row holds" if count == 1 else f"{count} rows hold"
@@ -646,8 +678,10 @@ def load(table: Table, schema: Schema) -> tuple[np.ndarray, np.ndarray | None]:
                 f"{table.name}: column {column!r}: {rows_hold} a value that the model excludes; leave such rows out"
             )
         parts.append(encoded)
+        weights += [] if their is None else [their]
     contexts = [part.context for part in parts if part.context is not None]
-    return np.concatenate([part.x for part in parts]), np.concatenate(contexts) if contexts else None
+    context, weight = (np.concatenate(each) if each else None for each in (contexts, weights))
+    return np.concatenate([part.x for part in parts]), context, weight
 
 
 def _declared(column: Column) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -169,17 +169,21 @@ class Table:
         """Say where the row of the source, counted from 1, is to be found."""
         return self._source.where(row)
 
-    def find(self, name: str, values: Sequence[float], most: int = 1) -> list[tuple[str, float]]:
-        """Return where a column holds any of these values, the first few times, and which: ("row 3 (line 4)", 7.0).
+    def find(
+        self, name: str, wanted: Sequence[float] | Callable[[np.ndarray], np.ndarray], most: int = 1
+    ) -> list[tuple[str, float]]:
+        """Return where a column holds what is wanted, the first few times, and which: ("row 3 (line 4)", 7.0).
 
-        The table is read again for it, rows that are left out included.
+        Wanted are any of some values, or those (n,) of which a function says so (n,). The table is read again for it,
+        rows that are left out included.
         """
         places: list[tuple[str, float]] = []
         row = 0
         everything = copy.copy(self)
         everything.missing, everything._memory = "keep", _Memory()
         for batch in everything.batches([name]):
-            for i in np.flatnonzero(np.isin(batch[:, 0], values))[: most - len(places)].tolist():
+            hits = wanted(batch[:, 0]) if callable(wanted) else np.isin(batch[:, 0], wanted)
+            for i in np.flatnonzero(hits)[: most - len(places)].tolist():
                 places.append((self.where(row + i + 1), float(batch[i, 0])))
             if len(places) == most:
                 break

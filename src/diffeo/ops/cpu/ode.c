@@ -21,6 +21,7 @@ typedef struct {
     long size, context_size, frequencies;
     int path;
     double low, high; /* the noise's rate at the data and at the noise, of VARIANCE_PRESERVING */
+    double bound;     /* the correction is std_t bound tanh(output / bound), or std_t output where infinite */
 } Field;
 
 /* An explicit Runge-Kutta method whose last stage is at the new state; coefficients are (stages, stages), and `error`
@@ -166,11 +167,12 @@ static void tangent_tile(
     }
 }
 
-/* Add the trace of what the network does to its first `size` inputs, whose tangents go through it in groups. */
-static void add_trace(const Field *f, int n, const Workspace *work, vf *trace) {
+/* Add the trace of the correction by the first `size` inputs, whose tangents go through the network in groups. */
+static void add_trace(const Field *f, int n, const Workspace *work, const vf *correction, vf *trace) {
     const Network *net = f->net;
     const Layer *const last = net->layers + net->depth - 1;
     const long stride = n * widest_of(net);
+    const float bound = (float)f->bound;
     for (long start = 0; start < f->size; start += GROUP) {
         const int some = f->size - start < GROUP ? (int)(f->size - start) : GROUP;
         vf *in = work->tangents[0], *out = work->tangents[1];
@@ -185,10 +187,12 @@ static void add_trace(const Field *f, int n, const Workspace *work, vf *trace) {
         }
         for (int i = 0; i < some; i++) {
             const float *weights = last->weight + (start + i) * last->columns;
-            if (net->depth > 1) product(weights, last->columns, 1, 0, last->columns, in + i * stride, n, trace);
+            vf slope[WIDE] = {0};
+            if (net->depth > 1) product(weights, last->columns, 1, 0, last->columns, in + i * stride, n, slope);
             else
                 for (int v = 0; v < n; v++)
-                    trace[v] += weights[start + i] * input_slope(net->bound, work->inputs[(start + i) * n + v]);
+                    slope[v] = weights[start + i] * input_slope(net->bound, work->inputs[(start + i) * n + v]);
+            for (int v = 0; v < n; v++) trace[v] += slope[v] * input_slope(bound, correction[(start + i) * n + v]);
         }
     }
 }
@@ -215,8 +219,10 @@ static void velocity(const Field *f, int n, int trace, const vf *t, const vf *y,
     for (long j = 0; j < inputs * n; j++) in[j] = soften(net->bound, in[j]);
     const Forward forward = {net, n * VL, n, NULL, NULL, NULL, NULL, trace ? work->sums : NULL};
     const Chunk chunk = {0, 0, n};
-    const vf *const correction = in + forward_layers(&forward, &chunk, 1, &work->inputs) * n;
-    if (trace) add_trace(f, n, work, divergence);
+    vf *const correction = in + forward_layers(&forward, &chunk, 1, &work->inputs) * n;
+    if (f->bound < INFINITY)
+        for (long j = 0; j < size * n; j++) correction[j] = soften((float)f->bound, correction[j]);
+    if (trace) add_trace(f, n, work, correction, divergence);
     for (int v = 0; v < n; v++) {
         for (long j = 0; j < size; j++) out[AT(j, v)] += work->std[AT(j, v)] * correction[j * n + v];
         if (trace) out[AT(size, v)] = divergence[v];
@@ -224,9 +230,9 @@ static void velocity(const Field *f, int n, int trace, const vf *t, const vf *y,
 }
 
 /* Training pairs of flow matching at x_t = data x_1 + noise x_0, both (rows, size): the network's inputs (inputs,
- * rows), and as (size, rows) std_t and the target of std_t times its outputs, dx_t/dt less the Gaussian's velocity. In
- * that difference all cancels but (data' noise - data noise') / variance (noise noise_std^2 x_1 - data data_std^2 x_0),
- * x_1, x_0 less their means. Returns 1 if memory ran out. */
+ * rows), and as (size, rows) std_t and the target of std_t times its bounded outputs, dx_t/dt less the Gaussian's
+ * velocity. In that difference all cancels but (data' noise - data noise') / variance (noise noise_std^2 x_1 - data
+ * data_std^2 x_0), x_1, x_0 less their means. Returns 1 if memory ran out. */
 int matching_f32(
     long rows, const Field *f, const float *noise, const float *data, const float *times, float *inputs, float *std,
     float *target, int threads) {

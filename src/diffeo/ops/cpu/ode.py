@@ -29,7 +29,7 @@ _PATHS = {"linear": 0, "cosine": 1, "vp": 2}
 
 
 _Field = structure(
-    "p net data_mean noise_mean data_std noise_std context, l size context_size frequencies, i path, d low high"
+    "p net data_mean noise_mean data_std noise_std context, l size context_size frequencies, i path, d low high bound"
 )
 _Tableau = structure("l stages, p times coefficients error")
 _Control = structure("f start stop rtol atol least safety shrink grow, l most")
@@ -41,7 +41,7 @@ def _described(field: FieldSpec, net: int | None = None) -> Any:
     return _Field(
         net, *(each.data_ptr() for each in field.moments), pointer(field.context), field.moments[0].numel(),
         0 if field.context is None else field.context.shape[1], field.frequencies, _PATHS[field.path.kind],
-        field.path.low, field.path.high,
+        field.path.low, field.path.high, field.bound,
     )  # fmt: skip
 
 
