@@ -13,9 +13,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from diffeo import commands
-from diffeo.sklearn import FlowDensity, FlowImputer, FlowOutlier
+from diffeo.sklearn import FlowDensity, FlowImputer, FlowOutlier, FlowRegressor
 
 SMALL = {"hidden": [8]}
+EXPECTED = {"check_sample_weight_equivalence_on_dense_data": "other rows make other batches, folds and validation"}
 FAST = {"epochs": 2, "folds": 1, "random_state": 0}
 
 
@@ -47,10 +48,14 @@ def mixed(frame):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", [FlowDensity, FlowOutlier, FlowImputer], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "estimator", [FlowDensity, FlowOutlier, FlowImputer, FlowRegressor], ids=lambda kind: kind.__name__
+)
 def test_the_conformance_suite_of_scikit_learn(estimator):
-    """No failure is expected."""
-    results = check_estimator(estimator(arguments=SMALL, **FAST), on_skip=None)
+    epochs = 20 if estimator is FlowRegressor else 2  # it is to predict something
+    results = check_estimator(
+        estimator(arguments=SMALL, **{**FAST, "epochs": epochs}), on_skip=None, expected_failed_checks=EXPECTED
+    )
     assert {each["check_name"] for each in results if each["status"] == "skipped"} <= {"check_array_api_input"}
 
 
@@ -160,6 +165,85 @@ def test_estimators_survive_storing(density, mixed, x, frame, tmp_path):
         assert not hasattr(clone(estimator), "run_")
 
 
+@pytest.fixture(scope="module")
+def noisy():
+    generator = np.random.default_rng(2)
+    frame = pd.DataFrame({"x": generator.uniform(0, 3, 300), "kind": generator.choice([*"ab"], 300)})
+    y = 2 * frame["x"] + 3 * (frame["kind"] == "a") + 0.1 * generator.normal(size=300)
+    return frame, y.rename("price")
+
+
+@pytest.fixture(scope="module")
+def regressor(noisy):
+    return FlowRegressor(arguments=SMALL, epochs=30, folds=2, random_state=0, lr=0.03).fit(*noisy)
+
+
+def test_regression(regressor, noisy):
+    x, y = noisy
+    assert regressor.score(x, y) > 0.9
+    quantiles = regressor.predict_quantiles(x, [0.1, 0.5, 0.9])
+    assert quantiles.shape == (300, 3)
+    assert (np.diff(quantiles) > 0).all()
+    low, high = regressor.predict_interval(x, 0.8).T
+    np.testing.assert_allclose(np.stack([low, high], 1), quantiles[:, [0, 2]])
+    median = pickle.loads(pickle.dumps(regressor)).set_params(point="median")
+    np.testing.assert_allclose(median.predict(x), quantiles[:, 1])
+    assert regressor.targets_ == ["price"]
+
+
+def test_draws_agree_with_quantiles(regressor, noisy):
+    x, _ = noisy
+    drawn = regressor.sample(x[:20], 2000, random_state=0)
+    assert drawn.shape == (20, 2000)
+    low, middle, high = regressor.predict_quantiles(x[:20], [0.25, 0.5, 0.75]).T
+    np.testing.assert_allclose((drawn < middle[:, None]).mean(1), 0.5, atol=0.05)
+    np.testing.assert_allclose(((drawn > low[:, None]) & (drawn < high[:, None])).mean(1), 0.5, atol=0.06)
+    clipped = np.abs(drawn.mean(1) - regressor.predict(x[:20]))  # draws stay in the range of the training
+    assert np.median(clipped) < 0.1 * drawn.std()
+
+
+def test_predictions_do_not_depend_on_the_batch(regressor, noisy):
+    x, _ = noisy
+    for predict in (regressor.predict, regressor.predict_quantiles):
+        alone = np.concatenate([predict(x[i : i + 1]) for i in range(0, 300, 30)])
+        np.testing.assert_allclose(alone, predict(x)[::30], rtol=1e-7)
+
+
+def test_regressions_are_stored(regressor, noisy, tmp_path):
+    x, _ = noisy
+    regressor.save(tmp_path / "run")
+    loaded = FlowRegressor.load(tmp_path / "run")
+    assert list(loaded.feature_names_in_) == ["x", "kind"]
+    np.testing.assert_allclose(loaded.predict(x), regressor.predict(x), rtol=1e-9)
+    x[:10].to_csv(tmp_path / "x.csv", index=False)
+    summary = commands.predict(tmp_path / "run", tmp_path / "x.csv", tmp_path / "y.csv", quantiles=[0.05, 0.95])
+    assert summary["rows"] == 10
+    assert summary["targets"] == {}
+    written = pd.read_csv(tmp_path / "y.csv")
+    assert list(written.columns) == ["row", "price_q0.05", "price_q0.95"]
+    np.testing.assert_allclose(written.to_numpy()[:, 1:], regressor.predict_interval(x[:10]), rtol=1e-9)
+
+
+def test_several_targets(x):
+    regressor = FlowRegressor(arguments=SMALL, **FAST).fit(x[:, :1], x[:, 1:])
+    assert regressor.predict(x[:5, :1]).shape == (5, 2)
+    assert regressor.predict_quantiles(x[:5, :1]).shape == (5, 2, 3)
+    assert regressor.sample(x[:5, :1], 4).shape == (5, 4, 2)
+    np.testing.assert_allclose(regressor.predict(x[:5, :1])[2:3], regressor.predict(x[2:3, :1]))
+    assert regressor.targets_ == ["y0", "y1"]
+
+
+def test_weights_count(x):
+    far = np.concatenate([x, x + 100])
+    weights = np.repeat([1.0, 1e-3], len(x))
+    weighted = FlowDensity(arguments=SMALL, epochs=10, folds=2, random_state=0).fit(far, sample_weight=weights)
+    drawn = weighted.sample(500, random_state=0)
+    assert (drawn[:, 0] > 50).mean() < 0.1
+    assert weighted.n_features_in_ == 3
+    with pytest.raises(ValueError, match="zero weights"):
+        FlowDensity(**FAST).fit(x, sample_weight=np.zeros(len(x)))
+
+
 @pytest.mark.slow
 def test_searches_and_pipelines(x):
     search = GridSearchCV(FlowDensity(arguments=SMALL, **FAST), {"epochs": np.array([1, 3])}, n_jobs=2, cv=2).fit(x)
@@ -174,5 +258,10 @@ def test_what_cannot_be_is_said(x, tmp_path):
         FlowDensity(epochs=0).fit(x)
     with pytest.raises(ValueError, match="unknown model"):
         FlowDensity(model="gan").fit(x)
+    with pytest.raises(ValueError, match="point to be"):
+        FlowRegressor(point="mode").fit(x[:, :2], x[:, 2])
+    gaps = pd.DataFrame({"a": [*x[:, 0], np.nan]})
+    with pytest.raises(ValueError, match="missing"):
+        FlowRegressor(**FAST).fit(gaps, np.arange(len(gaps)))
     with pytest.raises(ValueError, match="does not exist"):
         FlowDensity.load(tmp_path / "nowhere")

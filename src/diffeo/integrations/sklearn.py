@@ -29,7 +29,7 @@ from sklearn.base import (
 )
 from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import Tags, check_array, check_consistent_length, check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from diffeo.commands.fit import learn, model_for
 from diffeo.commands.runs import chunks_of
@@ -75,7 +75,9 @@ class _Learner(BaseEstimator):
         """Learn a table, as ``_source`` returns it, in memory."""
         if sample_weight is not None:
             source = _as_arrow(source)
-            weights = _check_sample_weight(sample_weight, source)
+            weights = check_array(sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight")
+            if weights.shape != (source.num_rows,):
+                raise ValueError(f"expected sample weights of shape ({source.num_rows},), got {weights.shape}")
             if not weights.any():
                 raise ValueError("expected a sample weight above zero, got zero weights alone")
             source, settings["weights"] = _with_column(source, "sample_weight", weights)
@@ -145,7 +147,8 @@ class _Learner(BaseEstimator):
         described = run.provenance.get("estimator", {})
         known = {**run.provenance.get("settings", {}), **described.get("parameters", {}), "device": device}
         known["random_state"] = run.provenance.get("seed")
-        estimator = cls(**{name: value for name, value in known.items() if name in cls._get_param_names()})
+        parameters = {name: value for name, value in known.items() if name in cls._get_param_names()}
+        estimator = cls(**{n: tuple(value) if isinstance(value, list) else value for n, value in parameters.items()})
         seen = run.seen
         estimator.run_ = TableRun(
             cls.__name__, run.flow.double(), run.metrics, run.provenance, run.device, run.schema, seen
