@@ -25,6 +25,8 @@ ORDER = [
     ["modalities", "data"],
     ["distillation"],
     ["commands"],
+    ["integrations"],
+    ["sklearn"],
     ["cli"],
 ]
 

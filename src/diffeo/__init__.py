@@ -16,7 +16,7 @@ _NAMES = {
     "objectives": "MaximumLikelihood FlowMatching Distillation",
     "training": "fit load",
     "inpainting": "inpaint",
-    "": "bases commands data nets objectives recipes training transforms",
+    "": "bases commands data nets objectives recipes sklearn training transforms",
 }
 _HOME = {name: home for home, names in _NAMES.items() for name in names.split()}
 
@@ -25,7 +25,7 @@ __all__ = [*_HOME, "UserError"]
 from diffeo.errors import UserError
 
 if TYPE_CHECKING:
-    from diffeo import bases, commands, data, nets, objectives, recipes, training, transforms
+    from diffeo import bases, commands, data, nets, objectives, recipes, sklearn, training, transforms
     from diffeo.bases import StandardNormal
     from diffeo.flow import Flow
     from diffeo.inpainting import inpaint

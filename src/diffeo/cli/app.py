@@ -279,6 +279,35 @@ def sample(
     """
 
 
+@_command(counts="predicted")
+def predict(
+    run: Run,
+    source: Data,
+    out: Out = None,
+    quantiles: Annotated[str, Option(help="Their levels, between 0 and 1.", metavar="Q,Q,...")] = ".05,.5,.95",
+    crps: Annotated[
+        bool, Option("--crps", help="Write the score of each row, too, where DATA has what happened.")
+    ] = False,
+    keep: Annotated[
+        list[str] | None, Option(help="Columns to pass through, an identifier say.", metavar="COLS")
+    ] = None,
+    missing: Missing = False,
+    na: Na = None,
+    sep: Sep = None,
+    decimal: Decimal = None,
+    force: Force = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Write quantiles of columns given the others.
+
+    Of a run trained with --context: for each row of DATA, which has the columns of the context, quantiles of the
+    others, 'y_q0.05' say. Where DATA has these columns, too, the coverage of the interval between the outermost
+    quantiles is reported, and whether the run's distribution functions are calibrated (PIT).
+    """
+
+
 @_command(counts="filled")
 def impute(
     run: Run,
@@ -416,4 +445,4 @@ def check(
     """
 
 
-COMMANDS = (fit, score, anomalies, sample, impute, inpaint, distill, info, check)
+COMMANDS = (fit, score, anomalies, sample, predict, impute, inpaint, distill, info, check)

@@ -91,6 +91,14 @@ def _whole_numbers(option: str, text: str) -> list[int]:
     return sizes
 
 
+def _numbers(option: str, text: str) -> list[float]:
+    """Return numbers from an option such as ``--quantiles .05,.5,.95``."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"expected numbers separated by commas, such as {option} .05,.5,.95, got {text!r}") from error
+
+
 def _texts(words: Sequence[str], what: str, split: Callable[[str, str], tuple[str, str, str]]) -> dict[str, str]:
     """Return names and texts from options such as ``--set activation=silu``, split at their first or last ``=``."""
     texts = {}
@@ -123,6 +131,7 @@ PARSERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(
         ("context", "drop", "keep", "conditions", "categorical", "integer", "continuous", "dates", "na"), _columns
     ),
+    "quantiles": lambda text: _numbers("--quantiles", text),
     "size": partial(_whole_numbers, "--size"),
     "hidden": partial(_whole_numbers, "--hidden"),
     "arguments": _assignments,

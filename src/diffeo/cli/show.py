@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["anomalies", "check", "distill", "fit", "info", "inpaint", "machine", "sample", "score"]
+__all__ = ["anomalies", "check", "distill", "fit", "info", "inpaint", "machine", "predict", "sample", "score"]
 
 SHOWN = 40  # columns listed by info
 WIDE = 50  # letters of what is listed of one
@@ -208,6 +208,31 @@ def sample(summary: Mapping[str, Any]) -> str:
     place = "" if summary["out"] in (None, "-") else f"{summary['out']}: "
     cut = _if(summary.get("cut"), "; {:,} samples were cut off at full scale")
     return place + _pace(summary) + cut + _if(summary.get("non_finite"), "; {:,} numbers are not finite")
+
+
+def predict(summary: Mapping[str, Any]) -> str:
+    """Describe predictions, and where it is known how good they were."""
+    place = "" if summary["out"] in (None, "-") else f"{summary['out']}: "
+    low, high = summary["quantiles"][0], summary["quantiles"][-1]
+    rows: Rows = []
+    for name, judged in summary["targets"].items():
+        cover, pit = judged["coverage"], judged["pit"]
+        rows += [
+            (name, f"{_percent(cover)} within the {low:g} and {high:g} quantiles, expected {cover['nominal']:.1%}"),
+            ("  F(y)", f"{pit['distance']:.3f} from uniform (p {_p(pit['p'])})"),
+            ("  CRPS", _pair(judged["crps"]) if "crps" in judged else ""),
+        ]
+    count = summary["in_training"]
+    seen = f"{count:,} of {summary['rows']:,} rows were in training: by the part of the model that held them out"
+    return _page(
+        place + _pace(summary),
+        [*rows, ("seen", seen * (count > 0)), ("left out", _if(summary["dropped"], "{:,} rows with missing values"))],
+    )
+
+
+def _percent(part: Mapping[str, float]) -> str:
+    error = part["stderr"]
+    return f"{part['mean']:.1%}" + (f" ± {error:.1%}" if error == error else "")
 
 
 def impute(summary: Mapping[str, Any]) -> str:

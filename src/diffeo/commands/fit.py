@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from diffeo.training.parallel import World, choose_device
 from diffeo.training.run import claimed, plain, save_model, trained_recipe
 from diffeo.training.seeding import derive, seed_noise
 
-__all__ = ["fit"]
+__all__ = ["Learned", "fit", "learn", "model_for"]
 
 EVALUATED = 50_000  # training rows whose likelihood is reported
 FEWER = 1_000  # rows of each part, where a likelihood takes many evaluations of a network
@@ -146,8 +147,7 @@ def fit(
             raise UserError(f"{folder} was trained on other data; give the same or start again (--force)")
         for note in dataset.notes if world.leads else ():
             say(note)
-        flow = _flow(dataset, settings, earlier, seed)
-        objective = _objective(flow, dataset, settings)
+        flow = model_for(dataset, settings, seed, earlier)
         if earlier is None and world.leads:
             data = {"name": dataset.name, "sha256": dataset.hash, "rows": dataset.total, "test": dataset.tested}
             origin = provenance(data=data, seed=seed, settings=settings)
@@ -155,43 +155,137 @@ def fit(
             shutil.rmtree(Path(out) / "figures", ignore_errors=True)
     world.wait()  # under torchrun, until the first process has made the run directory
 
+    learned = learn(
+        flow, dataset, settings, seed, earlier, device=world.device, out=out, resume=resume, progress=progress, say=say
+    )
+    flow = learned.flow
+    if learned.stacked is not None and world.leads:
+        save_model(out, flow)
+    metrics = learned.metrics(dataset, modality.run.words, seed)
+    plotted: list[str] = []
+    if world.leads:
+        dataset.remember(Path(out), flow, learned.stacked)
+        save_metrics(out, metrics, settings)
+        if figures and learned.result.stopped != "interrupted":
+            say("plotting figures ...")
+            plotted = dataset.plot(Path(out), flow, max(FIGURES * learned.result.seconds, FIGURES_SECONDS))
+    return {"run": os.fspath(out), **metrics, "figures": plotted}
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was learned of a dataset.
+
+    Attributes:
+        flow: the density, in evaluation mode.
+        result: how the training went; of folds all of them as one.
+        model: the name of the recipe that was trained, which a stack may leave out.
+        stacked: what the folds came to, or None of a single model.
+    """
+
+    flow: Flow
+    result: FitResult
+    model: str
+    stacked: FoldsResult | None
+
+    def metrics(self, dataset: Dataset, words: Words, seed: int) -> dict[str, Any]:
+        """What a run directory says of it: likelihoods in the data's own units, and facts; plain data.
+
+        Args:
+            dataset: what was learned.
+            words: what its examples are called.
+            seed: of the noise of discrete values.
+        """
+        likelihoods = _metrics(self.flow, dataset, words, seed, self.stacked)
+        return dict(plain({**likelihoods, **self._facts(dataset), "notes": dataset.notes}))
+
+    def _facts(self, dataset: Dataset) -> dict[str, Any]:
+        flow, result, stacked = self.flow, self.result, self.stacked
+        folds = {} if stacked is None else {"folds": dataset.folds, "weights": stacked.weights}
+        return {
+            "model": self.model,
+            **folds,
+            "parameters": sum(parameter.numel() for parameter in flow.parameters()),
+            **dataset.facts(),
+            "epochs": result.epochs,
+            "best_epoch": result.best_epoch,
+            "steps": result.steps,
+            "skipped_batches": result.skipped,
+            "seconds": result.seconds,
+            "stopped": result.stopped,
+        }
+
+
+def model_for(
+    dataset: Dataset, settings: Mapping[str, Any], seed: int, earlier: Mapping[str, Any] | None = None
+) -> Flow:
+    """Return the model that the settings ask for, untrained; one that cannot be trained is refused before any work.
+
+    Args:
+        dataset: what is to be learned.
+        settings: as ``settings_of`` returns them.
+        seed: decides the initial weights.
+        earlier: what ``model.json`` says of the training that is resumed.
+
+    Raises:
+        UserError: for arguments that make no model, or that no objective can train.
+    """
+    flow = _flow(dataset, settings, earlier, seed)
+    _check_objective(flow, dataset, settings)
+    return flow
+
+
+def learn(
+    flow: Flow,
+    dataset: Dataset,
+    settings: Mapping[str, Any],
+    seed: int,
+    earlier: Mapping[str, Any] | None = None,
+    *,
+    device: torch.device,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    jobs: int | None = None,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Learned:
+    """Train a model of ``model_for``, by folds where the dataset says so; nothing is written unless ``out`` is given.
+
+    Args:
+        flow: the model.
+        dataset: what is to be learned.
+        settings: as ``settings_of`` returns them.
+        seed: decides the order of the examples, the folds and the noise.
+        earlier: what ``model.json`` says of the training that is resumed.
+        device: where to train.
+        out: the run directory, for what resuming needs.
+        resume: go on with what is there.
+        jobs: how many folds are trained side by side; by default as many as there are cores.
+        progress: show a bar on stderr.
+        say: called when the training of a fold is over.
+
+    Raises:
+        UserError: if the training breaks down, or ``out`` cannot be written.
+    """
     held_out = (dataset.valid_x, dataset.valid_context, dataset.valid_weights)
     names = ("epochs", "minutes", "accumulate", "lr")
     chosen: dict[str, Any] = {name: settings[name] for name in names if name in settings}
     how: dict[str, Any] = {
-        "batch_size": dataset.batch_size, "seed": seed, "device": world.device, "out": out, "resume": resume,
+        "batch_size": dataset.batch_size, "seed": seed, "device": device, "out": out, "resume": resume,
         "progress": progress, "weights": dataset.weights, **dataset.training(flow), **chosen,
     }  # fmt: skip
-    stacked: FoldsResult | None = None
+    make: Callable[[Flow], Objective] = partial(objective_of, **_objective_settings(flow, settings))
     assert flow.recipe is not None
-    model_name = flow.recipe["name"]  # which a stack may leave out
+    name = flow.recipe["name"]
     if dataset.folds == 1:
-        result = train(objective, dataset.x, dataset.context, validation=held_out, **how)
-    else:
-        flows = {flow.recipe["name"]: flow, **_beside(dataset, settings, earlier, seed)}
-        make = partial(objective_of, **_objective_settings(flow, settings))
-        stacked = fit_folds(
-            flows, dataset.x, dataset.context, folds=dataset.folds, together=dataset.together, objective=make, say=say,
-            **how,
-        )  # fmt: skip
-        flow, result = stacked.flow, stacked.training
-        if world.leads:
-            save_model(out, flow)
-    metrics = plain(
-        {
-            **_metrics(flow, dataset, modality.run.words, seed, stacked),
-            **_facts(model_name, flow, dataset, result, stacked),
-            "notes": dataset.notes,
-        }
+        result = train(make(flow), dataset.x, dataset.context, validation=held_out, **how)
+        return Learned(flow, result, name, None)
+    flows = {name: flow, **_beside(dataset, settings, earlier, seed)}
+    stacked = fit_folds(
+        flows, dataset.x, dataset.context, folds=dataset.folds, together=dataset.together, objective=make, jobs=jobs,
+        say=say, **how,
     )  # fmt: skip
-    plotted: list[str] = []
-    if world.leads:
-        dataset.remember(Path(out), flow, stacked)
-        save_metrics(out, metrics, settings)
-        if figures and result.stopped != "interrupted":
-            say("plotting figures ...")
-            plotted = dataset.plot(Path(out), flow, max(FIGURES * result.seconds, FIGURES_SECONDS))
-    return {"run": os.fspath(out), **metrics, "figures": plotted}
+    return Learned(stacked.flow, stacked.training, name, stacked)
 
 
 def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int) -> Flow:
@@ -234,8 +328,12 @@ def _beside(
     }
 
 
-def _objective(flow: Flow, dataset: Dataset, settings: Mapping[str, Any]) -> Objective:
-    """Return the training objective; a model that it cannot train is refused before any work."""
+def _check_objective(flow: Flow, dataset: Dataset, settings: Mapping[str, Any]) -> None:
+    """Refuse a model that no objective can train.
+
+    Raises:
+        UserError: for such a model.
+    """
     assert flow.recipe is not None
     try:
         objective = objective_of(flow, **_objective_settings(flow, settings))
@@ -247,7 +345,6 @@ def _objective(flow: Flow, dataset: Dataset, settings: Mapping[str, Any]) -> Obj
             f"expected a pool of at least a batch of {batch} to couple with noise, got {objective.pool}; "
             f"give --set pool={batch} or more, or a smaller --batch-size"
         )
-    return objective
 
 
 def _objective_settings(flow: Flow, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,19 +395,3 @@ def _log_prob(flow: Flow, x: Tensor, context: Tensor | None, device: torch.devic
         for part, chunk_context in zip(x.split(chunk), contexts, strict=False)
     ]
     return torch.cat(parts)
-
-
-def _facts(model: str, flow: Flow, dataset: Dataset, result: FitResult, stacked: FoldsResult | None) -> dict[str, Any]:
-    folds = {} if stacked is None else {"folds": dataset.folds, "weights": stacked.weights}
-    return {
-        "model": model,
-        **folds,
-        "parameters": sum(parameter.numel() for parameter in flow.parameters()),
-        **dataset.facts(),
-        "epochs": result.epochs,
-        "best_epoch": result.best_epoch,
-        "steps": result.steps,
-        "skipped_batches": result.skipped,
-        "seconds": result.seconds,
-        "stopped": result.stopped,
-    }

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from diffeo.commands.runs import chunks_of, open_for, with_likelihood
 from diffeo.flow import Flow, bits_per_dim
+from diffeo.modalities.base import Chunk, OpenRun
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.statistics import Moments, ratio_and_error
 from diffeo.training.folds import out_of_fold
 from diffeo.transforms.ode import watched_solves
 
-__all__ = ["score"]
+__all__ = ["score", "scores"]
 
 
 @torch.no_grad()
@@ -94,17 +95,12 @@ def score(
     rows = 0
     with TableWriter(out, columns, types, force=force) as writer, watched_solves() as solves:
         for chunk in chunks_of(opened, scoring, seed, progress):
-            x = chunk.x
-            score_rows = partial(_nats, x=x, context=chunk.context, known=chunk.known, draws=scoring.draws)
-            part = torch.full((len(x),), -1) if chunk.part is None else chunk.part
-            log_prob = out_of_fold(chunk.flow or opened.flow, part, score_rows).numpy()
-            if chunk.impossible is not None:
-                log_prob[chunk.impossible] = -np.inf
+            log_prob = scores(opened, chunk, scoring.draws)
             written = [log_prob]
             if scoring.bits is not None:
-                size = x[0].numel()
+                size = chunk.x[0].numel()
                 written.append(bits_per_dim(torch.from_numpy(log_prob), size, scoring.bits).numpy())
-                sizes.append(np.full(len(x), size))
+                sizes.append(np.full(len(chunk.x), size))
                 bits.append(written[-1])
             writer.write(np.concatenate([chunk.cells, np.stack(written, axis=1)], axis=1))
             finite = log_prob[np.isfinite(log_prob)]
@@ -132,6 +128,23 @@ def score(
         "rows_per_second": rows / seconds if seconds else math.inf,
         **solves.summary(),
     }
+
+
+@torch.no_grad()
+def scores(run: OpenRun, chunk: Chunk, draws: int) -> np.ndarray:
+    """Log-likelihoods of examples (n,) in nats, of those that a fold held out by what was not trained on them.
+
+    Args:
+        run: what scores them.
+        chunk: the examples, as ``chunks_of`` yields them.
+        draws: of the noise that discrete values are spread by; see ``Scoring``.
+    """
+    score_rows = partial(_nats, x=chunk.x, context=chunk.context, known=chunk.known, draws=draws)
+    part = torch.full((len(chunk.x),), -1) if chunk.part is None else chunk.part
+    log_prob = out_of_fold(chunk.flow or run.flow, part, score_rows).numpy()
+    if chunk.impossible is not None:
+        log_prob[chunk.impossible] = -np.inf
+    return log_prob
 
 
 def _nats(flow: Flow, rows: Tensor, x: Tensor, context: Tensor | None, known: Tensor | None, draws: int) -> Tensor:

@@ -323,8 +323,10 @@ def _numbers(low: float, high: float, whole: bool) -> list[float]:
     return [tick for tick in MaxNLocator(3, integer=whole).tick_values(low, high) if low <= tick <= high]
 
 
-def noise(values: np.ndarray, names: Sequence[str], path: str | Path, what: str = "data") -> None:
-    """Hold the noise of rows (n, D) against the uniform distribution, column by column.
+def noise(
+    values: np.ndarray, names: Sequence[str], path: str | Path, what: str = "data", called: str = "noise"
+) -> None:
+    """Hold the noise of rows (n, D), or what is ``called`` otherwise, against the uniform distribution, by column.
 
     Of more than 16 columns, those farthest from uniform are shown. ``what`` names the rows.
     """
@@ -353,7 +355,7 @@ def noise(values: np.ndarray, names: Sequence[str], path: str | Path, what: str 
         for axes in grid[:, 0]:
             axes.set_ylabel("density")
         which = "" if len(shown) == d else f": the {len(shown)} of {d} farthest from it"
-        title = f"noise of {what} (blue), uniform (black), the range of chance (99 %, grey){which}"
+        title = f"{called} of {what} (blue), uniform (black), the range of chance (99 %, grey){which}"
         fig.suptitle(title if across > 3 else title.replace(", the range", "\nand the range"), fontsize=9, color=GREY)
 
 

@@ -144,17 +144,23 @@ class TableDataset(Dataset):
         weights = {"weighted_by": self.schema.weights} if self.schema.weights else {}
         return {"columns": self.schema.features, "context": list(self.schema.context), **weights}
 
-    @torch.no_grad()
     def remember(self, run: Path, flow: Flow, stacked: FoldsResult | None) -> None:
         """Write the digest of each row, its part in the training, and its likelihood by what was not trained on it."""
+        seen = self.seen(flow, stacked)
+        if seen is not None:
+            seen.save(run)
+
+    @torch.no_grad()
+    def seen(self, flow: Flow, stacked: FoldsResult | None) -> SeenRows | None:
+        """The rows, with the part that each had in the training; None of those that are too many for memory."""
         if isinstance(self.x, TableStream):
-            return
+            return None
         fold, log_prob = (TRAIN, None) if stacked is None else (stacked.fold, stacked.log_prob)
         device = flow.base.device_marker.device
         contexts = None if self.valid_context is None else self.valid_context.to(device)
         valid = (self.valid_x, self.valid_context, VALID, flow.log_mass(self.valid_x.to(device), contexts))
         test = (self.split.test_x, self.split.test_context, TEST, None)
-        SeenRows.of([(self.x, self.context, fold, log_prob), valid, test]).save(run)
+        return SeenRows.of([(self.x, self.context, fold, log_prob), valid, test])
 
     def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
         """Learning curves, pairs of columns, latents, and the density of two columns, of rows drawn by weight."""

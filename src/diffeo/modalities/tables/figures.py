@@ -13,12 +13,15 @@ from diffeo.modalities.base import ENOUGH
 from diffeo.modalities.tables.dates import DAY, show_dates
 from diffeo.modalities.tables.rows import Split, TableStream
 from diffeo.modalities.tables.schema import Column, Schema
+from diffeo.modalities.tables.seen import SeenRows
 from diffeo.report import figures, trajectories
 from diffeo.report.check import FEWEST
 from diffeo.report.latents import normal_scores
 from diffeo.report.mixed import noise_of
 from diffeo.report.numerics import continuous_part
+from diffeo.report.prediction import has_cdf, pit
 from diffeo.report.style import Figures
+from diffeo.training.folds import out_of_fold
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.mixed import Mixed
 
@@ -33,7 +36,8 @@ NUMBERS = 4  # columns of numbers whose pairs it plots
 def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) -> list[str]:
     """Write ``run/figures/*.png`` and return their paths.
 
-    Learning curves, data against samples in pairs of columns, the latents, for two continuous columns the density. Of a
+    Learning curves, data against samples in pairs of columns, the latents, for two continuous columns the density, for
+    one column given others its distribution function at the rows. Of a
     mixed density learning curves, data against samples column by column and in pairs of numbers, and the noise.
 
     Raises:
@@ -61,6 +65,9 @@ def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
     if scores is not None:
         figures.latents(scores, path("latents"), what)
 
+    if context is not None and has_cdf(flow):
+        _plot_pit(path, flow, schema, x, context, what, seed)
+
     if schema.features == 2 and not schema.context_size and not any(grid.step for grid in schema.discrete):
         origins = [column.origin for column in schema.feature_columns]
         figures.density_2d(flow, real_columns, sampled_columns, schema.feature_names, path("density"), origins)
@@ -68,6 +75,21 @@ def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
             trajectories.plot(flow.ode, flow.base, schema.feature_names, path("trajectories"))
             trajectories.animate(flow.ode, flow.base, path("trajectories", ".gif"))
     return path.plotted
+
+
+def _plot_pit(path: Figures, flow: Flow, schema: Schema, x: Tensor, context: Tensor, what: str, seed: int) -> None:
+    """Plot F(y) of rows by what was not trained on them, where the run remembers that: uniform if it is right."""
+    seen = SeenRows.load(path.run)
+    part = torch.full((len(x),), -1) if seen is None else seen.parts(x, context)
+    steps = [grid.step for grid in schema.discrete]
+
+    def below(density: Flow, mine: Tensor) -> Tensor:
+        return torch.from_numpy(pit(density, x[mine], context[mine], steps, seed))
+
+    values = out_of_fold(flow, part, below).numpy()
+    if (part >= 0).all():
+        what = "rows, each by what had not seen it"
+    figures.noise(values, schema.feature_names, path("pit"), what, "F(y)")
 
 
 def _plot_mixed(

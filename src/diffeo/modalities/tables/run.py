@@ -56,7 +56,11 @@ class Gappy:
 
 @dataclass(frozen=True)
 class TableRun(OpenRun):
-    """A flow of a table's rows, and the table's schema."""
+    """A flow of a table's rows, and the table's schema.
+
+    Attributes:
+        remembered: the rows that it was trained on, of a run that is in no folder.
+    """
 
     words = Words("row", "rows", "column", "tables")
     options = {  # noqa: RUF012 - a constant
@@ -65,9 +69,11 @@ class TableRun(OpenRun):
         "sample": ("given", "given_from", "guidance"),
         "check": ("missing",),
         "impute": (),
+        "predict": ("keep", "missing", *READING),
     }  # fmt: skip
 
     schema: Schema
+    remembered: SeenRows | None = None
 
     @classmethod
     def restore(cls, stored: StoredRun, path: str, device: torch.device) -> Self:
@@ -132,7 +138,7 @@ class TableRun(OpenRun):
     @cached_property
     def seen(self) -> SeenRows | None:
         """The rows that it was trained on, where they are known."""
-        return SeenRows.load(Path(self.path))
+        return self.remembered or SeenRows.load(Path(self.path))
 
     def hand_on(self, run: Path) -> None:
         """Write the rows that are known into the run directory of a student."""

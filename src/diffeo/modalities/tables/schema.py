@@ -233,12 +233,13 @@ class Column:
             return self.encode(values)[0]
         return values[:, None] - self.origin
 
-    def decode(self, encoded: np.ndarray) -> np.ndarray:
+    def decode(self, encoded: np.ndarray, clip: bool = True) -> np.ndarray:
         """Return values (n,) of the column, inside the observed range, discrete ones on their grid.
 
         A density has no walls: a little of its mass lies where no value can be (a length of -0.01, a fraction of 1.002)
         or none was seen. As with whole numbers, such a sample becomes the nearest value seen. That falsifies little: of
-        n rows, one holds the smallest value, and about one in n samples of a good model comes to hold it.
+        n rows, one holds the smallest value, and about one in n samples of a good model comes to hold it. Without
+        ``clip`` continuous columns keep what the density says.
         """
         if self.kind == "integer":
             k = np.rint((encoded - (self.low - self.origin)) / self.step)
@@ -263,6 +264,8 @@ class Column:
                 second = self.values[0] + np.rint((second - self.values[0]) / self.step) * self.step
             values = (self.low // DAY + day) * DAY + second
             return np.clip(np.rint(values * 1e6) / 1e6, self.low, self.high)  # to the microsecond
+        if not clip:
+            return encoded + self.origin
         values = np.where(np.isfinite(encoded), np.clip(encoded + self.origin, self.low, self.high), encoded)
         return np.round(values, decimals(self.unit)) if self.unit else values
 
@@ -563,7 +566,7 @@ class Schema:
         parts = [column.encode_context(values[:, self.context.index(column.name)]) for column in self.context_columns]
         return np.clip(np.concatenate(parts, axis=1), -_LARGEST, _LARGEST).astype(np.float32)
 
-    def decode(self, x: np.ndarray, context: np.ndarray | None = None) -> np.ndarray:
+    def decode(self, x: np.ndarray, context: np.ndarray | None = None, clip: bool = True) -> np.ndarray:
         """Return rows (n, len(names)) from features (n, features).
 
         Nothing leaves the observed range, integers are rounded to their grid, levels and constants come back. They are
@@ -575,6 +578,7 @@ class Schema:
                 dequantisation emits), up to half a step more or less.
             context: the context columns' own values (n, len(context)), as ``read_context`` returns them; needed if
                 there are any.
+            clip: whether continuous columns stay in the observed range, rounded to their unit.
         """
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or x.shape[1] != self.features:
@@ -590,7 +594,7 @@ class Schema:
                 values[:, i] = column.low
             else:
                 part = x[:, places[column.name]]
-                values[:, i] = column.decode(part if column.kind == "date" else part[:, 0])
+                values[:, i] = column.decode(part if column.kind == "date" else part[:, 0], clip)
         if all(column.plain for column in self.columns):
             return values
         cells = np.empty(values.shape, dtype=object)

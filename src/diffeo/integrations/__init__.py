@@ -1,0 +1,1 @@
+"""Adapters to other libraries, each optional: nothing of diffeo needs them."""
