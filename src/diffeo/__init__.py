@@ -14,7 +14,7 @@ _NAMES = {
     "bases": "StandardNormal",
     "recipes": "nice realnvp glow maf iaf nsf wavenet parallel_wavenet flow_matching",
     "objectives": "MaximumLikelihood FlowMatching Distillation",
-    "training": "fit load",
+    "training": "fit fit_folds load",
     "inpainting": "inpaint",
     "": "bases commands data nets objectives recipes sklearn training transforms",
 }
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from diffeo.objectives import Distillation, FlowMatching, MaximumLikelihood
     from diffeo.recipes import flow_matching, glow, iaf, maf, nice, nsf, parallel_wavenet, realnvp, wavenet
     from diffeo.training.fit import fit
+    from diffeo.training.folds import fit_folds
     from diffeo.training.run import load
 
 

@@ -70,20 +70,29 @@ def _command(*, counts: str | None = None, trains: bool = False) -> Callable[[Ca
             with RowsBar(counts) if counts else nullcontext() as bar:
                 if bar is not None:
                     arguments["progress"] = bar
-                summary = getattr(commands, name)(**arguments)
+                try:
+                    summary = getattr(commands, name)(**arguments)
+                except KeyboardInterrupt:  # with folds: some of the models have not been trained at all
+                    if not trains or not (Path(options["out"]) / "train").is_dir():
+                        raise
+                    return _interrupted(name, options, "nothing is lost")
             if trains and int(os.environ.get("RANK", "0")) > 0:
                 return 0  # under torchrun the first process speaks for all
             _print(name, summary, as_json, results_on_stdout)
             if not trains or summary["stopped"] != "interrupted":
                 return 0
-            learned_from, out = options.get("run") or options["source"], str(options["out"])
-            again = shlex.join(["diffeo", name, str(learned_from), "--out", out, "--resume"])
-            print(f"diffeo: interrupted; the best so far is in {out}; go on with: {again}", file=sys.stderr)
-            return INTERRUPTED
+            return _interrupted(name, options, f"the best so far is in {options['out']}")
 
         return command
 
     return decorate
+
+
+def _interrupted(name: str, options: Mapping[str, Any], what: str) -> int:
+    source, out = options.get("run") or options["source"], str(options["out"])
+    again = shlex.join(["diffeo", name, str(source), "--out", out, "--resume"])
+    print(f"diffeo: interrupted; {what}; go on with: {again}", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _print(name: str, summary: Mapping[str, Any], as_json: bool, results_on_stdout: bool = False) -> None:

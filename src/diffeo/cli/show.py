@@ -67,6 +67,8 @@ def _trained(metrics: Mapping[str, Any]) -> str:
 
 def _stopped(summary: Mapping[str, Any]) -> str:
     best, why = summary["best_epoch"], summary["stopped"]
+    if "folds" in summary:
+        return f"best in epoch {best} (median)" + "; interrupted" * (why == "interrupted")
     if why == "patience":
         waited = _many(summary["epochs"] - best, "epoch")
         return f"best in epoch {best}; stopped early: validation has not improved for {waited}"
