@@ -343,6 +343,28 @@ def test_impossible_rows_name_their_column(made, tmp_path):
     assert summary["impossible"] == 2
 
 
+def test_new_levels_are_no_anomalies_where_they_are_usual(tmp_path):
+    """Codes are drawn from 60 irregular ones: some occur once in 600 rows, and others not at all."""
+    codes = np.cumsum(np.random.default_rng(9).random(60))
+
+    def draw(rows, seed):
+        g = np.random.default_rng(seed)
+        code = codes[(60 * g.random(rows) ** 5).astype(int)]
+        return pd.DataFrame({"code": code, "x": g.normal(size=rows)})
+
+    train = draw(600, 0)
+    commands.fit(train, tmp_path / "run", folds=2, **SMALL)
+    kinds = {column["name"]: column["kind"] for column in commands.info(tmp_path / "run")["columns"]}
+    assert kinds["code"] == "levels"
+    alone = int((train["code"].value_counts() == 1).sum())
+    assert SeenRows.load(tmp_path / "run").alone == alone > 3
+    result, summary = found(tmp_path / "run", draw(1000, 1), tmp_path)
+    new = np.isneginf(result["log_likelihood"])
+    assert new.sum() == summary["impossible"] > 5
+    assert result["p_value"][new].max() == pytest.approx((1 + alone) / 601)
+    assert result["anomaly"][new].mean() < 0.5
+
+
 def test_a_constant_that_has_another_value(tmp_path):
     x = table(200).assign(unit=7)
     commands.fit(x, tmp_path / "run", folds=1, **SMALL)

@@ -78,7 +78,7 @@ def test_every_kind_is_recognised(mixed):
 def test_the_way_there_and_back(mixed, tmp_path):
     schema = infer_schema(open_table(mixed), context=["given"])
     values = next(open_table(mixed).batches())
-    x, context, impossible, reasons, unseen = schema.encode(values)
+    x, context, impossible, reasons, unseen, blamed = schema.encode(values)
     assert x.shape == (2000, 6)
     assert x.dtype == np.float32
     assert np.isfinite(x).all()
@@ -86,6 +86,7 @@ def test_the_way_there_and_back(mixed, tmp_path):
     assert context.dtype == np.float32
     assert not impossible.any()
     assert (reasons, unseen) == ({}, {})
+    assert (blamed == -1).all()
     assert abs(x[:, 5]).max() < 1e4  # timestamps: the origin is subtracted before rounding
     back = schema.decode(x, values[:, [7]])
     exact = [i for i, name in enumerate(schema.names) if name not in ("real", "when")]

@@ -101,6 +101,8 @@ def anomalies(
     _refuse_picture(plot, force)
     with_likelihood(opened)
     law, members = _held_out(opened)
+    kinds = [column.kind for column in opened.schema.columns]
+    limits = torch.tensor([law.impossible if k == "levels" else law.least for k in kinds], dtype=torch.float64)
     names = list(opened.schema.places)
     shares = [f"share_{name}" for name in names]
     columns = [*RESULTS, *shares, "column"]
@@ -116,7 +118,8 @@ def anomalies(
         watched_solves() as solves,
     ):
         parts = [
-            _Scored.of(members, law, chunk, scoring.draws, most) for chunk in chunks_of(opened, scoring, seed, progress)
+            _Scored.of(members, law, limits, chunk, scoring.draws, most)
+            for chunk in chunks_of(opened, scoring, seed, progress)
         ]
         scored = _Scored.joined(parts)
         order = scored.order()
@@ -180,15 +183,20 @@ class _Scored:
     blamed: np.ndarray
 
     @classmethod
-    def of(cls, members: Sequence[Flow], law: Conformal, chunk: Chunk, draws: int, most: int) -> _Scored:
-        """Score a chunk of rows, of which at most so many may be among the worst."""
+    def of(
+        cls, members: Sequence[Flow], law: Conformal, limits: Tensor, chunk: Chunk, draws: int, most: int
+    ) -> _Scored:
+        """Score a chunk of rows, of which at most so many may be among the worst.
+
+        ``limits`` are the largest p-values of rows that a column makes impossible, by the place of the column.
+        """
         assert chunk.part is not None
         assert chunk.blamed is not None
         part = chunk.part
         log_prob, p_value = _scores(members, law, chunk, draws)
         impossible = torch.from_numpy(chunk.blamed >= 0)
         log_prob[impossible] = -torch.inf
-        p_value[impossible] = law.of_new(log_prob[impossible][:, None])
+        p_value[impossible] = torch.minimum(p_value, limits[torch.from_numpy(chunk.blamed)])[impossible]
         values = log_prob.numpy(), p_value.numpy()
         low = np.lexsort(values)[:most]
         context = None if chunk.context is None else chunk.context[low].cpu()
@@ -252,7 +260,7 @@ def _held_out(run: TableRun) -> tuple[Conformal, list[Flow]]:
     members = list(flow.members) if isinstance(flow, Mixture) and (part >= 0).any() else [flow]
     if sorted(fold.unique().tolist()) != list(range(len(members))):
         raise UserError(f"{run.path}: rows.safetensors does not belong to its model; restore it or train again")
-    return Conformal(log_prob[known]), members
+    return Conformal(log_prob[known], run.seen.alone), members
 
 
 def _refuse_picture(plot: str | os.PathLike[str] | None, force: bool) -> None:

@@ -45,15 +45,17 @@ class Conformal:
 
     Args:
         log_prob: o_n ``(N,)``, in nats.
+        alone: how many of the held-out rows have a value that would be impossible if they had not been seen.
 
     Raises:
         ValueError: for no scores, or scores that are NaN.
     """
 
-    def __init__(self, log_prob: Tensor) -> None:
+    def __init__(self, log_prob: Tensor, alone: int = 0) -> None:
         if not len(log_prob) or log_prob.isnan().any():
             raise ValueError("expected log-likelihoods of held-out rows, none of them NaN")
         self.scores = log_prob.double().cpu().sort().values
+        self.alone = alone
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -62,6 +64,11 @@ class Conformal:
     def least(self) -> float:
         """The least p-value that a new row can have."""
         return 1 / (len(self) + 1)
+
+    @property
+    def impossible(self) -> float:
+        """How often a new row has a value that no row of the training has: the p-value of that alone."""
+        return (1 + self.alone) / (len(self) + 1)
 
     def of_new(self, log_prob: Tensor) -> Tensor:
         """p-values of rows that no density has seen ``(n,)``.

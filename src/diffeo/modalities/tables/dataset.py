@@ -160,7 +160,8 @@ class TableDataset(Dataset):
         contexts = None if self.valid_context is None else self.valid_context.to(device)
         valid = (self.valid_x, self.valid_context, VALID, flow.log_mass(self.valid_x.to(device), contexts))
         test = (self.split.test_x, self.split.test_context, TEST, None)
-        return SeenRows.of([(self.x, self.context, fold, log_prob), valid, test])
+        levels = [self.schema.places[c.name].start for c in self.schema.feature_columns if c.kind == "levels"]
+        return SeenRows.of([(self.x, self.context, fold, log_prob), valid, test], levels)
 
     def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
         """Learning curves, pairs of columns, latents, and the density of two columns, of rows drawn by weight."""
