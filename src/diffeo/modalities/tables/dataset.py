@@ -26,7 +26,8 @@ __all__ = ["TableDataset"]
 
 BATCH_SIZE = 512
 FOLDS = 5  # that tables of so many rows are trained by
-FEWEST_ROWS, MOST_ROWS = 50, 20_000
+FEWEST_ROWS, MOST_ROWS, MOST_MIXED = 50, 20_000, 5_000  # a mixed density takes several times as long
+ORDERS = 2  # of each member of a stack of mixed densities, which together have more
 STEPS, SMALLEST_BATCH = 8, 16  # of small tables: steps in an epoch, of so many rows at least
 READING = ("na", "sep", "decimal")  # settings of how a table is read
 CHOSEN = ("context", "drop", "categorical", "integer", "continuous", "dates", "weights")  # of what its columns are
@@ -48,7 +49,8 @@ class TableDataset(Dataset):
         self.table.hold(rows.LARGE)
         chosen = {name: settings[name] for name in CHOSEN if name in settings}
         self.schema = infer_schema(self.table, numbers=numbers, **chosen)
-        small = FEWEST_ROWS <= self.schema.rows <= MOST_ROWS and not too_large(self.schema)
+        most = MOST_MIXED if self.mixed else MOST_ROWS
+        small = FEWEST_ROWS <= self.schema.rows <= most and not too_large(self.schema)
         self.folds = settings.get("folds", FOLDS if small else 1)
         # Equal rows are copies where some column is continuous; where all are discrete, such rows just are so.
         self.together = any(column.kind == "continuous" for column in self.schema.feature_columns)
@@ -85,7 +87,8 @@ class TableDataset(Dataset):
     def default_model(self) -> tuple[str, dict[str, Any]]:
         """The mixed density of tables that have more than complete numbers; else splines placed by affine maps."""
         if self.mixed:
-            return "mixed", {"columns": factors(self.schema, self._some())}
+            orders = {"orders": ORDERS} if self.folds > 1 else {}
+            return "mixed", {"columns": factors(self.schema, self._some()), **orders}
         return default_model(self.rows)
 
     def stacked_models(self) -> dict[str, dict[str, Any]]:
