@@ -260,6 +260,8 @@ def test_what_cannot_be_is_said(x, tmp_path):
         FlowDensity(model="gan").fit(x)
     with pytest.raises(ValueError, match="point to be"):
         FlowRegressor(point="mode").fit(x[:, :2], x[:, 2])
+    with pytest.raises(ValueError, match="context is constant"):
+        FlowRegressor(**FAST).fit(np.ones((len(x), 1)), x[:, 0])
     gaps = pd.DataFrame({"a": [*x[:, 0], np.nan]})
     with pytest.raises(ValueError, match="missing"):
         FlowRegressor(**FAST).fit(gaps, np.arange(len(gaps)))

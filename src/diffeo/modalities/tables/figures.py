@@ -88,7 +88,7 @@ def _plot_pit(path: Figures, flow: Flow, schema: Schema, x: Tensor, context: Ten
 
     values = out_of_fold(flow, part, below).numpy()
     if (part >= 0).all():
-        what = "rows, each by what had not seen it"
+        what = "held-out rows"  # each by the part that held it out
     figures.noise(values, schema.feature_names, path("pit"), what, "F(y)")
 
 

@@ -55,6 +55,8 @@ def check_targets(run: TableRun) -> tuple[Column, ...]:
     columns = run.schema.feature_columns
     if not run.schema.context:
         raise UserError(f"{run.path}: is not conditional, so it predicts nothing; train it with --context COLS")
+    if not run.schema.context_size:
+        raise UserError(f"{run.path}: every column of the context is constant, so it predicts nothing")
     wrong = [column for column in columns if column.kind not in NUMBERS]
     if wrong:
         raise UserError(
@@ -162,15 +164,13 @@ class Prediction:
             with naming_rows(table):
                 schema.check_context(values[:, [self._names.index(name) for name in schema.context]], table, rows)
                 encoded = schema.encode(run._whole(values, self._names), table.dictionaries, gaps=False)
-            if encoded.context is None:
-                raise UserError(f"{run.path}: every context column is constant, so it predicts nothing")
+            assert encoded.context is not None
             x, context = torch.from_numpy(encoded.x), torch.from_numpy(encoded.context)
             cells = np.column_stack([rows, table.cells(values[:, kept], self._keep)])
             yield self._predicted(x, context, cells, values, number)
 
     def _predicted(self, x: Tensor, context: Tensor, cells: np.ndarray, values: np.ndarray, number: int) -> Predicted:
-        run = self.run
-        context = context.to(run.device)
+        run, context = self.run, context.to(self.run.device)
         if not self.judged:
             result = predicted_quantiles(run, run.flow, context, self.levels)
             return Predicted(cells, result, None, None, None, 0)
