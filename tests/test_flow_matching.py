@@ -398,7 +398,7 @@ def test_mistakes_are_named():
 def test_what_cannot_be_trained_is_refused_before_a_run_is_made(tmp_path, capsys, chosen, message):
     np.savetxt(tmp_path / "x.csv", np.random.default_rng(0).normal(size=(100, 2)), delimiter=",")
     words = [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
-    argv = ["fit", str(tmp_path / "x.csv"), "--model", "flow-matching", "--hidden", "8", *words]
+    argv = ["fit", str(tmp_path / "x.csv"), "--model", "flow-matching", "--hidden", "8", "--folds", "1", *words]
     assert main([*argv, "--out", str(tmp_path / "run")]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
     assert len(said) == 1

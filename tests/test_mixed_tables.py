@@ -802,7 +802,7 @@ def test_a_run_of_numbers_carries_identifiers_and_refuses_the_rest(tmp_path, gen
 
 def test_a_dataset_of_a_model_that_takes_everything(everything, tmp_path):
     """It is trained on codes, days, seconds and NaN for gaps; what is not asked for is refused."""
-    dataset = TableDataset(everything, {"model": "mixed"}, 0)
+    dataset = TableDataset(everything, {"model": "mixed", "folds": 1}, 0)
     schema = dataset.schema
     assert dataset.x.shape == (360, schema.features)
     gaps = {name: int(dataset.x[:, place].isnan().all(1).sum()) for name, place in schema.places.items()}

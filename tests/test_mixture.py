@@ -174,6 +174,7 @@ def _rows():
     return torch.stack([first.flatten(), second.flatten(), torch.zeros(8)], 1).double()
 
 
+@torch.no_grad()
 def test_marginals_are_sums_of_the_joint(any_order):
     """In one order that begins with the wanted columns, what is left out is summed over exactly."""
     flow = mixed(3, columns=COLUMNS, hidden=16, layers=1, orders=1)
