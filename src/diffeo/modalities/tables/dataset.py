@@ -29,6 +29,7 @@ FOLDS = 5  # that tables of so many rows are trained by
 FEWEST_ROWS, MOST_ROWS, MOST_MIXED = 50, 20_000, 5_000  # a mixed density takes several times as long
 ORDERS = 2  # of each member of a stack of mixed densities, which together have more
 STEPS, SMALLEST_BATCH = 8, 16  # of small tables: steps in an epoch, of so many rows at least
+PATIENCE = 60  # epochs of these
 READING = ("na", "sep", "decimal")  # settings of how a table is read
 CHOSEN = ("context", "drop", "categorical", "integer", "continuous", "dates", "weights")  # of what its columns are
 
@@ -111,7 +112,8 @@ class TableDataset(Dataset):
         """The defaults of ``diffeo.fit`` suit large tables; small ones, and a mixed density, learn more slowly."""
         if flow.transform.takes_missing:
             return {"lr": 2e-3}
-        return {"lr": 3e-3, "weight_decay": 0.1} if self.folds > 1 and flow.ode is None else {}
+        small = {"lr": 3e-3, "weight_decay": 0.1, "patience": PATIENCE}
+        return small if self.folds > 1 and flow.ode is None else {}
 
     def judged(self, most: int) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Rows for validation, for the test if there are any, and training rows where they are in memory."""
