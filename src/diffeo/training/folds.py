@@ -225,8 +225,7 @@ def fit_folds(
         for k in range(folds) for name, each in zip(names, flows, strict=True)
     ]  # fmt: skip
     side_by_side = world.size == 1 and world.device.type == "cpu"
-    jobs = (len(os.sched_getaffinity(0)) if side_by_side else 1) if jobs is None else jobs
-    jobs = min(jobs, len(tasks)) if side_by_side else 1
+    jobs = min(_cores() if jobs is None else jobs, len(tasks)) if side_by_side else 1
     if minutes is not None:
         training["minutes"] = minutes / math.ceil(len(tasks) / jobs)
     train = partial(
@@ -377,6 +376,14 @@ def _all_trained(
     if len(done) < len(tasks):
         raise KeyboardInterrupt
     return [done[number] for number in range(len(tasks))]
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    from joblib import cpu_count
+
+    count: int = cpu_count()
+    return count
 
 
 @contextmanager
