@@ -371,6 +371,24 @@ def test_small_tables_are_trained_by_folds_and_large_ones_are_not(monkeypatch, t
         commands.fit(np.zeros((20, 4, 4), np.uint8), tmp_path / "run", folds=2)
 
 
+def test_folds_that_cannot_be_leave_nothing_behind(run, tmp_path, capsys):
+    words = ["fit", str(run / "x.csv"), "--out", str(tmp_path / "run"), "--folds", "100"]
+    assert main(words) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+    assert len(said) == 1
+    assert "x.csv: expected at least 200 different rows for 100 folds, got 150" in said[0]
+    assert "--folds 1" in said[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_so_many_validation_rows_are_scored(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("diffeo.modalities.tables.dataset.CALIBRATED", 4)
+    commands.fit(run / "x.csv", tmp_path / "run", **{**SMALL, "folds": 1})
+    seen = SeenRows.load(tmp_path / "run")
+    assert np.isfinite(seen.log_prob).sum() == 4
+    assert (seen.part == VALID).sum() == 15
+
+
 def test_check_judges_rows_by_what_has_not_seen_them(run, tmp_path):
     report = commands.check(run / "run", run / "x.csv")
     assert not report["in_sample"]

@@ -636,7 +636,8 @@ class FlowDistribution(Distribution):
             NotImplementedError: for a base whose samples are not differentiable in its parameters.
         """
         if not self.has_rsample:
-            raise NotImplementedError(f"{type(self.flow.base).__name__} has no reparameterised samples")
+            what = self.flow.base if self.flow.base.has_rsample is False else self.flow
+            raise NotImplementedError(f"{type(what).__name__} has no reparameterised samples")
         z = self.flow.base.sample(torch.Size(sample_shape) + self.batch_shape)
         return self.flow.decode(z, self.context)
 

@@ -167,9 +167,9 @@ class Transform(KnowsArguments, nn.Module, ABC):
             context: ``(*batch, *context)``, or None.
 
         Raises:
-            ValueError: for any other transform.
+            NotImplementedError: for another transform.
         """
-        raise ValueError(f"expected a transform of any order, got {type(self).__name__}")
+        raise NotImplementedError(f"{type(self).__name__} has no conditionals of any order")
 
     def complete(self, x: Tensor, known: Tensor, context: Tensor | None = None, *, gaps: bool = True) -> Tensor:
         """Draw the elements that are not known ``(n, D)``, for a transform of any order; see ``Mixed``.

@@ -20,7 +20,7 @@ from diffeo.modalities.tables.mixed import factors
 from diffeo.modalities.tables.rows import Split, TableStream, split_table, too_large
 from diffeo.modalities.tables.seen import TEST, TRAIN, VALID, SeenRows
 from diffeo.modalities.tables.table import open_table
-from diffeo.training.folds import FoldsResult
+from diffeo.training.folds import FoldsResult, assign_folds
 
 __all__ = ["TableDataset"]
 
@@ -30,6 +30,7 @@ FEWEST_ROWS, MOST_ROWS, MOST_MIXED = 50, 20_000, 5_000  # a mixed density takes 
 ORDERS = 2  # of each member of a stack of mixed densities, which together have more
 STEPS, SMALLEST_BATCH = 8, 16  # of small tables: steps in an epoch, of so many rows at least
 PATIENCE = 60  # epochs of these
+CALIBRATED, FEWER = 20_000, 1_000  # validation rows whose scores a single model remembers; of a slow one
 READING = ("na", "sep", "decimal")  # settings of how a table is read
 CHOSEN = ("context", "drop", "categorical", "integer", "continuous", "dates", "weights")  # of what its columns are
 
@@ -60,9 +61,15 @@ class TableDataset(Dataset):
         self.split = split_table(
             self.table, self.schema, self.batch_size, self.seed, self.settings.get("test", 0.0), self.folds == 1
         )
-        if self.folds > 1 and isinstance(self.split.x, TableStream):
-            raise UserError(f"{self.table.name}: is too large to train several times over; leave out --folds")
         self.x, self.context = self.split.x, self.split.context
+        if self.folds > 1:  # before a run is made of them
+            if isinstance(self.split.x, TableStream):
+                raise UserError(f"{self.table.name}: is too large to train several times over; leave out --folds")
+            try:
+                assign_folds(self.split.x, self.context, self.folds, self.seed, self.together)
+            except ValueError as error:
+                remedy = "give fewer of them, or --folds 1 for a single model"
+                raise UserError(f"{self.table.name}: {error}; {remedy}") from error
         self.valid_x, self.valid_context = self.split.valid_x, self.split.valid_context
         self.weights, self.valid_weights = self.split.weights, self.split.valid_weights
         self.tested = len(self.split.test_x)
@@ -163,7 +170,10 @@ class TableDataset(Dataset):
         fold, log_prob = (TRAIN, None) if stacked is None else (stacked.fold, stacked.log_prob)
         device = flow.base.device_marker.device
         contexts = None if self.valid_context is None else self.valid_context.to(device)
-        valid = (self.valid_x, self.valid_context, VALID, flow.log_mass(self.valid_x.to(device), contexts))
+        most = CALIBRATED if flow.fast else FEWER
+        some = flow.log_mass(self.valid_x[:most].to(device), None if contexts is None else contexts[:most])
+        rest = torch.full((len(self.valid_x) - len(some),), torch.nan)
+        valid = (self.valid_x, self.valid_context, VALID, torch.cat([some.cpu(), rest]))
         test = (self.split.test_x, self.split.test_context, TEST, None)
         levels = [self.schema.places[c.name].start for c in self.schema.feature_columns if c.kind == "levels"]
         return SeenRows.of([(self.x, self.context, fold, log_prob), valid, test], levels)
