@@ -17,8 +17,10 @@ from diffeo.cli.main import main
 from diffeo.errors import UserError
 from diffeo.modalities.tables.seen import SeenRows
 from diffeo.modalities.tables.table import Table
-from diffeo.report.anomalies import Conformal, column_shares
+from diffeo.report.anomalies import column_shares
+from diffeo.report.conformal import Conformal, Scatter
 from diffeo.training.folds import fit_folds
+from diffeo.training.weights import save_tensors
 
 SMALL = {"epochs": 2, "arguments": {"hidden": [8], "transforms": 1}, "figures": False}
 COVARIANCE = torch.tensor([[1.0, 0.95, 0.0], [0.95, 1.0, 0.3], [0.0, 0.3, 4.0]], dtype=torch.float64)
@@ -110,8 +112,26 @@ def test_p_values_by_hand():
     assert (law.threshold(0.1), law.threshold(0.25), law.threshold(0.8)) == (-math.inf, 1.0, 2.0)
     assert law.of_new(torch.tensor([[1.5, 25.0]])).tolist() == pytest.approx([2 / (5 / 2 + 1)])
     for bad in (torch.empty(0), torch.tensor([1.0, math.nan])):
-        with pytest.raises(ValueError, match="expected log-likelihoods of held-out rows"):
+        with pytest.raises(ValueError, match="expected scores of held-out rows"):
             Conformal(bad)
+
+
+def test_a_score_is_the_likelihood_unless_a_row_is_stranger_seen_less_sharply():
+    g = torch.Generator().manual_seed(0)
+    held_out = torch.randn(20_000, 2, generator=g, dtype=torch.float64) * torch.tensor([2.0, 0.5]) + 10.0
+    scatter = Scatter(held_out)
+    torch.testing.assert_close(scatter.spread, torch.tensor([2.0, 0.5], dtype=torch.float64), rtol=0.05, atol=0)
+    new = torch.tensor([[6.0, 10.0], [10.0, 9.0], [10.0, -math.inf], [-math.inf, 10.0], [11.0, 30.0]])
+    expected = [6.0, 10.0 - 2 * 2, -math.inf, -math.inf, 11.0]  # two standard deviations of the second are four nats
+    assert scatter.score(new).tolist() == pytest.approx(expected, abs=0.2)
+    assert torch.equal(scatter.score(new[None]), scatter.score(new)[None])
+    alone = Scatter(held_out[:, :1])
+    torch.testing.assert_close(alone.score(held_out[:, :1]), held_out[:, 0])
+    constant = Scatter(torch.zeros(30, 2))
+    assert constant.score(torch.zeros(1, 2)).tolist() == [0.0]
+    for bad in (torch.zeros(0, 2), torch.zeros(3)):
+        with pytest.raises(ValueError, match="expected log-likelihoods"):
+            Scatter(bad)
 
 
 def test_scores_that_are_all_equal_are_no_anomalies():
@@ -273,6 +293,7 @@ def test_the_result(made, tmp_path):
         "row",
         "id",
         "log_likelihood",
+        "score",
         "p_value",
         "anomaly",
         *(f"share_{n}" for n in names),
@@ -281,7 +302,7 @@ def test_the_result(made, tmp_path):
     assert result["anomaly"].dtype == bool
     assert (result["id"] == result["row"] + 999).all()
     assert sorted(result["row"]) == list(range(1, 301))
-    pairs = list(zip(result["p_value"], result["log_likelihood"], strict=True))
+    pairs = list(zip(result["p_value"], result["score"], strict=True))
     assert pairs == sorted(pairs)
     assert result["row"][0] == 6
     assert result["column"][0] == "a"
@@ -318,6 +339,39 @@ def test_p_values_do_not_depend_on_the_company_or_the_seed(made, tmp_path):
     assert (one[["row", "p_value", "anomaly"]] == two[["row", "p_value", "anomaly"]]).all().all()
     alone = one.set_index("row").loc[three["row"], "p_value"].to_numpy()
     np.testing.assert_array_equal(alone, three["p_value"])
+
+
+def test_what_is_recorded_often_does_not_hide_what_is_far_off(tmp_path):
+    """Half of the values are exactly 0: a likelihood prefers any row with a 0 to any without."""
+
+    def draw(rows, seed):
+        g = np.random.default_rng(seed)
+        zero = g.random((rows, 2)) < 0.5
+        return np.column_stack([np.where(zero, 0.0, g.exponential(size=(rows, 2)).round(2)), g.normal(size=rows)])
+
+    commands.fit(draw(600, 0), tmp_path / "run", folds=2, epochs=60, figures=False)
+    new = draw(400, 1)
+    new[:40, 2] += 4.0
+    new[:40, :2] = 0.0
+    result, _ = found(tmp_path / "run", new, tmp_path)
+    by_row, moved = result.set_index("row").sort_index(), np.arange(400) < 40
+    assert (by_row["score"] <= by_row["log_likelihood"] + 1e-9).all()
+    ranks = by_row["score"].rank()[moved].mean(), by_row["log_likelihood"].rank()[moved].mean()
+    assert ranks[0] < 50
+    assert ranks[1] > ranks[0]
+
+
+def test_runs_of_before_there_was_noise_have_likelihoods_for_scores(made, tmp_path):
+    run = shutil.copytree(made / "folds", tmp_path / "run")
+    new = table(50, seed=3)
+    now, _ = found(run, new, tmp_path)
+    assert not np.allclose(now["score"], now["log_likelihood"])
+    seen = SeenRows.load(run)
+    tensors = {"digest": seen.digest, "part": seen.part, "log_prob": seen.log_prob[:, 0].copy()}
+    named = {name: torch.from_numpy(each) for name, each in tensors.items()}
+    save_tensors(run / "rows.safetensors", named, {"format": "1", "alone": "0"})
+    then, _ = found(run, new, tmp_path)
+    np.testing.assert_allclose(then["score"], then["log_likelihood"])
 
 
 def test_chunks_do_not_show(made, tmp_path, monkeypatch):
@@ -411,7 +465,7 @@ def test_few_held_out_rows_are_said(made, tmp_path, capsys):
     assert summary["least_p_value"] == pytest.approx(1 / 41)
     assert pd.read_csv(tmp_path / "a.csv")["anomaly"].dtype == bool
     assert main(argv[:3]) == 0  # csv on stdout
-    assert capsys.readouterr().out.startswith("row,log_likelihood,p_value,anomaly,share_a,")
+    assert capsys.readouterr().out.startswith("row,log_likelihood,score,p_value,anomaly,share_a,")
 
 
 def test_the_picture(made, tmp_path, plotted):
@@ -481,7 +535,7 @@ def test_a_run_that_knows_no_held_out_rows(made, tmp_path):
     with pytest.raises(UserError, match=r"has no rows.safetensors, .* train it by diffeo fit"):
         commands.anomalies(run, table(30), tmp_path / "a.csv")
     seen = SeenRows.load(made / "folds")
-    SeenRows(seen.digest, seen.part + 1, seen.log_prob).save(run)
+    SeenRows(seen.digest, seen.part + 1, seen.log_prob, seen.noise).save(run)
     with pytest.raises(UserError, match=r"rows.safetensors does not belong to its model"):
         commands.anomalies(run, table(30), tmp_path / "a.csv")
     assert not (tmp_path / "a.csv").exists()

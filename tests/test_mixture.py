@@ -284,3 +284,39 @@ def test_the_mass_of_a_discrete_value_is_the_integral_over_its_cell():
 def test_of_continuous_values_the_mass_is_the_density(nested):
     x = torch.randn(5, 2)
     assert torch.equal(nested.log_mass(x), nested.log_prob(x))
+
+
+# ---- Smoothed log-densities -----------------------------------------------------------------------------------------
+
+
+def test_a_smoothed_log_density_is_its_mean_over_noise():
+    """Of a normal one exactly: the mean of -(x + s e)^2 / 2 is lower by s^2 / 2 for each column."""
+    flow = Flow(StandardNormal(2), [Standardize(2)]).eval()
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    exact = flow.log_prob(x) - (0.2**2 + 0.5**2) / 2
+    scale = torch.tensor([0.2, 0.5])
+    torch.testing.assert_close(flow.smoothed_log_prob(x, scale, draws=4096), exact, rtol=0, atol=0.02)
+    torch.testing.assert_close(flow.smoothed_log_prob(x, 0.0), flow.log_prob(x))
+    first = flow.smoothed_log_prob(x, scale)
+    torch.manual_seed(1)
+    torch.testing.assert_close(flow.smoothed_log_prob(x[2:4], scale), first[2:4], rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="draws >= 1"):
+        flow.smoothed_log_prob(x, scale, draws=0)
+
+
+def test_noise_and_the_place_in_a_cell_are_independent():
+    """A discrete value is spread over its cell, then moved: the mean of both at once."""
+    flow = Flow(StandardNormal(2), [Standardize(2), Dequantize(2, [1.0, 0.0])]).eval()
+    x = torch.tensor([[-1.0, 0.3], [2.0, -0.7]])
+    g = torch.Generator().manual_seed(0)
+    moved = x[:, None] + torch.rand(2, 100_000, 2, generator=g) * torch.tensor([1.0, 0.0])
+    moved = moved + 0.4 * torch.randn(moved.shape, generator=g)
+    exact = torch.distributions.Normal(0.0, 1.0).log_prob(moved).sum(-1).mean(1)
+    torch.testing.assert_close(flow.smoothed_log_prob(x, 0.4, draws=4096), exact, rtol=0, atol=0.02)
+
+
+def test_a_mixture_is_smoothed_as_a_whole(nested):
+    x = torch.randn(20, 2)
+    log_prob = nested.smoothed_log_prob(x, 0.3)
+    apart = torch.stack([member.smoothed_log_prob(x, 0.3) for member in nested.members])
+    assert (log_prob >= torch.logsumexp(apart, 0) - math.log(2) - 1e-5).all()  # the mean of a convex function

@@ -15,7 +15,7 @@ from diffeo.transforms.base import as_shape, sum_event
 
 __all__ = ["Base", "GaussianMixture", "Gaussians", "StandardLogistic", "StandardNormal", "StudentT", "Uniform"]
 
-_PAIRS = 2**22  # of rows and Gaussians that are compared at a time
+_PAIRS = 2**18  # of rows and Gaussians that are compared at a time: what the caches of a core hold
 
 
 class Base(KnowsArguments, nn.Module, ABC):
@@ -256,11 +256,10 @@ class Gaussians(Base):
             centre = self.means.mean(0)  # differences of squares lose fewer digits
             white = (rows - centre) @ self.whitening[0].mT
             means = (self.means - centre) @ self.whitening[0].mT
-            squares = white.square().sum(1, keepdim=True) - 2 * white @ means.mT + means.square().sum(1)
-            squares = squares.clamp_min(0)
-        else:
-            pairs = zip(self.means, self.whitening, strict=True)
-            squares = torch.stack([((rows - mean) @ factor.mT).square().sum(1) for mean, factor in pairs], 1)
+            terms = torch.addmm(self.log_weights + log_det - 0.5 * means.square().sum(1), white, means.mT)
+            return torch.logsumexp(terms, 1) - 0.5 * white.square().sum(1)
+        pairs = zip(self.means, self.whitening, strict=True)
+        squares = torch.stack([((rows - mean) @ factor.mT).square().sum(1) for mean, factor in pairs], 1)
         return torch.logsumexp(self.log_weights + log_det - 0.5 * squares, 1)
 
     def sample(self, shape: Sequence[int] = ()) -> Tensor:

@@ -237,7 +237,7 @@ def anomalies(
     out: Out = None,
     alpha: Annotated[float, Option(help="The p-value up to which a row is flagged.")] = 0.01,
     plot: Annotated[
-        Path | None, Option(help="A picture of the likelihoods and of the worst rows.", metavar="FILE.png")
+        Path | None, Option(help="A picture of the scores and of the worst rows.", metavar="FILE.png")
     ] = None,
     keep: Annotated[
         list[str] | None, Option(help="Columns to pass through, an identifier say.", metavar="COLS")
@@ -253,9 +253,10 @@ def anomalies(
 ) -> None:
     """Find the rows of a table that are unlike those of the training.
 
-    The result has, the worst row first, 'log_likelihood', 'p_value' (how rare such a likelihood is among rows that were
-    held out), 'anomaly' (whether that is at most --alpha: of ordinary rows a share of --alpha is), and for the worst
-    rows what each column adds, in nats above what is usual ('share_' and its name), and the 'column' that adds most.
+    The result has, the worst row first, 'log_likelihood', 'score' (the same, lowered where a row is stranger when it is
+    looked at less sharply), 'p_value' (how rare such a score is among rows that were held out), 'anomaly' (whether that
+    is at most --alpha: of ordinary rows a share of --alpha is), and for the worst rows what each column adds, in nats
+    above what is usual ('share_' and its name), and the 'column' that adds most.
     """
 
 

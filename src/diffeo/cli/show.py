@@ -151,6 +151,7 @@ def anomalies(summary: Mapping[str, Any]) -> str:
         (
             f"{row['row']:,}",
             f"{row['p_value']:.3g}",
+            _number(row["score"]),
             _number(row["log_likelihood"]),
             _most(row["shares"], row["column"]),
         )
@@ -170,7 +171,7 @@ def anomalies(summary: Mapping[str, Any]) -> str:
             *_read(summary),
             ("plot", summary["plot"] or ""),
         ],
-        *_below(("row", "p", "log-likelihood", "nats above what is usual"), worst),
+        *_below(("row", "p", "score", "log-likelihood", "nats above what is usual"), worst),
     )
 
 

@@ -16,13 +16,11 @@ from torch import Tensor
 
 from diffeo.commands.runs import chunks_of, open_for, with_likelihood
 from diffeo.errors import UserError
-from diffeo.flow import Flow
-from diffeo.mixture import Mixture
 from diffeo.modalities.base import Chunk
+from diffeo.modalities.tables.held_out import HeldOut
 from diffeo.modalities.tables.run import TableRun
-from diffeo.modalities.tables.seen import VALID
 from diffeo.modalities.tables.write import TableWriter
-from diffeo.report.anomalies import POINTS, Conformal, Worst, column_shares, plot_anomalies
+from diffeo.report.anomalies import POINTS, Worst, column_shares, plot_anomalies
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.ode import watched_solves
 
@@ -32,7 +30,7 @@ EXPLAINED, MOST_EXPLAINED = 100, 1_000  # rows that have shares: the worst, or a
 EVALUATIONS = 2**19  # of the density, that the shares of more than the worst may take
 TOLD = 10  # rows in the summary
 BLOCK = 65536  # rows written at a time
-RESULTS = ("log_likelihood", "p_value", "anomaly")
+RESULTS = ("log_likelihood", "score", "p_value", "anomaly")
 
 
 @torch.no_grad()
@@ -55,15 +53,18 @@ def anomalies(
 ) -> dict[str, Any]:
     """Write how rare the likelihood of every row is, which are anomalies, and what each column adds; the worst first.
 
-    A p-value compares the log-likelihood of a row with those that rows of the training had when they were held out
-    (``report.anomalies.Conformal``): of rows like these a share of about alpha is flagged by mistake. Rows of the
-    training are compared by what has not been trained on them, as far as there is that.
+    A row's score is its log-likelihood, lowered where the row is stranger when it is looked at less sharply, with noise
+    of a fifth of each column's standard deviation (``report.conformal.Scatter``): in a likelihood alone, values that
+    are recorded often count for more than how far off a row is. A p-value compares the score with those that rows of
+    the training had when they were held out (``report.conformal.Conformal``): of rows like these a share of about alpha
+    is flagged by mistake. Rows of the training are compared by what has not been trained on them, as far as there is
+    that.
 
-    The columns written are the row's number, those to ``keep``, ``log_likelihood``, ``p_value``, ``anomaly`` (whether
-    the p-value is at most alpha), ``share_`` of every column, in nats above what is usual (``column_shares``), and
-    ``column``, the one with the largest. Shares belong to the worst hundred rows, or all that are flagged, up to a
-    thousand or what half a million evaluations of the density allow; their cells are empty elsewhere. All scores are
-    held in memory to be sorted, some 50 bytes for a row, and what is kept.
+    The columns written are the row's number, those to ``keep``, ``log_likelihood``, ``score``, ``p_value``, ``anomaly``
+    (whether the p-value is at most alpha), ``share_`` of every column, in nats above what is usual
+    (``column_shares``), and ``column``, the one with the largest. Shares belong to the worst hundred rows, or all that
+    are flagged, up to a thousand or what half a million evaluations of the density allow; their cells are empty
+    elsewhere. All scores are held in memory to be sorted, some 60 bytes for a row, and what is kept.
 
     Args:
         run: a run directory of a table.
@@ -100,7 +101,8 @@ def anomalies(
         raise UserError(f"expected alpha in (0, 1), got {alpha}")
     _refuse_picture(plot, force)
     with_likelihood(opened)
-    law, members = _held_out(opened)
+    held_out = HeldOut.of(opened)
+    law = held_out.law
     kinds = [column.kind for column in opened.schema.columns]
     limits = torch.tensor([law.impossible if k == "levels" else law.least for k in kinds], dtype=torch.float64)
     names = list(opened.schema.places)
@@ -110,7 +112,7 @@ def anomalies(
     if taken:
         raise UserError(f"column {taken[0]!r} cannot be kept, the result has that name; rename it")
     scoring = opened.scoring(source, options, "anomalies")
-    types = [*scoring.types, "float64", "float64", "bool", *["float64"] * len(names), "string"]
+    types = [*scoring.types, "float64", "float64", "float64", "bool", *["float64"] * len(names), "string"]
     started = time.monotonic()
     most = min(MOST_EXPLAINED, max(EXPLAINED, EVALUATIONS // (POINTS * opened.schema.features)))
     with (
@@ -118,7 +120,7 @@ def anomalies(
         watched_solves() as solves,
     ):
         parts = [
-            _Scored.of(members, law, limits, chunk, scoring.draws, most)
+            _Scored.of(held_out, limits, chunk, scoring.draws, most)
             for chunk in chunks_of(opened, scoring, seed, progress)
         ]
         scored = _Scored.joined(parts)
@@ -130,11 +132,14 @@ def anomalies(
         for block in _blocks(scored, order, flagged, strange, blamed):
             writer.write(block)
         worst = [
-            Worst(int(scored.cells[i, 0]), float(scored.log_prob[i]), float(scored.p_value[i]), strange[k], blamed[k])
+            Worst(
+                int(scored.cells[i, 0]), float(scored.log_prob[i]), float(scored.score[i]), float(scored.p_value[i]),
+                strange[k], blamed[k],
+            )
             for k, i in enumerate(order[:explained])
-        ]
+        ]  # fmt: skip
         if plot is not None:
-            plot_anomalies(plot, law, scored.log_prob, alpha, worst, names)
+            plot_anomalies(plot, law, scored.score, alpha, worst, names)
     seconds = time.monotonic() - started
     counts: dict[str, int] = {}
     for k in np.flatnonzero(flagged[order[:explained]]):
@@ -147,7 +152,7 @@ def anomalies(
         "alpha": alpha,
         "flagged": int(flagged.sum()),
         "held_out": len(law),
-        "folds": len(members),
+        "folds": len(held_out.members),
         "least_p_value": law.least,
         "impossible": int(np.isneginf(scored.log_prob).sum()),
         "flagged_by_column": dict(sorted(counts.items(), key=lambda pair: -pair[1])),
@@ -168,13 +173,14 @@ class _Scored:
 
     Attributes:
         cells: what is written before the scores ``(n, columns)``.
-        log_prob, p_value: of each ``(n,)``.
+        log_prob, score, p_value: of each ``(n,)``.
         low: the numbers of the rows that may be among the worst of all ``(m,)``, and their ``x``, ``context``, ``part``
             and ``blamed``, as a chunk has them.
     """
 
     cells: np.ndarray
     log_prob: np.ndarray
+    score: np.ndarray
     p_value: np.ndarray
     low: np.ndarray
     x: Tensor
@@ -183,9 +189,7 @@ class _Scored:
     blamed: np.ndarray
 
     @classmethod
-    def of(
-        cls, members: Sequence[Flow], law: Conformal, limits: Tensor, chunk: Chunk, draws: int, most: int
-    ) -> _Scored:
+    def of(cls, held_out: HeldOut, limits: Tensor, chunk: Chunk, draws: int, most: int) -> _Scored:
         """Score a chunk of rows, of which at most so many may be among the worst.
 
         ``limits`` are the largest p-values of rows that a column makes impossible, by the place of the column.
@@ -193,11 +197,11 @@ class _Scored:
         assert chunk.part is not None
         assert chunk.blamed is not None
         part = chunk.part
-        log_prob, p_value = _scores(members, law, chunk, draws)
+        log_prob, score, p_value = held_out.judged(chunk, draws)
         impossible = torch.from_numpy(chunk.blamed >= 0)
-        log_prob[impossible] = -torch.inf
+        log_prob[impossible] = score[impossible] = -torch.inf
         p_value[impossible] = torch.minimum(p_value, limits[torch.from_numpy(chunk.blamed)])[impossible]
-        values = log_prob.numpy(), p_value.numpy()
+        values = log_prob.numpy(), score.numpy(), p_value.numpy()
         low = np.lexsort(values)[:most]
         context = None if chunk.context is None else chunk.context[low].cpu()
         return cls(chunk.cells, *values, low, chunk.x[low].cpu(), context, part[low], chunk.blamed[low])
@@ -206,61 +210,20 @@ class _Scored:
     def joined(cls, parts: Sequence[_Scored]) -> _Scored:
         """All rows of several chunks, in order."""
         starts = np.cumsum([0, *(len(part.log_prob) for part in parts)])
-        cells, log_prob, p_value, blamed = (
+        cells, log_prob, score, p_value, blamed = (
             np.concatenate([getattr(part, name) for part in parts])
-            for name in ("cells", "log_prob", "p_value", "blamed")
+            for name in ("cells", "log_prob", "score", "p_value", "blamed")
         )
         low = np.concatenate([start + part.low for start, part in zip(starts, parts, strict=False)])
         contexts = [part.context for part in parts if part.context is not None]
         return cls(
-            cells, log_prob, p_value, low, torch.cat([part.x for part in parts]),
+            cells, log_prob, score, p_value, low, torch.cat([part.x for part in parts]),
             torch.cat(contexts) if contexts else None, torch.cat([part.part for part in parts]), blamed,
         )  # fmt: skip
 
     def order(self) -> np.ndarray:
-        """The numbers of the rows by p-value, then by log-likelihood, the worst first."""
-        return np.lexsort((self.log_prob, self.p_value))
-
-
-def _scores(members: Sequence[Flow], law: Conformal, chunk: Chunk, draws: int) -> tuple[Tensor, Tensor]:
-    """Log-likelihoods and p-values of rows ``(n,)``, by all densities or by the one that was not trained on the row."""
-    assert chunk.part is not None
-    each = torch.full((len(chunk.x), len(members)), -torch.inf, dtype=torch.float64)
-    for k, member in enumerate(members):
-        rows = ((chunk.part < 0) | (chunk.part == k)).nonzero()[:, 0]
-        if not len(rows):
-            continue
-        context = None if chunk.context is None else chunk.context[rows]
-        each[rows, k] = member.log_mass(chunk.x[rows], context, draws=draws).double().cpu()
-    held_out = (chunk.part == VALID) if len(members) == 1 else chunk.part >= 0
-    log_prob = torch.where(chunk.part >= 0, each.amax(1), torch.logsumexp(each, 1) - math.log(len(members)))
-    return log_prob, torch.where(held_out, law.of_held_out(log_prob), law.of_new(each))
-
-
-def _held_out(run: TableRun) -> tuple[Conformal, list[Flow]]:
-    """What the run knows of the likelihoods of rows that were held out, and the density of each fold.
-
-    Raises:
-        UserError: if it knows of none, or of other folds than it has, or only of its teacher's.
-    """
-    teacher = run.provenance.get("distillation", {}).get("teacher", {}).get("run")
-    if teacher:
-        raise UserError(f"{run.path}: was distilled from {teacher}, and has no held-out rows of its own; use that run")
-    if run.seen is None:
-        raise UserError(
-            f"{run.path}: has no rows.safetensors, and so no held-out likelihoods to compare with; train it by diffeo"
-            " fit, on a table that fits into memory"
-        )
-    part, log_prob = torch.from_numpy(run.seen.part).long(), torch.from_numpy(run.seen.log_prob)
-    known = ((part >= 0) | (part == VALID)) & ~log_prob.isnan()
-    fold = part[known].clamp_min(0)
-    if not len(fold):
-        raise UserError(f"{run.path}: no row was held out in its training, so there is nothing to compare with")
-    flow = run.flow
-    members = list(flow.members) if isinstance(flow, Mixture) and (part >= 0).any() else [flow]
-    if sorted(fold.unique().tolist()) != list(range(len(members))):
-        raise UserError(f"{run.path}: rows.safetensors does not belong to its model; restore it or train again")
-    return Conformal(log_prob[known], run.seen.alone), members
+        """The numbers of the rows by p-value, then by score and log-likelihood, the worst first."""
+        return np.lexsort((self.log_prob, self.score, self.p_value))
 
 
 def _refuse_picture(plot: str | os.PathLike[str] | None, force: bool) -> None:
@@ -300,7 +263,7 @@ def _blocks(
         rows = order[start : start + BLOCK]
         block = np.full((len(rows), scored.cells.shape[1] + len(RESULTS) + columns + 1), None, dtype=object)
         block[:, : scored.cells.shape[1]] = scored.cells[rows]
-        numbers = (scored.log_prob[rows], scored.p_value[rows], flagged[rows])
+        numbers = (scored.log_prob[rows], scored.score[rows], scored.p_value[rows], flagged[rows])
         block[:, scored.cells.shape[1] : -columns - 1] = np.stack([each.astype(object) for each in numbers], 1)
         if start < explained:
             block[: explained - start, -columns - 1 : -1] = shares[start : start + BLOCK]

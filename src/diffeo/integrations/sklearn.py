@@ -38,8 +38,9 @@ from diffeo.commands.settings import settings_of
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.modalities import open_run
-from diffeo.modalities.base import Draw
+from diffeo.modalities.base import Chunk, Draw
 from diffeo.modalities.tables.dataset import TableDataset
+from diffeo.modalities.tables.held_out import HeldOut
 from diffeo.modalities.tables.prediction import check_targets, predicted_points, predicted_quantiles
 from diffeo.modalities.tables.run import TableRun
 from diffeo.training import provenance
@@ -355,8 +356,9 @@ class FlowDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixi
 class FlowOutlier(OutlierMixin, _Density):
     """Rows that are unlikely under the density of a table, as ``FlowDensity`` learns it.
 
-    Scores of training rows are out of fold: by the part of the stack that has not been trained on them, so that the
-    threshold is that of new rows.
+    A score is the log-likelihood, lowered where a row is stranger when it is looked at less sharply, as ``diffeo
+    anomalies`` has it. Scores of training rows are out of fold: by the part of the stack that has not been trained on
+    them, so that the threshold is that of new rows.
 
     Args:
         model: a recipe's name; by default what ``diffeo fit`` chooses for the columns.
@@ -376,7 +378,7 @@ class FlowOutlier(OutlierMixin, _Density):
         random_state: decides folds, initial weights and noise; an int makes ``fit`` reproducible.
 
     Attributes:
-        offset_: the log-likelihood below which a row is an outlier.
+        offset_: the score below which a row is an outlier.
         run_: the density, in double precision, and the schema of the columns: what a run directory holds.
         n_features_in_: how many columns ``fit`` saw.
         feature_names_in_: their names, of a data frame.
@@ -400,6 +402,26 @@ class FlowOutlier(OutlierMixin, _Density):
         self._learn(self._source(X, reset=True), sample_weight)
         self.offset_ = _threshold(self.score_samples(X), self.contamination, sample_weight)
         return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """How usual each row is, in nats; the lower, the stranger. Of training rows out of fold.
+
+        A row has one score, whatever rows are with it. A row with a value to which the model gives no mass has -inf.
+
+        Args:
+            X: ``(n, columns)``, an array or a data frame with the columns of the training.
+
+        Returns:
+            ``(n,)``, double precision.
+
+        Raises:
+            ValueError: for other columns, or values that the model does not take.
+        """
+        check_is_fitted(self)
+        scoring, held_out = self.run_.scoring(self._source(X), {}), HeldOut.of(self.run_)
+        with fork_rng(self.run_.device):
+            chunks = chunks_of(self.run_, scoring, 0, lambda done, total: None)
+            return np.concatenate([_scores(held_out, chunk, scoring.draws) for chunk in chunks])
 
     def decision_function(self, X: Any) -> np.ndarray:
         """``score_samples(X) - offset_``: negative of outliers.
@@ -428,15 +450,9 @@ class FlowOutlier(OutlierMixin, _Density):
 
     def _restore(self) -> None:
         super()._restore()
-        seen = self.run_.seen
-        known = np.empty(0) if seen is None else seen.log_prob[~np.isnan(seen.log_prob)]
         stored = self.run_.provenance.get("estimator", {}).get("offset")
-        if stored is not None:
-            self.offset_ = float(stored)
-        elif len(known):
-            self.offset_ = _threshold(known, self.contamination)
-        else:
-            raise UserError("expected a run that remembers scores of its rows; train it by folds")
+        held_out = HeldOut.of(self.run_)
+        self.offset_ = _threshold(held_out.law.scores.numpy(), self.contamination) if stored is None else float(stored)
 
 
 class FlowImputer(OneToOneFeatureMixin, TransformerMixin, _Estimator):
@@ -679,6 +695,14 @@ class FlowRegressor(RegressorMixin, _Estimator):
         super()._restore()
         self.targets_ = self._targets()
         self._one = len(self.targets_) == 1
+
+
+@torch.no_grad()
+def _scores(held_out: HeldOut, chunk: Chunk, draws: int) -> np.ndarray:
+    """How usual rows are (n,), as ``FlowOutlier`` has it."""
+    _, score, _ = held_out.judged(chunk, draws)
+    score[torch.from_numpy(chunk.impossible)] = -torch.inf
+    return score.numpy()
 
 
 def _threshold(scores: np.ndarray, share: float, weights: Any = None) -> float:

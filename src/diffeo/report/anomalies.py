@@ -1,4 +1,4 @@
-"""Which rows are anomalies: how rare likelihoods are among those of held-out rows, and which columns make them so."""
+"""Which columns make a row an anomaly, and a picture of the worst."""
 
 from __future__ import annotations
 
@@ -14,91 +14,20 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.mixture import Mixture
+from diffeo.report.conformal import Conformal
 from diffeo.report.figures import short
 from diffeo.report.style import MODEL, OTHER, REAL, figure, heat, histogram, span
 from diffeo.training.folds import out_of_fold
 from diffeo.transforms.mixed import Mixed
 
-__all__ = ["Conformal", "Worst", "column_shares", "plot_anomalies"]
+__all__ = ["Worst", "column_shares", "plot_anomalies"]
 
-TIE = 1e-5  # relative; likelihoods closer than this are equal: float32 and the size of a batch decide the rest
 DRAWN, PER_CONTEXT = 4_000, 128  # samples that a column's own density comes from; given a context so many of each
 ORDINARY = 64  # samples that say what is usual
 POINTS = 32  # values of a column that are integrated over; a column of no more has masses
 FLOOR = 1e-4  # the weight of a heavy tail under a column's own density
 TOGETHER = 256  # rows at a time
 WORST, WIDEST = 15, 12  # rows and columns plotted
-
-
-class Conformal:
-    """p-values of log-likelihoods by those of rows that were held out: the share of these that are no higher.
-
-    Of a row x that no density has seen, N held-out rows, and densities f_1, ..., f_K that held out a fold of them each,
-
-        p_k = (1 + #{n: o_n <= log f_k(x)}) / (N + 1),   p = K / (1 / p_1 + ... + 1 / p_K),
-
-    where o_n is the log-likelihood of row n by the density that held it out. With one density, and the rows of its
-    validation, this is conformal prediction: for a row like them p is at most u with a probability of at most u. With
-    several, each p_k is such a p-value on average over k. Their arithmetic mean, as in cross-conformal prediction (Vovk
-    2015, Annals of Mathematics and Artificial Intelligence 74), is small too seldom where the densities disagree; the
-    harmonic mean is small about as often as they are (Wilson 2019, PNAS 116).
-
-    Args:
-        log_prob: o_n ``(N,)``, in nats.
-        alone: how many of the held-out rows have a value that would be impossible if they had not been seen.
-
-    Raises:
-        ValueError: for no scores, or scores that are NaN.
-    """
-
-    def __init__(self, log_prob: Tensor, alone: int = 0) -> None:
-        if not len(log_prob) or log_prob.isnan().any():
-            raise ValueError("expected log-likelihoods of held-out rows, none of them NaN")
-        self.scores = log_prob.double().cpu().sort().values
-        self.alone = alone
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    @property
-    def least(self) -> float:
-        """The least p-value that a new row can have."""
-        return 1 / (len(self) + 1)
-
-    @property
-    def impossible(self) -> float:
-        """How often a new row has a value that no row of the training has: the p-value of that alone."""
-        return (1 + self.alone) / (len(self) + 1)
-
-    def of_new(self, log_prob: Tensor) -> Tensor:
-        """p-values of rows that no density has seen ``(n,)``.
-
-        Args:
-            log_prob: by each of the densities ``(n, K)``.
-        """
-        each = (1 + self._no_higher(log_prob)) / (len(self) + 1)
-        return 1 / (1 / each).mean(1)
-
-    def of_held_out(self, log_prob: Tensor) -> Tensor:
-        """p-values of rows among those held out: the rank of each in all of them, itself counted, ``(n,)``.
-
-        The rows of a table come in any order, and folds are drawn at random, so each rank is as probable.
-
-        Args:
-            log_prob: of each by the density of its fold ``(n,)``.
-        """
-        return self._no_higher(log_prob).clamp_min(1) / len(self)
-
-    def threshold(self, alpha: float) -> float:
-        """The log-likelihood at and below which held-out rows have p-values of at most alpha, -inf if none has."""
-        count = math.floor(alpha * len(self) + 1e-9)
-        return float(self.scores[count - 1]) if count else -math.inf
-
-    def _no_higher(self, log_prob: Tensor) -> Tensor:
-        """How many of the held-out rows have a log-likelihood of at most this, or as good as equal to it."""
-        values = log_prob.double().cpu()
-        near = torch.where(torch.isfinite(values), values + TIE * (1 + values.abs()), values)
-        return torch.searchsorted(self.scores, near.contiguous(), right=True).double()
 
 
 @torch.no_grad()
@@ -255,13 +184,14 @@ class Worst:
 
     Attributes:
         row: its number.
-        log_prob, p_value: its log-likelihood, in nats, and how rare that is.
+        log_prob, score, p_value: its log-likelihood and its score, in nats, and how rare that is.
         shares: of each column ``(D,)``, in nats.
         column: the name of the one that is most responsible.
     """
 
     row: int
     log_prob: float
+    score: float
     p_value: float
     shares: np.ndarray
     column: str
@@ -271,25 +201,25 @@ class Worst:
         order = np.argsort(-self.shares, kind="stable")
         shares = {names[i]: float(self.shares[i]) for i in order}
         return {
-            "row": self.row, "log_likelihood": self.log_prob, "p_value": self.p_value, "column": self.column,
-            "shares": shares,
+            "row": self.row, "log_likelihood": self.log_prob, "score": self.score, "p_value": self.p_value,
+            "column": self.column, "shares": shares,
         }  # fmt: skip
 
 
 def plot_anomalies(
     path: str | os.PathLike[str],
     law: Conformal,
-    log_prob: np.ndarray,
+    scores: np.ndarray,
     alpha: float,
     worst: Sequence[Worst],
     names: Sequence[str],
 ) -> None:
-    """Plot the log-likelihoods of rows beside those held out, and of the worst rows which columns are responsible.
+    """Plot the scores of rows beside those held out, and of the worst rows which columns are responsible.
 
     Args:
         path: of the PNG.
         law: knows the rows held out.
-        log_prob: of the rows ``(n,)``.
+        scores: of the rows ``(n,)``.
         alpha: the p-value up to which they are flagged.
         worst: rows, the worst first.
         names: of the columns.
@@ -303,7 +233,7 @@ def plot_anomalies(
     columns = np.sort(columns)
     with figure(os.fspath(path), (6.4 + 0.42 * len(columns), max(3.4, 0.25 * len(shown) + 1.6))) as fig:
         left, right = fig.subplots(1, 2, width_ratios=(4.2, 1.4 + 0.42 * len(columns)))
-        _plot_scores(left, held_out, log_prob, law.threshold(alpha), alpha)
+        _plot_scores(left, held_out, scores, law.threshold(alpha), alpha)
         edges = [np.arange(len(part) + 1) - 0.5 for part in (columns, shown)]
         heat(right, edges, np.minimum(np.where(np.isfinite(shares), shares, most), most)[:, columns], MODEL, most)
         for y, x in np.ndindex(len(shown), len(columns)):
@@ -320,26 +250,26 @@ def plot_anomalies(
         right.set_title(f"the worst rows: nats of each column above what is usual{more}", fontsize=9)
 
 
-def _plot_scores(axes: Any, held_out: np.ndarray, log_prob: np.ndarray, threshold: float, alpha: float) -> None:
-    """Plot the distributions of held-out and of new log-likelihoods, and up to where these are flagged.
+def _plot_scores(axes: Any, held_out: np.ndarray, scores: np.ndarray, threshold: float, alpha: float) -> None:
+    """Plot the distributions of held-out and of new scores, and up to where these are flagged.
 
     What lies far below, or is impossible, stands in the first bin.
     """
-    finite = [part[np.isfinite(part)] for part in (held_out, log_prob)]
+    finite = [part[np.isfinite(part)] for part in (held_out, scores)]
     low, high = span(np.concatenate(finite), 0.0, 1.0, margin=0.02)
     start, stop = np.quantile(finite[0], [0.005, 0.995]) if len(finite[0]) else (low, high)
     least = start - 1.0 * (stop - start)
-    cut = bool(low < least or len(finite[1]) < len(log_prob))
+    cut = bool(low < least or len(finite[1]) < len(scores))
     low = max(low, least)
     edges = np.linspace(low, high, int(np.clip(2.5 * len(held_out) ** (1 / 3), 12, 50)) + 1)
-    inside = [np.maximum(part, low) for part in (held_out, log_prob)]
+    inside = [np.maximum(part, low) for part in (held_out, scores)]
     histogram(axes, inside[0], edges, REAL, filled=True, label=f"held out ({len(held_out):,})")
-    histogram(axes, inside[1], edges, OTHER, filled=False, label=f"these rows ({len(log_prob):,})")
+    histogram(axes, inside[1], edges, OTHER, filled=False, label=f"these rows ({len(scores):,})")
     if threshold > low:
         axes.axvline(threshold, color="black", lw=1, ls=(0, (4, 3)), label=f"p = {alpha:g}")
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(bottom=0)
     axes.set_yticks([])
     axes.set_ylabel("density")
-    axes.set_xlabel("log-likelihood (nats per row)" + "; all below in the first bin" * cut)
+    axes.set_xlabel("score (nats per row)" + "; all below in the first bin" * cut)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, columnspacing=1.2, handlelength=1.6, fontsize=8)

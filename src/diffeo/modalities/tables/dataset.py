@@ -18,9 +18,9 @@ from diffeo.modalities.tables.figures import plot_figures
 from diffeo.modalities.tables.infer import infer_schema
 from diffeo.modalities.tables.mixed import factors
 from diffeo.modalities.tables.rows import Split, TableStream, split_table, too_large
-from diffeo.modalities.tables.seen import TEST, TRAIN, VALID, SeenRows
+from diffeo.modalities.tables.seen import TEST, TRAIN, VALID, SeenRows, looks, noise_of, smoothed
 from diffeo.modalities.tables.table import open_table
-from diffeo.training.folds import FoldsResult, assign_folds
+from diffeo.training.folds import FoldsResult, assign_folds, out_of_fold
 
 __all__ = ["TableDataset"]
 
@@ -167,16 +167,24 @@ class TableDataset(Dataset):
         """The rows, with the part that each had in the training; None of those that are too many for memory."""
         if isinstance(self.x, TableStream):
             return None
-        fold, log_prob = (TRAIN, None) if stacked is None else (stacked.fold, stacked.log_prob)
-        device = flow.base.device_marker.device
-        contexts = None if self.valid_context is None else self.valid_context.to(device)
+        noise = noise_of(flow, self.x)
+        fold: int | Tensor = TRAIN
+        log_prob = None
+        if stacked is not None:
+            fold = stacked.fold
+
+            def around(density: Flow, rows: Tensor) -> Tensor:
+                return smoothed(density, self.x[rows], None if self.context is None else self.context[rows], noise)
+
+            log_prob = torch.cat([stacked.log_prob[:, None], out_of_fold(flow, stacked.fold, around)], 1)
         most = CALIBRATED if flow.fast else FEWER
-        some = flow.log_mass(self.valid_x[:most].to(device), None if contexts is None else contexts[:most])
-        rest = torch.full((len(self.valid_x) - len(some),), torch.nan)
-        valid = (self.valid_x, self.valid_context, VALID, torch.cat([some.cpu(), rest]))
+        context = None if self.valid_context is None else self.valid_context[:most]
+        some = looks(flow, self.valid_x[:most], context, noise)
+        rest = some.new_full((len(self.valid_x) - len(some), some.shape[1]), torch.nan)
+        valid = (self.valid_x, self.valid_context, VALID, torch.cat([some, rest]))
         test = (self.split.test_x, self.split.test_context, TEST, None)
         levels = [self.schema.places[c.name].start for c in self.schema.feature_columns if c.kind == "levels"]
-        return SeenRows.of([(self.x, self.context, fold, log_prob), valid, test], levels)
+        return SeenRows.of([(self.x, self.context, fold, log_prob), valid, test], noise, levels)
 
     def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
         """Learning curves, pairs of columns, latents, and the density of two columns, of rows drawn by weight."""
