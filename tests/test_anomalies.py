@@ -394,6 +394,7 @@ def test_impossible_rows_name_their_column(made, tmp_path):
     assert np.isneginf(worst.loc[[4, 6], "log_likelihood"]).all()
     assert (worst.loc[4, "share_dose"], worst.loc[6, "share_count"]) == (math.inf, math.inf)
     assert worst.loc[[4, 6], "anomaly"].all()
+    assert np.isneginf(worst.loc[[4, 6], "score"]).all()
     assert summary["impossible"] == 2
 
 
@@ -417,6 +418,11 @@ def test_new_levels_are_no_anomalies_where_they_are_usual(tmp_path):
     assert new.sum() == summary["impossible"] > 5
     assert result["p_value"][new].max() == pytest.approx((1 + alone) / 601)
     assert result["anomaly"][new].mean() < 0.5
+    assert np.isfinite(result["score"]).all()
+    pairs = list(zip(result["p_value"], result["score"], strict=True))
+    assert pairs == sorted(pairs)
+    odds = (1 + alone) / 601
+    assert result["score"][new].max() <= np.quantile(result["score"][~new], 2 * odds)
 
 
 def test_a_constant_that_has_another_value(tmp_path):

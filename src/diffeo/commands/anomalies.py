@@ -103,8 +103,6 @@ def anomalies(
     with_likelihood(opened)
     held_out = HeldOut.of(opened)
     law = held_out.law
-    kinds = [column.kind for column in opened.schema.columns]
-    limits = torch.tensor([law.impossible if k == "levels" else law.least for k in kinds], dtype=torch.float64)
     names = list(opened.schema.places)
     shares = [f"share_{name}" for name in names]
     columns = [*RESULTS, *shares, "column"]
@@ -120,8 +118,7 @@ def anomalies(
         watched_solves() as solves,
     ):
         parts = [
-            _Scored.of(held_out, limits, chunk, scoring.draws, most)
-            for chunk in chunks_of(opened, scoring, seed, progress)
+            _Scored.of(held_out, chunk, scoring.draws, most) for chunk in chunks_of(opened, scoring, seed, progress)
         ]
         scored = _Scored.joined(parts)
         order = scored.order()
@@ -189,18 +186,12 @@ class _Scored:
     blamed: np.ndarray
 
     @classmethod
-    def of(cls, held_out: HeldOut, limits: Tensor, chunk: Chunk, draws: int, most: int) -> _Scored:
-        """Score a chunk of rows, of which at most so many may be among the worst.
-
-        ``limits`` are the largest p-values of rows that a column makes impossible, by the place of the column.
-        """
+    def of(cls, held_out: HeldOut, chunk: Chunk, draws: int, most: int) -> _Scored:
+        """Score a chunk of rows, of which at most so many may be among the worst."""
         assert chunk.part is not None
         assert chunk.blamed is not None
         part = chunk.part
         log_prob, score, p_value = held_out.judged(chunk, draws)
-        impossible = torch.from_numpy(chunk.blamed >= 0)
-        log_prob[impossible] = score[impossible] = -torch.inf
-        p_value[impossible] = torch.minimum(p_value, limits[torch.from_numpy(chunk.blamed)])[impossible]
         values = log_prob.numpy(), score.numpy(), p_value.numpy()
         low = np.lexsort(values)[:most]
         context = None if chunk.context is None else chunk.context[low].cpu()

@@ -38,7 +38,7 @@ from diffeo.commands.settings import settings_of
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.modalities import open_run
-from diffeo.modalities.base import Chunk, Draw
+from diffeo.modalities.base import Draw
 from diffeo.modalities.tables.dataset import TableDataset
 from diffeo.modalities.tables.held_out import HeldOut
 from diffeo.modalities.tables.prediction import check_targets, predicted_points, predicted_quantiles
@@ -406,7 +406,8 @@ class FlowOutlier(OutlierMixin, _Density):
     def score_samples(self, X: Any) -> np.ndarray:
         """How usual each row is, in nats; the lower, the stranger. Of training rows out of fold.
 
-        A row has one score, whatever rows are with it. A row with a value to which the model gives no mass has -inf.
+        A row has one score, whatever rows are with it. A row with a value to which the model gives no mass has -inf,
+        unless such values are as usual as in the training.
 
         Args:
             X: ``(n, columns)``, an array or a data frame with the columns of the training.
@@ -421,7 +422,7 @@ class FlowOutlier(OutlierMixin, _Density):
         scoring, held_out = self.run_.scoring(self._source(X), {}), HeldOut.of(self.run_)
         with fork_rng(self.run_.device):
             chunks = chunks_of(self.run_, scoring, 0, lambda done, total: None)
-            return np.concatenate([_scores(held_out, chunk, scoring.draws) for chunk in chunks])
+            return np.concatenate([held_out.judged(chunk, scoring.draws)[1].numpy() for chunk in chunks])
 
     def decision_function(self, X: Any) -> np.ndarray:
         """``score_samples(X) - offset_``: negative of outliers.
@@ -695,14 +696,6 @@ class FlowRegressor(RegressorMixin, _Estimator):
         super()._restore()
         self.targets_ = self._targets()
         self._one = len(self.targets_) == 1
-
-
-@torch.no_grad()
-def _scores(held_out: HeldOut, chunk: Chunk, draws: int) -> np.ndarray:
-    """How usual rows are (n,), as ``FlowOutlier`` has it."""
-    _, score, _ = held_out.judged(chunk, draws)
-    score[torch.from_numpy(chunk.impossible)] = -torch.inf
-    return score.numpy()
 
 
 def _threshold(scores: np.ndarray, share: float, weights: Any = None) -> float:

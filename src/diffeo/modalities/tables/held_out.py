@@ -30,12 +30,15 @@ class HeldOut:
         noise: that log-likelihoods are smoothed by ``(R, D)``.
         scatter: of log-likelihoods, sharp and smoothed.
         law: of the scores.
+        limits: by the column, the largest p-value of a row that has an impossible value there: the least there is, but
+            of a level as often as rows have one that no other row has.
     """
 
     members: list[Flow]
     noise: Tensor
     scatter: Scatter
     law: Conformal
+    limits: Tensor
 
     @classmethod
     def of(cls, run: TableRun) -> HeldOut:
@@ -67,12 +70,16 @@ class HeldOut:
         if len(fold) < FEWEST:
             log_prob, noise = log_prob[:, :1], noise[:0]
         scatter = Scatter(log_prob[known])
-        return cls(members, noise, scatter, Conformal(scatter.score(log_prob[known]), run.seen.alone))
+        law = Conformal(scatter.score(log_prob[known]), run.seen.alone)
+        limits = [law.impossible if column.kind == "levels" else law.least for column in run.schema.columns]
+        return cls(members, noise, scatter, law, torch.tensor(limits, dtype=torch.float64))
 
     def judged(self, chunk: Chunk, draws: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-likelihoods, scores and p-values of rows ``(n,)``, double precision.
 
-        By all densities, or by the one that was not trained on the row.
+        By all densities, or by the one that was not trained on the row. A row with an impossible value has a
+        log-likelihood of -inf, and a score that is no higher than its p-value says: of a new level where these are
+        usual, that of an ordinary row.
 
         Args:
             chunk: the rows.
@@ -89,5 +96,13 @@ class HeldOut:
         log_prob = torch.where(new, torch.logsumexp(each, 1) - math.log(len(self.members)), each.amax(1))
         score = self.scatter.score(log_prob)
         held_out = (chunk.part == VALID) if len(self.members) == 1 else chunk.part >= 0
-        of_new = self.law.of_new(self.scatter.score(each))
-        return log_prob[:, 0], score, torch.where(held_out, self.law.of_held_out(score), of_new)
+        p_value = torch.where(held_out, self.law.of_held_out(score), self.law.of_new(self.scatter.score(each)))
+        log_prob = log_prob[:, 0]
+        if chunk.blamed is not None and (chunk.blamed >= 0).any():
+            rows = torch.from_numpy(chunk.blamed >= 0)
+            limit = self.limits[torch.from_numpy(chunk.blamed)[rows]]
+            most = [self.law.threshold(p) if p > self.law.least else -math.inf for p in limit.tolist()]
+            log_prob[rows] = -torch.inf
+            p_value[rows] = torch.minimum(p_value[rows], limit)
+            score[rows] = torch.minimum(score[rows], score.new_tensor(most))
+        return log_prob, score, p_value
