@@ -290,12 +290,15 @@ def run(tmp_path_factory):
 
 def test_seen_rows_survive_a_file(tmp_path):
     x, valid = correlated(20), correlated(10, 1)
-    seen = SeenRows.of([(x, None, torch.arange(20) % 4, torch.arange(20.0)), (valid, None, VALID, None)])
+    noise, known = torch.tensor([[0.1, 0.2]]), torch.arange(40.0).reshape(20, 2)
+    seen = SeenRows.of([(x, None, torch.arange(20) % 4, known), (valid, None, VALID, None)], noise)
     seen.save(tmp_path)
     again = SeenRows.load(tmp_path)
+    for name in ("digest", "part", "log_prob", "noise"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(seen, name))
     parts = again.parts(torch.cat([valid, x.flip(0), correlated(5, 2)]))
     assert parts.tolist() == [VALID] * 10 + [k % 4 for k in range(19, -1, -1)] + [NEW] * 5
-    assert np.isnan(again.log_prob).sum() == 10
+    assert np.isnan(again.log_prob).sum() == 2 * 10
     assert SeenRows.load(tmp_path / "none") is None
     with (tmp_path / "rows.safetensors").open("r+b") as file:
         file.seek(-3, 2)
@@ -385,7 +388,7 @@ def test_only_so_many_validation_rows_are_scored(run, monkeypatch, tmp_path):
     monkeypatch.setattr("diffeo.modalities.tables.dataset.CALIBRATED", 4)
     commands.fit(run / "x.csv", tmp_path / "run", **{**SMALL, "folds": 1})
     seen = SeenRows.load(tmp_path / "run")
-    assert np.isfinite(seen.log_prob).sum() == 4
+    assert np.isfinite(seen.log_prob).all(1).sum() == np.isfinite(seen.log_prob).any(1).sum() == 4
     assert (seen.part == VALID).sum() == 15
 
 

@@ -19,7 +19,7 @@ __all__ = ["NEW", "TEST", "TRAIN", "VALID", "SeenRows", "looks", "noise_of", "sm
 
 FILE = "rows.safetensors"
 TRAIN, VALID, TEST, NEW = -1, -2, -3, -4  # parts of a table; a number from 0 on is the fold that a row was held out in
-MOST = 5_000_000  # rows that are remembered, 16 bytes each
+MOST = 5_000_000  # rows that are remembered, 26 bytes each
 SCALES = (0.2,)  # of noise that log-likelihoods are smoothed by, in standard deviations of each column
 LOOKED_AT = 50_000  # rows that these are measured by
 
