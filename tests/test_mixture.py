@@ -12,6 +12,7 @@ from torch.distributions import StudentT as ReferenceT
 import diffeo
 from diffeo import Flow, Mixture
 from diffeo.bases import Gaussians, StandardNormal, StudentT
+from diffeo.modalities.tables.seen import looks, noise_of
 from diffeo.recipes import mixed, nsf
 from diffeo.transforms import Dequantize, Standardize
 
@@ -320,3 +321,13 @@ def test_a_mixture_is_smoothed_as_a_whole(nested):
     log_prob = nested.smoothed_log_prob(x, 0.3)
     apart = torch.stack([member.smoothed_log_prob(x, 0.3) for member in nested.members])
     assert (log_prob >= torch.logsumexp(apart, 0) - math.log(2) - 1e-5).all()  # the mean of a convex function
+
+
+@pytest.mark.parametrize("any_order", [True, False])
+def test_masses_at_points_are_not_smoothed(any_order):
+    flow = _randomised(mixed(3, columns=COLUMNS, hidden=8, layers=1, orders=1, any_order=any_order), 0)
+    x = torch.zeros(5, 3)
+    assert noise_of(flow, x).shape == (0, 3)
+    assert looks(flow, x, None, noise_of(flow, x)).shape == (5, 1)
+    with pytest.raises(ValueError, match="complete numbers"):
+        flow.smoothed_log_prob(x, 0.1)

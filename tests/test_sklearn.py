@@ -267,3 +267,16 @@ def test_what_cannot_be_is_said(x, tmp_path):
         FlowRegressor(**FAST).fit(gaps, np.arange(len(gaps)))
     with pytest.raises(ValueError, match="does not exist"):
         FlowDensity.load(tmp_path / "nowhere")
+
+
+def test_outliers_of_a_run_without_held_out_rows_are_scored_by_likelihood(tmp_path):
+    """A table of a few rows, and a stored estimator whose memory of its rows is gone."""
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    model = FlowOutlier(folds=2, epochs=1, random_state=0).fit(x)
+    model.save(tmp_path / "run")
+    (tmp_path / "run" / "rows.safetensors").unlink()
+    again = FlowOutlier.load(tmp_path / "run")
+    assert again.offset_ == model.offset_
+    np.testing.assert_allclose(again.score_samples(x), FlowDensity.load(tmp_path / "run").score_samples(x))
+    few = FlowOutlier(epochs=1, random_state=0).fit(x[:3])
+    assert np.isfinite(few.score_samples(x)).all()

@@ -299,8 +299,10 @@ class Flow(nn.Module):
             ``(*batch,)``, in nats.
 
         Raises:
-            ValueError: as ``log_prob``, or for less than one draw.
+            ValueError: as ``log_prob``, for less than one draw, or for a mixed density, whose masses lie at points.
         """
+        if self.transform.takes_missing:
+            raise ValueError("expected a density of complete numbers, got a mixed one, whose masses lie at points")
         noise = torch.as_tensor(scale, dtype=self.base.device_marker.dtype, device=self.base.device_marker.device)
         return self._at_points(x, context, nan, _expect_draws(draws), noise.expand(self.event_shape)).mean(0)
 

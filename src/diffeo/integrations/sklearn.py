@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
@@ -38,7 +39,7 @@ from diffeo.commands.settings import settings_of
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.modalities import open_run
-from diffeo.modalities.base import Draw
+from diffeo.modalities.base import Chunk, Draw
 from diffeo.modalities.tables.dataset import TableDataset
 from diffeo.modalities.tables.held_out import HeldOut
 from diffeo.modalities.tables.prediction import check_targets, predicted_points, predicted_quantiles
@@ -211,9 +212,10 @@ class _Density(_Estimator):
     model: str | None = None
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Log-likelihood of each row in nats, in the units of the columns; of training rows out of fold.
+        """Score of each row in nats, the lower the less usual; of training rows out of fold.
 
-        A row has one score, whatever rows are with it. A row with a value to which the model gives no mass has -inf.
+        Of a density the log-likelihood, in the units of the columns; of ``FlowOutlier`` see there. A row has one score,
+        whatever rows are with it. A row with a value to which the model gives no mass has -inf.
 
         Args:
             X: ``(n, columns)``, an array or a data frame with the columns of the training.
@@ -227,8 +229,12 @@ class _Density(_Estimator):
         check_is_fitted(self)
         scoring = self.run_.scoring(self._source(X), {})
         with fork_rng(self.run_.device):
-            chunks = chunks_of(self.run_, scoring, 0, lambda done, total: None)
-            return np.concatenate([scores(self.run_, chunk, scoring.draws) for chunk in chunks])
+            chunks, score = chunks_of(self.run_, scoring, 0, lambda done, total: None), self._scorer()
+            return np.concatenate([score(chunk, scoring.draws) for chunk in chunks])
+
+    def _scorer(self) -> Callable[[Chunk, int], np.ndarray]:
+        """What scores rows, with so many draws of the noise that discrete values are spread by."""
+        return partial(scores, self.run_)
 
 
 class FlowDensity(ClassNamePrefixFeaturesOutMixin, TransformerMixin, DensityMixin, _Density):
@@ -357,8 +363,9 @@ class FlowOutlier(OutlierMixin, _Density):
     """Rows that are unlikely under the density of a table, as ``FlowDensity`` learns it.
 
     A score is the log-likelihood, lowered where a row is stranger when it is looked at less sharply, as ``diffeo
-    anomalies`` has it. Scores of training rows are out of fold: by the part of the stack that has not been trained on
-    them, so that the threshold is that of new rows.
+    anomalies`` has it; of runs that know no held-out rows, such as those of a few rows, the log-likelihood. Scores of
+    training rows are out of fold: by the part of the stack that has not been trained on them, so that the threshold is
+    that of new rows. A value that the training lacks need not have -inf: not where such values are usual.
 
     Args:
         model: a recipe's name; by default what ``diffeo fit`` chooses for the columns.
@@ -403,27 +410,6 @@ class FlowOutlier(OutlierMixin, _Density):
         self.offset_ = _threshold(self.score_samples(X), self.contamination, sample_weight)
         return self
 
-    def score_samples(self, X: Any) -> np.ndarray:
-        """How usual each row is, in nats; the lower, the stranger. Of training rows out of fold.
-
-        A row has one score, whatever rows are with it. A row with a value to which the model gives no mass has -inf,
-        unless such values are as usual as in the training.
-
-        Args:
-            X: ``(n, columns)``, an array or a data frame with the columns of the training.
-
-        Returns:
-            ``(n,)``, double precision.
-
-        Raises:
-            ValueError: for other columns, or values that the model does not take.
-        """
-        check_is_fitted(self)
-        scoring, held_out = self.run_.scoring(self._source(X), {}), HeldOut.of(self.run_)
-        with fork_rng(self.run_.device):
-            chunks = chunks_of(self.run_, scoring, 0, lambda done, total: None)
-            return np.concatenate([held_out.judged(chunk, scoring.draws)[1].numpy() for chunk in chunks])
-
     def decision_function(self, X: Any) -> np.ndarray:
         """``score_samples(X) - offset_``: negative of outliers.
 
@@ -452,8 +438,14 @@ class FlowOutlier(OutlierMixin, _Density):
     def _restore(self) -> None:
         super()._restore()
         stored = self.run_.provenance.get("estimator", {}).get("offset")
+        known = HeldOut.of(self.run_).law.scores.numpy() if stored is None else None
+        self.offset_ = float(stored) if known is None else _threshold(known, self.contamination)
+
+    def _scorer(self) -> Callable[[Chunk, int], np.ndarray]:
+        if self.run_.seen is None or not self.run_.seen.held_out.any():
+            return super()._scorer()
         held_out = HeldOut.of(self.run_)
-        self.offset_ = _threshold(held_out.law.scores.numpy(), self.contamination) if stored is None else float(stored)
+        return lambda chunk, draws: held_out.judged(chunk, draws)[1].numpy()
 
 
 class FlowImputer(OneToOneFeatureMixin, TransformerMixin, _Estimator):

@@ -58,7 +58,7 @@ class HeldOut:
                 " diffeo fit, on a table that fits into memory"
             )
         part, log_prob = torch.from_numpy(run.seen.part).long(), torch.from_numpy(run.seen.log_prob)
-        known = ((part >= 0) | (part == VALID)) & ~log_prob.isnan().any(1)
+        known = torch.from_numpy(run.seen.held_out)
         fold = part[known].clamp_min(0)
         if not len(fold):
             raise UserError(f"{run.path}: no row was held out in its training, so there is nothing to compare with")

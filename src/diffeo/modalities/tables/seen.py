@@ -34,7 +34,7 @@ def noise_of(flow: Flow, x: Tensor) -> Tensor:
         flow: a density.
         x: the rows that it learned ``(N, D)``.
     """
-    smooth = "log_prob" in flow.fast and not flow.any_order
+    smooth = "log_prob" in flow.fast and not flow.transform.takes_missing
     scales = torch.tensor(SCALES if smooth else [], dtype=torch.float64)
     some = x[:LOOKED_AT].double().cpu()
     lower, upper = torch.quantile(some, some.new_tensor([0.05, 0.95]), 0)
@@ -126,6 +126,11 @@ class SeenRows:
         order = np.argsort(digest, kind="stable")
         alone = int((single & ~np.isnan(log_prob[:, 0])).sum())
         return cls(digest[order], part[order].astype(np.int16), log_prob[order], noise.cpu().numpy(), alone)
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """Which rows have likelihoods by what was not trained on them ``(N,)``."""
+        return ((self.part >= 0) | (self.part == VALID)) & ~np.isnan(self.log_prob).any(1)
 
     def save(self, run: Path) -> None:
         """Write it into a run directory; of more than five million rows nothing is kept.
