@@ -65,6 +65,51 @@ def test_context_broadcasts_against_the_data(name):
     assert not torch.allclose(log_prob[:, 0], log_prob[:, 1]), "the context must matter"
 
 
+class Read(torch.nn.Module):
+    """An embedding of contexts (3, 4), which remembers how many rows it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = torch.nn.Linear(12, 3), 0
+
+    def forward(self, context):
+        self.seen = len(context)
+        return self.net(context.flatten(1)).tanh()
+
+
+def test_an_embedding_is_what_the_layers_are_conditioned_on():
+    plain, net = make("maf", 2, 3), Read()
+    randomise(net)
+    flow = plain.with_embedding(net, (3, 4)).double().eval()
+    plain.context_transform = None
+    contexts, x = torch.randn(5, 3, 4).double(), torch.randn(5, 2).double()
+    assert torch.allclose(flow.log_prob(x, contexts), plain.log_prob(x, net(contexts)))
+    flow.log_prob(x, contexts).sum().backward()
+    assert net.net.weight.grad.abs().sum() > 0, "it is trained with the layers"
+    with pytest.raises(ValueError, match=r"expected a context of shape \(\*batch, 3, 4\)"):
+        flow.log_prob(x, contexts[:, 0])
+
+
+def test_many_samples_of_a_context_embed_it_once():
+    net = Read()
+    flow = make("maf", 2, 3).with_embedding(net, (3, 4)).double().eval()
+    contexts = torch.randn(2, 3, 4).double()
+    drawn = flow.sample(1000, contexts)
+    assert drawn.shape == (1000, 2, 2)
+    assert net.seen == 2
+    with torch.no_grad():
+        once = flow.log_prob(drawn, contexts)
+    assert torch.allclose(once, flow.log_prob(drawn, contexts), rtol=1e-12)
+
+
+def test_an_embedding_that_changes_the_batch_is_refused():
+    flow = make("maf", 2, 3).with_embedding(torch.nn.Flatten(0), (3,))
+    with pytest.raises(ValueError, match=r"expected an embedding of 5 contexts in shape \(5, ...\), got \(15,\)"):
+        flow.double().log_prob(torch.randn(5, 2), torch.randn(5, 3))
+    with pytest.raises(ValueError, match="expected a flow with a context"):
+        make("maf", 2).with_embedding(torch.nn.Flatten(), (3,))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPE_CASES)
 @pytest.mark.parametrize("context", [0, 3])

@@ -45,6 +45,9 @@ def by_hand(layers=None, base=None, context=0):
 FLOWS = {
     "chain": by_hand,
     "context": lambda: by_hand(context=2),
+    "embedding": lambda: by_hand(context=2).with_embedding(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2)), (3, 4)
+    ),
     "one": lambda: by_hand(transforms.Autoregressive(transforms.Affine(), nets.MADE(3, 2, (8,)))),
     "generator": lambda: by_hand(transforms.Chain(each for each in chain())),
     "logistic": lambda: by_hand(base=StandardLogistic(3)),

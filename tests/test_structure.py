@@ -22,6 +22,7 @@ ORDER = [
     ["structure"],
     ["training"],
     ["race", "report"],
+    ["inference"],
     ["modalities", "data"],
     ["distillation"],
     ["commands"],

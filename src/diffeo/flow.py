@@ -16,7 +16,7 @@ from diffeo import ops
 from diffeo.bases import Base
 from diffeo.transforms.base import Chain, Transform, as_shape, expect_transform
 from diffeo.transforms.ode import ODE
-from diffeo.transforms.preprocess import Dequantize
+from diffeo.transforms.preprocess import Dequantize, Standardize
 
 __all__ = ["DRAWS", "Flow", "FlowDistribution", "as_sample_shape", "bits_per_dim", "expect_ode"]
 
@@ -82,6 +82,8 @@ class Flow(nn.Module):
         event_shape: the shape of one example of data; by default that of the base.
         context_shape: the shape of one context, ``()`` for none.
         context_transform: a transform whose inverse normalizes the context before it is used.
+        embedding: a module that makes of normalized contexts ``(n, *context_shape)`` what the layers see of them,
+            ``(n, ...)``: a network that reads a long recording or a picture, trained with the layers.
 
     Raises:
         TypeError: for a base or a transform that is none.
@@ -97,6 +99,7 @@ class Flow(nn.Module):
         event_shape: int | Sequence[int] | None = None,
         context_shape: int | Sequence[int] = (),
         context_transform: Transform | None = None,
+        embedding: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(base, Base):
@@ -108,6 +111,7 @@ class Flow(nn.Module):
         self.event_shape = base.event_shape if event_shape is None else as_shape(event_shape)
         self.context_shape = as_shape(context_shape)
         self.context_transform = context_transform
+        self.embedding = embedding
         self.recipe: dict[str, Any] | None = None
 
     @property
@@ -170,7 +174,27 @@ class Flow(nn.Module):
 
     def _of(self, parts: Iterable[Transform]) -> Flow:
         """The same flow of other transforms."""
-        flow = Flow(self.base, parts, self.event_shape, self.context_shape, self.context_transform)
+        flow = Flow(self.base, parts, self.event_shape, self.context_shape, self.context_transform, self.embedding)
+        return flow.train(self.training)
+
+    def with_embedding(self, embedding: nn.Module, context_shape: int | Sequence[int]) -> Flow:
+        """The same flow, given what a network makes of a context in place of the context.
+
+        Modules are shared, not copied. It belongs to no recipe. The contexts are standardised element by element before
+        the network sees them.
+
+        Args:
+            embedding: from contexts ``(n, *context_shape)`` to what this flow was made to be conditioned on,
+                ``(n, C)``.
+            context_shape: of one context as it is now given.
+
+        Raises:
+            ValueError: for a flow without context.
+        """
+        if not self.context_shape:
+            raise ValueError("expected a flow with a context, got one without")
+        shape = as_shape(context_shape)
+        flow = Flow(self.base, self.transform, self.event_shape, shape, Standardize(shape), embedding)
         return flow.train(self.training)
 
     def default_objective(self) -> Any:
@@ -492,7 +516,7 @@ class Flow(nn.Module):
         if any(True for _ in self.base.parameters()) or self.base.event_shape != self.event_shape:
             raise ValueError(f"expected noise that has any shape, got {type(self.base).__name__}")
         base = type(self.base)(event_shape).to(self.base.device_marker)
-        flow = Flow(base, self.transform, None, context_shape, self.context_transform)
+        flow = Flow(base, self.transform, None, context_shape, self.context_transform, self.embedding)
         flow.training = self.training
         if self.recipe is not None:
             features = list(event_shape) if len(event_shape) > 1 else event_shape[0]
@@ -531,17 +555,38 @@ class Flow(nn.Module):
         return [torch.cat(column) for column in zip(*parts, strict=True)]
 
     def normalize_context(self, context: Tensor | None) -> Tensor | None:
-        """Normalize the context, as the transform takes it.
+        """Normalize and embed the context, as the transform takes it.
 
         Args:
-            context: ``(*batch, *context_shape)``, or None, which it stays.
+            context: ``(n, *context_shape)``, or None, which it stays.
 
         Returns:
-            The same shape.
+            The same shape, or ``(n, ...)`` of an embedding.
+
+        Raises:
+            ValueError: for an embedding that changes the number of contexts.
         """
-        if context is None or self.context_transform is None:
+        if context is None:
+            return None
+        if self.context_transform is not None:
+            context = self.context_transform.inverse(context)
+        if self.embedding is None:
             return context
-        return self.context_transform.inverse(context)
+        if torch.is_grad_enabled() or self.training or ops.tracing():
+            return self._embed(context)
+        # Many samples of few contexts: each context is embedded once.
+        few, place = torch.unique(context, dim=0, return_inverse=True)
+        return self._embed(few)[place]
+
+    def _embed(self, context: Tensor) -> Tensor:
+        assert self.embedding is not None
+        embedded: Tensor = self.embedding(context)
+        if embedded.dim() < 2 or len(embedded) != len(context):
+            raise ValueError(
+                f"expected an embedding of {len(context)} contexts in shape ({len(context)}, ...), "
+                f"got {tuple(embedded.shape)}"
+            )
+        return embedded
 
     def _noise(self, shape: int | Sequence[int], context: Tensor | None) -> Tensor:
         batch = as_sample_shape(shape)

@@ -79,6 +79,11 @@ class Mixture(Flow):
         """That of the principal member."""
         return self.principal.context_transform
 
+    @property
+    def embedding(self) -> nn.Module | None:  # type: ignore[override]
+        """That of the principal member."""
+        return self.principal.embedding
+
     # Of all members.
 
     @property

@@ -27,6 +27,7 @@ _TORCH: dict[type[nn.Module], Callable[[Any], dict[str, Any]]] = {
     nn.LeakyReLU: lambda m: {"negative_slope": m.negative_slope},
     nn.Dropout: lambda m: {"p": m.p},
     nn.LayerNorm: lambda m: {"normalized_shape": list(m.normalized_shape), "eps": m.eps},
+    nn.Flatten: lambda m: {"start_dim": m.start_dim, "end_dim": m.end_dim},
     **dict.fromkeys((nn.ReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity), lambda m: {}),
 }
 
@@ -62,6 +63,7 @@ def described(flow: Flow) -> dict[str, Any]:
         "event_shape": list(flow.event_shape),
         "context_shape": list(flow.context_shape),
         "context_transform": _describe(flow.context_transform, "context_transform"),
+        "embedding": _describe(flow.embedding, "embedding"),
     }
     again = {name: tensor.shape for name, tensor in rebuilt(structure).state_dict().items()}
     for name, tensor in flow.state_dict().items():
@@ -84,7 +86,8 @@ def rebuilt(structure: Mapping[str, Any]) -> Flow:
         if "members" in structure:
             return Mixture([rebuilt(member) for member in structure["members"]])
         base, transform, context = (_rebuild(structure[name]) for name in ("base", "transform", "context_transform"))
-        return Flow(base, transform, structure["event_shape"], structure["context_shape"], context)
+        embedding = _rebuild(structure.get("embedding"))  # runs of before embeddings have none
+        return Flow(base, transform, structure["event_shape"], structure["context_shape"], context, embedding)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"expected the structure of a flow, got a damaged one: {error}") from error
 

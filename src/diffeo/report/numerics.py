@@ -36,7 +36,7 @@ def _without_noise(flow: Flow) -> Flow:
     kept = [part for part in flow.parts if not isinstance(part, Dequantize)]
     if len(kept) == len(flow.parts):
         return flow
-    return Flow(flow.base, Chain(kept), flow.event_shape, flow.context_shape, flow.context_transform)
+    return Flow(flow.base, Chain(kept), flow.event_shape, flow.context_shape, flow.context_transform, flow.embedding)
 
 
 @torch.no_grad()
