@@ -1,5 +1,6 @@
 """Inference: densities that are known up to a constant, and posteriors of simulations."""
 
 from diffeo.inference.importance import Importance, importance
+from diffeo.inference.target import Approximation, fit_target
 
-__all__ = ["Importance", "importance"]
+__all__ = ["Approximation", "Importance", "fit_target", "importance"]

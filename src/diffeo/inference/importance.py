@@ -1,4 +1,4 @@
-"""Importance sampling: what a flow's samples say of a density that is known up to a constant, and how far to trust it."""
+"""Importance sampling: what a flow's samples say of a density known up to a constant, and how far to trust it."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def importance(
         shape = x.shape[1:]
 
         def density(points: Tensor) -> Tensor:
-            return target(points.reshape(-1, *shape))
+            return target(points.reshape(-1, *shape), strict=False)
 
         kernel = Moves(bool(target.differentiable), scale=_spread(start))
         state = kernel(State.at(start, density, kernel.differentiable), density, moves)

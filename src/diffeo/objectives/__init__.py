@@ -1,5 +1,6 @@
 """Objectives: what training minimises, one loss per example, never a method of a model."""
 
+from diffeo.objectives.annealed import AlphaDivergence
 from diffeo.objectives.base import Objective
 from diffeo.objectives.choice import as_objective, objective_of
 from diffeo.objectives.conditional_kl import ConditionalKL, PairedKL
@@ -12,6 +13,7 @@ from diffeo.objectives.step_matching import StepMatching, few_steps, reflow_pair
 from diffeo.objectives.target import Target
 
 __all__ = [
+    "AlphaDivergence",
     "ConditionalKL",
     "Distillation",
     "FlowMatching",

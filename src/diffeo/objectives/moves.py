@@ -1,4 +1,4 @@
-"""Moves that leave a density as it is: Metropolis's random walk, and Hamiltonian Monte Carlo where there are gradients."""
+"""Moves that leave a density as it is: Metropolis's random walk, and Hamiltonian ones where there are gradients."""
 
 from __future__ import annotations
 

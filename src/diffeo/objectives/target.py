@@ -28,20 +28,20 @@ class Target:
     """
 
     def __init__(self, log_density: LogDensity | Target, vectorized: bool | None = None) -> None:
-        if isinstance(log_density, Target):
-            log_density, vectorized = log_density.function, log_density.vectorized
-        if not callable(log_density):
+        known: Any = log_density if isinstance(log_density, Target) else None
+        self.function: LogDensity = log_density if known is None else known.function
+        self.vectorized: bool | None = known.vectorized if known is not None and vectorized is None else vectorized
+        if not callable(self.function):
             raise TypeError(f"expected a log-density as a function of points, got {type(log_density).__name__}")
-        self.function: LogDensity = log_density
-        self.vectorized = vectorized
         self.differentiable: bool | None = None  # until it was called
 
-    def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, context: Tensor | None = None, strict: bool = True) -> Tensor:
         """Evaluate the log-density.
 
         Args:
             x: ``(n, *event)``.
             context: ``(n, *context)``, or None.
+            strict: whether NaN and +inf are refused; else they are -inf, as where a move has run out of all bounds.
 
         Returns:
             ``(n,)``, finite or -inf.
@@ -54,6 +54,8 @@ class Target:
         if self.differentiable is None:
             self.examine(x, context)
         values = self._values(x if self.differentiable else x.detach(), context)
+        if not strict:
+            return torch.where(values.isnan() | (values == math.inf), -math.inf, values)
         self._check(values, x)
         return values
 
@@ -85,12 +87,12 @@ class Target:
             self.differentiable = False
 
     def _takes_batches(self, x: Tensor, context: Tensor | None) -> bool:
+        shape: tuple[int, ...] | None = None
+        failure: Exception | None = None
         try:
             shape = tuple(torch.as_tensor(self._called(x, context)).shape)
         except Exception as error:
-            shape, failure = None, error
-        else:
-            failure = None
+            failure = error
         if shape == (len(x),):
             return True
         try:

@@ -1,0 +1,209 @@
+"""From a log-density to samples, their weights, log Z and a flow, in one call."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffeo.bases import StandardNormal
+from diffeo.flow import Flow
+from diffeo.inference.importance import Importance, importance
+from diffeo.inference.tempering import Particles, temper
+from diffeo.objectives import AlphaDivergence, MaximumLikelihood, Target
+from diffeo.objectives.annealed import Unbounded
+from diffeo.objectives.moves import Moves, State
+from diffeo.objectives.target import LogDensity
+from diffeo.recipes import nsf
+from diffeo.training.fit import FitResult, fit
+from diffeo.training.seeding import derive, fork_rng, seed_noise
+from diffeo.transforms import Standardize, Transform
+
+__all__ = ["Approximation", "fit_target"]
+
+PARTICLES = 8192
+STEPS = 2000
+MOVED = 30  # moves of the particles, so that they are not those that the flow was trained on
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """A flow that approximates a density, and what its samples say of that density.
+
+    Attributes:
+        flow: q, in evaluation mode.
+        importance: samples of q and their weights; in the other direction, weights at the annealed points, which were
+            moved on after the training.
+        annealed: the points by sequential Monte Carlo that it began with, and their own estimate of log Z.
+        history: of the training, one dict per about a hundred steps.
+        seconds: how long all of it took.
+    """
+
+    flow: Flow
+    importance: Importance
+    annealed: Particles
+    history: list[dict[str, Any]]
+    seconds: float
+
+    @property
+    def samples(self) -> Tensor:
+        """Samples of the flow, ``(n, *event)``: of the density, if they are weighted."""
+        return self.importance.samples
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Their log-weights ``(n,)``, log p~ - log q."""
+        return self.importance.log_weights
+
+    @property
+    def ess(self) -> float:
+        """The effective share of the samples, in (0, 1]."""
+        return self.importance.ess
+
+    @property
+    def log_z(self) -> float:
+        """The estimate of log of the integral of p~."""
+        return self.importance.log_z
+
+    @property
+    def log_z_stderr(self) -> float:
+        """Its standard error, as far as the weights show it."""
+        return self.importance.log_z_stderr
+
+    @property
+    def khat(self) -> float:
+        """The shape of the tail of the weights: trusted up to 0.7."""
+        return self.importance.khat
+
+    @property
+    def doubts(self) -> list[str]:
+        """Reasons not to trust it, in words."""
+        return self.importance.doubts
+
+    def __str__(self) -> str:
+        return str(self.importance)
+
+
+def fit_target(
+    log_density: LogDensity | Target,
+    features: int | None = None,
+    *,
+    support: Transform | None = None,
+    flow: Flow | None = None,
+    location: float | Tensor = 0.0,
+    scale: float | Tensor = 3.0,
+    particles: int = PARTICLES,
+    steps: int = STEPS,
+    batch_size: int = 512,
+    lr: float = 3e-3,
+    samples: int = 10_000,
+    vectorized: bool | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Approximation:
+    """Approximate a density p~(x) / Z of which the logarithm is known up to a constant.
+
+    1. Sequential Monte Carlo (``temper``) carries ``particles`` from a Gaussian over to the density, to its modes.
+    2. The flow learns these points by maximum likelihood.
+    3. It learns the density itself by ``AlphaDivergence``: annealed importance sampling with a replay buffer.
+    4. ``samples`` of the flow are weighed, and the particles, moved on, show what the flow leaves out.
+
+    Hamiltonian moves where the log-density has gradients (of torch), a random walk where it has none.
+
+    Args:
+        log_density: log p~ of points ``(n, features)``, or of one point; see ``Target``.
+        features: how many numbers a point has.
+        support: where the density is not 0: a transform whose forward leads there, on which all else moves freely.
+        flow: to train in place of the default, a spline flow: without preprocessing, which is set from the particles.
+        location: where to look at first: the mean of the Gaussian, in coordinates without bounds.
+        scale: how far around: its standard deviation. All modes should lie within two or three.
+        particles: how many points are annealed.
+        steps: of the training by ``AlphaDivergence``.
+        batch_size: points per step.
+        lr: the highest learning rate.
+        samples: how many are weighed in the end.
+        vectorized: whether the log-density takes batches; by default found out.
+        seed: of everything that is random.
+        progress: show a bar.
+
+    Returns:
+        The flow, its samples and weights, and reasons to doubt them.
+
+    Raises:
+        ValueError: for numbers out of their range, a flow of another size, or a log-density that gives NaN, another
+            shape, or -inf wherever it is looked for.
+    """
+    started = time.monotonic()
+    target = Target(log_density, vectorized)
+    size = _size(features, flow)
+    for name, number, least in (("particles", particles, 100), ("samples", samples, 2)):
+        if number < least:
+            raise ValueError(f"expected {name} >= {least}, got {number}")
+    if not (torch.as_tensor(scale) > 0).all():
+        raise ValueError(f"expected scale > 0, got {scale}")
+    outer = [] if support is None else [support]
+    density = Unbounded(target, outer)
+    with fork_rng(torch.device("cpu")):
+        seed_noise(torch.device("cpu"), derive(seed, "particles"))
+        normal = torch.distributions.Normal(
+            torch.as_tensor(location).expand(size).float(), torch.as_tensor(scale).expand(size).float()
+        )
+        start = normal.sample((particles,))
+        density(start[:1000])  # strict, as moves are not
+        found = temper(
+            lambda y: density(y, strict=False),
+            start,
+            lambda y: normal.log_prob(y).sum(-1),
+            differentiable=bool(target.differentiable),
+        )
+        seed_noise(torch.device("cpu"), derive(seed, "weights"))
+        inner = nsf(size, preprocess=()) if flow is None else copy.deepcopy(flow)
+    standardize = Standardize(size)
+    standardize.initialize(found.x)
+    standardize.initialized.fill_(True)
+    whole = Flow(inner.base, [*inner.parts, standardize, *outer], None if support is None else _event(support, size))
+    unbounded = Flow(inner.base, [*inner.parts, standardize])
+    options: dict[str, Any] = {"batch_size": batch_size, "lr": lr, "seed": seed, "progress": progress}
+    fit(MaximumLikelihood(unbounded), found.x, **options)
+    objective = AlphaDivergence(whole, target)
+    with torch.no_grad():
+        y = standardize.inverse(found.x)
+        log_q = objective.layers.log_prob(y)
+        objective.add(y, log_q, (objective.alpha - 1) * (objective.density(y) - log_q))
+    trained: FitResult = fit(objective, steps=steps, ema=0.99, **options)
+    with fork_rng(torch.device("cpu")), torch.no_grad():
+        seed_noise(torch.device("cpu"), derive(seed, "samples"))
+        weighed = importance(whole, target, samples, moves=0)
+        kernel = Moves(bool(target.differentiable), found.step, found.x.std(0).clamp_min(1e-6))
+        tolerant = Unbounded(target, outer)
+        state = kernel(
+            State.at(found.x, lambda y: tolerant(y, strict=False), kernel.differentiable),
+            lambda y: tolerant(y, strict=False),
+            MOVED,
+        )
+        log_weights = state.log_prob - unbounded.log_prob(state.x, nan="propagate").nan_to_num(-math.inf)
+    result = Importance(weighed.samples, weighed.log_weights, log_weights)
+    return Approximation(whole, result, found, trained.history, time.monotonic() - started)
+
+
+def _size(features: int | None, flow: Flow | None) -> int:
+    if flow is not None:
+        if not isinstance(flow.base, StandardNormal) or flow.context_shape or len(flow.base.event_shape) != 1:
+            raise ValueError("expected a flow of vectors without context, from standard normal noise")
+        if features not in (None, *flow.base.event_shape):
+            raise ValueError(f"expected a flow of {features} features, got {flow.base.event_shape[0]}")
+        return flow.base.event_shape[0]
+    if features is None:
+        raise ValueError("expected features: how many numbers a point has")
+    if features < 1:
+        raise ValueError(f"expected features >= 1, got {features}")
+    return features
+
+
+def _event(support: Transform, size: int) -> Any:
+    return support.forward(torch.zeros(1, size)).shape[1:]
