@@ -27,7 +27,8 @@ from diffeo.transforms import Standardize, Transform
 __all__ = ["Approximation", "fit_target"]
 
 PARTICLES = 8192
-STEPS = 2000
+EPOCHS = 50  # on the particles, at most
+STEPS = 1500
 MOVED = 30  # moves of the particles, so that they are not those that the flow was trained on
 
 
@@ -169,7 +170,7 @@ def fit_target(
     whole = Flow(inner.base, [*inner.parts, standardize, *outer], None if support is None else _event(support, size))
     unbounded = Flow(inner.base, [*inner.parts, standardize])
     options: dict[str, Any] = {"batch_size": batch_size, "lr": lr, "seed": seed, "progress": progress}
-    fit(MaximumLikelihood(unbounded), found.x, **options)
+    fit(MaximumLikelihood(unbounded), found.x, epochs=EPOCHS, **options)
     objective = AlphaDivergence(whole, target)
     with torch.no_grad():
         y = standardize.inverse(found.x)

@@ -159,7 +159,8 @@ class AlphaDivergence(WithoutData):
             log_weights: of g, ``(n,)``.
         """
         size = len(self.log_q)
+        y, log_q, log_weights = y[-size:], log_q[-size:], log_weights[-size:]
         places = (self.filled + torch.arange(len(y), device=y.device)) % size
-        self.points[places], self.log_q[places] = y[-size:] if len(y) > size else y, log_q
+        self.points[places], self.log_q[places] = y, log_q
         self.log_weights[places] = torch.where(log_weights.isnan() | log_q.isnan(), -math.inf, log_weights)
         self.filled += len(y)
