@@ -17,6 +17,7 @@ from diffeo.bases import Base
 from diffeo.transforms.base import Chain, Transform, as_shape, expect_transform
 from diffeo.transforms.ode import ODE
 from diffeo.transforms.preprocess import Dequantize, Standardize
+from diffeo.transforms.supports import Support, as_support
 
 __all__ = ["DRAWS", "Flow", "FlowDistribution", "as_sample_shape", "bits_per_dim", "expect_ode"]
 
@@ -156,7 +157,10 @@ class Flow(nn.Module):
     @property
     def core(self) -> Flow:
         """The flow of the layers alone, in their units; modules are shared, not copied."""
-        return self._of(self.parts[: len(self.parts) - len(self.preprocessing)])
+        parts, preprocessing = self.parts, self.preprocessing
+        resized = (each for each in preprocessing if isinstance(each, Support) and each.noise_shape != each.event_shape)
+        inner = next((each.noise_shape for each in resized), None)
+        return self._of(parts[: len(parts) - len(preprocessing)], inner)
 
     def with_ode(self, velocity: nn.Module | None = None, **changes: Any) -> Flow:
         """The same continuous flow, solved otherwise: with another velocity, solver or tolerance.
@@ -172,10 +176,31 @@ class Flow(nn.Module):
         """
         return self._of([expect_ode(self).replaced(velocity, **changes), *self.parts[1:]])
 
-    def _of(self, parts: Iterable[Transform]) -> Flow:
+    def _of(self, parts: Iterable[Transform], event_shape: torch.Size | None = None) -> Flow:
         """The same flow of other transforms."""
-        flow = Flow(self.base, parts, self.event_shape, self.context_shape, self.context_transform, self.embedding)
+        shape = self.event_shape if event_shape is None else event_shape
+        flow = Flow(self.base, parts, shape, self.context_shape, self.context_transform, self.embedding)
         return flow.train(self.training)
+
+    def with_support(self, what: Any) -> Flow:
+        """The same flow of data on a support: bounds, a simplex, a circle, the support of a prior.
+
+        No sample lies outside, and no density is there. Modules are shared, not copied. It belongs to no recipe.
+
+        Args:
+            what: what ``transforms.as_support`` takes, for elements of this flow's shape, or a support whose noise has
+                that shape: on a simplex of D elements a flow of D - 1.
+
+        Raises:
+            ValueError: for a support of another shape, or one that is none.
+        """
+        support = what if isinstance(what, Support) else as_support(what, self.event_shape)
+        if support.noise_shape != self.event_shape:
+            raise ValueError(
+                f"expected a flow of events of shape {tuple(support.noise_shape)} for the support, "
+                f"got one of {tuple(self.event_shape)}"
+            )
+        return self._of([*self.parts, support], support.event_shape)
 
     def with_embedding(self, embedding: nn.Module, context_shape: int | Sequence[int]) -> Flow:
         """The same flow, given what a network makes of a context in place of the context.
@@ -538,7 +563,11 @@ class Flow(nn.Module):
         return (self.transform.log_prob(self.base.log_prob, x, self.normalize_context(context)),)
 
     def _generate(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, log_det = self.transform.forward_and_log_det(z, self.normalize_context(context))
+        context = self.normalize_context(context)
+        if self.transform.branches > 1:  # other noise comes to the same x
+            x = self.transform.forward(z, context)
+            return x, self.transform.log_prob(self.base.log_prob, x, context)
+        x, log_det = self.transform.forward_and_log_det(z, context)
         return x, self.base.log_prob(z) - log_det
 
     def _in_chunks(
