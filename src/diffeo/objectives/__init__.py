@@ -6,8 +6,10 @@ from diffeo.objectives.conditional_kl import ConditionalKL, PairedKL
 from diffeo.objectives.distillation import Distillation, WarmStart
 from diffeo.objectives.flow_matching import FlowMatching, guided
 from diffeo.objectives.likelihood import MaximumLikelihood
+from diffeo.objectives.reverse_kl import ReverseKL, WithoutData
 from diffeo.objectives.spectral import PowerLoss
 from diffeo.objectives.step_matching import StepMatching, few_steps, reflow_pairs, trajectories
+from diffeo.objectives.target import Target
 
 __all__ = [
     "ConditionalKL",
@@ -17,8 +19,11 @@ __all__ = [
     "Objective",
     "PairedKL",
     "PowerLoss",
+    "ReverseKL",
     "StepMatching",
+    "Target",
     "WarmStart",
+    "WithoutData",
     "as_objective",
     "few_steps",
     "guided",

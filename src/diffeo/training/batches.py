@@ -17,11 +17,22 @@ from diffeo.training.splitting import divide
 from diffeo.training.stream import BatchStream, Item
 from diffeo.training.weights import hash_tensor
 
-__all__ = ["Batch", "Iterated", "Rows", "Stream", "default_epochs", "default_patience", "fingerprint", "split"]
+__all__ = [
+    "Batch",
+    "Iterated",
+    "Nothing",
+    "Rows",
+    "Stream",
+    "default_epochs",
+    "default_patience",
+    "fingerprint",
+    "split",
+]
 
 RESIDENT_BYTES = 2**31  # data up to this size is moved to the device once; more is moved batch by batch
 HASHED_BYTES = 2**30  # of larger data, evenly spaced rows are hashed
 EXAMPLES = 2**14  # rows from which layers set their statistics: as many as a flow takes in one piece
+STEPS_PER_EPOCH = 100  # of a training without data
 EXAMPLE_ELEMENTS = 2**20  # numbers in them at most, unless a batch has more
 
 
@@ -258,6 +269,44 @@ class Stream:
                 held, rows = [], 0
         if held:
             yield _join(held)
+
+
+class Nothing:
+    """A source of batches without data, for an objective that draws its own: x is ``(n, 0)``.
+
+    Args:
+        steps: how many batches there are, over all epochs.
+        batch_size: the number n of rows.
+        device: where they are.
+        dtype: of them.
+
+    Raises:
+        ValueError: for less than one step or row.
+    """
+
+    fingerprint = "none"
+
+    def __init__(self, steps: int, batch_size: int, device: torch.device, dtype: torch.dtype | None) -> None:
+        for name, number in (("steps", steps), ("a batch size", batch_size)):
+            if number < 1:
+                raise ValueError(f"expected {name} of at least 1, got {number}")
+        self.x = torch.empty(batch_size, 0, device=device, dtype=dtype)
+        self.epochs = max(1, round(steps / STEPS_PER_EPOCH))
+        self.ends = [steps * epoch // self.epochs for epoch in range(self.epochs + 1)]
+        self.batches: int | None = -(-steps // self.epochs)
+
+    def shuffled(self, seed: int, epoch: int, start: int = 0, share: Share = everything) -> Iterator[Batch]:
+        """Yield the batches of an epoch from number ``start`` on."""
+        for _ in range(start, self.ends[epoch + 1] - self.ends[epoch]):
+            yield Batch(self.x[share(len(self.x))], None, len(self.x), None)
+
+    def examples(self, seed: int) -> Iterator[Batch]:
+        """Yield batches, which are all alike."""
+        return self.shuffled(seed, 0)
+
+    def in_order(self, share: Share = everything) -> Iterator[Batch]:
+        """Yield nothing: there is nothing to hold out."""
+        return iter(())
 
 
 def _chunk_size(x: Tensor, batch_size: int) -> int:

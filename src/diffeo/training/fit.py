@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.nets.precision import bfloat16 as half_precision
-from diffeo.objectives import Objective, as_objective
-from diffeo.training.batches import default_epochs, default_patience, split
+from diffeo.objectives import Objective, WithoutData, as_objective
+from diffeo.training.batches import Nothing, Rows, Stream, default_epochs, default_patience, split
 from diffeo.training.checkpoint import Store, describe, trained
 from diffeo.training.evaluate import evaluate
 from diffeo.training.initialise import breakdown, initialise
@@ -111,11 +111,12 @@ class State:
 
 def fit(
     objective: Objective | Flow,
-    x: Any,
+    x: Any = None,
     context: Any = None,
     *,
     weights: Any = None,
     validation: Any = 0.1,
+    steps: int | None = None,
     epochs: int | None = None,
     minutes: float | None = None,
     batch_size: int = 512,
@@ -145,7 +146,8 @@ def fit(
             maximum likelihood, that of the recipe ``flow_matching`` by flow matching.
         x: the data: a tensor or array (N, *event), or a stream: an object whose every iteration gives the same batches,
             tensors, (x, context) pairs or (x, context, weights) triples (a ``BatchStream`` or what ``Iterated`` takes),
-            of sizes of its own.
+            of sizes of its own. None for an objective that draws its own points, such as ``ReverseKL``: then there are
+            ``steps``, or contexts alone.
         context: what the density is conditioned on, (N, *context), row by row.
         weights: how much each row counts, (N,), finite and at least 0: the loss is the weighted mean sum(w l) / sum(w),
             in training and in validation on rows held out. Only their ratios matter. A row of weight 0 is as good as
@@ -153,6 +155,7 @@ def fit(
             ``ActNorm``) do so from rows drawn in proportion to the weights.
         validation: a fraction of the rows to hold out, or rows, an (x, context) pair, an (x, context, weights) triple
             or a stream; 0 for none.
+        steps: the budget of a training without data. Its history has an entry for about a hundred steps.
         epochs: the budget in epochs; about 10,000 steps, but at most 1,000 epochs, if no budget is given.
         minutes: the budget in minutes; with both, whichever is used up first.
         batch_size: rows per step, over all processes together; larger than the data means all of them.
@@ -183,8 +186,8 @@ def fit(
 
     Raises:
         UserError: if ``out`` cannot be written or resumed, or the training breaks down (the message says where).
-        ValueError: for an argument out of its range, weights that are negative, not finite or all 0, or a flow that
-            ``out`` cannot describe: see ``Flow.save``.
+        ValueError: for an argument out of its range, weights that are negative, not finite or all 0, no data for an
+            objective that needs some, or a flow that ``out`` cannot describe: see ``Flow.save``.
         TypeError: for what is no objective and no flow.
     """
     for name, number, low in (
@@ -202,10 +205,24 @@ def fit(
     device = world.device
     objective.to(device)
     dtype = first.dtype if first.is_floating_point() else None
-    train, valid = split(
-        x, context, validation, weights=weights, batch_size=batch_size, seed=seed, device=device, dtype=dtype
-    )
-    if objective.pool:
+    train: Rows | Stream | Nothing
+    valid: Rows | Stream | None
+    if x is None:
+        if not isinstance(objective, WithoutData):
+            raise ValueError(f"expected data to train {type(objective).__name__} on, got none")
+        if (steps is None) == (context is None):
+            raise ValueError("expected steps, or contexts, to train without data")
+    elif steps is not None:
+        raise ValueError("expected steps for a training without data, got data; a budget is one of epochs or minutes")
+    if steps is not None:
+        train, valid = Nothing(steps, batch_size, device, dtype), None
+        epochs, patience = train.epochs, math.inf
+    else:
+        x = torch.empty(len(context), 0) if x is None else x
+        train, valid = split(
+            x, context, validation, weights=weights, batch_size=batch_size, seed=seed, device=device, dtype=dtype
+        )
+    if objective.pool and not isinstance(train, Nothing):
         train = Pairs(train, objective.couple, objective.pool)
         valid = None if valid is None else Pairs(valid, objective.couple, objective.pool)
     epochs = default_epochs(train.batches) if epochs is None and minutes is None else epochs

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffeo.errors import UserError
-from diffeo.training.batches import Batch, Rows, Stream, in_proportion
+from diffeo.training.batches import Batch, Nothing, Rows, Stream, in_proportion
 from diffeo.training.faults import locate
 from diffeo.training.seeding import derive, seed_noise
 
@@ -15,7 +15,7 @@ __all__ = ["breakdown", "initialise"]
 
 @torch.no_grad()
 def initialise(
-    objective: nn.Module, source: Rows | Stream, seed: int, device: torch.device, attempts: int
+    objective: nn.Module, source: Rows | Stream | Nothing, seed: int, device: torch.device, attempts: int
 ) -> list[Tensor]:
     """Let layers such as ActNorm set themselves from the data; return the buffers that every later step moves.
 

@@ -1,0 +1,228 @@
+"""Importance sampling: what a flow's samples say of a density that is known up to a constant, and how far to trust it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffeo.flow import Flow
+from diffeo.objectives.moves import Moves, State, reweighted
+from diffeo.objectives.target import LogDensity, Target
+from diffeo.training.batches import in_proportion
+
+__all__ = ["Importance", "importance", "pareto_k"]
+
+TRUSTED = 0.7  # largest Pareto k-hat
+CHUNK = 2**14  # points at a time
+MOVED = 2000  # points that are moved to where the target has them
+UNSEEN = 0.01  # share of moved points beyond every sample's weight that is no accident
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Samples x of q with their weights w = p~(x) / q(x).
+
+    Attributes:
+        samples: ``(n, *event)``.
+        log_weights: ``(n,)``, in nats; -inf where the density is zero.
+        moved: log-weights of some of the samples after moves that lead to where the density has them, or None: a flow
+            that leaves out what is near its samples has far larger weights there.
+    """
+
+    samples: Tensor
+    log_weights: Tensor
+    moved: Tensor | None = None
+
+    @property
+    def ess(self) -> float:
+        """The effective share of the samples, (sum w)^2 / (n sum w^2), in (0, 1]."""
+        return reweighted(self.log_weights)[1]
+
+    @property
+    def weights(self) -> Tensor:
+        """The weights ``(n,)`` in double precision, with sum 1."""
+        return reweighted(self.log_weights)[0]
+
+    @property
+    def log_z(self) -> float:
+        """log of the integral of p~, log 1/n sum w: an unbiased estimate of the integral."""
+        return torch.logsumexp(self.log_weights.double(), 0).item() - math.log(len(self.log_weights))
+
+    @property
+    def log_z_stderr(self) -> float:
+        """The standard error of ``log_z``, sqrt((1 / ess - 1) / n): as far as the samples' own weights show it."""
+        return math.sqrt(max(0.0, 1 / self.ess - 1) / len(self.log_weights))
+
+    @cached_property
+    def khat(self) -> float:
+        """The shape of the largest weights' tail: above 0.7 no figure here is to be trusted; see ``pareto_k``."""
+        return pareto_k(self.log_weights)
+
+    @cached_property
+    def forward_ess(self) -> float:
+        """The effective share by the points that were moved: 1 / E_p[w / Z], if the flow leaves nothing out near them.
+
+        With ``ess``, which is the same from the flow's own samples, it is an estimate in the other direction. NaN
+        without moved points.
+        """
+        if self.moved is None:
+            return math.nan
+        return math.exp(self.log_z - (torch.logsumexp(self.moved.double(), 0).item() - math.log(len(self.moved))))
+
+    @property
+    def unseen(self) -> float:
+        """The share of moved points with a weight above that of every sample: mass that the flow leaves out."""
+        return math.nan if self.moved is None else (self.moved > self.log_weights.max()).double().mean().item()
+
+    @property
+    def doubts(self) -> list[str]:
+        """Reasons not to trust these figures, in words; none that was found is no proof that there is none."""
+        found = []
+        if not torch.isfinite(self.log_weights).any():
+            return ["every sample lies where the density is zero"]
+        if self.khat > TRUSTED:
+            found.append(
+                f"Pareto k-hat is {self.khat:.2f} (trusted up to {TRUSTED}): a few samples decide, and the flow's "
+                "tails are lighter than the density's"
+            )
+        if self.unseen > UNSEEN:
+            found.append(
+                f"the flow leaves out mass near its samples: {self.unseen:.0%} of the points that were moved along the "
+                "density weigh more than every sample (a base or a spline's box may cut it off)"
+            )
+        elif self.forward_ess < 0.5 * self.ess:
+            found.append(
+                f"the directions disagree: an effective share of {self.ess:.2f} by the flow's samples, of "
+                f"{self.forward_ess:.2f} by points moved along the density"
+            )
+        return found
+
+    def resample(self, n: int) -> Tensor:
+        """Draw samples of the density itself, each of them as often as it weighs.
+
+        Args:
+            n: how many.
+
+        Returns:
+            ``(n, *event)``.
+        """
+        return self.samples[torch.multinomial(self.weights, n, replacement=True)]
+
+    def mean(self, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The expectation of a function under the density, by the weights.
+
+        Args:
+            function: of samples ``(n, *event)``, to ``(n, ...)``; by default the samples themselves.
+        """
+        values = self.samples if function is None else function(self.samples)
+        return torch.tensordot(self.weights.to(values), values, dims=1)
+
+    def __str__(self) -> str:
+        lines = [
+            f"log Z        {self.log_z:.4f} +- {self.log_z_stderr:.4f}",
+            f"ess          {self.ess:.3f} of {len(self.log_weights):,} samples",
+            f"k-hat        {self.khat:.2f}",
+            *(f"do not trust {doubt}" for doubt in self.doubts),
+        ]
+        return "\n".join(lines)
+
+
+@torch.no_grad()
+def importance(
+    flow: Flow | Any,
+    log_density: LogDensity | Target,
+    n: int = 10_000,
+    context: Tensor | None = None,
+    *,
+    moves: int = 50,
+) -> Importance:
+    """Weigh a flow's samples by a density: log w = log p~(x) - log q(x), log Z = log mean w.
+
+    Besides, some samples are drawn as they weigh and moved along the density (``Moves``): where the flow cuts off a
+    tail, or a base or a spline's box does, they get out of what it covers, and the result says so. A mode far from all
+    samples is found by no such moves.
+
+    Args:
+        flow: q: anything with ``sample_and_log_prob`` and ``log_prob``.
+        log_density: log p~ of points ``(n, *event)``, up to a constant; see ``Target``.
+        n: how many samples.
+        context: of the flow, ``(*context_shape)``, the same for all samples; the log-density is not given it.
+        moves: how many times each is moved; 0 for none.
+
+    Returns:
+        Samples, weights, and what they say.
+
+    Raises:
+        ValueError: for fewer than 2 samples, or a log-density that gives NaN or another shape.
+    """
+    if n < 2:
+        raise ValueError(f"expected at least 2 samples, got {n}")
+    target = Target(log_density)
+    x, log_q = flow.sample_and_log_prob(n, context)
+    log_p = torch.cat([target(part) for part in x.split(CHUNK)])
+    log_weights = log_p - log_q
+    moved = None
+    if moves and torch.isfinite(log_weights).any():
+        weights, _ = reweighted(log_weights)
+        start = x[in_proportion(weights, torch.rand(()).item())]
+        start = start[torch.randperm(n)[:MOVED]].flatten(1)
+        shape = x.shape[1:]
+
+        def density(points: Tensor) -> Tensor:
+            return target(points.reshape(-1, *shape))
+
+        kernel = Moves(bool(target.differentiable), scale=_spread(start))
+        state = kernel(State.at(start, density, kernel.differentiable), density, moves)
+        points = state.x.reshape(-1, *shape)
+        moved = state.log_prob - flow.log_prob(points, context, nan="propagate").nan_to_num(-math.inf)
+    return Importance(x, log_weights, moved)
+
+
+def _spread(x: Tensor) -> Tensor:
+    spread = x.std(0)
+    return torch.where(spread > 0, spread, 1)
+
+
+def pareto_k(log_weights: Tensor) -> float:
+    """The shape k of a generalised Pareto distribution fitted to the largest weights, at least 5 of them.
+
+    Moments of the weights of order below 1 / k are finite: above 1/2 they have no variance, from 0.7 on no number of
+    samples that one can afford helps. Vehtari et al. 2024 (arXiv:1507.02646), fitted as Zhang and Stephens 2009 do.
+
+    Args:
+        log_weights: ``(n,)``; -inf is a weight of 0.
+
+    Returns:
+        k; infinity for fewer than 25 samples, or weights of which all but a few are 0.
+    """
+    values = np.sort(log_weights.double().cpu().numpy())
+    tail = min(len(values) // 5, math.ceil(3 * math.sqrt(len(values))))
+    if tail < 5 or not np.isfinite(values[-tail - 1]):
+        return math.inf
+    cutoff = values[-tail - 1]
+    excess = np.expm1(values[-tail:] - values[-1]) - np.expm1(cutoff - values[-1])  # in units of the largest weight
+    if not excess[-1] > 1e-12:
+        return -math.inf  # all alike
+    return _fitted_shape(np.maximum(excess, 1e-300))
+
+
+def _fitted_shape(excess: np.ndarray) -> float:
+    """The posterior mean of k over a grid of scales, drawn towards 0.5 by a prior that counts as ten values."""
+    count = len(excess)
+    grid = 30 + int(math.sqrt(count))
+    quarter = excess[int(count / 4 + 0.5) - 1]
+    places = np.arange(1, grid + 1) - 0.5
+    b = (1 - np.sqrt(grid / places)) / (3 * quarter) + 1 / excess[-1]
+    shapes = np.log1p(-b[:, None] * excess).mean(1)
+    likelihood = count * (np.log(-b / shapes) - shapes - 1)
+    weights = np.exp(likelihood - likelihood.max())
+    weights /= weights.sum()
+    k = float(np.log1p(-(weights @ b) * excess).mean())
+    return (count * k + 10 * 0.5) / (count + 10)

@@ -1,0 +1,131 @@
+"""A log-density known up to a constant, as its user writes it: checked, in batches, with gradients if it has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["LogDensity", "Target"]
+
+LogDensity = Callable[..., Any]
+
+
+class Target:
+    """log p~(x) of points ``(n, *event)``, in nats up to a constant: what is asked of a function that a user wrote.
+
+    The first points that it is called with show what the function is: of a batch or, called in a loop, of one point;
+    of torch, with gradients, or of numpy, without. -inf is where the density is zero. It is no module: parameters that
+    the function may have are not trained.
+
+    Args:
+        log_density: from points ``(n, *event)`` to ``(n,)``, or from one point ``(*event)`` to a number; tensors, or
+            what numpy makes of them. Given contexts it is called with them as second argument.
+        vectorized: whether it takes batches; by default found out.
+    """
+
+    def __init__(self, log_density: LogDensity | Target, vectorized: bool | None = None) -> None:
+        if isinstance(log_density, Target):
+            log_density, vectorized = log_density.function, log_density.vectorized
+        if not callable(log_density):
+            raise TypeError(f"expected a log-density as a function of points, got {type(log_density).__name__}")
+        self.function: LogDensity = log_density
+        self.vectorized = vectorized
+        self.differentiable: bool | None = None  # until it was called
+
+    def __call__(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Evaluate the log-density.
+
+        Args:
+            x: ``(n, *event)``.
+            context: ``(n, *context)``, or None.
+
+        Returns:
+            ``(n,)``, finite or -inf.
+
+        Raises:
+            ValueError: for results of another shape, NaN or +inf, or a batch whose rows depend on each other.
+        """
+        if not len(x):
+            return x.new_zeros(0)
+        if self.differentiable is None:
+            self.examine(x, context)
+        values = self._values(x if self.differentiable else x.detach(), context)
+        self._check(values, x)
+        return values
+
+    def examine(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Find out at a few points what the function is.
+
+        Args:
+            x: ``(n, *event)``.
+            context: ``(n, *context)``, or None.
+
+        Raises:
+            ValueError: as a call.
+        """
+        few = x[:3].detach() if len(x) > 1 else x.detach().expand(2, *x.shape[1:]).clone()
+        contexts = None if context is None else context[: len(few)].expand(len(few), *context.shape[1:])
+        if self.vectorized is None:
+            self.vectorized = self._takes_batches(few, contexts)
+        values = self._values(few, contexts)
+        alone = self._values(few[:1], None if contexts is None else contexts[:1])
+        if not torch.allclose(values[:1], alone, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ValueError(
+                "expected a log-density of each point by itself, got one that changes with the points beside it: "
+                f"{values[0]:g} in a batch, {alone[0]:g} alone"
+            )
+        try:
+            with torch.enable_grad():
+                self.differentiable = self._values(few.clone().requires_grad_(), contexts).requires_grad
+        except (RuntimeError, TypeError):  # numpy takes no tensor that needs a gradient
+            self.differentiable = False
+
+    def _takes_batches(self, x: Tensor, context: Tensor | None) -> bool:
+        try:
+            shape = tuple(torch.as_tensor(self._called(x, context)).shape)
+        except Exception as error:
+            shape, failure = None, error
+        else:
+            failure = None
+        if shape == (len(x),):
+            return True
+        try:
+            one = torch.as_tensor(self._called(x[0], None if context is None else context[0]))
+        except Exception:
+            one = None
+        if one is not None and one.numel() == 1 and shape in (None, (), (1,)):
+            return False
+        got = f"shape {shape}" if failure is None else f"{type(failure).__name__}: {failure}"
+        raise ValueError(
+            f"expected a log-density that returns shape ({len(x)},) for points {tuple(x.shape)}, or a number for one "
+            f"point {tuple(x.shape[1:])}, got {got}"
+        ) from failure
+
+    def _called(self, x: Tensor, context: Tensor | None) -> Any:
+        return self.function(x) if context is None else self.function(x, context)
+
+    def _values(self, x: Tensor, context: Tensor | None) -> Tensor:
+        if self.vectorized:
+            values = torch.as_tensor(self._called(x, context))
+        else:
+            contexts = [None] * len(x) if context is None else list(context)
+            each = (torch.as_tensor(self._called(point, c)) for point, c in zip(x, contexts, strict=True))
+            values = torch.stack([value.reshape(()) for value in each])
+        if values.shape != (len(x),):
+            raise ValueError(f"expected log-densities of shape ({len(x)},), got {tuple(values.shape)}")
+        return values.to(x)
+
+    @staticmethod
+    def _check(values: Tensor, x: Tensor) -> None:
+        bad = (values.isnan() | (values == math.inf)).nonzero()
+        if len(bad):
+            where = int(bad[0])
+            point = ", ".join(f"{value:.4g}" for value in x[where].detach().flatten()[:8].tolist())
+            raise ValueError(
+                f"expected log-densities that are finite, or -inf where there is none, got {values[where].item()} at "
+                f"{len(bad)} of {len(values)} points, first at ({point}{', ...' if x[where].numel() > 8 else ''})"
+            )
