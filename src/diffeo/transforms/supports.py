@@ -148,7 +148,8 @@ def _interval(value: Tensor, low: Tensor, high: Tensor, generate: bool) -> tuple
     width = high - low
     if generate:
         lower = value <= 0
-        part = width * torch.special.ndtr(torch.where(lower, value, -value))
+        # Phi of what is at most 0; PyTorch's ndtr is 1 + erf, and 0 far out.
+        part = 0.5 * width * torch.special.erfc(torch.where(lower, -value, value) * math.sqrt(0.5))
         return torch.where(lower, low + part, high - part), width.log() - _half_square(value)
     below, above = value - low, high - value
     z = torch.special.ndtri((torch.minimum(below, above) / width).clamp_min(torch.finfo(value.dtype).tiny))
@@ -229,18 +230,23 @@ class Increasing(Support):
     A vector that does not increase strictly has no image: its log|dz/dx| is -inf.
 
     Args:
-        size: the number of elements.
+        event_shape: the size n of a vector, or ``(n,)``.
         low: a bound below the first, None or -inf for none.
+
+    Raises:
+        ValueError: for events that are no vectors.
     """
 
-    def __init__(self, size: int, low: float | None = None) -> None:
+    def __init__(self, event_shape: int | Sequence[int], low: float | None = None) -> None:
         super().__init__()
-        self.event_shape = as_shape(size)
+        self.event_shape = as_shape(event_shape)
+        if len(self.event_shape) != 1:
+            raise ValueError(f"expected increasing vectors, got events of shape {tuple(self.event_shape)}")
         self.low = -math.inf if low is None else low
 
     def arguments(self) -> dict[str, Any]:
-        """The size and the bound, which is None and not infinite."""
-        return {"size": self.event_shape[0], "low": self.low if math.isfinite(self.low) else None}
+        """The shape and the bound, which is None and not infinite."""
+        return {"event_shape": [*self.event_shape], "low": self.low if math.isfinite(self.low) else None}
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Add step by step, where a step below the resolution of floating point is one to the next number."""
