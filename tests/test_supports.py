@@ -222,6 +222,15 @@ def test_outside_the_density_is_zero(support, x):
     assert torch.isfinite(flow.log_prob(torch.cat([good, x.detach()]))[:3]).all()
 
 
+def test_what_lies_on_a_bound_is_moved_off_it():
+    support = as_support([(0.1, 2), ("simplex", 2), (None, -3)])
+    x = torch.tensor([[0.1, 0.5, 0.5, -3.0], [2.0, 0.5, 0.5, -4.0], [1.0, 0.5, 0.5, -2.0]])
+    moved = support.off_bounds(x)
+    assert torch.allclose(moved, x)
+    assert torch.isfinite(support.inverse_and_log_det(moved)[1]).tolist() == [True, True, False]
+    assert torch.equal(moved[2], x[2])
+
+
 def test_gradients_of_rows_outside_are_none_and_spoil_no_others():
     flow = flow_on(Bounded(2, 0.0, 1.0))
     x = torch.cat([flow.sample(3), torch.tensor([[0.5, 1.0], [2.0, 0.5]])]).requires_grad_()

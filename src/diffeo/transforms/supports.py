@@ -43,6 +43,16 @@ class Support(Transform):
         """The shape of one event of noise: that of the data, but on a simplex."""
         return self.event_shape
 
+    def off_bounds(self, x: Tensor) -> Tensor:
+        """Move elements that lie on a bound to the next number inside, where there is a density; no others.
+
+        By rounding, draws of a prior lie on its bounds now and then.
+
+        Args:
+            x: ``(*batch, *event)``.
+        """
+        return x
+
 
 def _table(value: Ends, shape: torch.Size, missing: float) -> Tensor:
     """Numbers ``shape`` in float64, of a number, a nested sequence or a tensor; None is the missing one."""
@@ -120,6 +130,11 @@ class Bounded(Support):
         z, logs = self._map(x.clamp(*_inside(*ends)), ends, generate=False)
         outside = (x <= ends[0]) | (x >= ends[1])
         return z, sum_event(logs.masked_fill(outside, -torch.inf), self.event_dim)
+
+    def off_bounds(self, x: Tensor) -> Tensor:
+        """Move elements that lie on a bound to the next number inside."""
+        (low, high), (least, most) = self._ends(x), _inside(*self._ends(x))
+        return torch.where(x == low, least, torch.where(x == high, most, x))
 
     def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return self.low.to(like), self.high.to(like)
@@ -410,6 +425,10 @@ class Concatenated(Support):
             z, log_det = part.preimages(value, context)
             each.append((z[index], log_det[index]))
         return self._joined(each)
+
+    def off_bounds(self, x: Tensor) -> Tensor:
+        """Move elements that lie on a bound to the next number inside."""
+        return torch.cat([part.off_bounds(value) for part, value in self._split(x, "event_shape")], -1)
 
     def _split(self, value: Tensor, shape: str) -> list[tuple[Any, Tensor]]:
         sizes = [getattr(part, shape)[0] for part in self.parts]
