@@ -468,6 +468,28 @@ def test_encoded_angles_have_the_distribution_of_the_noise():
     assert torch.isfinite(flow_on(as_support(["circle", (0, 1)])).encode(outside)).all()
 
 
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_the_distribution_says_its_support(name):
+    flow = flow_on(SUPPORTS[name]()).double()
+    constraint = flow.distribution().support
+    assert constraint.event_dim == 1
+    x = flow.sample(50)
+    assert constraint.check(x).shape == (50,)
+    assert constraint.check(x).all()
+    if name in ("several", "ordered", "ordered-above"):  # of which torch has none
+        return
+    assert not constraint.check(torch.full((1, x.shape[1]), -1e9 if name not in ("negative", "below") else 1e9)).any()
+    assert not isinstance(constraint.base_constraint if name != "simplex" else constraint, type(c.real))
+    if name == "simplex":
+        assert constraint is c.simplex
+    elif name != "circle":
+        again = as_support(constraint, 3)
+        assert torch.allclose(again.low, flow.parts[-1].low)
+        assert torch.allclose(again.high, flow.parts[-1].high)
+    noise = torch.randn(5, flow.base.event_shape.numel(), dtype=torch.float64)
+    assert constraint.check(d.biject_to(constraint)(noise)).all()
+
+
 def test_supports_are_steps_of_preprocessing_in_recipes():
     bounds = ["bounded", {"low": [0, None, -1], "high": [1, 5, None]}]
     flow = diffeo.nsf(3, hidden=(8,), preprocess=[bounds, "standardize"])

@@ -734,7 +734,10 @@ class FlowDistribution(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """All real vectors of the event's shape."""
+        """That of the flow's ``Support``; without one, all real vectors of the event's shape."""
+        last = self.flow.parts[-1]
+        if isinstance(last, Support):
+            return last.constraint
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:

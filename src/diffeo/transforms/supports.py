@@ -43,6 +43,11 @@ class Support(Transform):
         """The shape of one event of noise: that of the data, but on a simplex."""
         return self.event_shape
 
+    @property
+    def constraint(self) -> constraints.Constraint:
+        """The support in the words of ``torch.distributions``; real numbers, where these have none for it."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
     def off_bounds(self, x: Tensor) -> Tensor:
         """Move elements that lie on a bound to the next number inside, where there is a density; no others.
 
@@ -131,6 +136,16 @@ class Bounded(Support):
         outside = (x <= ends[0]) | (x >= ends[1])
         return z, sum_event(logs.masked_fill(outside, -torch.inf), self.event_dim)
 
+    @property
+    def constraint(self) -> constraints.Constraint:
+        """Bounds of one kind, or those of each element of a vector."""
+        ends = [end.to(torch.get_default_dtype()) for end in (self.low, self.high)]
+        if len(self._kinds) < 2 and all(where.all() for where, _ in self._kinds):
+            return constraints.independent(_bound(*ends), self.event_dim)
+        if self.event_dim != 1:
+            return super().constraint
+        return _side_by_side([_bound(low, high) for low, high in zip(*ends, strict=True)], [1] * len(self.low))
+
     def off_bounds(self, x: Tensor) -> Tensor:
         """Move elements that lie on a bound to the next number inside."""
         (low, high), (least, most) = self._ends(x), _inside(*self._ends(x))
@@ -148,6 +163,17 @@ class Bounded(Support):
             each, log = kind(torch.where(here, value, 0.0 if generate else 0.5), low, high, generate)
             mapped, logs = torch.where(here, each, mapped), torch.where(here, log, logs)
         return mapped, logs
+
+
+def _bound(low: Tensor, high: Tensor) -> Any:
+    """The constraint of elements that all have the same ends."""
+    if (high == math.inf).all():
+        return constraints.real if (low == -math.inf).all() else constraints.greater_than(low)
+    return constraints.less_than(high) if (low == -math.inf).all() else constraints.interval(low, high)
+
+
+def _side_by_side(parts: Sequence[Any], sizes: Sequence[int]) -> constraints.Constraint:
+    return constraints.independent(constraints.cat(parts, dim=-1, lengths=sizes), 1)
 
 
 def _inside(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,6 +246,11 @@ class Simplex(Support):
     def noise_shape(self) -> torch.Size:
         """One number less than the data."""
         return torch.Size((self.event_shape[0] - 1,))
+
+    @property
+    def constraint(self) -> constraints.Constraint:
+        """That of the simplex."""
+        return constraints.simplex
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Break off part after part, in logarithms."""
@@ -330,6 +361,12 @@ class Circle(Support):
         """Two turns of each angle."""
         return int(2 ** self.event_shape.numel())
 
+    @property
+    def constraint(self) -> constraints.Constraint:
+        """The interval of angles."""
+        low, high = (end.to(torch.get_default_dtype()) for end in (self.low, self.low + self.period))
+        return constraints.independent(constraints.interval(low, high), self.event_dim)
+
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Wrap z around the circle; the log-determinant is that of the turn that z lies on."""
         low, period = self.low.to(z), self.period.to(z)
@@ -406,6 +443,14 @@ class Concatenated(Support):
     def branches(self) -> int:
         """Those of all parts, in every combination."""
         return math.prod(part.branches for part in self.parts)
+
+    @property
+    def constraint(self) -> constraints.Constraint:
+        """Those of all parts, where each is one of single elements."""
+        inner = [part.constraint.base_constraint for part in self.parts if part.constraint is not constraints.simplex]
+        if len(inner) < len(self.parts):
+            return super().constraint
+        return _side_by_side(inner, [part.event_shape[0] for part in self.parts])
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply each part to its numbers."""
