@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.special import ndtr
@@ -12,6 +13,7 @@ from torch.distributions import constraints as c
 import diffeo
 from cases import randomise
 from diffeo.bases import StandardNormal
+from diffeo.report.numerics import off_data
 from diffeo.structure import described, rebuilt
 from diffeo.transforms import (
     Affine,
@@ -490,15 +492,29 @@ def test_the_distribution_says_its_support(name):
     assert constraint.check(d.biject_to(constraint)(noise)).all()
 
 
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_points_far_off_the_data_are_brought_within(name):
+    """Beyond the support there is no image to come back from, which is no fault of the inverse."""
+    flow = flow_on(SUPPORTS[name](), scale=0.1)
+    x = flow.sample(500)
+    mean, std = x.mean(0), x.std(0)
+    box = (mean - 10 * std, mean + 10 * std)
+    far = off_data(flow, None, mean, std, box, 200, np.random.default_rng(0))
+    assert far["rows"] == 200
+    assert far["max"] < 1e-2
+
+
 def test_supports_are_steps_of_preprocessing_in_recipes():
     bounds = ["bounded", {"low": [0, None, -1], "high": [1, 5, None]}]
     flow = diffeo.nsf(3, hidden=(8,), preprocess=[bounds, "standardize"])
     again = diffeo.recipes.build(flow.recipe["name"], flow.recipe["arguments"])
     for each in (flow, again):
         assert inside(Bounded(3, bounds[1]["low"], bounds[1]["high"]), each.sample(1000)).all()
-    circle = diffeo.maf(2, preprocess=[["circle", {"low": 0, "period": 360}]])
-    assert circle.log_prob(torch.tensor([[0.0, 360.0]])) == circle.log_prob(torch.tensor([[360.0, 0.0]]))
-    assert (diffeo.maf(3, preprocess=["increasing"]).sample(100).diff(dim=1) > 0).all()
+    circle = diffeo.maf(3, preprocess=[["support", {"of": ["degrees", [0, None], "real"]}], "standardize"])
+    assert circle.log_prob(torch.tensor([0.0, 1, 1])) == circle.log_prob(torch.tensor([360.0, 1, 1]))
+    assert (diffeo.maf(3, preprocess=[["support", {"of": "ordered"}]]).sample(100).diff(dim=1) > 0).all()
+    with pytest.raises(ValueError, match="expected a support whose noise has its shape"):
+        diffeo.maf(3, preprocess=[["support", {"of": "simplex"}]])
     image = diffeo.realnvp((1, 4, 4), preprocess=[["bounded", {"low": 0, "high": 255, "shared": True}]])
     assert inside(Bounded(16, 0, 255), image.sample(100).flatten(1)).all()
 

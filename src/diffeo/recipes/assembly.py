@@ -16,18 +16,17 @@ from diffeo.flow import Flow
 from diffeo.transforms import (
     Bounded,
     Chain,
-    Circle,
     Dequantize,
     Elementwise,
     Flattened,
     Gaussianize,
-    Increasing,
     Logit,
     RationalQuadraticSpline,
     Rescale,
     Standardize,
     Transform,
     Whiten,
+    as_support,
     as_univariate,
     describe,
 )
@@ -43,6 +42,14 @@ def _curve(event_shape: Sequence[int], bins: int = 16, bound: float = 5.0) -> Tr
     return Elementwise(RationalQuadraticSpline(bins, bound), event_shape)
 
 
+def _support(event_shape: Sequence[int], of: Any) -> Transform:
+    """What ``as_support`` makes of a list, of bounds or of a name."""
+    support = as_support(of, event_shape)
+    if support.noise_shape != support.event_shape:
+        raise ValueError("expected a support whose noise has its shape, got a simplex; take flow.with_support for it")
+    return support
+
+
 PREPROCESS: dict[str, Callable[..., Transform]] = {
     "curve": _curve,
     "standardize": Standardize,
@@ -52,8 +59,7 @@ PREPROCESS: dict[str, Callable[..., Transform]] = {
     "rescale": Rescale,
     "dequantize": Dequantize,
     "bounded": Bounded,
-    "circle": Circle,
-    "increasing": Increasing,
+    "support": _support,
 }
 
 Features = int | Sequence[int]  # how many columns, or the shape (C, H, W) of an image

@@ -497,7 +497,7 @@ def as_support(what: Any, features: int | Sequence[int] | None = None) -> Suppor
         what: one of
 
             - a name: ``"real"``, ``"positive"``, ``"unit"`` (the interval of 0 and 1), ``"circle"`` (angles from -pi to
-              pi), ``"simplex"``, ``"ordered"``;
+              pi), ``"degrees"`` (from 0 to 360), ``"simplex"``, ``"ordered"``;
             - bounds (low, high), each a number, a tensor with one per element, or None for none;
             - a constraint of ``torch.distributions.constraints``, or Pyro's of ordered vectors;
             - a distribution, such as a prior, for its support; where it has no event, its batch is one;
@@ -564,6 +564,7 @@ NAMES: dict[str, Callable[[torch.Size | None], Support]] = {
     "positive": lambda shape: _bounded(0.0, None, shape),
     "unit": lambda shape: _bounded(0.0, 1.0, shape),
     "circle": lambda shape: Circle(torch.Size((1,)) if shape is None else shape),
+    "degrees": lambda shape: Circle(torch.Size((1,)) if shape is None else shape, 0.0, 360.0),
     "simplex": _vector(Simplex, "a simplex"),
     "ordered": _vector(Increasing, "an ordered vector"),
 }
