@@ -121,6 +121,7 @@ def test_densities_of_one_element_integrate_to_one(seed):
         assert total.item() == pytest.approx(1, abs=3e-3)
 
 
+@pytest.mark.slow
 def test_densities_of_several_elements_integrate_to_one():
     def integral(support, *axes):
         p = flow_on(support).double().log_prob(torch.cartesian_prod(*axes)).exp().reshape([len(axis) for axis in axes])
@@ -277,6 +278,7 @@ def test_all_that_noise_wraps_to_counts():
         assert (z[0] - z[1]).abs().min() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_circle_is_learned_with_a_context():
     """A von Mises distribution that lies across the cut, its place given: within .05 nats of its entropy."""
     generator = torch.Generator().manual_seed(0)

@@ -395,9 +395,8 @@ class Circle(Support):
         return z, sum_event(logs, self.event_dim)
 
     def _part(self, x: Tensor) -> Tensor:
-        """Which part of the way around an angle is, in [0, 1)."""
-        part = torch.remainder((x - self.low.to(x)) / self.period.to(x), 1)
-        return torch.where(part < 1, part, 0)  # of an angle just below 0 it is rounded to 1
+        """Which part of the way around an angle is, in [0, 1]: 1 only by rounding, where it is as good as 0."""
+        return torch.remainder((x - self.low.to(x)) / self.period.to(x), 1)
 
     def _unwrapped(self, below: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
         """z and log|dz/dx|, from the turns to either end, which sum to 2."""
