@@ -21,12 +21,16 @@ from diffeo.transforms import (
     ActNorm,
     Affine,
     Autoregressive,
+    Bounded,
     Chain,
+    Circle,
     Composed,
+    Concatenated,
     Coupling,
     Elementwise,
     Flattened,
     Gaussianize,
+    Increasing,
     Inverse,
     Logit,
     MixtureOfLogistics,
@@ -34,6 +38,7 @@ from diffeo.transforms import (
     Permutation,
     RationalQuadraticSpline,
     Rescale,
+    Simplex,
     Squeezed,
     Standardize,
     Transform,
@@ -55,14 +60,24 @@ UNIVARIATES = {
 }
 
 
+def same(value: Tensor) -> Tensor:
+    return value
+
+
 @dataclass
 class Case:
-    """A transform to be made, the shape of its events, whether it uses a context, and the shape of that."""
+    """A transform to be made, the shape of its events, whether it uses a context, and the shape of that.
+
+    Of one whose data fill a support: ``noise`` brings noise where a round trip is exact in float32, ``data`` brings
+    any numbers inside.
+    """
 
     make: Callable[[], Transform]
     event_shape: tuple[int, ...]
     contextual: bool = False
     context_shape: tuple[int, ...] = (CONTEXT,)
+    noise: Callable[[Tensor], Tensor] = same
+    data: Callable[[Tensor], Tensor] = same
 
 
 def coupling(univariate: Univariate, mask: Tensor, context: int = 0) -> Coupling:
@@ -103,6 +118,30 @@ class Swirl(nn.Module):
         return torch.tanh(self.inner(inputs) + t[:, None] * self.time)
 
 
+class WithoutLast(Transform):
+    """The first elements of a point of the simplex, with regard to which its density is: as many as there are in z."""
+
+    def __init__(self, simplex: Simplex) -> None:
+        super().__init__()
+        self.simplex = simplex
+
+    def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x, log_det = self.simplex.forward_and_log_det(z, context)
+        return x[..., :-1], log_det
+
+    def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.simplex.inverse_and_log_det(torch.cat([x, 1 - x.sum(-1, keepdim=True)], -1), context)
+
+
+def support(make: Callable[[], Transform], event_shape: tuple[int, ...], bound: float = 3.0) -> Case:
+    """A case whose noise is within the bound, and whose data are where that comes to."""
+
+    def noise(value: Tensor) -> Tensor:
+        return bound * torch.tanh(value / bound)
+
+    return Case(make, event_shape, noise=noise, data=lambda value: make().forward(noise(value)))
+
+
 def recipe(name: str, shape: tuple[int, ...], context: int = 0, **arguments: Any) -> Transform:
     small = {"hidden": (6,), "activation": "silu", "transforms": 2, **arguments}
     return diffeo.recipes.build(name, {"features": shape, "context": context, **small}).transform
@@ -127,7 +166,18 @@ CASES: dict[str, Case] = {
     "gaussianize": Case(lambda: Gaussianize((5,)), (5,)),
     "rescale": Case(lambda: Rescale((5,), low=-1.0, high=3.0), (5,)),
     "rescale-image": Case(lambda: Rescale((3, 2, 4), high=256.0), (3, 2, 4)),
-    "logit": Case(lambda: Logit((5,), low=-1.0, high=3.0, alpha=1e-3), (5,)),
+    "logit": Case(
+        lambda: Logit((5,), low=-1.0, high=3.0, alpha=1e-3), (5,), data=lambda value: 1 + 1.999999 * torch.tanh(value)
+    ),
+    "bounded": support(lambda: Bounded(5, low=[-1.0, 0.0, None, None, 2.0], high=[3.0, None, 1.0, None, 2.5]), (5,)),
+    "bounded-image": support(lambda: Bounded((3, 2, 4), low=-1.0, high=1.0), (3, 2, 4)),
+    "simplex": support(lambda: WithoutLast(Simplex(5)), (4,)),
+    "ordered": support(lambda: Increasing(4), (4,)),
+    "ordered-above": support(lambda: Increasing(4, low=-2.0), (4,)),
+    "circle": support(lambda: Circle(3, low=[0.0, -1.0, 2.0], period=[1.0, 2.0, 7.0]), (3,), bound=1.3),
+    "concatenated": support(
+        lambda: Concatenated([Circle(1), Bounded(2, low=0.0), Increasing(2), Bounded(1, high=0.0)]), (6,), bound=1.3
+    ),
     **{f"elementwise-{name}": Case(lambda u=u: Elementwise(u(), (2, 3)), (2, 3)) for name, u in UNIVARIATES.items()},
     **{f"coupling-{name}": Case(lambda u=u: coupling(u(), half_mask(7)), (7,)) for name, u in UNIVARIATES.items()},
     **{
@@ -236,6 +286,5 @@ def inputs(name: str, batch: tuple[int, ...], dtype: torch.dtype = torch.float64
     this = case(name)
     value = 1.5 * torch.randn(*batch, *this.event_shape, dtype=torch.float64)
     context = torch.randn(*batch, *this.context_shape, dtype=torch.float64) if this.contextual else None
-    if name == "inverse-logit":  # its z-side is the bounded one
-        value = 1 + 1.9 * torch.tanh(value)
+    value = (this.data if name.startswith("inverse-") else this.noise)(value)  # the z-side of an inverse is data
     return value.to(dtype), None if context is None else context.to(dtype)

@@ -17,6 +17,7 @@ from diffeo.bases import Base
 from diffeo.transforms.base import Chain, Transform, as_shape, expect_transform
 from diffeo.transforms.ode import ODE
 from diffeo.transforms.preprocess import Dequantize, Standardize
+from diffeo.transforms.supports import Support, as_support
 
 __all__ = ["DRAWS", "Flow", "FlowDistribution", "as_sample_shape", "bits_per_dim", "expect_ode"]
 
@@ -156,7 +157,10 @@ class Flow(nn.Module):
     @property
     def core(self) -> Flow:
         """The flow of the layers alone, in their units; modules are shared, not copied."""
-        return self._of(self.parts[: len(self.parts) - len(self.preprocessing)])
+        parts, preprocessing = self.parts, self.preprocessing
+        resized = (each for each in preprocessing if isinstance(each, Support) and each.noise_shape != each.event_shape)
+        inner = next((each.noise_shape for each in resized), None)
+        return self._of(parts[: len(parts) - len(preprocessing)], inner)
 
     def with_ode(self, velocity: nn.Module | None = None, **changes: Any) -> Flow:
         """The same continuous flow, solved otherwise: with another velocity, solver or tolerance.
@@ -172,10 +176,31 @@ class Flow(nn.Module):
         """
         return self._of([expect_ode(self).replaced(velocity, **changes), *self.parts[1:]])
 
-    def _of(self, parts: Iterable[Transform]) -> Flow:
+    def _of(self, parts: Iterable[Transform], event_shape: torch.Size | None = None) -> Flow:
         """The same flow of other transforms."""
-        flow = Flow(self.base, parts, self.event_shape, self.context_shape, self.context_transform, self.embedding)
+        shape = self.event_shape if event_shape is None else event_shape
+        flow = Flow(self.base, parts, shape, self.context_shape, self.context_transform, self.embedding)
         return flow.train(self.training)
+
+    def with_support(self, what: Any) -> Flow:
+        """The same flow of data on a support: bounds, a simplex, a circle, the support of a prior.
+
+        No sample lies outside, and no density is there. Modules are shared, not copied. It belongs to no recipe.
+
+        Args:
+            what: what ``transforms.as_support`` takes, for elements of this flow's shape, or a support whose noise has
+                that shape: on a simplex of D elements a flow of D - 1.
+
+        Raises:
+            ValueError: for a support of another shape, or one that is none.
+        """
+        support = what if isinstance(what, Support) else as_support(what, self.event_shape)
+        if support.noise_shape != self.event_shape:
+            raise ValueError(
+                f"expected a flow of events of shape {tuple(support.noise_shape)} for the support, "
+                f"got one of {tuple(self.event_shape)}"
+            )
+        return self._of([*self.parts, support], support.event_shape)
 
     def with_embedding(self, embedding: nn.Module, context_shape: int | Sequence[int]) -> Flow:
         """The same flow, given what a network makes of a context in place of the context.
@@ -394,7 +419,7 @@ class Flow(nn.Module):
         return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Normalize: z = f^-1(x).
+        """Normalize: z = f^-1(x); where several z come to x, one of them at random, by how likely each is.
 
         Args:
             x: ``(*batch, *event)``.
@@ -407,7 +432,7 @@ class Flow(nn.Module):
             ValueError: for a wrong shape, or a missing or superfluous context.
         """
         rows, contexts, batch = self._rows(x, context, self.event_shape, "x")
-        (z,) = self._in_chunks(lambda x, c: (self.transform.inverse(x, self.normalize_context(c)),), rows, contexts)
+        (z,) = self._in_chunks(self._encode, rows, contexts)
         return z.reshape(*batch, *self.base.event_shape)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
@@ -537,8 +562,21 @@ class Flow(nn.Module):
     def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
         return (self.transform.log_prob(self.base.log_prob, x, self.normalize_context(context)),)
 
+    def _encode(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
+        context = self.normalize_context(context)
+        if self.transform.branches == 1:
+            return (self.transform.inverse(x, context),)
+        z, log_det = self.transform.preimages(x, context)  # (branches, rows, *event), (branches, rows)
+        log_prob = self.base.log_prob(z) + log_det
+        gumbel = -torch.empty_like(log_prob).exponential_().log()
+        return (z[(log_prob + gumbel).argmax(0), torch.arange(len(x), device=x.device)],)
+
     def _generate(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, log_det = self.transform.forward_and_log_det(z, self.normalize_context(context))
+        context = self.normalize_context(context)
+        if self.transform.branches > 1:  # other noise comes to the same x
+            x = self.transform.forward(z, context)
+            return x, self.transform.log_prob(self.base.log_prob, x, context)
+        x, log_det = self.transform.forward_and_log_det(z, context)
         return x, self.base.log_prob(z) - log_det
 
     def _in_chunks(
@@ -696,7 +734,10 @@ class FlowDistribution(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """All real vectors of the event's shape."""
+        """That of the flow's ``Support``; without one, all real vectors of the event's shape."""
+        last = self.flow.parts[-1]
+        if isinstance(last, Support):
+            return last.constraint
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:

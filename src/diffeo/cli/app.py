@@ -146,6 +146,10 @@ def fit(
     integer: Annotated[list[str] | None, Option(help="Columns of whole numbers.", metavar="COLS")] = None,
     continuous: Annotated[list[str] | None, Option(help="Columns with a smooth density.", metavar="COLS")] = None,
     dates: Annotated[list[str] | None, Option("--date", help="Columns of dates or times.", metavar="COLS")] = None,
+    bounds: Annotated[
+        list[str] | None,
+        Option(help="Ends of a continuous column, either may be empty: no density beyond.", metavar="COL=LOW:HIGH"),
+    ] = None,
     weights: Annotated[
         str | None, Option(help="The column that says how much each row counts; not modelled.", metavar="COL")
     ] = None,

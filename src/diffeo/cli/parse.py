@@ -127,6 +127,18 @@ def _context_values(words: Sequence[str]) -> dict[str, str]:
     return _texts(words, "--given COLUMN", str.rpartition)
 
 
+def _bounds(words: Sequence[str]) -> dict[str, list[float | None]]:
+    """Return columns and their ends from options such as ``--bounds share=0:1 --bounds size=0:``."""
+    ends: dict[str, list[float | None]] = {}
+    for name, text in _texts(words, "--bounds COLUMN", str.rpartition).items():
+        try:
+            low, high = (float(word) if word.strip() else None for word in text.split(":"))
+        except ValueError as error:
+            raise UserError(f"expected --bounds COLUMN=LOW:HIGH, such as size=0:, got '{name}={text}'") from error
+        ends[name] = [low, high]
+    return ends
+
+
 PARSERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(
         ("context", "drop", "keep", "conditions", "categorical", "integer", "continuous", "dates", "na"), _columns
@@ -135,6 +147,7 @@ PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "size": partial(_whole_numbers, "--size"),
     "hidden": partial(_whole_numbers, "--hidden"),
     "arguments": _assignments,
+    "bounds": _bounds,
     "given": _context_values,
     "missing": lambda dropped: "drop" if dropped else "error",
 }

@@ -52,6 +52,7 @@ def fit(
     integer: Sequence[str] = (),
     continuous: Sequence[str] = (),
     dates: Sequence[str] = (),
+    bounds: Mapping[str, Sequence[float | None]] | None = None,
     weights: str | None = None,
     na: Sequence[str] = (),
     sep: str | None = None,
@@ -95,6 +96,7 @@ def fit(
         integer: columns of whole numbers, whatever they look like.
         continuous: columns that have a smooth density, whatever they look like.
         dates: columns of dates or times, whatever they look like.
+        bounds: of continuous columns, (low, high) with None for none: the density is zero beyond.
         weights: the column of a table that says how much each row counts, in training and in what is reported: finite
             numbers of at least 0, without gaps. It is not modelled.
         na: texts and numbers that stand for a missing cell, beside NA, NaN, null and the like.

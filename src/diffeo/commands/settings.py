@@ -16,10 +16,9 @@ __all__ = ["check_reading", "option_of", "refuse_foreign", "settings_of"]
 _NUMBER = int | float
 _TYPES: dict[str, Any] = {
     "model": str, "student": str, "arguments": dict, "context": list, "drop": list, "size": list, "missing": str,
-    "categorical": list, "integer": list, "continuous": list, "dates": list, "weights": str, "na": list, "sep": str,
-    "decimal": str, "label_pattern": str, "test": _NUMBER, "folds": int, "rate": int, "crop": _NUMBER, "mels": int,
-    "epochs": int,
-    "minutes": _NUMBER, "batch_size": int, "accumulate": int, "lr": _NUMBER, "seed": int,
+    "categorical": list, "integer": list, "continuous": list, "dates": list, "bounds": dict, "weights": str, "na": list,
+    "sep": str, "decimal": str, "label_pattern": str, "test": _NUMBER, "folds": int, "rate": int, "crop": _NUMBER,
+    "mels": int, "epochs": int, "minutes": _NUMBER, "batch_size": int, "accumulate": int, "lr": _NUMBER, "seed": int,
     "power": _NUMBER, "contrast": _NUMBER, "forward_share": _NUMBER,
 }  # fmt: skip
 _RANGES: list[tuple[str, str, Callable[[float], bool]]] = [
@@ -60,6 +59,10 @@ def settings_of(arguments: Mapping[str, Any], run: str | os.PathLike[str], store
     if model is not None and model not in RECIPES:
         raise UserError(f"unknown model {model!r}; expected one of {', '.join(RECIPES)}")
     check_reading(settings)
+    if "bounds" in settings:
+        settings["bounds"] = {name: list(ends) for name, ends in settings["bounds"].items()}
+    if stored and settings.get("bounds") != stored.get("bounds"):
+        raise UserError(f"{os.fspath(run)} was trained with other bounds; leave --bounds out or start again (--force)")
     numbers = {"transforms": settings.get("arguments", {}).get("transforms"), **settings}
     for names, expected, valid in _RANGES:
         for name in names.split():

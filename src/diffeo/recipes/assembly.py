@@ -14,6 +14,7 @@ import torch
 from diffeo.bases import Base
 from diffeo.flow import Flow
 from diffeo.transforms import (
+    Bounded,
     Chain,
     Dequantize,
     Elementwise,
@@ -25,6 +26,7 @@ from diffeo.transforms import (
     Standardize,
     Transform,
     Whiten,
+    as_support,
     as_univariate,
     describe,
 )
@@ -40,6 +42,14 @@ def _curve(event_shape: Sequence[int], bins: int = 16, bound: float = 5.0) -> Tr
     return Elementwise(RationalQuadraticSpline(bins, bound), event_shape)
 
 
+def _support(event_shape: Sequence[int], of: Any) -> Transform:
+    """What ``as_support`` makes of a list, of bounds or of a name."""
+    support = as_support(of, event_shape)
+    if support.noise_shape != support.event_shape:
+        raise ValueError("expected a support whose noise has its shape, got a simplex; take flow.with_support for it")
+    return support
+
+
 PREPROCESS: dict[str, Callable[..., Transform]] = {
     "curve": _curve,
     "standardize": Standardize,
@@ -48,6 +58,8 @@ PREPROCESS: dict[str, Callable[..., Transform]] = {
     "logit": Logit,
     "rescale": Rescale,
     "dequantize": Dequantize,
+    "bounded": Bounded,
+    "support": _support,
 }
 
 Features = int | Sequence[int]  # how many columns, or the shape (C, H, W) of an image

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from diffeo.flow import Flow
 from diffeo.mixture import Mixture, OutOfFold
-from diffeo.transforms import Chain, Dequantize
+from diffeo.transforms import Chain, Dequantize, Support
 
 __all__ = ["consistency", "continuous_part", "log_det_error", "off_data", "round_trip"]
 
+HALVINGS = 40  # of a point's distance from the mean
 WIDEST = 512  # event elements; beyond it a Jacobian by autograd takes too long
 
 
@@ -59,11 +60,20 @@ def off_data(
     rows: int,
     generator: np.random.Generator,
 ) -> dict[str, Any]:
-    """Return the round trip's error on points uniform in a box, (low, high) of the event's shape, far off the data."""
+    """Return the round trip's error on points uniform in a box, (low, high) of the event's shape, far off the data.
+
+    Points beyond a support, which have no image, are first brought towards the mean until they are within.
+    """
     uniform = torch.from_numpy(generator.uniform(0, 1, (rows, *mean.shape))).to(mean)
     if context is not None:
         context = context[torch.from_numpy(generator.integers(len(context), size=rows)).to(context.device)]
-    return round_trip(flow, box[0] + (box[1] - box[0]) * uniform, context, mean, std)
+    points, support = box[0] + (box[1] - box[0]) * uniform, flow.parts[-1]
+    if isinstance(support, Support):
+        for _ in range(HALVINGS):
+            empty = support.inverse_and_log_det(points)[1] == -torch.inf
+            beyond = (empty | ~support.constraint.check(points)).reshape(-1, *(1,) * mean.dim())
+            points = torch.where(beyond, (points + mean) / 2, points)
+    return round_trip(flow, points, context, mean, std)
 
 
 def log_det_error(flow: Flow, x: Tensor, context: Tensor | None) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from diffeo.transforms.mixed import Mixed
 from diffeo.transforms.multiscale import Flattened, Part, Squeezed, latent_scales
 from diffeo.transforms.ode import ODE
 from diffeo.transforms.preprocess import Dequantize, Gaussianize, Logit, Rescale, Standardize, Whiten
+from diffeo.transforms.supports import Bounded, Circle, Concatenated, Increasing, Simplex, Support, as_support
 from diffeo.transforms.univariate import (
     UNIVARIATES,
     Affine,
@@ -31,8 +32,11 @@ __all__ = [
     "ActNorm",
     "Affine",
     "Autoregressive",
+    "Bounded",
     "Chain",
+    "Circle",
     "Composed",
+    "Concatenated",
     "Coupling",
     "DataDependent",
     "Dequantize",
@@ -40,6 +44,7 @@ __all__ = [
     "Factor",
     "Flattened",
     "Gaussianize",
+    "Increasing",
     "Inverse",
     "Logit",
     "Mixed",
@@ -50,13 +55,16 @@ __all__ = [
     "Rescale",
     "Scale",
     "Shift",
+    "Simplex",
     "Squeezed",
     "Standardize",
+    "Support",
     "Transform",
     "Univariate",
     "UnivariateLike",
     "Whiten",
     "alternating_mask",
+    "as_support",
     "as_univariate",
     "checkerboard_mask",
     "describe",

@@ -71,6 +71,11 @@ class Transform(KnowsArguments, nn.Module, ABC):
         """Whether its log-determinants are those of its map; if not, a flow of it has samples alone."""
         return True
 
+    @property
+    def branches(self) -> int:
+        """From how many points of noise each point of data comes: more than one where noise is wrapped."""
+        return 1
+
     @abstractmethod
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Generate: x = f(z) and log|det df/dz|.
@@ -96,15 +101,31 @@ class Transform(KnowsArguments, nn.Module, ABC):
         """
 
     def log_prob(self, noise: Callable[[Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
-        """log p(x) = log p(z) + log|det dz/dx|, ``(*batch,)``.
+        """log p(x) = log p(z) + log|det dz/dx|, ``(*batch,)``, or of the sum over all z that x comes from.
 
         Args:
             noise: log p(z), ``(*batch, *event) -> (*batch,)``.
             x: ``(*batch, *event)``.
             context: ``(*batch, *context)``, or None.
         """
+        if self.branches > 1:
+            z, log_det = self.preimages(x, context)
+            return torch.logsumexp(noise(z) + log_det, 0)
         z, log_det = self.inverse_and_log_det(x, context)
         return noise(z) + log_det
+
+    def preimages(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Every z that x comes from, and log|det dz/dx| of each; one, but where noise is wrapped, as by ``Circle``.
+
+        Args:
+            x: ``(*batch, *event)``.
+            context: ``(*batch, *context)``, or None.
+
+        Returns:
+            z, ``(branches, *batch, *event)``, and the log-determinants, ``(branches, *batch)``.
+        """
+        z, log_det = self.inverse_and_log_det(x, context)
+        return z[None], log_det[None]
 
     def forward_and_log_diagonal(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Generate: x = f(z) and log|dx_i/dz_i| of each element, for a transform that keeps one order throughout.
@@ -264,6 +285,22 @@ class Chain(Transform):
     def has_log_det(self) -> bool:
         """Whether every part has it."""
         return all(transform.has_log_det for transform in self)
+
+    @property
+    def branches(self) -> int:
+        """Those of every part, in all combinations."""
+        return math.prod(part.branches for part in self)
+
+    def preimages(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the inverse parts last to first, each to all that comes of the parts after it; log-dets add."""
+        batch = self._batch_shape(x)
+        z, total = x[None], x.new_zeros(1, *batch)
+        for part in reversed([*self.transforms]):
+            contexts = None if context is None else context.expand(len(z), *context.shape)
+            z, log_det = part.preimages(z, contexts)
+            log_det = sum_event(log_det, self.event_dim - part.event_dim)
+            z, total = z.flatten(0, 1), (log_det + total).flatten(0, 1)
+        return z, total
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the parts first to last; log-dets add."""

@@ -55,6 +55,8 @@ class _OnView(Transform):
         super().__init__()
         if expect_transform(transform).event_dim > view_dim:
             raise ValueError(f"expected a transform of events of rank up to {view_dim}, got {transform.event_dim}")
+        if transform.branches > 1:
+            raise ValueError(f"expected a transform that is one-to-one, got {type(transform).__name__}")
         self.transform = transform
         self.event_dim = event_dim
         self.view_dim = view_dim

@@ -13,7 +13,7 @@ from diffeo.errors import UserError
 from diffeo.flow import DRAWS, Flow
 from diffeo.modalities.base import Dataset
 from diffeo.modalities.tables import rows
-from diffeo.modalities.tables.defaults import default_model, preprocessing
+from diffeo.modalities.tables.defaults import check_bounds, default_model, preprocessing
 from diffeo.modalities.tables.figures import plot_figures
 from diffeo.modalities.tables.infer import infer_schema
 from diffeo.modalities.tables.mixed import factors
@@ -51,6 +51,12 @@ class TableDataset(Dataset):
         self.table.hold(rows.LARGE)
         chosen = {name: settings[name] for name in CHOSEN if name in settings}
         self.schema = infer_schema(self.table, numbers=numbers, **chosen)
+        self.bounds = settings.get("bounds", {})
+        if self.bounds and self.mixed:
+            raise UserError("--bounds is for models of complete numbers, such as --model nsf; leave it out")
+        if self.bounds and "preprocess" in settings.get("arguments", {}):
+            raise UserError("--bounds and --set preprocess exclude each other; choose one")
+        check_bounds(self.table, self.schema, self.bounds)
         most = MOST_MIXED if self.mixed else MOST_ROWS
         small = FEWEST_ROWS <= self.schema.rows <= most and not too_large(self.schema)
         self.folds = settings.get("folds", FOLDS if small else 1)
@@ -104,8 +110,8 @@ class TableDataset(Dataset):
         return {} if self.mixed else {"nsf with dropout": {"dropout": 0.1, "transforms": 3}}
 
     def preprocessing(self, model: str) -> list[Any]:
-        """Dequantise what is discrete, standardise, and make normal what has tails like Cauchy's."""
-        return [] if model == "mixed" else preprocessing(self.schema, self._some())
+        """Dequantise what is discrete, open bounds, standardise, and make normal what has tails like Cauchy's."""
+        return [] if model == "mixed" else preprocessing(self.schema, self._some(), self.bounds)
 
     @property
     def mixed(self) -> bool:

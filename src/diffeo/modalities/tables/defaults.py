@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from diffeo.modalities.tables.schema import Schema
+from diffeo.errors import UserError
+from diffeo.modalities.tables.schema import Column, Schema
+from diffeo.modalities.tables.table import Table
+from diffeo.transforms import Bounded
 
-__all__ = ["default_model", "preprocessing"]
+__all__ = ["check_bounds", "default_model", "preprocessing"]
+
+Bounds = Mapping[str, Sequence[float | None]]  # column -> its ends, None for none
 
 LOOKED_AT = 50_000  # rows
 STRETCHED = 5.0  # times the spread of the middle that the tails may stretch a standard deviation to
@@ -26,18 +34,61 @@ def default_model(rows: int) -> tuple[str, dict[str, Any]]:
     return "nsf", {"transforms": 5, **network, "affine": True}
 
 
-def preprocessing(schema: Schema, x: Tensor) -> list[Any]:
+def preprocessing(schema: Schema, x: Tensor, bounds: Bounds = MappingProxyType({})) -> list[Any]:
     """Return what stands between the data and any model, listed from the data inwards; x (n, features) are some rows.
 
     Columns with tails like Cauchy's are made normal one by one first: divided by their standard deviation, all but a
     few of their values would lie in a single bin of a spline. Other tables are not, since that bends the straight lines
-    along which one column may nearly determine another.
+    along which one column may nearly determine another. Columns with bounds have no density beyond them.
     """
     steps: list[Any] = []
     if any(grid.step for grid in schema.discrete):
         step, low = [grid.step for grid in schema.discrete], [grid.low for grid in schema.discrete]
         steps.append(["dequantize", {"step": step, "low": low}])
+    if bounds:
+        ends = [_ends(column, bounds) for column in schema.feature_columns]
+        lows, highs = [end[0] for end in ends], [end[1] for end in ends]
+        steps.append(["bounded", {"low": lows, "high": highs}])
+        x = Bounded(schema.features, lows, highs).inverse(x)
     return [*steps, "standardize", *(["gaussianize"] if _stretched(x) else [])]
+
+
+def _ends(column: Column, bounds: Bounds) -> tuple[float | None, float | None]:
+    """The bounds of a column in encoded units: a rounded value on a bound is one that may have been inside."""
+    low, high = bounds.get(column.name, (None, None))
+    half = column.unit / 2
+    return None if low is None else low - half - column.origin, None if high is None else high + half - column.origin
+
+
+def check_bounds(table: Table, schema: Schema, bounds: Bounds) -> None:
+    """Refuse bounds of columns that have none, or that some value is not within, which is named with its row.
+
+    Raises:
+        UserError: for the first of these.
+    """
+    columns = {column.name: column for column in schema.feature_columns}
+    for name, ends in bounds.items():
+        if name not in table.names:
+            table.select([name])  # raises the error that lists the columns there are
+        column = columns.get(name)
+        shown = ":".join("" if end is None else f"{end:g}" for end in ends)
+        if column is None or column.kind != "continuous":
+            what = f"holds {column.kind} values, which stay within those seen" if column else "is not modelled"
+            raise UserError(f"{table.name}: column {name!r} {what}; bounds are for continuous columns, leave it out")
+        try:
+            support = Bounded(1, *_ends(column, bounds))
+        except ValueError:
+            raise UserError(f"{table.name}: column {name!r}: expected bounds LOW:HIGH, got {shown!r}") from None
+
+        def beyond(values: np.ndarray, column: Column = column, support: Bounded = support) -> np.ndarray:
+            encoded = torch.from_numpy(values - column.origin).float()[:, None]  # what the model sees
+            return torch.isinf(support.inverse_and_log_det(encoded)[1]).numpy()
+
+        for where, value in table.find(name, beyond) if beyond(np.array([column.low, column.high])).any() else ():
+            raise UserError(
+                f"{table.name}: column {name!r} holds {value:g} in {where}, which is not within its bounds {shown}; "
+                "give wider ones, or leave such rows out"
+            )
 
 
 def _stretched(x: Tensor) -> bool:

@@ -23,6 +23,7 @@ MODALITY = Modality(
         "integer",
         "continuous",
         "dates",
+        "bounds",
         "weights",
         "na",
         "sep",
