@@ -26,6 +26,7 @@ from diffeo.transforms import (
     Coupling,
     Elementwise,
     Flattened,
+    Gated,
     Gaussianize,
     Inverse,
     Logit,
@@ -51,6 +52,7 @@ CONTEXT = 3
 UNIVARIATES = {
     **transforms.UNIVARIATES,
     "logistics": lambda: MixtureOfLogistics(3),
+    "gated": Gated,
     "spline-affine": lambda: Composed(RationalQuadraticSpline(), Affine()),
 }
 
@@ -129,6 +131,7 @@ CASES: dict[str, Case] = {
     "rescale-image": Case(lambda: Rescale((3, 2, 4), high=256.0), (3, 2, 4)),
     "logit": Case(lambda: Logit((5,), low=-1.0, high=3.0, alpha=1e-3), (5,)),
     **{f"elementwise-{name}": Case(lambda u=u: Elementwise(u(), (2, 3)), (2, 3)) for name, u in UNIVARIATES.items()},
+    "elementwise-context": Case(lambda: Elementwise(Affine(), (2, 3), CONTEXT), (2, 3), True),
     **{f"coupling-{name}": Case(lambda u=u: coupling(u(), half_mask(7)), (7,)) for name, u in UNIVARIATES.items()},
     **{
         f"coupling-{name}-context": Case(lambda u=u: coupling(u(), alternating_mask(7), CONTEXT), (7,), True)

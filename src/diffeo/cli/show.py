@@ -96,6 +96,11 @@ def _used(used: int | None, rows: int | None) -> str:
 
 
 def _likelihood(part: Mapping[str, Any]) -> str:
+    if "elbo" in part:
+        return (
+            f"at most {_with_error(part['nll'], part['stderr'])} nats per image by {part['samples']:,} samples"
+            f" (-ELBO {_with_error(-part['elbo'], part['elbo_stderr'])}), {part['bits_per_dim']:.4f} bits/dim"
+        )
     if "bits_per_dim" in part:
         return f"{_with_error(part['nll'], part['stderr'])} nats per image, {part['bits_per_dim']:.4f} bits/dim"
     if "bits_per_sample" in part:
@@ -118,12 +123,21 @@ def score(summary: Mapping[str, Any]) -> str:
                 for name, (text, unit) in bits.items()
                 if name in summary
             ),
-            ("mean", f"{_pair(summary)} nats per {summary['unit']}"),
+            ("mean", f"{_pair(summary)} nats per {summary['unit']}{_bound(summary)}"),
+            ("ELBO", _with_error(summary["elbo"], summary["elbo_stderr"]) if "elbo" in summary else ""),
             ("seen", _seen(summary)),
             ("lowest", _number(summary["min"])),
             *_read(summary),
         ],
     )
+
+
+def _bound(summary: Mapping[str, Any]) -> str:
+    """That a mean is one of bounds, and what the samples leave open of it, of a VAE."""
+    if "elbo" not in summary:
+        return ""
+    alone = _number(summary["sampling_stderr"])
+    return f", the importance-weighted bound of {summary['samples']:,} samples (± {alone} by these)"
 
 
 def _read(summary: Mapping[str, Any]) -> Rows:

@@ -91,6 +91,7 @@ class ImageDataset(Dataset):
         self.valid_x, self.valid_context = _pixels(valid), self._labels(valid)
         self.hash, self.features = images.sha256, list(images.shape)
         self.context_size = len(images.classes) if self.labelled else 0
+        self.sizes = {"levels": images.levels} if self.settings.get("model") == "vae" else {}
         self.description = describe_images(images.shape, images.levels, images.classes if self.labelled else ())
         self.notes = [*images.notes, *(f"{name} was skipped: {why}" for name, why in images.skipped)]
 
@@ -116,8 +117,11 @@ class ImageDataset(Dataset):
         it; but shifts are then of one size, whether a pixel spreads over 1/1000 or over 1. For the others, a background
         of one level is uniform noise once dequantised, which affine maps alone would take for a Gaussian: a quarter of
         a bit lost on each such pixel, or more. The curve, one for all pixels and learned with the layers, finds where
-        the levels should lie for these; flow matching, whose loss is no likelihood, cannot learn it.
+        the levels should lie for these; flow matching, whose loss is no likelihood, cannot learn it. A VAE's likelihood
+        is of the pixels as they are.
         """
+        if model == "vae":
+            return []
         levels = self.images.levels
         steps: list[Any] = [["dequantize", {"step": 1.0}]]
         if model != "nice":
@@ -134,7 +138,7 @@ class ImageDataset(Dataset):
         assert flow.recipe is not None
         name = flow.recipe["name"]
         return {
-            "lr": {"realnvp": 6e-3, "glow": 6e-3, "flow_matching": 2e-3}.get(name, 1e-2),
+            "lr": {"realnvp": 6e-3, "glow": 6e-3, "flow_matching": 2e-3, "vae": 2e-3}.get(name, 1e-2),
             **({"weight_decay": max(1e-2, PRIOR / self.rows)} if name == "nsf" else {}),
             "bfloat16": gains_by_bfloat16(flow),
         }

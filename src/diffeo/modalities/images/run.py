@@ -31,7 +31,7 @@ class ImageRun(OpenRun):
     """A flow of images, and what they are like."""
 
     words = Words("image", "images", "dim", "images")
-    options = {"sample": ("given", "guidance")}  # noqa: RUF012 - a constant
+    options = {"sample": ("given", "guidance", "means"), "score": ("samples",)}  # noqa: RUF012 - a constant
 
     shape: tuple[int, int, int]
     levels: int
