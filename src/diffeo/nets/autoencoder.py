@@ -34,7 +34,7 @@ class Encoder(KnowsArguments, nn.Module):
     """
 
     def __init__(
-        self, shape: Sequence[int], outputs: int = 256, channels: Sequence[int] = (32, 32), activation: str = "silu"
+        self, shape: Sequence[int], outputs: int = 256, channels: Sequence[int] = (16, 32), activation: str = "silu"
     ) -> None:
         super().__init__()
         channels = as_widths(channels)
@@ -84,7 +84,7 @@ class Decoder(KnowsArguments, nn.Module):
         shape: Sequence[int],
         size: int = 1,
         width: int = 256,
-        channels: Sequence[int] = (32, 32),
+        channels: Sequence[int] = (16, 32),
         activation: str = "silu",
     ) -> None:
         super().__init__()

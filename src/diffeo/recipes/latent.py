@@ -34,7 +34,7 @@ def vae(
     hidden: Sequence[int] = (320,),
     bins: int = 8,
     components: int = 5,
-    channels: Sequence[int] = (32, 32),
+    channels: Sequence[int] = (16, 32),
     width: int = 256,
     activation: str = "silu",
     preprocess: Preprocess = (),
