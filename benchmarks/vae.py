@@ -1,9 +1,9 @@
-"""VAEs of MNIST with posteriors of three kinds: `DIFFEO_DATA=data python benchmarks/vae.py --minutes 20 --out vae.json`.
+"""VAEs of MNIST with three posteriors: `DIFFEO_DATA=data python benchmarks/vae.py --minutes 20 --out vae.json`.
 
-Encoder, decoder, prior, rate and seed are the same; the posterior is a diagonal Gaussian, IAF or NSF. Each is trained by
-the ELBO for so many minutes on the first 50,000 training images, the last 10,000 for validation, and judged on the first
-1,000 test images by 1,000 draws of its posterior for each: the ELBO, and the importance-weighted bound of log p(x), in
-nats, with the mean of the differences to the diagonal posterior image by image and their standard errors.
+Encoder, decoder, prior, rate and seed are the same; the posterior is a diagonal Gaussian, IAF or NSF. Each is trained
+by the ELBO for so many minutes on the first 50,000 training images, the last 10,000 for validation, and judged on the
+first 1,000 test images by 1,000 draws of its posterior for each: the ELBO, and the importance-weighted bound of log
+p(x), in nats, with the mean of the differences to the diagonal posterior image by image and their standard errors.
 
 Images are binarised once and for all: by a fixed Bernoulli draw of each pixel (`--binarize draw`, seed 0, whatever the
 seed of the training), or white above a half (`--binarize threshold`, as `diffeo fit mnist --model vae` does).

@@ -1,17 +1,23 @@
 """The VAE: bounds of a known likelihood, posteriors that match their samples, and what it refuses."""
 
+import csv
 import json
 import math
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import diffeo
 from cases import randomise
+from diffeo import commands
 from diffeo.bases import StandardNormal
+from diffeo.cli.main import main
 from diffeo.likelihoods import Bernoulli, DiscretizedLogistics, Likelihood
 from diffeo.objectives import ELBO, IWAE, objective_of
+from diffeo.report import bounds
 from diffeo.transforms import Affine, Elementwise, Rescale
 from diffeo.variational import VAE
 
@@ -399,3 +405,117 @@ def test_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
         assert torch.equal(a, b), name
     history = [json.loads(line) for line in (tmp_path / "cut" / "train" / "metrics.jsonl").read_text().splitlines()]
     assert [entry["epoch"] for entry in history] == [1, 2, 3, 4]
+
+
+# ---- The commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Of the digits, one of two latents by the ELBO, one of grey pixels by IWAE."""
+    folder = tmp_path_factory.mktemp("vae")
+    tiny = {"channels": [4], "width": 16, "hidden": [12]}
+    commands.fit("digits", folder / "two", model="vae", epochs=3, arguments={"latent": 2, "warmup": 20, **tiny})
+    grey = {"likelihood": "logistics", "posterior": "nsf", "samples": 2, "latent": 3, **tiny}
+    commands.fit("digits", folder / "grey", model="vae", epochs=1, arguments=grey, figures=False)
+    return folder
+
+
+def test_a_run_is_described_by_its_bounds(runs):
+    facts = commands.info(runs / "two")
+    assert facts["model"] == "vae"
+    assert facts["fast"] == ["sample"]
+    assert (facts["arguments"]["levels"], facts["arguments"]["posterior"]) == (17, "iaf")
+    part = facts["metrics"]["validation"]
+    assert part["samples"] == 100
+    assert -part["nll"] >= part["elbo"]
+    assert part["bits_per_dim"] == pytest.approx(part["nll"] / (64 * math.log(2)))
+    assert {path.stem for path in (runs / "two" / "figures").iterdir()} == {
+        "learning_curve", "samples", "reconstructions", "between", "traversals", "latents",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["two", "grey"])
+def test_scores_are_bounds(runs, tmp_path, name):
+    summary = commands.score(runs / name, "digits", tmp_path / "s.csv", samples=7)
+    assert summary["samples"] == 7
+    rows = list(csv.DictReader((tmp_path / "s.csv").read_text().splitlines()))
+    assert list(rows[0]) == ["image", "elbo", "bound", "bound_stderr", "bits_per_dim"]
+    elbo, bound = (np.array([float(row[key]) for row in rows]) for key in ("elbo", "bound"))
+    assert (elbo <= bound).all()
+    assert summary["mean"] == pytest.approx(bound.mean())
+    assert summary["elbo"] == pytest.approx(elbo.mean())
+    again = commands.score(runs / name, "digits", tmp_path / "t.csv", samples=7)
+    assert again["mean"] == summary["mean"]
+
+
+def test_samples_are_draws_or_means(runs, tmp_path):
+    for means in (False, True):
+        commands.sample(runs / "two", 5, tmp_path / f"{means}.npz", means=means)
+    drawn, mean = (np.load(tmp_path / f"{means}.npz")["x"] for means in (False, True))
+    assert set(np.unique(drawn)) == {0, 16}
+    assert mean.shape == drawn.shape == (5, 1, 8, 8)
+    assert len(np.unique(mean)) > 2
+
+
+def test_check(runs, capsys):
+    report = commands.check(runs / "two", "digits", rows=120)
+    assert report["density"]["max"] < 1e-4
+    assert report["likelihood"]["gain_over_marginals"]["mean"] == pytest.approx(
+        report["likelihood"]["flow"]["mean"] - report["likelihood"]["marginals"]["mean"]
+    )
+    assert main(["check", str(runs / "grey"), "digits", "--rows", "120"]) == 0
+    shown = capsys.readouterr().out
+    assert "nats per row by 100 samples" in shown
+    assert "verdict: " in shown
+
+
+def test_independent_pixels_are_counted_in_the_other_half():
+    rows = np.random.default_rng(0).integers(0, 2, (4000, 3)).astype(float)
+    assert bounds._independent(rows, 0).mean() == pytest.approx(-3 * math.log(2), abs=0.01)
+    rows[:, 1] = 0
+    assert bounds._independent(rows, 0).mean() == pytest.approx(-2 * math.log(2), abs=0.01)
+
+
+def test_on_the_command_line(runs, tmp_path, capsys):
+    assert main(["score", str(runs / "two"), "digits", "--samples", "3", "--out", str(tmp_path / "s.csv")]) == 0
+    shown = capsys.readouterr().out
+    assert "the importance-weighted bound of 3 samples" in shown
+    assert "ELBO" in shown
+    assert main(["sample", str(runs / "two"), "-n", "4", "--means", "--out", str(tmp_path / "m.png")]) == 0
+    assert main(["info", str(runs / "two")]) == 0
+    assert "-ELBO" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["score", "two", "digits", "--samples", "0", "--out", "s.csv"], "number of samples of at least 1"),
+        (["score", "flow", "digits", "--samples", "5", "--out", "s.csv"], "has an exact likelihood"),
+        (["sample", "flow", "-n", "5", "--means", "--out", "s.png"], "is no VAE, and has no means"),
+        (["sample", "two", "-n", "5", "--guidance", "2", "--out", "s.png"], "guidance"),
+        (["inpaint", "two", "digits", "mask.png", "--out", "s.png"], "is a VAE, which has no exact likelihood"),
+        (["fit", "digits", "--model", "vae", "--set", "posterior=maf", "--out", "new"], "expected posterior among"),
+        (["fit", "digits", "--model", "vae", "--context", "label", "--out", "new"], "expected context=0"),
+        (["fit", "digits", "--model", "vae", "--set", "samples=0", "--out", "new"], "expected samples >= 1"),
+        (["fit", "digits", "--model", "vae", "--set", "free_bits=-1", "--out", "new"], "expected free_bits >= 0"),
+        (["fit", "wine", "--model", "vae", "--out", "new"], "for a VAE"),
+        (["distill", "two", "--out", "new"], "VAE"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(runs, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(runs)
+    if not (runs / "flow").exists():
+        commands.fit("digits", "flow", model="realnvp", epochs=1, arguments={"hidden": [4]}, figures=False)
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error.splitlines()[-1]
+    assert "Traceback" not in error
+    assert not (runs / "new").exists()
+
+
+def test_a_run_is_resumed(runs, tmp_path):
+    shutil.copytree(runs / "two", tmp_path / "run")
+    summary = commands.fit("digits", tmp_path / "run", resume=True, epochs=4, figures=False)
+    assert summary["epochs"] == 4
+    assert summary["model"] == "vae"

@@ -475,7 +475,7 @@ def check(report: Mapping[str, Any]) -> str:
     return _page(
         f"{report['run']} on {report['data']}: {report['which']} ({report['rows']:,})",
         [],
-        *(_checked_orders if "orders" in report else _checked)(report, left_out),
+        *_CHECKED[next((name for name in _CHECKED if name in report), "round_trip")](report, left_out),
         *_looked_at(report["samples"]),
         "",
         f"verdict: {report['verdict']}" + ":" * bool(reasons),
@@ -521,6 +521,32 @@ def _checked_orders(report: Mapping[str, Any], left_out: tuple[str, str]) -> lis
         ),
         *_below(("column", "nats per row", "more than by itself"), columns),
     ]
+
+
+def _checked_bounds(report: Mapping[str, Any], left_out: tuple[str, str]) -> list[str]:
+    """What was found of a VAE."""
+    bound, likelihood = report["bound"], report["likelihood"]
+    return _table(
+        [
+            ("log-likelihood", f"at least {_pair(likelihood['flow'])} nats per row by {bound['samples']:,} samples"),
+            ("  ELBO", _with_error(bound["elbo"], bound["elbo_stderr"])),
+            (
+                "  independent columns",
+                f"{_pair(likelihood['marginals'])}; the bound gains {_pair(likelihood['gain_over_marginals'])}",
+            ),
+            (
+                "posterior",
+                f"its sampler's and its scorer's densities differ by {_tiny(report['density']['max'])} at most",
+            ),
+            *_samples(report["samples"]),
+            *(_latents(report["latents"]) if "latents" in report else []),
+            left_out,
+        ]
+    )
+
+
+# how a check is described, by a part that only such a report has
+_CHECKED = {"orders": _checked_orders, "bound": _checked_bounds, "round_trip": _checked}
 
 
 def _noise(z: Mapping[str, Any], columns: int) -> Rows:

@@ -16,10 +16,12 @@ from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.modalities.base import Dataset
 from diffeo.modalities.images import figures as image_figures
+from diffeo.modalities.images import latent
 from diffeo.modalities.images.images import IMAGE_SETS, Images, open_images
 from diffeo.nets.resnet import ResNet
 from diffeo.nets.unet import UNet
 from diffeo.training.splitting import count_test, split_rows
+from diffeo.variational import VAE
 
 __all__ = ["ImageDataset", "describe_images", "hold_out", "one_hot", "shows_images"]
 
@@ -89,6 +91,7 @@ class ImageDataset(Dataset):
         self.rows, self.total = len(train), len(images)
         self.x, self.context = _pixels(train), self._labels(train)
         self.valid_x, self.valid_context = _pixels(valid), self._labels(valid)
+        self.valid_labels = valid.labels
         self.hash, self.features = images.sha256, list(images.shape)
         self.context_size = len(images.classes) if self.labelled else 0
         self.sizes = {"levels": images.levels} if self.settings.get("model") == "vae" else {}
@@ -157,7 +160,10 @@ class ImageDataset(Dataset):
         return {"shape": self.features, "levels": self.images.levels, "context": ["label"] * self.labelled}
 
     def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
-        """Learning curve, samples beside data, a path in latent space, what each scale holds."""
+        """Learning curve, samples beside data, a path in latent space, what each scale, or each latent, holds."""
+        if isinstance(flow, VAE):
+            named = self.valid_labels, self.images.classes
+            return latent.plot(run, flow, self.valid_x, *named, self.images.levels, self.seed)
         return image_figures.plot(run, flow, self.valid_x, self.valid_context, self.images.levels, self.seed, seconds)
 
 
