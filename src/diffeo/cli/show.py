@@ -536,7 +536,7 @@ def _checked_bounds(report: Mapping[str, Any], left_out: tuple[str, str]) -> lis
             ),
             (
                 "posterior",
-                f"its sampler's and its scorer's densities differ by {_tiny(report['density']['max'])} at most",
+                f"sampler's and scorer's densities differ by {_tiny(report['density']['max'])} at most",
             ),
             *_samples(report["samples"]),
             *(_latents(report["latents"]) if "latents" in report else []),
