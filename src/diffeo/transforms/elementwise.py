@@ -41,8 +41,8 @@ class Elementwise(Transform):
         params: Tensor = self.params.reshape(self.univariate.size, *batch, *self.params.shape[1:])
         if self.context is None or context is None:
             return params
-        given: Tensor = self.context(context)  # (*batch, size * event)
-        params = params + given.unflatten(-1, self.params.shape).movedim(-self.event_dim - 1, 0)
+        shift: Tensor = self.context(context)  # (*batch, size * event)
+        params = params + shift.unflatten(-1, self.params.shape).movedim(-self.event_dim - 1, 0)
         return params
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
