@@ -7,11 +7,11 @@ banana       x_1 ~ N(0, 10^2), x_2 ~ N(0.03 (x_1^2 - 100), 1); log Z = 0
 schools      eight schools (Rubin 1981), centred and non-centred: moments beside a long chain of Hamiltonian moves
 
 Printed are: the effective share (ESS) and log Z with its standard error by 10,000 samples of the flow; Pareto k-hat;
-the effective share by points in the other direction; for the wells the mean of log q at 4,000 of the 2^16 points at which
-every well has its minimum; for the mixture how many of the 40 modes have a sample within three standard deviations and
-the bias of the published quadratic test function, |estimate / truth - 1|; for the schools the largest difference of a
-posterior mean from the chain's, in posterior standard deviations. `reverse KL` is a flow of the same kind trained by
-`ReverseKL` with path gradients for as many steps.
+the effective share by points in the other direction; for the wells the mean of log q at 4,000 of the 2^16 points at
+which every well has its minimum; for the mixture how many of the 40 modes have a sample within three standard
+deviations, and the bias of the published quadratic test function, |estimate / truth - 1|; for the schools the largest
+difference of a posterior mean from the chain's, in posterior standard deviations. `reverse KL` is a flow of the same
+kind trained by `ReverseKL` with path gradients for as many steps.
 
     python benchmarks/targets.py [--target ...] [--seeds 3] [--steps N] [--out targets.json]
 """

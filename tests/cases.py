@@ -29,6 +29,7 @@ from diffeo.transforms import (
     Coupling,
     Elementwise,
     Flattened,
+    Gated,
     Gaussianize,
     Increasing,
     Inverse,
@@ -56,6 +57,7 @@ CONTEXT = 3
 UNIVARIATES = {
     **transforms.UNIVARIATES,
     "logistics": lambda: MixtureOfLogistics(3),
+    "gated": Gated,
     "spline-affine": lambda: Composed(RationalQuadraticSpline(), Affine()),
 }
 
@@ -179,6 +181,7 @@ CASES: dict[str, Case] = {
         lambda: Concatenated([Circle(1), Bounded(2, low=0.0), Increasing(2), Bounded(1, high=0.0)]), (6,), bound=1.3
     ),
     **{f"elementwise-{name}": Case(lambda u=u: Elementwise(u(), (2, 3)), (2, 3)) for name, u in UNIVARIATES.items()},
+    "elementwise-context": Case(lambda: Elementwise(Affine(), (2, 3), CONTEXT), (2, 3), True),
     **{f"coupling-{name}": Case(lambda u=u: coupling(u(), half_mask(7)), (7,)) for name, u in UNIVARIATES.items()},
     **{
         f"coupling-{name}-context": Case(lambda u=u: coupling(u(), alternating_mask(7), CONTEXT), (7,), True)

@@ -11,8 +11,9 @@ __version__ = "0.1.0"
 _NAMES = {
     "flow": "Flow",
     "mixture": "Mixture",
+    "variational": "VAE",
     "bases": "StandardNormal",
-    "recipes": "nice realnvp glow maf iaf nsf wavenet parallel_wavenet flow_matching",
+    "recipes": "nice realnvp glow maf iaf nsf wavenet parallel_wavenet flow_matching vae",
     "objectives": "MaximumLikelihood FlowMatching Distillation",
     "training": "fit fit_folds load",
     "inpainting": "inpaint",

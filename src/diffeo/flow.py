@@ -126,6 +126,11 @@ class Flow(nn.Module):
         return self.transform.has_log_det
 
     @property
+    def has_bound(self) -> bool:
+        """Whether there is ``bound``, lower bounds of the log-density in the place of ``log_prob``: of a ``VAE``."""
+        return False
+
+    @property
     def has_rsample(self) -> bool:
         """Whether samples have the gradients of all parameters: those of the base, too."""
         return self.base.has_rsample
@@ -223,7 +228,7 @@ class Flow(nn.Module):
         return flow.train(self.training)
 
     def default_objective(self) -> Any:
-        """Return what it is trained by: maximum likelihood, or flow matching if the recipe is that."""
+        """Return what it is trained by: maximum likelihood, flow matching if the recipe is that, of a VAE the ELBO."""
         return _above("diffeo.objectives").objective_of(self)
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffeo import bases, nets, transforms
+from diffeo import bases, likelihoods, nets, transforms
 from diffeo.arguments import KnowsArguments
 from diffeo.flow import Flow
 from diffeo.mixture import Mixture
 from diffeo.objectives.paths import PATHS, Path
 from diffeo.recipes import build
-from diffeo.transforms.univariate import UNIVARIATES, MixtureOfLogistics, Univariate, as_univariate, describe
+from diffeo.transforms.univariate import UNIVARIATES, Gated, MixtureOfLogistics, Univariate, as_univariate, describe
+from diffeo.variational import VAE
 
 __all__ = ["described", "rebuilt"]
 
@@ -37,7 +38,7 @@ def _parts() -> dict[str, type]:
     """What a flow can be made of, by name."""
     classes = {
         name: value
-        for module in (bases, transforms, nets)
+        for module in (bases, likelihoods, transforms, nets)
         for name, value in vars(module).items()
         if isinstance(value, type) and issubclass(value, KnowsArguments)
     }
@@ -45,7 +46,7 @@ def _parts() -> dict[str, type]:
 
 
 def _maps() -> dict[str, Callable[..., Univariate]]:
-    return {**UNIVARIATES, "logistics": MixtureOfLogistics}
+    return {**UNIVARIATES, "logistics": MixtureOfLogistics, "gated": Gated}
 
 
 def described(flow: Flow) -> dict[str, Any]:
@@ -55,8 +56,14 @@ def described(flow: Flow) -> dict[str, Any]:
         ValueError: naming the part that is not diffeo's, or was changed after it was made.
     """
     if isinstance(flow, Mixture):
-        members = ({"recipe": m.recipe} if m.recipe is not None else described(m) for m in flow.members)
-        return {"members": list(members)}
+        return {"members": [_recipe_or_structure(member) for member in flow.members]}
+    if isinstance(flow, VAE):
+        return {
+            "posterior": _recipe_or_structure(flow.posterior),
+            "prior": _recipe_or_structure(flow.prior),
+            **{name: _describe(getattr(flow, name), name) for name in ("encoder", "decoder", "likelihood")},
+            "event_shape": list(flow.event_shape),
+        }
     structure = {
         "base": _describe(flow.base, "base"),
         "transform": _describe(flow.transform, "transform"),
@@ -74,6 +81,10 @@ def described(flow: Flow) -> dict[str, Any]:
     return structure
 
 
+def _recipe_or_structure(flow: Flow) -> dict[str, Any]:
+    return {"recipe": flow.recipe} if flow.recipe is not None else described(flow)
+
+
 def rebuilt(structure: Mapping[str, Any]) -> Flow:
     """Make a flow of the structure that ``described`` returned.
 
@@ -85,6 +96,9 @@ def rebuilt(structure: Mapping[str, Any]) -> Flow:
             return build(structure["recipe"]["name"], structure["recipe"]["arguments"])
         if "members" in structure:
             return Mixture([rebuilt(member) for member in structure["members"]])
+        if "posterior" in structure:
+            parts = {name: _rebuild(structure[name]) for name in ("encoder", "decoder", "likelihood", "event_shape")}
+            return VAE(posterior=rebuilt(structure["posterior"]), prior=rebuilt(structure["prior"]), **parts)
         base, transform, context = (_rebuild(structure[name]) for name in ("base", "transform", "context_transform"))
         embedding = _rebuild(structure.get("embedding"))  # runs of before embeddings have none
         return Flow(base, transform, structure["event_shape"], structure["context_shape"], context, embedding)

@@ -130,7 +130,9 @@ def fit(
     out: NewRun,
     model: Annotated[
         str | None,
-        Option(help="nice, realnvp, glow, maf, iaf, nsf, wavenet or flow-matching; chosen for the data by default."),
+        Option(
+            help="nice, realnvp, glow, maf, iaf, nsf, wavenet, flow-matching or vae; chosen for the data by default."
+        ),
     ] = None,
     context: Annotated[
         list[str] | None,
@@ -221,6 +223,9 @@ def score(
     na: Na = None,
     sep: Sep = None,
     decimal: Decimal = None,
+    samples: Annotated[
+        int | None, Option(help="Draws for each image of the bounds that a VAE has.  [default: 100]")
+    ] = None,
     force: Force = False,
     seed: Seed = 0,
     device: Device = None,
@@ -230,7 +235,8 @@ def score(
 
     The result has the columns 'row', the number of the row in the table from 1, and 'log_likelihood', in nats and in
     the units of the table; images and recordings have their number or file instead. Rows with a value that the model
-    rules out (a level never seen, a fraction in a column of whole numbers) get -inf.
+    rules out (a level never seen, a fraction in a column of whole numbers) get -inf. A VAE has bounds of it instead:
+    'elbo', and 'bound', the importance-weighted one of --samples draws, with its standard error 'bound_stderr'.
     """
 
 
@@ -281,6 +287,7 @@ def sample(
         float | None, Option(help="Of flow matching: above 1, more typical of the context.", metavar="WEIGHT")
     ] = None,
     length: Annotated[float | None, Option("--seconds", help="How long sounds shall be.", metavar="SECONDS")] = None,
+    means: Annotated[bool, Option("--means", help="Of a VAE: the mean of each image, not a draw.")] = False,
     force: Force = False,
     seed: Seed = 0,
     device: Device = None,

@@ -96,6 +96,11 @@ def _used(used: int | None, rows: int | None) -> str:
 
 
 def _likelihood(part: Mapping[str, Any]) -> str:
+    if "elbo" in part:
+        return (
+            f"at most {_with_error(part['nll'], part['stderr'])} nats per image by {part['samples']:,} samples"
+            f" (-ELBO {_with_error(-part['elbo'], part['elbo_stderr'])}), {part['bits_per_dim']:.4f} bits/dim"
+        )
     if "bits_per_dim" in part:
         return f"{_with_error(part['nll'], part['stderr'])} nats per image, {part['bits_per_dim']:.4f} bits/dim"
     if "bits_per_sample" in part:
@@ -118,12 +123,21 @@ def score(summary: Mapping[str, Any]) -> str:
                 for name, (text, unit) in bits.items()
                 if name in summary
             ),
-            ("mean", f"{_pair(summary)} nats per {summary['unit']}"),
+            ("mean", f"{_pair(summary)} nats per {summary['unit']}{_bound(summary)}"),
+            ("ELBO", _with_error(summary["elbo"], summary["elbo_stderr"]) if "elbo" in summary else ""),
             ("seen", _seen(summary)),
             ("lowest", _number(summary["min"])),
             *_read(summary),
         ],
     )
+
+
+def _bound(summary: Mapping[str, Any]) -> str:
+    """That a mean is one of bounds, and what the samples leave open of it, of a VAE."""
+    if "elbo" not in summary:
+        return ""
+    alone = _number(summary["sampling_stderr"])
+    return f", the importance-weighted bound of {summary['samples']:,} samples (± {alone} by these)"
 
 
 def _read(summary: Mapping[str, Any]) -> Rows:
@@ -461,7 +475,7 @@ def check(report: Mapping[str, Any]) -> str:
     return _page(
         f"{report['run']} on {report['data']}: {report['which']} ({report['rows']:,})",
         [],
-        *(_checked_orders if "orders" in report else _checked)(report, left_out),
+        *_CHECKED[next((name for name in _CHECKED if name in report), "round_trip")](report, left_out),
         *_looked_at(report["samples"]),
         "",
         f"verdict: {report['verdict']}" + ":" * bool(reasons),
@@ -507,6 +521,32 @@ def _checked_orders(report: Mapping[str, Any], left_out: tuple[str, str]) -> lis
         ),
         *_below(("column", "nats per row", "more than by itself"), columns),
     ]
+
+
+def _checked_bounds(report: Mapping[str, Any], left_out: tuple[str, str]) -> list[str]:
+    """What was found of a VAE."""
+    bound, likelihood = report["bound"], report["likelihood"]
+    return _table(
+        [
+            ("log-likelihood", f"at least {_pair(likelihood['flow'])} nats per row by {bound['samples']:,} samples"),
+            ("  ELBO", _with_error(bound["elbo"], bound["elbo_stderr"])),
+            (
+                "  independent columns",
+                f"{_pair(likelihood['marginals'])}; the bound gains {_pair(likelihood['gain_over_marginals'])}",
+            ),
+            (
+                "posterior",
+                f"sampler's and scorer's densities differ by {_tiny(report['density']['max'])} at most",
+            ),
+            *_samples(report["samples"]),
+            *(_latents(report["latents"]) if "latents" in report else []),
+            left_out,
+        ]
+    )
+
+
+# how a check is described, by a part that only such a report has
+_CHECKED = {"orders": _checked_orders, "bound": _checked_bounds, "round_trip": _checked}
 
 
 def _noise(z: Mapping[str, Any], columns: int) -> Rows:

@@ -44,7 +44,7 @@ def check(
     if rows < FEWEST:
         raise UserError(f"expected at least {FEWEST} rows to check by, got {rows}")
     opened, options = open_for("check", run, device, missing=missing)
-    with_likelihood(opened)
+    with_likelihood(opened, or_bound=True)
     examples = opened.examples(source, rows, seed, options)
     report = opened.examine(examples, seed)
     left_out = Verdict(Limits(enough=0))

@@ -23,13 +23,14 @@ from diffeo.modalities.base import Dataset, Words
 from diffeo.objectives import Objective, objective_of
 from diffeo.objectives.choice import SETTINGS
 from diffeo.recipes import build
-from diffeo.report.statistics import likelihood_facts
+from diffeo.report.statistics import bound_facts, likelihood_facts
 from diffeo.training import FitResult, create_run, provenance, read_model, save_metrics
 from diffeo.training.fit import fit as train
 from diffeo.training.folds import FoldsResult, fit_folds
 from diffeo.training.parallel import World, choose_device
 from diffeo.training.run import claimed, plain, save_model, trained_recipe
 from diffeo.training.seeding import derive, seed_noise
+from diffeo.variational import VAE
 
 __all__ = ["Learned", "fit", "learn", "model_for"]
 
@@ -309,7 +310,7 @@ def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, A
         flow = build(name, {**arguments, **chosen, **sizes})
     except ValueError as error:
         raise UserError(f"model {name!r}: {error}") from error
-    if not flow.has_log_prob:
+    if not (flow.has_log_prob or flow.has_bound):
         raise UserError(
             f"model {name!r}: a few fixed steps have no likelihood to report; leave steps out, and make a sampler of "
             "few steps of the run by diffeo distill"
@@ -362,7 +363,7 @@ def _metrics(
 ) -> dict[str, Any]:
     """Return negative log-likelihoods in the data's own units: nats per row with standard errors, and bits.
 
-    They are means over the rows, weighted where rows have weights.
+    They are means over the rows, weighted where rows have weights; of a VAE bounds, with the ELBO beside them.
     """
     result: dict[str, Any] = {}
     weights = dataset.judged_weights()
@@ -371,14 +372,20 @@ def _metrics(
         given = weights.get("train")
         result["out_of_fold"] = likelihood_facts(-stacked.log_prob, size, words.dimension, dataset.step, given)
     device = flow.base.device_marker.device
-    most = EVALUATED if flow.fast else FEWER
+    quick = flow.fast and not isinstance(flow, VAE)
+    most = EVALUATED if quick else FEWER
     for name, (x, context) in dataset.judged(most).items():
-        if not flow.fast:
+        if not quick:
             x, context = x[:most], None if context is None else context[:most]
         seed_noise(device, derive(seed, "metrics", name))
-        nll = -_log_prob(flow, x, context, device, dataset.draws)
         given = weights[name][:most] if name in weights else None
-        result[name] = likelihood_facts(nll, math.prod(x.shape[1:]), words.dimension, dataset.step, given)
+        facts: dict[str, Any] = {}
+        if isinstance(flow, VAE):
+            bound = flow.bound(x.to(device))
+            nll, facts = -bound.log_prob.cpu(), bound_facts(bound)
+        else:
+            nll = -_log_prob(flow, x, context, device, dataset.draws)
+        result[name] = likelihood_facts(nll, math.prod(x.shape[1:]), words.dimension, dataset.step, given) | facts
     result["rows"] = {"train": dataset.rows}
     if stacked is None:
         result["rows"]["validation"] = len(dataset.valid_x)

@@ -40,14 +40,20 @@ def open_for(
     return opened, chosen
 
 
-def with_likelihood(run: OpenRun) -> OpenRun:
+def with_likelihood(run: OpenRun, *, or_bound: bool = False) -> OpenRun:
     """Return a run that was opened, unless it has samples but no likelihood.
 
+    Args:
+        run: that was opened.
+        or_bound: whether bounds of the likelihood, which a VAE has, do as well.
+
     Raises:
-        UserError: for one that has none: solved in a few fixed steps, as students are.
+        UserError: for one that has none: a VAE, or a flow that is solved in a few fixed steps, as students are.
     """
-    if run.flow.has_log_prob:
+    if run.flow.has_log_prob or (or_bound and run.flow.has_bound):
         return run
+    if run.flow.has_bound:
+        raise UserError(f"{run.path}: is a VAE, which has no exact likelihood; diffeo score reports bounds of it")
     teacher = run.provenance.get("distillation", {}).get("teacher", {}).get("run")
     remedy = f"use the run that it was distilled from, {teacher}" if teacher else "train it without fixed steps"
     raise UserError(f"{run.path}: samples in a few steps and has no likelihood; {remedy}")

@@ -29,6 +29,7 @@ def sample(
     given_from: Any = None,
     guidance: float | None = None,
     length: float | None = None,
+    means: bool = False,
     seed: int = 0,
     device: str | None = None,
     force: bool = False,
@@ -49,6 +50,7 @@ def sample(
         guidance: of a continuous flow, how much more typical of their context samples shall be than the data (1: just
             as).
         length: of sounds, in seconds; by default that of the crops of the training, or of the recordings.
+        means: of a VAE, write the mean of each image given its latents, and not a draw.
         seed: the same seed gives the same samples.
         device: where to compute; a GPU if there is one.
         force: replace ``out`` if it exists.
@@ -62,8 +64,9 @@ def sample(
             output that cannot be written, or a model that cannot be guided.
     """
     opened, options = open_for(
-        "sample", run, device, given=given, given_from=given_from, guidance=guidance, length=length
-    )
+        "sample", run, device, given=given, given_from=given_from, guidance=guidance, length=length,
+        means=means or None,
+    )  # fmt: skip
     one, many = opened.words.one, opened.words.many
     if n is None and given_from is None:
         raise UserError(f"how many {many}? give a number of samples (-n)")
@@ -71,6 +74,11 @@ def sample(
         raise UserError(f"expected a number of samples of at least 1 (-n), got {n}")
     opened.check_target(out, force)
     opened = with_guidance(opened, guidance)
+    how: dict[str, Any] = {}
+    if means:
+        if not opened.flow.has_bound:
+            raise UserError(f"{opened.path}: is no VAE, and has no means (--means); leave it out")
+        how["means"] = True
     draws, total = opened.draws(n, options)
     started = time.monotonic()
     progress(0, total)
@@ -85,7 +93,7 @@ def sample(
             if draw.x is not None and draw.known is not None:
                 yield flow.complete(draw.x.to(opened.device), draw.known.to(opened.device), context), draw
             else:
-                yield flow.sample(draw.count) if context is None else flow.sample((), context), draw
+                yield flow.sample(draw.count, **how) if context is None else flow.sample((), context), draw
             rows += draw.count
             progress(rows, total)
 

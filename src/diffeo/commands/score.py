@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from diffeo.commands.runs import chunks_of, open_for, with_likelihood
+from diffeo.errors import UserError
 from diffeo.flow import Flow, bits_per_dim
 from diffeo.modalities.base import Chunk, OpenRun
 from diffeo.modalities.tables.write import TableWriter
-from diffeo.report.statistics import Moments, ratio_and_error
+from diffeo.report.statistics import Moments, bound_facts, ratio_and_error
 from diffeo.training.folds import out_of_fold
 from diffeo.transforms.ode import watched_solves
+from diffeo.variational import SAMPLES, VAE, Bound
 
 __all__ = ["score", "scores"]
 
@@ -37,6 +39,7 @@ def score(
     na: Sequence[str] = (),
     sep: str | None = None,
     decimal: str | None = None,
+    samples: int | None = None,
     seed: int = 0,
     device: str | None = None,
     force: bool = False,
@@ -49,6 +52,9 @@ def score(
     dequantised by uniform noise u from the seed: the same call gives the same numbers, and the mean of log p(x + u)
     over u bounds the log-probability of x from below (Theis et al. 2016, arXiv:1511.01844). Of images and recordings
     bits per number are written, too: -log2 p(x) / D, in units of the step between neighbouring values.
+
+    A VAE has no likelihood but bounds of it, and says so: ``elbo``, and ``bound``, the importance-weighted one of so
+    many samples, with ``bound_stderr``, its standard error over these; bits are those of ``bound``.
 
     Args:
         run: a run directory.
@@ -65,7 +71,8 @@ def score(
             default, as the next two are.
         sep: what separates the columns of a csv.
         decimal: the decimal mark of a csv, a point or a comma.
-        seed: of the dequantisation noise.
+        samples: of a VAE, the draws of its posterior for each image, 100 by default.
+        seed: of the dequantisation noise, and of a VAE's draws.
         device: where to compute; a GPU if there is one.
         force: replace ``out`` if it exists.
         progress: called with the number of examples done and the number of all, if known.
@@ -73,16 +80,23 @@ def score(
     Returns:
         rows, their ``unit``, mean and stderr of the finite log-likelihoods, min, impossible (rows of -inf), seconds and
         rows per second; bits per dimension, over all dimensions, with the standard error that the examples' differences
-        give them; of a continuous flow what its solver took; and what the kind of data has to say.
+        give them; of a VAE, whose mean is that of ``bound``, also ``elbo``, ``elbo_stderr``, ``samples``, and
+        ``sampling_stderr``, what the samples leave open of the mean; of a continuous flow what its solver took; and
+        what the kind of data has to say.
 
     Raises:
         UserError: for bad input, a bad run directory or an output that cannot be written.
     """
     opened, options = open_for(
         "score", run, device, keep=list(keep) or None, drop=list(drop) or None, conditions=list(conditions) or None,
-        missing=missing, na=list(na) or None, sep=sep, decimal=decimal,
+        missing=missing, na=list(na) or None, sep=sep, decimal=decimal, samples=samples,
     )  # fmt: skip
-    with_likelihood(opened)
+    with_likelihood(opened, or_bound=True)
+    if samples is not None and not opened.flow.has_bound:
+        raise UserError(f"{opened.path}: has an exact likelihood, which takes no samples (--samples); leave them out")
+    if samples is not None and samples < 1:
+        raise UserError(f"expected a number of samples of at least 1 (--samples), got {samples}")
+    draws = samples or SAMPLES
     scoring = opened.scoring(source, options)
     started = time.monotonic()
     moments = Moments()
@@ -90,13 +104,22 @@ def score(
     sizes: list[np.ndarray] = []
     bits: list[np.ndarray] = []
     name = f"bits_per_{opened.words.dimension}"
-    columns = [*scoring.columns, "log_likelihood", *([] if scoring.bits is None else [name])]
+    bounds: list[Bound] = []
+    scored = ["elbo", "bound", "bound_stderr"] if opened.flow.has_bound else ["log_likelihood"]
+    columns = [*scoring.columns, *scored, *([] if scoring.bits is None else [name])]
     types = [*scoring.types, *["float64"] * (len(columns) - len(scoring.columns))]
     rows = 0
     with TableWriter(out, columns, types, force=force) as writer, watched_solves() as solves:
         for chunk in chunks_of(opened, scoring, seed, progress):
-            log_prob = scores(opened, chunk, scoring.draws)
-            written = [log_prob]
+            if isinstance(opened.flow, VAE):
+                bounds.append(opened.flow.bound(chunk.x, draws))
+                elbo, log_prob, stderr = (
+                    each.cpu().numpy() for each in (bounds[-1].elbo, bounds[-1].log_prob, bounds[-1].stderr)
+                )
+                written = [elbo, log_prob, stderr]
+            else:
+                log_prob = scores(opened, chunk, scoring.draws)
+                written = [log_prob]
             if scoring.bits is not None:
                 size = chunk.x[0].numel()
                 written.append(bits_per_dim(torch.from_numpy(log_prob), size, scoring.bits).numpy())
@@ -121,6 +144,8 @@ def score(
     if bits:
         ratio = ratio_and_error(np.concatenate(bits), np.concatenate(sizes))
         summary |= {name: ratio["mean"], f"{name}_stderr": ratio["stderr"]}
+    if bounds:
+        summary |= bound_facts(Bound.joined(bounds))
     return {
         **summary,
         **scoring.facts(),

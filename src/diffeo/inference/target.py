@@ -22,7 +22,7 @@ from diffeo.objectives.target import LogDensity
 from diffeo.recipes import nsf
 from diffeo.training.fit import FitResult, fit
 from diffeo.training.seeding import derive, fork_rng, seed_noise
-from diffeo.transforms import Standardize, Transform
+from diffeo.transforms import Standardize, as_support
 
 __all__ = ["Approximation", "fit_target"]
 
@@ -94,7 +94,7 @@ def fit_target(
     log_density: LogDensity | Target,
     features: int | None = None,
     *,
-    support: Transform | None = None,
+    support: Any = None,
     flow: Flow | None = None,
     location: float | Tensor = 0.0,
     scale: float | Tensor = 3.0,
@@ -118,8 +118,8 @@ def fit_target(
 
     Args:
         log_density: log p~ of points ``(n, features)``, or of one point; see ``Target``.
-        features: how many numbers a point has.
-        support: where the density is not 0: a transform whose forward leads there, on which all else moves freely.
+        features: how many numbers a point has; by default as many as the support has.
+        support: where the density is not 0, if that is not everywhere: what ``as_support`` takes, such as a prior.
         flow: to train in place of the default, a spline flow: without preprocessing, which is set from the particles.
         location: where to look at first: the mean of the Gaussian, in coordinates without bounds.
         scale: how far around: its standard deviation. All modes should lie within two or three.
@@ -141,13 +141,14 @@ def fit_target(
     """
     started = time.monotonic()
     target = Target(log_density, vectorized)
-    size = _size(features, flow)
+    on = None if support is None else as_support(support, features)
+    size = _size(features if on is None else on.noise_shape.numel(), flow)
     for name, number, least in (("particles", particles, 100), ("samples", samples, 2)):
         if number < least:
             raise ValueError(f"expected {name} >= {least}, got {number}")
     if not (torch.as_tensor(scale) > 0).all():
         raise ValueError(f"expected scale > 0, got {scale}")
-    outer = [] if support is None else [support]
+    outer = [] if on is None else [on]
     density = Unbounded(target, outer)
     with fork_rng(torch.device("cpu")):
         seed_noise(torch.device("cpu"), derive(seed, "particles"))
@@ -167,7 +168,7 @@ def fit_target(
     standardize = Standardize(size)
     standardize.initialize(found.x)
     standardize.initialized.fill_(True)
-    whole = Flow(inner.base, [*inner.parts, standardize, *outer], None if support is None else _event(support, size))
+    whole = Flow(inner.base, [*inner.parts, standardize, *outer], None if on is None else on.event_shape)
     unbounded = Flow(inner.base, [*inner.parts, standardize])
     options: dict[str, Any] = {"batch_size": batch_size, "lr": lr, "seed": seed, "progress": progress}
     fit(MaximumLikelihood(unbounded), found.x, epochs=EPOCHS, **options)
@@ -200,11 +201,7 @@ def _size(features: int | None, flow: Flow | None) -> int:
             raise ValueError(f"expected a flow of {features} features, got {flow.base.event_shape[0]}")
         return flow.base.event_shape[0]
     if features is None:
-        raise ValueError("expected features: how many numbers a point has")
+        raise ValueError("expected features, how many numbers a point has, or a support")
     if features < 1:
         raise ValueError(f"expected features >= 1, got {features}")
     return features
-
-
-def _event(support: Transform, size: int) -> Any:
-    return support.forward(torch.zeros(1, size)).shape[1:]

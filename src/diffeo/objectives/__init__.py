@@ -5,6 +5,7 @@ from diffeo.objectives.base import Objective
 from diffeo.objectives.choice import as_objective, objective_of
 from diffeo.objectives.conditional_kl import ConditionalKL, PairedKL
 from diffeo.objectives.distillation import Distillation, WarmStart
+from diffeo.objectives.elbo import ELBO, IWAE
 from diffeo.objectives.flow_matching import FlowMatching, guided
 from diffeo.objectives.likelihood import MaximumLikelihood
 from diffeo.objectives.reverse_kl import ReverseKL, WithoutData
@@ -13,6 +14,8 @@ from diffeo.objectives.step_matching import StepMatching, few_steps, reflow_pair
 from diffeo.objectives.target import Target
 
 __all__ = [
+    "ELBO",
+    "IWAE",
     "AlphaDivergence",
     "ConditionalKL",
     "Distillation",

@@ -20,6 +20,8 @@ __all__ = ["AlphaDivergence", "Unbounded"]
 class Unbounded:
     """A target in the units of a flow's layers, y: log p~(x(y)) + log|det dx/dy|, on which points move freely.
 
+    Where b points y lead to one x (``Circle``), it is divided by b: its integral is that of p~.
+
     Args:
         target: log p~ of x.
         outer: transforms that bring y into the data's units, in the order of generation; perhaps none.
@@ -32,6 +34,7 @@ class Unbounded:
         """Return the log-density ``(n,)`` of points y; see ``Target``."""
         x, total = y, y.new_zeros(len(y))
         for transform in self.outer:
+            total = total - math.log(transform.branches)
             x, log_det = transform.forward_and_log_det(x)
             total = total + log_det
         return self.target(x, strict=strict) + total

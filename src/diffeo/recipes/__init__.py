@@ -10,6 +10,7 @@ from diffeo.flow import Flow
 from diffeo.recipes.audio import parallel_wavenet, wavenet
 from diffeo.recipes.continuous import flow_matching
 from diffeo.recipes.images import glow
+from diffeo.recipes.latent import vae
 from diffeo.recipes.mixed import mixed
 from diffeo.recipes.stored import upgraded
 from diffeo.recipes.vectors import iaf, maf, nice, nsf, realnvp
@@ -26,12 +27,13 @@ __all__ = [
     "nsf",
     "parallel_wavenet",
     "realnvp",
+    "vae",
     "wavenet",
 ]
 
 RECIPES: dict[str, Callable[..., Flow]] = {
     each.__name__: each
-    for each in (nice, realnvp, maf, iaf, nsf, glow, wavenet, parallel_wavenet, flow_matching, mixed)
+    for each in (nice, realnvp, maf, iaf, nsf, glow, wavenet, parallel_wavenet, flow_matching, mixed, vae)
 }
 
 

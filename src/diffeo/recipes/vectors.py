@@ -32,7 +32,7 @@ from diffeo.transforms import (
     as_univariate,
 )
 
-__all__ = ["iaf", "maf", "nice", "nsf", "realnvp"]
+__all__ = ["autoregressive", "iaf", "maf", "nice", "nsf", "realnvp"]
 
 Net = Callable[[int, int], nn.Module]
 
@@ -170,7 +170,7 @@ def maf(
     shape = event_shape(features)
     mapping = as_univariate(univariate)
     net = partial(MADE, hidden=hidden, context=context, activation=activation, residual=residual)
-    layers = _autoregressive(mapping, math.prod(shape), transforms, net)
+    layers = autoregressive(mapping, math.prod(shape), transforms, net)
     return assemble(StandardNormal(shape), layers, context, preprocess)
 
 
@@ -207,7 +207,7 @@ def iaf(
     shape = event_shape(features)
     mapping = as_univariate(univariate)
     net = partial(MADE, hidden=hidden, context=context, activation=activation, residual=residual)
-    layers = _autoregressive(mapping, math.prod(shape), transforms, net)
+    layers = autoregressive(mapping, math.prod(shape), transforms, net)
     return assemble(StandardNormal(shape), [Inverse(layer) for layer in layers], context, preprocess)
 
 
@@ -264,7 +264,7 @@ def nsf(
     if structure == "coupling":
         layers = _couplings(mapping, math.prod(shape), transforms, net)
     else:
-        layers = _autoregressive(mapping, math.prod(shape), transforms, net, dropout)
+        layers = autoregressive(mapping, math.prod(shape), transforms, net, dropout)
     if structure == "inverse":
         layers = [Inverse(layer) for layer in layers]
     return assemble(StandardNormal(shape), layers, context, preprocess)
@@ -282,7 +282,7 @@ def _couplings(univariate: Univariate, features: int, transforms: int, net: Net)
     return layers
 
 
-def _autoregressive(
+def autoregressive(
     univariate: Univariate, features: int, transforms: int, net: Net, dropout: float = 0.0
 ) -> list[Transform]:
     """Autoregressive layers, the order reversed between them, each with a network from features and size of the map."""

@@ -28,8 +28,9 @@ def training(path: Figures, flow: Flow, **units: Any) -> None:
     """Plot the learning curve of a run, where its training wrote of its epochs; units as of ``learning_curve``."""
     metrics = path.run / "train" / "metrics.jsonl"
     if metrics.is_file() and metrics.stat().st_size:
-        likelihood = isinstance(objective_of(flow), MaximumLikelihood)
-        learning_curve(metrics, path("learning_curve"), likelihood=likelihood, **units)
+        bound = flow.has_bound
+        likelihood = bound or isinstance(objective_of(flow), MaximumLikelihood)
+        learning_curve(metrics, path("learning_curve"), likelihood=likelihood, bound=bound, **units)
 
 
 def learning_curve(
@@ -39,6 +40,7 @@ def learning_curve(
     step: float = 1.0,
     unit: str = "bits/dim",
     likelihood: bool = True,
+    bound: bool = False,
 ) -> None:
     """Plot the losses of training and validation, epoch by epoch, from a ``metrics.jsonl``.
 
@@ -49,13 +51,15 @@ def learning_curve(
         step: the distance of neighbouring values, in which those bits are counted.
         unit: what they are called.
         likelihood: whether the losses are negative log-likelihoods; else they have no unit.
+        bound: whether they are bounds of these, as of a VAE.
     """
-    scale, offset, name, said = 1.0, 0.0, "negative log-likelihood (nats per row)", " nats"
+    what = "bound of the negative log-likelihood" if bound else "negative log-likelihood"
+    scale, offset, name, said = 1.0, 0.0, f"{what} (nats per row)", " nats"
     if not likelihood:
         name, said = "loss", ""
     elif dimensions is not None:
         scale, offset = 1 / (dimensions * math.log(2)), -math.log2(step)
-        name, said = f"negative log-likelihood ({unit})", f" {unit}"
+        name, said = f"{what} ({unit})", f" {unit}"
     entries = [json.loads(line) for line in Path(metrics).read_text().splitlines() if line.strip()]
     epoch, train, valid, error = (
         np.array([entry.get(key) for entry in entries], dtype=float)  # None becomes NaN

@@ -9,8 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from diffeo.flow import bits_per_dim
+from diffeo.variational import Bound
 
-__all__ = ["Moments", "likelihood_facts", "mean_and_error", "ratio_and_error"]
+__all__ = ["Moments", "bound_facts", "likelihood_facts", "mean_and_error", "ratio_and_error"]
 
 
 def mean_and_error(values: np.ndarray) -> dict[str, float]:
@@ -74,4 +75,17 @@ def likelihood_facts(
     return {
         "nll": float(mean), "stderr": stderr, "bits": bits * dimensions, f"bits_per_{dimension}": bits,
         f"bits_per_{dimension}_stderr": stderr / (dimensions * math.log(2)), "rows": len(nll),
+    }  # fmt: skip
+
+
+def bound_facts(bound: Bound) -> dict[str, Any]:
+    """Return what there is to say of bounds beside the importance-weighted one: the mean ELBO, and of how many samples.
+
+    ``sampling_stderr`` is what the samples leave open of the mean importance-weighted bound, beside what the rows do.
+    """
+    elbo = mean_and_error(bound.elbo.cpu().numpy())
+    sampling = bound.stderr.square().sum().sqrt() / max(1, bound.stderr.numel())
+    return {
+        "elbo": elbo["mean"], "elbo_stderr": elbo["stderr"], "samples": bound.samples,
+        "sampling_stderr": float(sampling),
     }  # fmt: skip

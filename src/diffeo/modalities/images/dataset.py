@@ -16,10 +16,12 @@ from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.modalities.base import Dataset
 from diffeo.modalities.images import figures as image_figures
+from diffeo.modalities.images import latent
 from diffeo.modalities.images.images import IMAGE_SETS, Images, open_images
 from diffeo.nets.resnet import ResNet
 from diffeo.nets.unet import UNet
 from diffeo.training.splitting import count_test, split_rows
+from diffeo.variational import VAE
 
 __all__ = ["ImageDataset", "describe_images", "hold_out", "one_hot", "shows_images"]
 
@@ -89,8 +91,10 @@ class ImageDataset(Dataset):
         self.rows, self.total = len(train), len(images)
         self.x, self.context = _pixels(train), self._labels(train)
         self.valid_x, self.valid_context = _pixels(valid), self._labels(valid)
+        self.valid_labels = valid.labels
         self.hash, self.features = images.sha256, list(images.shape)
         self.context_size = len(images.classes) if self.labelled else 0
+        self.sizes = {"levels": images.levels} if self.settings.get("model") == "vae" else {}
         self.description = describe_images(images.shape, images.levels, images.classes if self.labelled else ())
         self.notes = [*images.notes, *(f"{name} was skipped: {why}" for name, why in images.skipped)]
 
@@ -116,8 +120,11 @@ class ImageDataset(Dataset):
         it; but shifts are then of one size, whether a pixel spreads over 1/1000 or over 1. For the others, a background
         of one level is uniform noise once dequantised, which affine maps alone would take for a Gaussian: a quarter of
         a bit lost on each such pixel, or more. The curve, one for all pixels and learned with the layers, finds where
-        the levels should lie for these; flow matching, whose loss is no likelihood, cannot learn it.
+        the levels should lie for these; flow matching, whose loss is no likelihood, cannot learn it. A VAE's likelihood
+        is of the pixels as they are.
         """
+        if model == "vae":
+            return []
         levels = self.images.levels
         steps: list[Any] = [["dequantize", {"step": 1.0}]]
         if model != "nice":
@@ -134,7 +141,7 @@ class ImageDataset(Dataset):
         assert flow.recipe is not None
         name = flow.recipe["name"]
         return {
-            "lr": {"realnvp": 6e-3, "glow": 6e-3, "flow_matching": 2e-3}.get(name, 1e-2),
+            "lr": {"realnvp": 6e-3, "glow": 6e-3, "flow_matching": 2e-3, "vae": 2e-3}.get(name, 1e-2),
             **({"weight_decay": max(1e-2, PRIOR / self.rows)} if name == "nsf" else {}),
             "bfloat16": gains_by_bfloat16(flow),
         }
@@ -153,7 +160,10 @@ class ImageDataset(Dataset):
         return {"shape": self.features, "levels": self.images.levels, "context": ["label"] * self.labelled}
 
     def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
-        """Learning curve, samples beside data, a path in latent space, what each scale holds."""
+        """Learning curve, samples beside data, a path in latent space, what each scale, or each latent, holds."""
+        if isinstance(flow, VAE):
+            named = self.valid_labels, self.images.classes
+            return latent.plot(run, flow, self.valid_x, *named, self.images.levels, self.seed)
         return image_figures.plot(run, flow, self.valid_x, self.valid_context, self.images.levels, self.seed, seconds)
 
 

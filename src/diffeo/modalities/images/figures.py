@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from diffeo.report.style import Figures, figure
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.multiscale import latent_scales
 
-__all__ = ["boards", "plot"]
+__all__ = ["board", "boards", "plot"]
 
 SHOWN = 64
 STEPS, FEWEST_STEPS = 200, 20  # of completing images: with fewer they stay unfinished
@@ -88,12 +89,18 @@ def plot(
 
 def boards(parts: dict[str, Tensor], top: float, path: Path, side: int = 8) -> None:
     """Plot named sets of images ``(n, C, H, W)``, values 0 .. top, as squares side by side."""
-    with figure(path, (4.1 * len(parts), 4.4)) as fig:
+    rows = max(-(-min(len(images), side * side) // side) for images in parts.values())
+    with figure(path, (4.1 * len(parts), 4.1 * rows / side + 0.3)) as fig:
         fig.get_layout_engine().set(w_pad=0.1)  # so that sets are farther apart than images
         panels = fig.subplots(1, len(parts), squeeze=False)[0]
         for axes, (title, images) in zip(panels, parts.items(), strict=True):
-            pixels = (images[: side * side].nan_to_num(0.0) / top).clamp(0, 1).cpu().numpy()
-            board = tiled(pixels, side, gap=1, fill=1.0)[:, 1:-1, 1:-1]
-            axes.imshow(np.moveaxis(np.broadcast_to(board, (3, *board.shape[1:])), 0, -1), interpolation="nearest")
+            board(axes, images[: side * side], top, side)
             axes.set_title(title)
-            axes.set_axis_off()
+
+
+def board(axes: Any, images: Tensor, top: float, side: int) -> None:
+    """Show images ``(n, C, H, W)``, values 0 .. top, row by row, ``side`` of them in each."""
+    pixels = (images.nan_to_num(0.0) / top).clamp(0, 1).cpu().numpy()
+    tiles = tiled(pixels, side, gap=1, fill=1.0)[:, 1:-1, 1:-1]
+    axes.imshow(np.moveaxis(np.broadcast_to(tiles, (3, *tiles.shape[1:])), 0, -1), interpolation="nearest")
+    axes.set_axis_off()

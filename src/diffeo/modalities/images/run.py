@@ -17,8 +17,10 @@ from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Word
 from diffeo.modalities.images.dataset import describe_images, hold_out, one_hot
 from diffeo.modalities.images.gallery import save_grid, save_npz, save_pngs
 from diffeo.modalities.images.images import Images, open_images
+from diffeo.report import bounds
 from diffeo.report.check import FEWEST, IMAGES, check
 from diffeo.training.run import Run as StoredRun
+from diffeo.variational import VAE
 
 __all__ = ["ImageRun"]
 
@@ -31,7 +33,7 @@ class ImageRun(OpenRun):
     """A flow of images, and what they are like."""
 
     words = Words("image", "images", "dim", "images")
-    options = {"sample": ("given", "guidance")}  # noqa: RUF012 - a constant
+    options = {"sample": ("given", "guidance", "means"), "score": ("samples",)}  # noqa: RUF012 - a constant
 
     shape: tuple[int, int, int]
     levels: int
@@ -193,8 +195,10 @@ class ImageRun(OpenRun):
         return Examples(name, x, None if context is None else context[rows], which, in_sample)
 
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
-        """Numerics, latents, samples and likelihood, beside independent pixels."""
+        """Numerics, latents, samples and likelihood, or its bounds, beside independent pixels."""
         names = [f"pixel {place}" for place in itertools.product(*map(range, self.shape))]
+        if isinstance(self.flow, VAE):
+            return bounds.check(self.flow, examples.x, names, seed=seed)
         box = 0.0, float(self.levels)
         return check(self.flow, examples.x, examples.context, box=box, names=names, limits=IMAGES, seed=seed)
 
