@@ -1,5 +1,7 @@
 """Inference: densities that are known up to a constant, and posteriors of simulations."""
 
+from diffeo.inference.calibration import Calibration, calibration_of
 from diffeo.inference.importance import Importance, importance
+from diffeo.inference.posterior import Posterior, posterior
 
-__all__ = ["Importance", "importance"]
+__all__ = ["Calibration", "Importance", "Posterior", "calibration_of", "importance", "posterior"]

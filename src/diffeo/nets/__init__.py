@@ -1,6 +1,7 @@
 """Conditioners: ordinary networks (x, context) -> parameters. They know nothing of flows."""
 
 from diffeo.nets.any_order import AnyOrder, Ordered
+from diffeo.nets.cnn import CNN
 from diffeo.nets.made import MADE
 from diffeo.nets.mlp import MLP
 from diffeo.nets.resnet import ResNet
@@ -8,4 +9,4 @@ from diffeo.nets.unet import UNet
 from diffeo.nets.velocity import Guided, Velocity
 from diffeo.nets.wavenet import WaveNet
 
-__all__ = ["MADE", "MLP", "AnyOrder", "Guided", "Ordered", "ResNet", "UNet", "Velocity", "WaveNet"]
+__all__ = ["CNN", "MADE", "MLP", "AnyOrder", "Guided", "Ordered", "ResNet", "UNet", "Velocity", "WaveNet"]
