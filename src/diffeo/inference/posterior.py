@@ -240,10 +240,10 @@ class Posterior:
         return x
 
     def __repr__(self) -> str:
-        facts, given = self.facts, _shape(self.flow.context_shape)
+        facts, shape = self.facts, _shape(self.flow.context_shape)
         how = f"{facts['folds']} folds" if facts["folds"] > 1 else f"{facts['held_out']:,} of them held out"
         lines = [
-            f"Posterior of {', '.join(self.names)} given observations of shape {given}",
+            f"Posterior of {', '.join(self.names)} given observations of shape {shape}",
             f"  {self.method} of {facts['simulations']:,} simulations, {how}, in {facts['seconds']:.0f} s",
             f"  held out: log q(theta | x) {_pair(facts['log_prob'])} nats",
         ]
@@ -339,8 +339,8 @@ def posterior(
     for note in notes:
         say(note)
     flow = _flow(METHODS[method], features, x, onto, embedding, derive(seed, "weights"))
-    given = {"epochs": epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "patience": patience}
-    training = METHODS[method].training | {name: value for name, value in given.items() if value is not None}
+    budget = {"epochs": epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "patience": patience}
+    training = METHODS[method].training | {name: value for name, value in budget.items() if value is not None}
     training.setdefault("batch_size", min(LARGEST_BATCH, max(SMALLEST_BATCH, len(x) // STEPS)))
     training |= {"seed": seed, "device": choose_device(device or "cpu"), "progress": progress}
     with nullcontext() if out is None else claimed(Path(out), force):
