@@ -127,14 +127,41 @@ def _context_values(words: Sequence[str]) -> dict[str, str]:
     return _texts(words, "--given COLUMN", str.rpartition)
 
 
+def _bounds(words: Sequence[str]) -> dict[str, list[float | None]]:
+    """Return columns and their ends from options such as ``--bounds a=-1:1 --bounds b=0:``."""
+    ends = {}
+    for name, text in _texts(words, "--bounds COLUMN", str.rpartition).items():
+        parts = text.split(":")
+        try:
+            low, high = (float(part) if part.strip() else None for part in parts)
+        except ValueError as error:
+            raise UserError(f"expected bounds such as --bounds {name}=-1:1 or {name}=0:, got {text!r}") from error
+        ends[name] = [low, high]
+    return ends
+
+
 PARSERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(
-        ("context", "drop", "keep", "conditions", "categorical", "integer", "continuous", "dates", "na"), _columns
+        (
+            "context",
+            "drop",
+            "keep",
+            "conditions",
+            "categorical",
+            "integer",
+            "continuous",
+            "dates",
+            "na",
+            "parameters",
+            "observed",
+        ),
+        _columns,
     ),
     "quantiles": lambda text: _numbers("--quantiles", text),
     "size": partial(_whole_numbers, "--size"),
     "hidden": partial(_whole_numbers, "--hidden"),
     "arguments": _assignments,
     "given": _context_values,
+    "bounds": _bounds,
     "missing": lambda dropped: "drop" if dropped else "error",
 }

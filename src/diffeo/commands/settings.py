@@ -16,6 +16,7 @@ __all__ = ["check_reading", "option_of", "refuse_foreign", "settings_of"]
 _NUMBER = int | float
 _TYPES: dict[str, Any] = {
     "model": str, "student": str, "arguments": dict, "context": list, "drop": list, "size": list, "missing": str,
+    "bounds": dict, "method": str,
     "categorical": list, "integer": list, "continuous": list, "dates": list, "weights": str, "na": list, "sep": str,
     "decimal": str, "label_pattern": str, "test": _NUMBER, "folds": int, "rate": int, "crop": _NUMBER, "mels": int,
     "epochs": int,

@@ -96,6 +96,21 @@ class Calibration:
         limit = SIGNIFICANCE / (len(self.names) + 1)
         return min(*self.p_values.values(), self.tarp_p) >= limit
 
+    @property
+    def faults(self) -> list[tuple[float, float, str]]:
+        """What may be wrong, in words, with its distance from uniform and its p-value over the number of tests."""
+        tests = len(self.names) + 1
+        p_values, distances = self.p_values, self.distances
+        each = [
+            (
+                distances[name], min(1.0, tests * p_values[name]),
+                f"the posterior of {name!r} is {self._fault(name)}: its ranks are {distances[name]:.2f} from uniform",
+            )
+            for name in self.names
+        ]  # fmt: skip
+        off = self.tarp_distance
+        return [*each, (off, min(1.0, tests * self.tarp_p), f"regions cover {off:.2f} more or less than they say")]
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: distances from uniform and p-values of each parameter and of the coverage."""
         p_values, distances = self.p_values, self.distances

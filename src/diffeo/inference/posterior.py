@@ -33,7 +33,7 @@ from diffeo.training.seeding import derive, seed_noise, seeded
 from diffeo.training.weights import load_tensors, save_tensors
 from diffeo.transforms import Support, as_support
 
-__all__ = ["EMBEDDINGS", "METHODS", "Posterior", "posterior", "restored"]
+__all__ = ["EMBEDDINGS", "METHODS", "Posterior", "posterior", "restored", "usual_batch"]
 
 KIND = "posterior"  # of the run directory
 SIMULATIONS = "simulations.safetensors"
@@ -60,7 +60,7 @@ METHODS = {
         "nsf",
         {"transforms": 5, "hidden": [128, 128], "activation": "silu", "residual": True, "affine": True},
         MaximumLikelihood,
-        {"lr": 3e-3, "weight_decay": 0.1, "epochs": 100, "patience": 30},
+        {"lr": 1.5e-2, "weight_decay": 0.1, "epochs": 100, "patience": 30},
     ),
     "fmpe": Method("flow_matching", {}, FlowMatching, {"lr": 3e-3, "epochs": 100, "patience": 30}),
 }
@@ -341,7 +341,7 @@ def posterior(
     flow = _flow(METHODS[method], features, x, onto, embedding, derive(seed, "weights"))
     budget = {"epochs": epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "patience": patience}
     training = METHODS[method].training | {name: value for name, value in budget.items() if value is not None}
-    training.setdefault("batch_size", min(LARGEST_BATCH, max(SMALLEST_BATCH, len(x) // STEPS)))
+    training.setdefault("batch_size", usual_batch(len(x)))
     training |= {"seed": seed, "device": choose_device(device or "cpu"), "progress": progress}
     with nullcontext() if out is None else claimed(Path(out), force):
         learned = _learned(flow, theta, x, parts, METHODS[method].objective, training, jobs, say)
@@ -361,6 +361,15 @@ def posterior(
         if out is not None:
             made.save(out, force)
     return made
+
+
+def usual_batch(count: int) -> int:
+    """Simulations per step, of so many in all.
+
+    Args:
+        count: of the simulations.
+    """
+    return min(LARGEST_BATCH, max(SMALLEST_BATCH, count // STEPS))
 
 
 def restored(run: Run) -> Posterior:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffeo.errors import UserError
 from diffeo.flow import DRAWS, Flow
+from diffeo.inference.posterior import METHODS, usual_batch
 from diffeo.modalities.base import Dataset
 from diffeo.modalities.tables import rows
 from diffeo.modalities.tables.defaults import default_model, preprocessing
@@ -30,6 +34,7 @@ FEWEST_ROWS, MOST_ROWS, MOST_MIXED = 50, 20_000, 5_000  # a mixed density takes 
 ORDERS = 2  # of each member of a stack of mixed densities, which together have more
 STEPS, SMALLEST_BATCH = 8, 16  # of small tables: steps in an epoch, of so many rows at least
 PATIENCE = 60  # epochs of these
+OPEN = (-math.inf, math.inf)  # ends of a column without bounds
 CALIBRATED, FEWER = 20_000, 1_000  # validation rows whose scores a single model remembers; of a slow one
 READING = ("na", "sep", "decimal")  # settings of how a table is read
 CHOSEN = ("context", "drop", "categorical", "integer", "continuous", "dates", "weights")  # of what its columns are
@@ -51,12 +56,15 @@ class TableDataset(Dataset):
         self.table.hold(rows.LARGE)
         chosen = {name: settings[name] for name in CHOSEN if name in settings}
         self.schema = infer_schema(self.table, numbers=numbers, **chosen)
+        self._check_bounds(settings.get("bounds", {}))
         most = MOST_MIXED if self.mixed else MOST_ROWS
         small = FEWEST_ROWS <= self.schema.rows <= most and not too_large(self.schema)
         self.folds = settings.get("folds", FOLDS if small else 1)
         # Equal rows are copies where some column is continuous; where all are discrete, such rows just are so.
         self.together = any(column.kind == "continuous" for column in self.schema.feature_columns)
         batch_size = BATCH_SIZE if self.folds == 1 else max(SMALLEST_BATCH, min(BATCH_SIZE, self.schema.rows // STEPS))
+        if "method" in settings:
+            batch_size = usual_batch(self.schema.rows)
         self.batch_size = settings.get("batch_size", batch_size)
         self.split = split_table(
             self.table, self.schema, self.batch_size, self.seed, self.settings.get("test", 0.0), self.folds == 1
@@ -105,7 +113,32 @@ class TableDataset(Dataset):
 
     def preprocessing(self, model: str) -> list[Any]:
         """Dequantise what is discrete, standardise, and make normal what has tails like Cauchy's."""
-        return [] if model == "mixed" else preprocessing(self.schema, self._some())
+        return [] if model == "mixed" else preprocessing(self.schema, self._some(), self.settings.get("bounds", {}))
+
+    def _check_bounds(self, bounds: Mapping[str, Any]) -> None:
+        """Refuse bounds of what is not modelled, or that values lie outside of.
+
+        Raises:
+            UserError: for these.
+        """
+        table, modelled = self.table, {column.name: column for column in self.schema.feature_columns}
+        if bounds and self.mixed:
+            raise UserError(
+                f"{table.name}: --bounds are for models of complete numbers; give --model nsf, or leave them out"
+            )
+        for name, ends in bounds.items():
+            if name not in modelled:
+                listed = ", ".join(map(repr, modelled))
+                raise UserError(f"{table.name}: {name!r} has bounds and is no modelled column; they are {listed}")
+            low, high = (open_end if end is None else end for end, open_end in zip(ends, OPEN, strict=True))
+            if not low < high:
+                raise UserError(f"expected bounds low < high of column {name!r}, got {low:g} and {high:g}")
+            if modelled[name].low < low or modelled[name].high > high:
+                where, value = table.find(name, partial(_outside, low=low, high=high))[0]
+                raise UserError(
+                    f"{table.name}: {where}, column {name!r}: {value:.6g} is outside its bounds, {low:g} to {high:g}; "
+                    "widen them (--bounds), or leave the row out"
+                )
 
     @property
     def mixed(self) -> bool:
@@ -117,6 +150,8 @@ class TableDataset(Dataset):
 
     def training(self, flow: Flow) -> dict[str, Any]:
         """The defaults of ``diffeo.fit`` suit large tables; small ones, and a mixed density, learn more slowly."""
+        if "method" in self.settings:
+            return METHODS[self.settings["method"]].training
         if flow.transform.takes_missing:
             return {"lr": 2e-3}
         small = {"lr": 3e-3, "weight_decay": 0.1, "patience": PATIENCE}
@@ -189,3 +224,7 @@ class TableDataset(Dataset):
     def plot(self, run: Path, flow: Flow, seconds: float) -> list[str]:
         """Learning curves, pairs of columns, latents, and the density of two columns, of rows drawn by weight."""
         return plot_figures(run, flow, self.schema, self.split.in_proportion(), self.seed)
+
+
+def _outside(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.asarray((values < low) | (values > high))

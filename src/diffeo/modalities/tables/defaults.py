@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,8 +27,10 @@ def default_model(rows: int) -> tuple[str, dict[str, Any]]:
     return "nsf", {"transforms": 5, **network, "affine": True}
 
 
-def preprocessing(schema: Schema, x: Tensor) -> list[Any]:
+def preprocessing(schema: Schema, x: Tensor, bounds: Mapping[str, Sequence[float | None]]) -> list[Any]:
     """Return what stands between the data and any model, listed from the data inwards; x (n, features) are some rows.
+
+    Columns with bounds are mapped to the whole line; a cell of a grid is within them if its value is.
 
     Columns with tails like Cauchy's are made normal one by one first: divided by their standard deviation, all but a
     few of their values would lie in a single bin of a spline. Other tables are not, since that bends the straight lines
@@ -37,6 +40,13 @@ def preprocessing(schema: Schema, x: Tensor) -> list[Any]:
     if any(grid.step for grid in schema.discrete):
         step, low = [grid.step for grid in schema.discrete], [grid.low for grid in schema.discrete]
         steps.append(["dequantize", {"step": step, "low": low}])
+    if bounds:
+        ends: list[Any] = [bounds.get(column.name, (None, None)) for column in schema.feature_columns]
+        grids = list(zip(ends, schema.feature_columns, schema.discrete, strict=True))
+        lower = [None if a is None else a - column.origin for (a, _), column, _ in grids]
+        upper = [None if b is None else b - column.origin + grid.step for (_, b), column, grid in grids]
+        steps.append(["bounded", {"low": lower, "high": upper}])
+        x = x[:, [a is None and b is None for a, b in ends]]
     return [*steps, "standardize", *(["gaussianize"] if _stretched(x) else [])]
 
 

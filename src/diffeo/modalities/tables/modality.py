@@ -24,6 +24,8 @@ MODALITY = Modality(
         "continuous",
         "dates",
         "weights",
+        "bounds",
+        "method",
         "na",
         "sep",
         "decimal",
