@@ -40,6 +40,14 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
     assert isinstance(names["flow"], diffeo.Flow)
 
 
+def test_the_code_in_the_guide_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code_blocks = blocks("docs/guide.md")
+    assert code_blocks
+    for block in code_blocks:
+        exec(block, {})
+
+
 @pytest.fixture(scope="module")
 def contributed() -> tuple[str, str, str]:
     """The class, the line that names it, and the name."""

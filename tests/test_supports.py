@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from scipy.special import ndtr
 from torch import distributions as d
 from torch.distributions import constraints as c
 
@@ -181,6 +182,14 @@ def test_tails_are_accurate_in_float32():
     support = Bounded(1, 0.0, 1.0)
     log_det = support.forward_and_log_det(z)[1]
     assert torch.allclose(log_det.double(), support.forward_and_log_det(z.double())[1], rtol=1e-5)
+    below = z[z <= 0]
+    assert torch.allclose(
+        support.forward(below[:, None])[:, 0].double(),
+        torch.from_numpy(ndtr(below.double().numpy())),
+        rtol=2e-5,
+        atol=0,
+    )
+    assert torch.allclose(Bounded(1, -1.0, 0.0).forward(-z), -support.forward(z), rtol=1e-5)
     x = torch.logspace(-37, -1, 100)[:, None]
     for bounds in ((0.0, 1.0), (0.0, None), (None, 0.0), (-1.0, 0.0)):
         support = Bounded(1, *bounds)
@@ -211,6 +220,15 @@ def test_outside_the_density_is_zero(support, x):
     assert (log_prob == -torch.inf).all()
     good = flow.sample(3)
     assert torch.isfinite(flow.log_prob(torch.cat([good, x.detach()]))[:3]).all()
+
+
+def test_what_lies_on_a_bound_is_moved_off_it():
+    support = as_support([(0.1, 2), ("simplex", 2), (None, -3)])
+    x = torch.tensor([[0.1, 0.5, 0.5, -3.0], [2.0, 0.5, 0.5, -4.0], [1.0, 0.5, 0.5, -2.0]])
+    moved = support.off_bounds(x)
+    assert torch.allclose(moved, x)
+    assert torch.isfinite(support.inverse_and_log_det(moved)[1]).tolist() == [True, True, False]
+    assert torch.equal(moved[2], x[2])
 
 
 def test_gradients_of_rows_outside_are_none_and_spoil_no_others():
@@ -421,6 +439,7 @@ def test_a_shape_is_taken_from_the_features():
         (lambda: Bounded(1, 1e9, 1e9 + 1), ValueError, "as far apart as torch.float32 can tell"),
         (lambda: as_support((TWO, None), 3), ValueError, r"expected a number or numbers of shape \(3,\), got \(2,\)"),
         (lambda: as_support(["positive"] * 2, 3), ValueError, r"expected a support of events of shape \(3,\), got"),
+        (lambda: Increasing((2, 3)), ValueError, "expected increasing vectors, got events of shape"),
         (lambda: Simplex(1), ValueError, "expected a simplex of at least 2 elements, got 1"),
         (lambda: Circle(9), ValueError, "expected at most 8 angles"),
         (lambda: Circle(1, period=0.0), ValueError, "expected finite angles and positive periods"),
@@ -436,6 +455,52 @@ def test_a_shape_is_taken_from_the_features():
 def test_mistakes_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_encoded_angles_have_the_distribution_of_the_noise():
+    """Of the two z that come to an angle, each as often as it is likely: z then is as normal as what was drawn."""
+    flow = flow_on(Circle(2))
+    z = flow.encode(flow.sample(100_000))
+    assert torch.allclose(z.mean(0), torch.zeros(2), atol=0.02)
+    assert torch.allclose(z.mT.cov(), torch.eye(2), atol=0.02)
+    assert torch.allclose(flow.decode(z[:100]), flow.decode(flow.encode(flow.decode(z[:100]))), atol=1e-3)
+    outside = torch.tensor([[0.0, 2.0]])
+    assert torch.isfinite(flow_on(as_support(["circle", (0, 1)])).encode(outside)).all()
+
+
+@pytest.mark.parametrize("name", SUPPORTS)
+def test_the_distribution_says_its_support(name):
+    flow = flow_on(SUPPORTS[name]()).double()
+    constraint = flow.distribution().support
+    assert constraint.event_dim == 1
+    x = flow.sample(50)
+    assert constraint.check(x).shape == (50,)
+    assert constraint.check(x).all()
+    if name in ("several", "ordered", "ordered-above"):  # of which torch has none
+        return
+    assert not constraint.check(torch.full((1, x.shape[1]), -1e9 if name not in ("negative", "below") else 1e9)).any()
+    assert not isinstance(constraint.base_constraint if name != "simplex" else constraint, type(c.real))
+    if name == "simplex":
+        assert constraint is c.simplex
+    elif name != "circle":
+        again = as_support(constraint, 3)
+        assert torch.allclose(again.low, flow.parts[-1].low)
+        assert torch.allclose(again.high, flow.parts[-1].high)
+    noise = torch.randn(5, flow.base.event_shape.numel(), dtype=torch.float64)
+    assert constraint.check(d.biject_to(constraint)(noise)).all()
+
+
+def test_supports_are_steps_of_preprocessing_in_recipes():
+    bounds = ["bounded", {"low": [0, None, -1], "high": [1, 5, None]}]
+    flow = diffeo.nsf(3, hidden=(8,), preprocess=[bounds, "standardize"])
+    again = diffeo.recipes.build(flow.recipe["name"], flow.recipe["arguments"])
+    for each in (flow, again):
+        assert inside(Bounded(3, bounds[1]["low"], bounds[1]["high"]), each.sample(1000)).all()
+    circle = diffeo.maf(2, preprocess=[["circle", {"low": 0, "period": 360}]])
+    assert circle.log_prob(torch.tensor([[0.0, 360.0]])) == circle.log_prob(torch.tensor([[360.0, 0.0]]))
+    assert (diffeo.maf(3, preprocess=["increasing"]).sample(100).diff(dim=1) > 0).all()
+    image = diffeo.realnvp((1, 4, 4), preprocess=[["bounded", {"low": 0, "high": 255, "shared": True}]])
+    assert inside(Bounded(16, 0, 255), image.sample(100).flatten(1)).all()
 
 
 def test_a_flow_with_support_shares_its_parts():

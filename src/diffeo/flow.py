@@ -419,7 +419,7 @@ class Flow(nn.Module):
         return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Normalize: z = f^-1(x).
+        """Normalize: z = f^-1(x); where several z come to x, one of them at random, by how likely each is.
 
         Args:
             x: ``(*batch, *event)``.
@@ -432,7 +432,7 @@ class Flow(nn.Module):
             ValueError: for a wrong shape, or a missing or superfluous context.
         """
         rows, contexts, batch = self._rows(x, context, self.event_shape, "x")
-        (z,) = self._in_chunks(lambda x, c: (self.transform.inverse(x, self.normalize_context(c)),), rows, contexts)
+        (z,) = self._in_chunks(self._encode, rows, contexts)
         return z.reshape(*batch, *self.base.event_shape)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
@@ -561,6 +561,15 @@ class Flow(nn.Module):
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
         return (self.transform.log_prob(self.base.log_prob, x, self.normalize_context(context)),)
+
+    def _encode(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
+        context = self.normalize_context(context)
+        if self.transform.branches == 1:
+            return (self.transform.inverse(x, context),)
+        z, log_det = self.transform.preimages(x, context)  # (branches, rows, *event), (branches, rows)
+        log_prob = self.base.log_prob(z) + log_det
+        gumbel = -torch.empty_like(log_prob).exponential_().log()
+        return (z[(log_prob + gumbel).argmax(0), torch.arange(len(x), device=x.device)],)
 
     def _generate(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         context = self.normalize_context(context)
@@ -725,7 +734,10 @@ class FlowDistribution(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """All real vectors of the event's shape."""
+        """That of the flow's ``Support``; without one, all real vectors of the event's shape."""
+        last = self.flow.parts[-1]
+        if isinstance(last, Support):
+            return last.constraint
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:

@@ -81,6 +81,8 @@ class Method(ABC):
         self.student = student
         self.path, self.flow, self.provenance, self.device = opened.path, opened.flow, opened.provenance, opened.device
         self.description: Mapping[str, Any] = opened.description
+        if self.flow.transform.branches > 1:
+            raise UserError(f"{self.path}: has angles, and a density that is a sum over their turns is not distilled")
         assert self.flow.recipe is not None  # it was built from one
         self.model, self.arguments = self.flow.recipe["name"], self.flow.recipe["arguments"]
         self.core, self.preprocessing = opened.flow.core, opened.flow.preprocessing

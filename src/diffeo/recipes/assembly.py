@@ -14,11 +14,14 @@ import torch
 from diffeo.bases import Base
 from diffeo.flow import Flow
 from diffeo.transforms import (
+    Bounded,
     Chain,
+    Circle,
     Dequantize,
     Elementwise,
     Flattened,
     Gaussianize,
+    Increasing,
     Logit,
     RationalQuadraticSpline,
     Rescale,
@@ -48,6 +51,9 @@ PREPROCESS: dict[str, Callable[..., Transform]] = {
     "logit": Logit,
     "rescale": Rescale,
     "dequantize": Dequantize,
+    "bounded": Bounded,
+    "circle": Circle,
+    "increasing": Increasing,
 }
 
 Features = int | Sequence[int]  # how many columns, or the shape (C, H, W) of an image

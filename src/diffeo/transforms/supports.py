@@ -43,6 +43,21 @@ class Support(Transform):
         """The shape of one event of noise: that of the data, but on a simplex."""
         return self.event_shape
 
+    @property
+    def constraint(self) -> constraints.Constraint:
+        """The support in the words of ``torch.distributions``; real numbers, where these have none for it."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def off_bounds(self, x: Tensor) -> Tensor:
+        """Move elements that lie on a bound to the next number inside, where there is a density; no others.
+
+        By rounding, draws of a prior lie on its bounds now and then.
+
+        Args:
+            x: ``(*batch, *event)``.
+        """
+        return x
+
 
 def _table(value: Ends, shape: torch.Size, missing: float) -> Tensor:
     """Numbers ``shape`` in float64, of a number, a nested sequence or a tensor; None is the missing one."""
@@ -121,6 +136,21 @@ class Bounded(Support):
         outside = (x <= ends[0]) | (x >= ends[1])
         return z, sum_event(logs.masked_fill(outside, -torch.inf), self.event_dim)
 
+    @property
+    def constraint(self) -> constraints.Constraint:
+        """Bounds of one kind, or those of each element of a vector."""
+        ends = [end.to(torch.get_default_dtype()) for end in (self.low, self.high)]
+        if len(self._kinds) < 2 and all(where.all() for where, _ in self._kinds):
+            return constraints.independent(_bound(*ends), self.event_dim)
+        if self.event_dim != 1:
+            return super().constraint
+        return _side_by_side([_bound(low, high) for low, high in zip(*ends, strict=True)], [1] * len(self.low))
+
+    def off_bounds(self, x: Tensor) -> Tensor:
+        """Move elements that lie on a bound to the next number inside."""
+        (low, high), (least, most) = self._ends(x), _inside(*self._ends(x))
+        return torch.where(x == low, least, torch.where(x == high, most, x))
+
     def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return self.low.to(like), self.high.to(like)
 
@@ -133,6 +163,17 @@ class Bounded(Support):
             each, log = kind(torch.where(here, value, 0.0 if generate else 0.5), low, high, generate)
             mapped, logs = torch.where(here, each, mapped), torch.where(here, log, logs)
         return mapped, logs
+
+
+def _bound(low: Tensor, high: Tensor) -> Any:
+    """The constraint of elements that all have the same ends."""
+    if (high == math.inf).all():
+        return constraints.real if (low == -math.inf).all() else constraints.greater_than(low)
+    return constraints.less_than(high) if (low == -math.inf).all() else constraints.interval(low, high)
+
+
+def _side_by_side(parts: Sequence[Any], sizes: Sequence[int]) -> constraints.Constraint:
+    return constraints.independent(constraints.cat(parts, dim=-1, lengths=sizes), 1)
 
 
 def _inside(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +189,8 @@ def _interval(value: Tensor, low: Tensor, high: Tensor, generate: bool) -> tuple
     width = high - low
     if generate:
         lower = value <= 0
-        part = width * torch.special.ndtr(torch.where(lower, value, -value))
+        # Phi of what is at most 0; PyTorch's ndtr is 1 + erf, and 0 far out.
+        part = 0.5 * width * torch.special.erfc(torch.where(lower, -value, value) * math.sqrt(0.5))
         return torch.where(lower, low + part, high - part), width.log() - _half_square(value)
     below, above = value - low, high - value
     z = torch.special.ndtri((torch.minimum(below, above) / width).clamp_min(torch.finfo(value.dtype).tiny))
@@ -205,6 +247,11 @@ class Simplex(Support):
         """One number less than the data."""
         return torch.Size((self.event_shape[0] - 1,))
 
+    @property
+    def constraint(self) -> constraints.Constraint:
+        """That of the simplex."""
+        return constraints.simplex
+
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Break off part after part, in logarithms."""
         shifted = z - self._shift(z)
@@ -229,18 +276,23 @@ class Increasing(Support):
     A vector that does not increase strictly has no image: its log|dz/dx| is -inf.
 
     Args:
-        size: the number of elements.
+        event_shape: the size n of a vector, or ``(n,)``.
         low: a bound below the first, None or -inf for none.
+
+    Raises:
+        ValueError: for events that are no vectors.
     """
 
-    def __init__(self, size: int, low: float | None = None) -> None:
+    def __init__(self, event_shape: int | Sequence[int], low: float | None = None) -> None:
         super().__init__()
-        self.event_shape = as_shape(size)
+        self.event_shape = as_shape(event_shape)
+        if len(self.event_shape) != 1:
+            raise ValueError(f"expected increasing vectors, got events of shape {tuple(self.event_shape)}")
         self.low = -math.inf if low is None else low
 
     def arguments(self) -> dict[str, Any]:
-        """The size and the bound, which is None and not infinite."""
-        return {"size": self.event_shape[0], "low": self.low if math.isfinite(self.low) else None}
+        """The shape and the bound, which is None and not infinite."""
+        return {"event_shape": [*self.event_shape], "low": self.low if math.isfinite(self.low) else None}
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Add step by step, where a step below the resolution of floating point is one to the next number."""
@@ -308,6 +360,12 @@ class Circle(Support):
     def branches(self) -> int:
         """Two turns of each angle."""
         return int(2 ** self.event_shape.numel())
+
+    @property
+    def constraint(self) -> constraints.Constraint:
+        """The interval of angles."""
+        low, high = (end.to(torch.get_default_dtype()) for end in (self.low, self.low + self.period))
+        return constraints.independent(constraints.interval(low, high), self.event_dim)
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Wrap z around the circle; the log-determinant is that of the turn that z lies on."""
@@ -386,6 +444,14 @@ class Concatenated(Support):
         """Those of all parts, in every combination."""
         return math.prod(part.branches for part in self.parts)
 
+    @property
+    def constraint(self) -> constraints.Constraint:
+        """Those of all parts, where each is one of single elements."""
+        inner = [part.constraint.base_constraint for part in self.parts if part.constraint is not constraints.simplex]
+        if len(inner) < len(self.parts):
+            return super().constraint
+        return _side_by_side(inner, [part.event_shape[0] for part in self.parts])
+
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply each part to its numbers."""
         return self._joined([p.forward_and_log_det(v, context) for p, v in self._split(z, "noise_shape")])
@@ -404,6 +470,10 @@ class Concatenated(Support):
             z, log_det = part.preimages(value, context)
             each.append((z[index], log_det[index]))
         return self._joined(each)
+
+    def off_bounds(self, x: Tensor) -> Tensor:
+        """Move elements that lie on a bound to the next number inside."""
+        return torch.cat([part.off_bounds(value) for part, value in self._split(x, "event_shape")], -1)
 
     def _split(self, value: Tensor, shape: str) -> list[tuple[Any, Tensor]]:
         sizes = [getattr(part, shape)[0] for part in self.parts]
