@@ -9,7 +9,7 @@ C2ST              sbibm's own: the accuracy over 5 folds of scikit-learn's MLPCl
                   samples, in standard deviations of these; .5 is a perfect posterior. Means over observations 1 to 5.
 log q             of --fresh new simulations, in nats: what settings were chosen by, never the C2ST.
 SBC               the smallest p-value of parameters' ranks over 500 new simulations, times the number of parameters
-seconds           of the fit, all folds together
+seconds           of the fit, all folds together, and of processors: where others compute too the latter say more
 NPE-NSF           published C2ST of the benchmark's own (means over ten observations)
 
 Results are written to --out after every observation; with --keep those that are there are not measured again.
@@ -24,6 +24,7 @@ import json
 import math
 import os
 import platform
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -255,10 +256,11 @@ def measure(
     if not missing and "log_q" in result:
         return
     theta, x = task.draw(size, seed)
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), cpu_seconds()
     budget = {"epochs": 2} if options.quick else {}
     posterior = diffeo.posterior(theta, x, task.prior, method=options.method, seed=seed, **budget)
     result.setdefault("seconds", time.perf_counter() - started)
+    result.setdefault("cpu_seconds", cpu_seconds() - spent)
     if "log_q" not in result:
         with torch.no_grad():
             log_q = posterior.log_prob(*task.draw(options.fresh, seed + 1_000_000))
@@ -274,6 +276,12 @@ def measure(
         print(f"  {task.name} {size} {seed}, observation {number}: {result['c2st'][str(number)]:.3f}", flush=True)
 
 
+def cpu_seconds() -> float:
+    """Of this process and of those that it waited for."""
+    used = (resource.getrusage(which) for which in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
 def line(key: str, result: dict[str, Any]) -> str:
     """One result in a line."""
     name, _, size, _ = key.split()
@@ -283,7 +291,8 @@ def line(key: str, result: dict[str, Any]) -> str:
     return (
         f"| {key:<38} | C2ST {np.mean(each):.3f} ({', '.join(f'{value:.3f}' for value in each)}) "
         f"| NPE-NSF {published:.3f} | log q {result['log_q']:.3f} ± {result['log_q_stderr']:.3f} "
-        f"| SBC p {least:.2f}, TARP p {result['tarp']:.2f} | {result['seconds']:.0f} s |"
+        f"| SBC p {least:.2f}, TARP p {result['tarp']:.2f} "
+        f"| {result['seconds']:.0f} s, {result['cpu_seconds']:.0f} of processors |"
     )
 
 

@@ -1,14 +1,19 @@
 """Posteriors from simulations: exact where the answer is known, calibrated, within their support, and stored."""
 
+import io
+import json
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.distributions import Independent, Normal, Uniform, constraints
 
 import diffeo
+from diffeo import commands
+from diffeo.cli import main
 from diffeo.inference import calibration_of
 from diffeo.nets import CNN
 from diffeo.structure import described, rebuilt
@@ -382,3 +387,126 @@ def test_other_bad_input(learned):
         learned.calibration(theta[:5], x[:5])
     with pytest.raises(ValueError, match=r"expected theta \(n, D\) and draws \(L, n, D\)"):
         calibration_of(theta, theta)
+
+
+# ---- The command line ------------------------------------------------------------------------------------------------
+
+
+def table(count=200, seed=0):
+    generator = np.random.default_rng(seed)
+    a, b = generator.uniform(-1, 1, count), generator.gamma(2, 1, count)
+    x = np.stack([a, np.log(b)], 1) + 0.3 * generator.normal(size=(count, 2))
+    return pd.DataFrame({"a": a, "b": b, "x1": x[:, 0], "x2": x[:, 1], "note": "text"})
+
+
+BOUNDS = ["--bounds", "a=-1:1", "--bounds", "b=0:"]
+FEW = ["--epochs", "2", "--folds", "2", "--hidden", "16", "--transforms", "2", "--no-figures"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("posterior")
+    table().to_parquet(folder / "sims.parquet", index=False)
+    code = main(
+        ["posterior", str(folder / "sims.parquet"), "--parameters", "a,b", "--out", str(folder / "run"), *BOUNDS, *FEW]
+    )
+    assert code == 0
+    return folder / "run"
+
+
+def test_a_run_of_the_command_line_is_used_as_any(run, capsys):
+    data = str(run.parent / "sims.parquet")
+    model = json.loads((run / "model.json").read_text())
+    assert model["schema"]["context"] == ["x1", "x2"]
+    assert model["metrics"]["calibration"]["sbc"].keys() == {"a", "b"}
+    assert main(["sample", str(run), "-n", "500", "--given", "x1=3", "--given", "x2=-9"]) == 0
+    drawn = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert bool(drawn["a"].between(-1, 1).all() and (drawn["b"] > 0).all())
+    assert main(["score", str(run), data]) == 0
+    scored = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert len(scored) == 200
+    assert bool(np.isfinite(scored["log_likelihood"]).all())
+    assert main(["predict", str(run), data]) == 0
+    assert "a_q0.5" in capsys.readouterr().out
+    report = commands.check(run, data)
+    assert report["calibration"]["simulations"] == 200
+    assert report["calibration"]["draws"] == 200
+    assert main(["check", str(run), data]) == 0
+    said = capsys.readouterr().out
+    assert "ranks (SBC)" in said
+    assert "coverage (TARP)" in said
+
+
+def test_no_draw_of_a_table_run_leaves_its_bounds(run):
+    flow = diffeo.load(run)
+    drawn = flow.sample(100_000, torch.tensor([9.0, -20.0]))
+    assert bool(((drawn[:, 0] > -1) & (drawn[:, 0] < 1) & (drawn[:, 1] > 0)).all())
+    assert torch.isneginf(flow.log_prob(torch.tensor([1.01, 0.5]), torch.zeros(2)))
+
+
+def test_check_distrusts_a_posterior_that_is_not_calibrated(run):
+    moved = table(seed=1)
+    moved["a"] = (moved["a"] + 2) / 3
+    report = commands.check(run, moved)
+    assert report["verdict"] == "not trustworthy"
+    assert any("the posterior of 'a' is too low" in reason for reason in report["reasons"])
+
+
+def test_the_calibration_of_a_run_is_plotted(tmp_path):
+    made = commands.posterior(
+        table(60), tmp_path / "run", parameters=["a", "b"], observed=["x2"], method="fmpe", epochs=1, folds=1,
+        arguments={"hidden": [8], "tolerance": 1e-3}, lr=1e-3,
+    )  # fmt: skip
+    assert (tmp_path / "run" / "figures" / "calibration.png").is_file()
+    assert made["model"] == "flow_matching"
+    assert made["context"] == ["x2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give the columns of the parameters (--parameters COLS); it has 'a', 'b', 'x1', 'x2', 'note'"),
+        (["--parameters", "a,c"], "has no column 'c' for --parameters"),
+        (["--parameters", "a", "--observed", "x3"], "has no column 'x3' for --observed"),
+        (["--parameters", "a", "--observed", "a"], "column 'a' is a parameter and observed; choose one"),
+        (["--parameters", "a,b,x1,x2"], "no column of numbers is left as the observation"),
+        (["--parameters", "a", "--method", "nle"], "unknown method 'nle'; expected one of npe, fmpe"),
+        (["--parameters", "a", "--bounds", "a=1"], "expected bounds such as --bounds a=-1:1 or a=0:, got '1'"),
+        (["--parameters", "a", "--bounds", "a=1:-1"], "expected bounds low < high of column 'a', got 1 and -1"),
+        (["--parameters", "a", "--bounds", "x1=0:"], "'x1' has bounds and is no modelled column; they are 'a'"),
+        (["--parameters", "a,b", "--bounds", "b=0.01:2"], "is outside its bounds, 0.01 to 2; widen them (--bounds)"),
+        (["--parameters", "a,note"], "'note'"),
+    ],
+)
+def test_bad_input_on_the_command_line(words, message, tmp_path, capsys):
+    table(40).to_csv(tmp_path / "sims.csv", index=False)
+    assert main(["posterior", str(tmp_path / "sims.csv"), "--out", str(tmp_path / "run"), *words]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in said[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_row_that_is_outside_its_bounds_is_named(tmp_path, capsys):
+    rows = table(40)
+    rows.loc[16, "a"] = 1.5
+    rows.to_csv(tmp_path / "sims.csv", index=False)
+    words = ["posterior", str(tmp_path / "sims.csv"), "--out", str(tmp_path / "run"), "--parameters", "a,b", *BOUNDS]
+    assert main(words) == 2
+    assert "row 17 (line 18), column 'a': 1.5 is outside its bounds, -1 to 1" in capsys.readouterr().err
+
+
+def test_simulations_with_gaps_are_refused_or_dropped(tmp_path, capsys):
+    rows = table(60)
+    rows.loc[[3, 8], "x1"] = np.nan
+    rows.to_csv(tmp_path / "sims.csv", index=False)
+    words = ["posterior", str(tmp_path / "sims.csv"), "--out", str(tmp_path / "run"), "--parameters", "a,b", *FEW]
+    assert main(words) == 2
+    assert "x1" in capsys.readouterr().err
+    assert main([*words, "--drop-missing"]) == 0
+    assert "2 rows with missing or infinite values were left out" in capsys.readouterr().err
+
+
+def test_a_python_posterior_is_no_run_of_the_command_line(tmp_path):
+    diffeo.posterior(*conjugate(60), out=tmp_path / "run", **QUICK)
+    with pytest.raises(diffeo.UserError, match=r"is a posterior that was made in Python; take it by diffeo.load"):
+        commands.check(tmp_path / "run", table())

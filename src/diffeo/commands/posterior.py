@@ -20,7 +20,7 @@ from diffeo.training import read_model, save_metrics
 
 __all__ = ["posterior"]
 
-NUMBERS = ("number", "integer", "bool")
+NUMBERS = ("number", "float", "integer", "bool")
 
 
 def posterior(

@@ -47,7 +47,7 @@ def preprocessing(schema: Schema, x: Tensor, bounds: Mapping[str, Sequence[float
         upper = [None if b is None else b - column.origin + grid.step for (_, b), column, grid in grids]
         steps.append(["bounded", {"low": lower, "high": upper}])
         x = x[:, [a is None and b is None for a, b in ends]]
-    return [*steps, "standardize", *(["gaussianize"] if _stretched(x) else [])]
+    return [*steps, "standardize", *(["gaussianize"] if x.numel() and _stretched(x) else [])]
 
 
 def _stretched(x: Tensor) -> bool:
