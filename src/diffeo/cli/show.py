@@ -58,9 +58,9 @@ def posterior(summary: Mapping[str, Any]) -> str:
 
 def _calibration(report: Mapping[str, Any]) -> Rows:
     """Distances from uniform of ranks and coverage."""
-    found = report["calibration"]
-    rows = [*found["sbc"].items(), ("coverage (TARP)", found["tarp"])]
-    count = f"of {_many(found['simulations'], 'simulation')}, {found['draws']:,} draws of the posterior for each"
+    result = report["calibration"]
+    rows = [*result["sbc"].items(), ("coverage (TARP)", result["tarp"])]
+    count = f"of {_many(result['simulations'], 'simulation')}, {result['draws']:,} draws of the posterior for each"
     return [
         ("ranks (SBC)", count),
         *((f"  {name}", f"{part['distance']:.3f} from uniform (p {_p(part['p'])})") for name, part in rows),
