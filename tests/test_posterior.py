@@ -495,6 +495,30 @@ def test_the_row_that_is_outside_its_bounds_is_named(tmp_path, capsys):
     assert "row 17 (line 18), column 'a': 1.5 is outside its bounds, -1 to 1" in capsys.readouterr().err
 
 
+def test_columns_of_any_table_keep_within_bounds(tmp_path):
+    generator = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        {
+            "share": generator.beta(0.5, 2, 300), "count": generator.poisson(3, 300) + 1000,
+            "level": generator.choice([0.1, 2.71, 7.3], 300), "free": generator.normal(size=300),
+        }
+    )  # fmt: skip
+    bounds = {"share": [0.0, 1.0], "count": [1000.0, None], "level": [0.0, 10.0]}
+    few = {"epochs": 2, "folds": 1, "figures": False, "arguments": {"hidden": [8], "transforms": 2}}
+    commands.fit(rows, tmp_path / "run", bounds=bounds, **few)
+    drawn = diffeo.load(tmp_path / "run").sample(50_000)
+    assert bool(((drawn[:, 0] > 0) & (drawn[:, 0] < 1)).all())
+    out = tmp_path / "drawn.csv"
+    commands.sample(tmp_path / "run", 2000, out)
+    cells = pd.read_csv(out)
+    assert cells["count"].min() >= 1000
+    assert set(cells["level"]) <= {0.1, 2.71, 7.3}
+    commands.score(tmp_path / "run", rows, tmp_path / "scores.csv")
+    assert bool(np.isfinite(pd.read_csv(tmp_path / "scores.csv")["log_likelihood"]).all())
+    with pytest.raises(diffeo.UserError, match="--bounds are for models of complete numbers; give --model nsf"):
+        commands.fit(rows.assign(text=["a", "b", "c"] * 100), tmp_path / "mixed", bounds=bounds, **few)
+
+
 def test_simulations_with_gaps_are_refused_or_dropped(tmp_path, capsys):
     rows = table(60)
     rows.loc[[3, 8], "x1"] = np.nan

@@ -13,6 +13,7 @@ from diffeo.modalities.tables.schema import Schema
 __all__ = ["default_model", "preprocessing"]
 
 LOOKED_AT = 50_000  # rows
+OPEN = (None, None)  # ends of a column without bounds
 STRETCHED = 5.0  # times the spread of the middle that the tails may stretch a standard deviation to
 
 
@@ -27,10 +28,11 @@ def default_model(rows: int) -> tuple[str, dict[str, Any]]:
     return "nsf", {"transforms": 5, **network, "affine": True}
 
 
-def preprocessing(schema: Schema, x: Tensor, bounds: Mapping[str, Sequence[float | None]]) -> list[Any]:
+def preprocessing(schema: Schema, x: Tensor, bounds: Mapping[str, Sequence[float | None]] | None = None) -> list[Any]:
     """Return what stands between the data and any model, listed from the data inwards; x (n, features) are some rows.
 
-    Columns with bounds are mapped to the whole line; a cell of a grid is within them if its value is.
+    Columns with bounds are mapped to the whole line; a cell of a grid is within them if its value is. (Levels are
+    coded, and have no others anyway.)
 
     Columns with tails like Cauchy's are made normal one by one first: divided by their standard deviation, all but a
     few of their values would lie in a single bin of a spline. Other tables are not, since that bends the straight lines
@@ -41,12 +43,15 @@ def preprocessing(schema: Schema, x: Tensor, bounds: Mapping[str, Sequence[float
         step, low = [grid.step for grid in schema.discrete], [grid.low for grid in schema.discrete]
         steps.append(["dequantize", {"step": step, "low": low}])
     if bounds:
-        ends: list[Any] = [bounds.get(column.name, (None, None)) for column in schema.feature_columns]
-        grids = list(zip(ends, schema.feature_columns, schema.discrete, strict=True))
-        lower = [None if a is None else a - column.origin for (a, _), column, _ in grids]
-        upper = [None if b is None else b - column.origin + grid.step for (_, b), column, grid in grids]
+        columns = list(zip(schema.feature_columns, schema.discrete, strict=True))
+        ends: list[Any] = [
+            bounds.get(column.name, OPEN) if column.kind in ("continuous", "integer") else OPEN for column, _ in columns
+        ]
+        both = list(zip(ends, columns, strict=True))
+        lower = [None if low is None else low - column.origin for (low, _), (column, _) in both]
+        upper = [None if high is None else high - column.origin + grid.step for (_, high), (column, grid) in both]
         steps.append(["bounded", {"low": lower, "high": upper}])
-        x = x[:, [a is None and b is None for a, b in ends]]
+        x = x[:, [each == OPEN for each in map(tuple, ends)]]
     return [*steps, "standardize", *(["gaussianize"] if x.numel() and _stretched(x) else [])]
 
 
