@@ -17,6 +17,7 @@ _NAMES = {
     "objectives": "MaximumLikelihood FlowMatching Distillation",
     "training": "fit fit_folds load",
     "inpainting": "inpaint",
+    "inference": "posterior",
     "": "bases commands data nets objectives recipes sklearn training transforms",
 }
 _HOME = {name: home for home, names in _NAMES.items() for name in names.split()}
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from diffeo import bases, commands, data, nets, objectives, recipes, sklearn, training, transforms
     from diffeo.bases import StandardNormal
     from diffeo.flow import Flow
+    from diffeo.inference.posterior import posterior
     from diffeo.inpainting import inpaint
     from diffeo.mixture import Mixture
     from diffeo.objectives import Distillation, FlowMatching, MaximumLikelihood

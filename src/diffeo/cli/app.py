@@ -150,7 +150,7 @@ def fit(
     dates: Annotated[list[str] | None, Option("--date", help="Columns of dates or times.", metavar="COLS")] = None,
     bounds: Annotated[
         list[str] | None,
-        Option(help="Ends of a continuous column, either may be empty: no density beyond.", metavar="COL=LOW:HIGH"),
+        Option(help="Ends of a column of numbers, either may be empty: no density beyond.", metavar="COL=LOW:HIGH"),
     ] = None,
     weights: Annotated[
         str | None, Option(help="The column that says how much each row counts; not modelled.", metavar="COL")
@@ -200,6 +200,60 @@ def fit(
 
     Trains, validates on a tenth of the rows, keeps the best weights and plots figures. Interrupt it with Ctrl-C: the
     best so far is kept, and --resume goes on.
+    """
+
+
+@_command(trains=True)
+def posterior(
+    source: Annotated[
+        str,
+        Argument(help="A table of simulations, a row each: .csv, .parquet ... as 'diffeo fit' takes.", metavar="DATA"),
+    ],
+    out: NewRun,
+    parameters: Annotated[list[str] | None, Option(help="The columns of the parameters.", metavar="COLS")] = None,
+    observed: Annotated[
+        list[str] | None,
+        Option(help="The columns of the observation.  [default: all other numbers]", metavar="COLS"),
+    ] = None,
+    bounds: Annotated[
+        list[str] | None,
+        Option(help="Where the prior of a parameter ends, a=-1:1, or a=0: for none.", metavar="COL=LOW:HIGH"),
+    ] = None,
+    method: Annotated[str | None, Option(help="npe, or fmpe (flow matching).  [default: npe]")] = None,
+    drop: Annotated[list[str] | None, Option(help="Columns to leave out.", metavar="COLS")] = None,
+    missing: Missing = False,
+    na: Na = None,
+    sep: Sep = None,
+    decimal: Decimal = None,
+    test: Annotated[
+        float | None, Option(help="Keep this fraction of the rows for 'diffeo check' alone.", metavar="FRACTION")
+    ] = None,
+    folds: Annotated[
+        int | None,
+        Option(help="Hold out so many parts in turn, each of one model.  [default: 5; of large tables 1]"),
+    ] = None,
+    epochs: Annotated[int | None, Option(help="Passes over the data at most.")] = None,
+    minutes: Annotated[float | None, Option(help="Minutes of training at most.")] = None,
+    batch_size: Annotated[int | None, Option(help="Rows per step.")] = None,
+    lr: Annotated[float | None, Option(help="The highest learning rate.")] = None,
+    hidden: Annotated[str | None, Option(help="Widths of the hidden layers.", metavar="N,N,...")] = None,
+    transforms: Annotated[int | None, Option(help="How many transforms.")] = None,
+    arguments: Annotated[
+        list[str] | None,
+        Option("--set", help="Another argument of the model, e.g. --set bins=16.", metavar="NAME=VALUE"),
+    ] = None,
+    resume: Annotated[bool, Option("--resume", help="Continue a run, with its own settings.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace an earlier run.")] = False,
+    figures: Figures = True,
+    seed: TrainingSeed = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Learn what parameters are likely given an observation, from simulations.
+
+    A row of the table holds parameters, drawn from their prior, and what a simulator made of them. The run is
+    calibrated on simulations that it held out, and is used as any: 'diffeo sample RUN --given x=1.5' draws parameters
+    given an observation, 'diffeo check RUN DATA' says whether to trust them.
     """
 
 
@@ -466,4 +520,4 @@ def check(
     """
 
 
-COMMANDS = (fit, score, anomalies, sample, predict, impute, inpaint, distill, info, check)
+COMMANDS = (fit, posterior, score, anomalies, sample, predict, impute, inpaint, distill, info, check)

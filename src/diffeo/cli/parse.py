@@ -141,7 +141,20 @@ def _bounds(words: Sequence[str]) -> dict[str, list[float | None]]:
 
 PARSERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(
-        ("context", "drop", "keep", "conditions", "categorical", "integer", "continuous", "dates", "na"), _columns
+        (
+            "context",
+            "drop",
+            "keep",
+            "conditions",
+            "categorical",
+            "integer",
+            "continuous",
+            "dates",
+            "na",
+            "parameters",
+            "observed",
+        ),
+        _columns,
     ),
     "quantiles": lambda text: _numbers("--quantiles", text),
     "size": partial(_whole_numbers, "--size"),

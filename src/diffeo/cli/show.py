@@ -7,7 +7,19 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["anomalies", "check", "distill", "fit", "info", "inpaint", "machine", "predict", "sample", "score"]
+__all__ = [
+    "anomalies",
+    "check",
+    "distill",
+    "fit",
+    "info",
+    "inpaint",
+    "machine",
+    "posterior",
+    "predict",
+    "sample",
+    "score",
+]
 
 SHOWN = 40  # columns listed by info
 WIDE = 50  # letters of what is listed of one
@@ -37,6 +49,22 @@ def fit(summary: Mapping[str, Any]) -> str:
             _figures(summary),
         ],
     )
+
+
+def posterior(summary: Mapping[str, Any]) -> str:
+    """Describe the training of a posterior, and whether it is calibrated."""
+    return "\n".join([fit(summary), *(_table(_calibration(summary)) if "calibration" in summary else [])])
+
+
+def _calibration(report: Mapping[str, Any]) -> Rows:
+    """Distances from uniform of ranks and coverage."""
+    result = report["calibration"]
+    rows = [*result["sbc"].items(), ("coverage (TARP)", result["tarp"])]
+    count = f"of {_many(result['simulations'], 'simulation')}, {result['draws']:,} draws of the posterior for each"
+    return [
+        ("ranks (SBC)", count),
+        *((f"  {name}", f"{part['distance']:.3f} from uniform (p {_p(part['p'])})") for name, part in rows),
+    ]
 
 
 def _model(summary: Mapping[str, Any]) -> str:
@@ -495,6 +523,7 @@ def _checked(report: Mapping[str, Any], left_out: tuple[str, str]) -> list[str]:
                 *(_latents(report["latents"]) if "latents" in report else []),
                 *(_nearest(report["privacy"]) if "privacy" in report else []),
                 *(_sounds(report["sound"]) if report.get("sound") else []),
+                *(_calibration(report) if "calibration" in report else []),
                 left_out,
             ]
         ),

@@ -8,8 +8,22 @@ from diffeo.commands.impute import impute
 from diffeo.commands.info import info
 from diffeo.commands.inpaint import inpaint
 from diffeo.commands.machine import machine
+from diffeo.commands.posterior import posterior
 from diffeo.commands.predict import predict
 from diffeo.commands.sample import sample
 from diffeo.commands.score import score
 
-__all__ = ["anomalies", "check", "distill", "fit", "impute", "info", "inpaint", "machine", "predict", "sample", "score"]
+__all__ = [
+    "anomalies",
+    "check",
+    "distill",
+    "fit",
+    "impute",
+    "info",
+    "inpaint",
+    "machine",
+    "posterior",
+    "predict",
+    "sample",
+    "score",
+]

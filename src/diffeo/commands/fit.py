@@ -32,7 +32,7 @@ from diffeo.training.run import claimed, plain, save_model, trained_recipe
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.variational import VAE
 
-__all__ = ["Learned", "fit", "learn", "model_for"]
+__all__ = ["Learned", "fit", "learn", "make_run", "model_for"]
 
 EVALUATED = 50_000  # training rows whose likelihood is reported
 FEWER = 1_000  # rows of each part, where a likelihood takes many evaluations of a network
@@ -97,7 +97,8 @@ def fit(
         integer: columns of whole numbers, whatever they look like.
         continuous: columns that have a smooth density, whatever they look like.
         dates: columns of dates or times, whatever they look like.
-        bounds: of continuous columns, (low, high) with None for none: the density is zero beyond.
+        bounds: of columns of numbers, by name, (low, high) with None for none: the density is zero beyond, in models
+            of complete numbers.
         weights: the column of a table that says how much each row counts, in training and in what is reported: finite
             numbers of at least 0, without gaps. It is not modelled.
         na: texts and numbers that stand for a missing cell, beside NA, NaN, null and the like.
@@ -136,6 +137,40 @@ def fit(
     """
     earlier = read_model(out) if resume else None
     settings = settings_of(locals(), out, earlier["provenance"].get("settings", {}) if earlier else {})
+    return make_run(
+        source, out, settings, earlier, device=device, force=force, figures=figures, progress=progress, say=say
+    )
+
+
+def make_run(
+    source: Any,
+    out: str | os.PathLike[str],
+    settings: Mapping[str, Any],
+    earlier: Mapping[str, Any] | None,
+    *,
+    device: str | None,
+    force: bool,
+    figures: bool,
+    progress: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Learn the density of data and write a run directory, by settings that were checked; see ``fit``.
+
+    Args:
+        source: the data.
+        out: the run directory to make.
+        settings: as ``settings_of`` returns them.
+        earlier: what ``model.json`` says of the training that is resumed.
+        device: where to train; a GPU if there is one.
+        force: replace an earlier run.
+        figures: plot the figures.
+        progress: show a bar on stderr.
+        say: called with every note on how the data were read.
+
+    Raises:
+        UserError: as ``fit``.
+    """
+    resume = earlier is not None
     world = World(choose_device(device))
     seed = settings.get("seed", 0)
 

@@ -17,8 +17,9 @@ _NUMBER = int | float
 _TYPES: dict[str, Any] = {
     "model": str, "student": str, "arguments": dict, "context": list, "drop": list, "size": list, "missing": str,
     "categorical": list, "integer": list, "continuous": list, "dates": list, "bounds": dict, "weights": str, "na": list,
-    "sep": str, "decimal": str, "label_pattern": str, "test": _NUMBER, "folds": int, "rate": int, "crop": _NUMBER,
-    "mels": int, "epochs": int, "minutes": _NUMBER, "batch_size": int, "accumulate": int, "lr": _NUMBER, "seed": int,
+    "method": str, "sep": str, "decimal": str, "label_pattern": str, "test": _NUMBER, "folds": int, "rate": int,
+    "crop": _NUMBER, "mels": int, "epochs": int, "minutes": _NUMBER, "batch_size": int, "accumulate": int,
+    "lr": _NUMBER, "seed": int,
     "power": _NUMBER, "contrast": _NUMBER, "forward_share": _NUMBER,
 }  # fmt: skip
 _RANGES: list[tuple[str, str, Callable[[float], bool]]] = [

@@ -58,6 +58,10 @@ def open_run(run: str | os.PathLike[str], device: str | torch.device | None = No
         raise UserError(f"{stored.path}: describes no data; give a run directory made by diffeo fit")
     kind = stored.schema.get("kind", "table")
     modality = next((each for each in modalities() if each.name == kind), None)
+    if kind == "posterior":
+        raise UserError(
+            f"{stored.path}: is a posterior that was made in Python; take it by diffeo.load({os.fspath(run)!r})"
+        )
     if modality is None:
         raise UserError(f"{stored.path}: was trained on {kind!r}, which this diffeo does not know")
     return modality.run.restore(stored, os.fspath(run), place)

@@ -2,6 +2,7 @@
 
 from diffeo.nets.any_order import AnyOrder, Ordered
 from diffeo.nets.autoencoder import Decoder, Encoder
+from diffeo.nets.cnn import CNN
 from diffeo.nets.made import MADE
 from diffeo.nets.mlp import MLP
 from diffeo.nets.resnet import ResNet
@@ -10,6 +11,7 @@ from diffeo.nets.velocity import Guided, Velocity
 from diffeo.nets.wavenet import WaveNet
 
 __all__ = [
+    "CNN",
     "MADE",
     "MLP",
     "AnyOrder",

@@ -21,6 +21,7 @@ from diffeo.report.numerics import consistency, continuous_part, log_det_error, 
 from diffeo.report.privacy import nearest_records
 from diffeo.report.statistics import mean_and_error
 from diffeo.report.verdict import FEWEST, Limits, Verdict
+from diffeo.transforms import Bounded
 from diffeo.transforms.ode import ODE
 
 __all__ = ["FEWEST", "IMAGES", "LEAST_SAMPLES", "THRESHOLDS", "Thresholds", "by_fold", "check", "judge"]
@@ -74,6 +75,11 @@ class Thresholds(Limits):
         if ode.divergence == "hutchinson":
             limits |= {"log_det": REPORTED, "density": REPORTED}
         return replace(self, **limits)
+
+    def bounded(self) -> Thresholds:
+        """These for a flow of bounded elements: next to a bound, rounding moves a value by much of its distance."""
+        care, distrust = self.density
+        return replace(self, density=(10 * care, 10 * distrust))
 
 
 THRESHOLDS = Thresholds()
@@ -146,6 +152,9 @@ def check(
     ends = (mean - 10 * std, mean + 10 * std)
     if box is not None:
         ends = (torch.full_like(mean, box[0]), torch.full_like(mean, box[1]))
+    bounded = [part for part in inner.preprocessing if isinstance(part, Bounded)]
+    for part in bounded:
+        ends = (torch.maximum(ends[0], part.low.to(mean)), torch.minimum(ends[1], part.high.to(mean)))
     few = torch.from_numpy(generator.permutation(len(y))[:JACOBIANS]).to(y.device)
     report: dict[str, Any] = {
         "rows": len(x),
@@ -180,7 +189,8 @@ def check(
         if seen is not None and context is None:
             report["privacy"] = nearest_records(sampled, seen, rows, np.zeros(rows.shape[1], dtype=bool), seed)
     report["likelihood"] = _likelihood(log_prob.cpu().numpy(), y, context, seed)
-    report["verdict"], report["reasons"] = judge(report, limits if flow.ode is None else limits.solved(flow.ode))
+    limits = limits if flow.ode is None else limits.solved(flow.ode)
+    report["verdict"], report["reasons"] = judge(report, limits.bounded() if bounded else limits)
     return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
@@ -326,9 +327,7 @@ def _train(
     inside, outside = (fold != task.fold).nonzero()[:, 0], (fold == task.fold).nonzero()[:, 0]
     with _one_thread(device), torch.random.fork_rng([]):
         seed_noise(torch.device("cpu"), derive(task.seed, "weights"))
-        recipe = task.flow.recipe
-        member = rebuilt(described(task.flow)) if recipe is None else recipes.build(recipe["name"], recipe["arguments"])
-        member.to(task.flow.base.device_marker)
+        member = _fresh(task.flow).to(task.flow.base.device_marker)
         (contexts, held_contexts), (counts, held_counts) = (
             (None, None) if part is None else (part[inside], part[outside]) for part in (context, weights)
         )
@@ -338,6 +337,24 @@ def _train(
             seed=task.seed, device=device, out=task.folder, resume=again, progress=progress, **training,
         )  # fmt: skip
     return member, result
+
+
+def _fresh(flow: Flow) -> Flow:
+    """A flow of the same structure, with initial weights of its own; an embedding that is not diffeo's is copied."""
+    if flow.recipe is not None:
+        return recipes.build(flow.recipe["name"], flow.recipe["arguments"])
+    try:
+        return rebuilt(described(flow))
+    except ValueError:
+        if flow.embedding is None:
+            raise
+    inner = Flow(flow.base, flow.transform, flow.event_shape, flow.context_shape, flow.context_transform)
+    fresh = rebuilt(described(inner))
+    fresh.embedding = copy.deepcopy(flow.embedding)
+    for module in fresh.embedding.modules():  # torch's own layers can draw their weights again
+        if callable(again := getattr(module, "reset_parameters", None)):
+            again()
+    return fresh
 
 
 def _all_trained(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -319,17 +320,23 @@ def save(flow: Flow, path: StrPath, force: bool = False) -> None:
     save_weights(path, flow)
 
 
-def load(path: StrPath, device: str | torch.device = "cpu") -> Flow:
+def load(path: StrPath, device: str | torch.device = "cpu") -> Any:
     """Make the flow of a run directory, in evaluation mode; no code that came with it is run.
 
     Args:
         path: a run directory, as ``Flow.save``, ``diffeo.fit(out=...)`` or the command line make.
         device: where to put it.
 
+    Returns:
+        The flow; of a directory that ``Posterior.save`` made, the posterior.
+
     Raises:
         UserError: if anything about the directory is wrong, or the device does not exist.
     """
-    return load_run(path, device).flow
+    run = load_run(path, device)
+    if (run.schema or {}).get("kind") == "posterior":
+        return import_module("diffeo.inference.posterior").restored(run)
+    return run.flow
 
 
 def load_run(path: StrPath, device: str | torch.device = "cpu") -> Run:

@@ -20,6 +20,7 @@ __all__ = ["check_bounds", "default_model", "preprocessing"]
 Bounds = Mapping[str, Sequence[float | None]]  # column -> its ends, None for none
 
 LOOKED_AT = 50_000  # rows
+BOUNDED = ("continuous", "integer")  # kinds of columns that may be bounded
 STRETCHED = 5.0  # times the spread of the middle that the tails may stretch a standard deviation to
 
 
@@ -46,18 +47,22 @@ def preprocessing(schema: Schema, x: Tensor, bounds: Bounds = MappingProxyType({
         step, low = [grid.step for grid in schema.discrete], [grid.low for grid in schema.discrete]
         steps.append(["dequantize", {"step": step, "low": low}])
     if bounds:
-        ends = [_ends(column, bounds) for column in schema.feature_columns]
+        columns = zip(schema.feature_columns, schema.discrete, strict=True)
+        ends = [_ends(column, bounds, grid.step) for column, grid in columns]
         lows, highs = [end[0] for end in ends], [end[1] for end in ends]
         steps.append(["bounded", {"low": lows, "high": highs}])
         x = Bounded(schema.features, lows, highs).inverse(x)
     return [*steps, "standardize", *(["gaussianize"] if _stretched(x) else [])]
 
 
-def _ends(column: Column, bounds: Bounds) -> tuple[float | None, float | None]:
-    """The bounds of a column in encoded units: a rounded value on a bound is one that may have been inside."""
-    low, high = bounds.get(column.name, (None, None))
-    half = column.unit / 2
-    return None if low is None else low - half - column.origin, None if high is None else high + half - column.origin
+def _ends(column: Column, bounds: Bounds, step: float = 0.0) -> tuple[float | None, float | None]:
+    """The bounds of a column in encoded units; levels are coded, and have no others than those seen.
+
+    A rounded value on a bound is one that may have been inside. A cell of a grid begins at its value.
+    """
+    low, high = bounds.get(column.name, (None, None)) if column.kind in BOUNDED else (None, None)
+    below, above = (0.0, step) if column.kind == "integer" else (column.unit / 2, column.unit / 2)
+    return None if low is None else low - below - column.origin, None if high is None else high + above - column.origin
 
 
 def check_bounds(table: Table, schema: Schema, bounds: Bounds) -> None:
@@ -72,11 +77,11 @@ def check_bounds(table: Table, schema: Schema, bounds: Bounds) -> None:
             table.select([name])  # raises the error that lists the columns there are
         column = columns.get(name)
         shown = ":".join("" if end is None else f"{end:g}" for end in ends)
-        if column is None or column.kind != "continuous":
-            what = f"holds {column.kind} values, which stay within those seen" if column else "is not modelled"
-            raise UserError(f"{table.name}: column {name!r} {what}; bounds are for continuous columns, leave it out")
+        if column is None or column.kind not in (*BOUNDED, "levels"):
+            what = f"holds {column.kind} values" if column else "is not modelled"
+            raise UserError(f"{table.name}: column {name!r} {what}; bounds are for numbers that are, leave it out")
         try:
-            support = Bounded(1, *_ends(column, bounds))
+            support = Bounded(1, *_ends(column, bounds, column.step))
         except ValueError:
             raise UserError(f"{table.name}: column {name!r}: expected bounds LOW:HIGH, got {shown!r}") from None
 

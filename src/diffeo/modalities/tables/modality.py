@@ -25,6 +25,7 @@ MODALITY = Modality(
         "dates",
         "bounds",
         "weights",
+        "method",
         "na",
         "sep",
         "decimal",

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from diffeo.errors import UserError
 from diffeo.flow import DRAWS, Flow
+from diffeo.inference.calibration import Calibration, calibration_of
+from diffeo.mixture import Mixture
 from diffeo.modalities.base import ENOUGH, Chunk, Draw, Examples, OpenRun, Scoring, Words, choose
 from diffeo.modalities.tables.dataset import READING
 from diffeo.modalities.tables.rows import draw_rows, too_large
@@ -23,9 +25,11 @@ from diffeo.modalities.tables.schema import Column, Schema, naming_rows
 from diffeo.modalities.tables.seen import NEW, TEST, TRAIN, VALID, SeenRows
 from diffeo.modalities.tables.table import Table, open_table
 from diffeo.modalities.tables.write import TableWriter
-from diffeo.report.check import FEWEST, check
+from diffeo.report.check import FEWEST, by_fold, check
 from diffeo.report.mixed import check_mixed
+from diffeo.report.verdict import Limits, Verdict, gravest
 from diffeo.training.run import Run as StoredRun
+from diffeo.training.seeding import derive, seeded
 from diffeo.transforms.mixed import Mixed
 
 __all__ = ["TableRun"]
@@ -34,6 +38,8 @@ CHUNK = 65536  # rows drawn at a time
 CATEGORIES = 8  # that ``facts`` names
 ROW, SCORE = "row", "log_likelihood"  # columns of a file of scores
 LARGEST = 1e30  # of a value that is given
+SIMULATIONS, PER_SIMULATION = 1000, 200  # that a posterior's calibration is judged by at most, and draws for each
+UNIFORM = (0.05, 0.25)  # distances of ranks from uniform from which on to care, and to distrust, where significant
 BOOLEANS = {"true": 1.0, "false": 0.0}
 
 
@@ -593,10 +599,38 @@ class TableRun(OpenRun):
             self.flow, examples.x, examples.context, fold=examples.part, train=examples.train, bounds=bounds,
             names=self.schema.feature_names, seed=seed,
         )  # fmt: skip
+        if self.method is not None:
+            calibration = self.calibration(examples, seed)
+            report["calibration"] = calibration.to_json()
+            judged = Verdict(Limits())
+            for distance, p, text in calibration.faults:
+                judged.weigh_test(distance, p, UNIFORM, text)
+            report["verdict"], report["reasons"] = gravest(
+                (report["verdict"], report["reasons"]), judged.of(len(examples.x))
+            )
         if self.schema.weights:
             alike = f"rows were weighted by {self.schema.weights!r} in training, and here they count alike"
             report["reasons"] = [*report["reasons"], f"{alike}: they differ from samples of a good model"]
         return report
+
+    @property
+    def method(self) -> str | None:
+        """How it was trained as a posterior from simulations, "npe" or "fmpe"; None of other runs."""
+        settings = self.provenance.get("settings")
+        return settings.get("method") if isinstance(settings, dict) else None
+
+    @torch.no_grad()
+    def calibration(self, examples: Examples, seed: int) -> Calibration:
+        """Ranks and expected coverage of parameters, each simulation judged by the member that had not seen it."""
+        assert examples.context is not None
+        some = torch.randperm(len(examples.x), generator=torch.Generator().manual_seed(seed))[:SIMULATIONS]
+        x, context = examples.x[some], examples.context[some].to(self.flow.base.device_marker)
+        flow = self.flow
+        if isinstance(flow, Mixture) and examples.part is not None:
+            flow, context = by_fold(flow, examples.part[some], context)
+        with seeded(self.device, derive(seed, "calibration")):
+            drawn = flow.sample(PER_SIMULATION, context)
+        return calibration_of(x, drawn, self.schema.feature_names, seed=seed, which="simulations")
 
 
 def _judged(part: Tensor) -> tuple[Tensor, str, bool]:

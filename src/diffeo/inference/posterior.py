@@ -1,0 +1,612 @@
+"""Posteriors from simulations: the density of parameters given an observation, learned from pairs of both."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffeo.errors import UserError
+from diffeo.flow import Flow
+from diffeo.inference.calibration import DRAWS, Calibration, calibration_of
+from diffeo.inference.importance import Importance, importance
+from diffeo.nets import CNN, MLP
+from diffeo.objectives import FlowMatching, MaximumLikelihood, Objective
+from diffeo.objectives.target import Target
+from diffeo.recipes import build
+from diffeo.report.statistics import mean_and_error
+from diffeo.training.batches import as_tensor
+from diffeo.training.fit import FitResult, fit
+from diffeo.training.folds import fit_folds, out_of_fold
+from diffeo.training.parallel import choose_device
+from diffeo.training.run import Run, claimed, create_run, provenance, save_metrics, save_weights
+from diffeo.training.seeding import derive, seed_noise, seeded
+from diffeo.training.weights import load_tensors, save_tensors
+from diffeo.transforms import Support, as_support
+
+__all__ = ["EMBEDDINGS", "METHODS", "Posterior", "posterior", "restored", "usual_batch"]
+
+KIND = "posterior"  # of the run directory
+SIMULATIONS = "simulations.safetensors"
+FOLDS, MOST_FOLDED = 5, 20_000  # up to so many simulations there are folds
+VALIDATION = 0.1  # of the simulations, held out of a single model
+FEW = 1_000  # simulations below which it is said that they are few
+STACKED = 5_000  # simulations below which a smaller flow is stacked beside
+STEPS, SMALLEST_BATCH, LARGEST_BATCH = 16, 16, 256  # in an epoch, of so many simulations each
+KEPT = 1_000  # simulations held out that calibration is judged by, at most
+EMBEDDED = 32  # numbers that an embedding by name makes of an observation
+EMBEDDING_LR = 3e-3  # the highest learning rate where there is an embedding
+ON_BOUND = 1e-6  # by which a parameter may be outside its support, for rounding
+
+
+class Method(NamedTuple):
+    """A way to learn a posterior.
+
+    Attributes:
+        recipe, arguments: of its flow.
+        objective: that it is trained by.
+        training: arguments of ``diffeo.fit``.
+        smaller: what differs in a flow that is stacked beside, where there are so few simulations that it may overfit.
+    """
+
+    recipe: str
+    arguments: dict[str, Any]
+    objective: Callable[[Flow], Objective]
+    training: dict[str, Any]
+    smaller: dict[str, Any]
+
+
+METHODS = {
+    "npe": Method(
+        "nsf",
+        {"transforms": 5, "hidden": [128, 128], "activation": "silu", "residual": True, "affine": True},
+        MaximumLikelihood,
+        {"lr": 1.5e-2, "weight_decay": 0.1, "epochs": 100, "patience": 30},
+        {"transforms": 3, "hidden": [64, 64]},
+    ),
+    "fmpe": Method(
+        "flow_matching",
+        {"tolerance": 1e-4},  # of which the density's error is far below that of what is learned
+        FlowMatching,
+        {"lr": 3e-3, "epochs": 100, "patience": 30},
+        {},
+    ),
+}
+
+EMBEDDINGS: dict[str, Callable[[torch.Size, int], nn.Module]] = {
+    "mlp": lambda shape, size: nn.Sequential(
+        nn.Flatten(), MLP(shape.numel(), size, (128, 128), activation="silu", residual=True)
+    ),
+    "cnn": CNN,
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Posterior:
+    """p(theta | x), for any observation x at once.
+
+    Attributes:
+        flow: the density of theta ``(D,)`` whose context is an observation; of folds the mean of their members.
+        method: how it was trained, "npe" or "fmpe".
+        names: of the parameters.
+        theta, x: simulations that were held out, ``(n, D)`` and ``(n, *observation)``.
+        fold: the member of the flow that each of these was held out of ``(n,)``; -1 where that is all of it.
+        constant: which numbers of an observation were the same in all simulations, ``(*observation)``.
+        facts: plain data: how many simulations there were, how likely those held out are.
+        notes: what its owner should know.
+        prior: the distribution of the parameters, where it is known.
+    """
+
+    flow: Flow
+    method: str
+    names: list[str]
+    theta: Tensor
+    x: Tensor
+    fold: Tensor
+    constant: Tensor
+    facts: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    prior: Any = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.flow.base.device_marker.device
+
+    def sample(self, x_o: Any, n: int = 1_000, *, seed: int | None = None) -> Tensor:
+        """Draw parameters given an observation.
+
+        Args:
+            x_o: an observation, or several, ``(*batch, *observation)``.
+            n: how many draws for each.
+            seed: of the draws; by default torch's generator goes on.
+
+        Returns:
+            ``(n, *batch, D)``, all within the support.
+
+        Raises:
+            ValueError: for an observation of another shape, or with NaN or infinity.
+        """
+        context = self._observed(x_o)
+        with nullcontext() if seed is None else seeded(self.device, seed):
+            return self.flow.sample(n, context)
+
+    def log_prob(self, theta: Any, x_o: Any) -> Tensor:
+        """log p(theta | x_o), in nats; -inf outside the support.
+
+        Args:
+            theta: ``(*batch, D)``.
+            x_o: observations, whose batch broadcasts against that of theta.
+
+        Returns:
+            ``(*batch,)``.
+
+        Raises:
+            ValueError: for other shapes, or values that are not finite.
+        """
+        return self.flow.log_prob(as_tensor(theta, "theta").to(self.device), self._observed(x_o))
+
+    def importance(
+        self, x_o: Any, log_likelihood: Callable[[Tensor], Any], n: int = 10_000, *, prior: Any = None, moves: int = 50
+    ) -> Importance:
+        """Weigh draws where the likelihood is known: log w = log p(theta) + log p(x_o | theta) - log q(theta | x_o).
+
+        The weighted draws are of the exact posterior. ``ess`` says how close to it the flow is, ``log_z`` is the
+        evidence log p(x_o).
+
+        Args:
+            x_o: one observation.
+            log_likelihood: log p(x_o | theta), of parameters ``(n, D)`` or of one ``(D,)``; see ``diffeo.importance``.
+            n: how many draws.
+            prior: the distribution of the parameters, where ``posterior`` was not given it.
+            moves: see ``diffeo.importance``.
+
+        Raises:
+            ValueError: without a prior that has a density, for a likelihood of another shape or that gives NaN, or as
+                ``sample``.
+        """
+        prior = self.prior if prior is None else prior
+        if not hasattr(prior, "log_prob"):
+            raise ValueError("expected a prior with log_prob to weigh by, got none; give prior=")
+        context, target = self._observed(x_o), Target(log_likelihood)
+        if context.shape != self.flow.context_shape:
+            raise ValueError(
+                f"expected one observation of shape {_shape(self.x[0].shape)}, got {_shape(context.shape)}"
+            )
+
+        def joint(theta: Tensor) -> Tensor:
+            total = _log_prior(prior, theta)
+            inside = torch.isfinite(total)
+            return total.masked_scatter(inside, total[inside] + target(theta[inside]))
+
+        return importance(self.flow, joint, n, context, moves=moves)
+
+    def calibration(self, theta: Any = None, x: Any = None, *, draws: int = DRAWS, seed: int = 0) -> Calibration:
+        """Ranks and expected coverage of simulations that it was not trained on.
+
+        Args:
+            theta: parameters of new simulations ``(n, D)``, drawn from the prior; by default those that were held out,
+                each judged by the member that it was held out of.
+            x: their observations.
+            draws: of the posterior, for each.
+            seed: of the draws.
+
+        Raises:
+            ValueError: for simulations of another shape, or fewer than 20.
+        """
+        fold, which = self.fold, "simulations held out"
+        if theta is None or x is None:
+            theta, x = self.theta, self.x
+        else:
+            theta, x, which = as_tensor(theta, "theta"), self._observed(x), "new simulations"
+            fold = torch.full((len(theta),), -1)
+
+        def drawn(flow: Flow, rows: Tensor) -> Tensor:
+            return flow.sample(draws, x[rows].to(self.device)).movedim(0, 1)
+
+        with seeded(self.device, derive(seed, "calibration")):
+            each = out_of_fold(self.flow, fold, drawn)
+        return calibration_of(theta, each.movedim(1, 0), self.names, seed=seed, which=which)
+
+    def save(self, path: str | os.PathLike[str], force: bool = False) -> None:
+        """Write a run directory, JSON and safetensors, from which ``diffeo.load`` makes the same posterior.
+
+        The prior itself is not kept.
+
+        Args:
+            path: a folder that does not exist or is empty.
+            force: replace a run that is there.
+
+        Raises:
+            UserError: if it cannot be written.
+            ValueError: for an embedding with parts that are neither diffeo's nor torch's own layers, named.
+        """
+        schema = {"kind": KIND, "method": self.method, "names": self.names, "notes": self.notes}
+        create_run(path, self.flow, schema, provenance(), force)
+        tensors = {"theta": self.theta, "x": self.x, "fold": self.fold, "constant": self.constant}
+        save_tensors(Path(path) / SIMULATIONS, tensors, {"format": "1"})
+        save_metrics(path, self.facts)
+        save_weights(path, self.flow)
+
+    def _observed(self, x_o: Any) -> Tensor:
+        """Observations ``(*batch, *observation)`` as the flow takes them; what never varied stays as it always was."""
+        shape = self.flow.context_shape
+        x = as_tensor(x_o, "x_o").to(self.flow.base.device_marker)
+        if x.shape[max(0, x.dim() - len(shape)) :] != shape:
+            raise ValueError(
+                f"expected observations of shape {_shape(shape)}, as in the simulations, got {_shape(x.shape)}"
+            )
+        if not torch.isfinite(x).all():
+            raise ValueError("expected finite observations, got NaN or infinity")
+        usual = self.x[0].to(x)
+        other = (x != usual) & self.constant.to(x.device)
+        if other.any():
+            where = _places(other.reshape(-1, *shape).any(0), "x")
+            text = f"{where} was the same in all simulations and is another one in this observation: it is ignored"
+            warnings.warn(text, stacklevel=3)
+            x = torch.where(other, usual, x)
+        return x
+
+    def __repr__(self) -> str:
+        facts, shape = self.facts, _shape(self.flow.context_shape)
+        how = f"{facts['folds']} folds" if facts["folds"] > 1 else f"{facts['held_out']:,} of them held out"
+        lines = [
+            f"Posterior of {', '.join(self.names)} given observations of shape {shape}",
+            f"  {self.method} of {facts['simulations']:,} simulations, {how}, in {facts['seconds']:.0f} s",
+            f"  held out: log q(theta | x) {_pair(facts['log_prob'])} nats",
+        ]
+        if "beyond_prior" in facts:
+            lines[-1] += f", {_pair(facts['beyond_prior'])} more than the prior"
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def posterior(
+    theta: Any,
+    x: Any,
+    prior: Any = None,
+    *,
+    method: Literal["npe", "fmpe"] = "npe",
+    support: Any = None,
+    embedding: str | nn.Module | None = None,
+    folds: int | None = None,
+    names: Sequence[str] | None = None,
+    missing: Literal["error", "drop"] = "error",
+    epochs: int | None = None,
+    minutes: float | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    patience: float | None = None,
+    seed: int = 0,
+    jobs: int | None = None,
+    device: str | torch.device | None = None,
+    out: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Posterior:
+    """Learn the density of parameters given an observation, of simulations: theta from the prior, x from a simulator.
+
+    "npe" maximises E log q(theta | x), q a flow of autoregressive splines (neural posterior estimation, Papamakarios
+    and Murray 2016, arXiv:1605.06376); "fmpe" matches the velocity of a continuous flow (Wildberger et al. 2023,
+    arXiv:2305.17161), which is slower to score. Parameters are mapped from their support to the whole line, so that no
+    draw lies outside, and both sides are standardised. Of up to 20,000 simulations each of five models leaves out a
+    fifth, which decides when to stop; the posterior is their mean, and every simulation has been held out once. Below
+    5,000, where splines may overfit, a smaller flow is stacked beside by the likelihood of what was held out.
+
+    Args:
+        theta: parameters ``(N, D)``: an array, a tensor or a frame of numbers.
+        x: observations ``(N, *observation)``, likewise.
+        prior: the distribution that theta were drawn from, of ``torch.distributions`` or like it, for its support and
+            for ``importance``. It need not be able to sample.
+        method: "npe" or "fmpe".
+        support: where parameters lie, if not in the support of the prior; see ``diffeo.transforms.as_support``. The
+            whole line by default.
+        embedding: what reads an observation first: "mlp", "cnn" (of series and pictures), or a module from ``(n,
+            *observation)`` to ``(n, C)``. By default nothing for vectors, "cnn" for others.
+        folds: how many parts are held out in turn, each of another model; 1 for one model that holds out a tenth.
+        names: of the parameters; by default the columns of a frame, or theta1, theta2 ...
+        missing: what becomes of simulations with NaN or infinity: "error", or "drop".
+        epochs: the budget in epochs; by default as the method needs, as the next three are.
+        minutes: the budget in minutes, of all folds together; none by default.
+        batch_size: simulations per step.
+        lr: the highest learning rate.
+        patience: epochs without a better validation loss that end a training.
+        seed: decides the folds, the initial weights, the orders and the noise.
+        jobs: how many folds are trained side by side; by default as many as there are cores.
+        device: where to train; the CPU by default.
+        out: a run directory to make, as ``Posterior.save`` does.
+        force: replace a run that is there.
+        progress: show how far it is.
+        say: called with every note, and when the training of a fold is over.
+
+    Raises:
+        UserError: if ``out`` cannot be written, or the training breaks down.
+        ValueError: for an unknown method, simulations that are not finite, too few, of different numbers or outside the
+            support, or a support or an embedding that does not fit.
+        TypeError: for simulations that are no numbers, or an embedding that is no module.
+    """
+    if method not in METHODS:
+        raise ValueError(f"expected method among {', '.join(METHODS)}, got {method!r}")
+    labels = _names(theta, names)
+    theta, x, dropped = _simulations(theta, x, missing)
+    features = theta.shape[1]
+    labels = [f"theta{k + 1}" for k in range(features)] if labels is None else labels
+    if len(labels) != features:
+        raise ValueError(f"expected a name for each of {features} parameters, got {len(labels)}")
+    shape = getattr(prior, "event_shape", None) or getattr(prior, "batch_shape", None) or theta.shape[1:]
+    if shape.numel() not in (1, features):
+        raise ValueError(f"expected a prior of {features} parameters, as theta has, got one of {shape.numel()}")
+    where = prior if support is None else support
+    onto = None if where is None else as_support(where, features)
+    if onto is not None:
+        theta = _within(onto, theta, labels)
+    constant = (x == x[:1]).all(0)
+    parts = (FOLDS if len(x) <= MOST_FOLDED else 1) if folds is None else folds
+    if parts < 1 or len(x) < 2 * max(2, parts):
+        raise ValueError(f"expected at least {2 * max(2, parts)} simulations for {parts} folds, got {len(x)}")
+    notes = _notes(len(x), dropped, constant)
+    for note in notes:
+        say(note)
+    wanted: dict[str, dict[str, Any]] = {method: METHODS[method].arguments}
+    if METHODS[method].smaller and parts > 1 and len(x) < STACKED:
+        wanted[f"{method} small"] = METHODS[method].arguments | METHODS[method].smaller
+    seed_noise(torch.device("cpu"), derive(seed, "weights"))
+    flows: dict[str, Flow] = {
+        name: _flow(METHODS[method].recipe, arguments, features, x, onto, embedding)
+        for name, arguments in wanted.items()
+    }
+    budget = {"epochs": epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "patience": patience}
+    training = dict(METHODS[method].training)
+    if next(iter(flows.values())).embedding is not None:
+        training["lr"] = min(training["lr"], EMBEDDING_LR)
+    training |= {name: value for name, value in budget.items() if value is not None}
+    training.setdefault("batch_size", usual_batch(len(x)))
+    training |= {"seed": seed, "device": choose_device(device or "cpu"), "progress": progress}
+    with nullcontext() if out is None else claimed(Path(out), force):
+        learned = _learned(flows, theta, x, parts, METHODS[method].objective, training, jobs, say)
+        result, held = learned.result, learned.rows
+        facts = {
+            "simulations": len(x), "folds": parts, "held_out": len(held), "log_prob": _mean(learned.log_prob),
+            "parameters": sum(parameter.numel() for parameter in learned.flow.parameters()), "epochs": result.epochs,
+            "best_epoch": result.best_epoch, "steps": result.steps, "seconds": result.seconds, "seed": seed,
+        }  # fmt: skip
+        if hasattr(prior, "log_prob"):
+            facts["beyond_prior"] = _mean(learned.log_prob - _log_prior(prior, theta[held]))
+        kept = _shuffled(len(held), derive(seed, "kept"))[:KEPT]
+        rows = held[kept]
+        made = Posterior(
+            learned.flow, method, labels, theta[rows], x[rows], learned.fold[kept], constant, facts, notes, prior
+        )
+        if out is not None:
+            made.save(out, force)
+    return made
+
+
+def usual_batch(count: int) -> int:
+    """Simulations per step, of so many in all.
+
+    Args:
+        count: of the simulations.
+    """
+    return min(LARGEST_BATCH, max(SMALLEST_BATCH, count // STEPS))
+
+
+def restored(run: Run) -> Posterior:
+    """The posterior of a run directory that was read.
+
+    Args:
+        run: of ``Posterior.save``.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    remedy = "restore it or train again"
+    tensors, _ = load_tensors(run.path / SIMULATIONS, remedy)
+    try:
+        theta, x, fold, constant = (tensors[name] for name in ("theta", "x", "fold", "constant"))
+        schema: dict[str, Any] = run.schema or {}
+        method, names, notes = schema["method"], list(schema["names"]), list(schema["notes"])
+        made = Posterior(run.flow, method, names, theta, x, fold, constant, run.metrics, notes)
+        repr(made)
+        fits = made.flow.event_shape == theta.shape[1:] == (len(names),) and len(theta) == len(x) == len(fold) > 0
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.path}: is no posterior, or damaged: {error}; {remedy}") from error
+    if not fits or made.flow.context_shape != x.shape[1:] or constant.shape != x.shape[1:]:
+        raise UserError(f"{run.path}: {SIMULATIONS} does not belong to its model; {remedy}")
+    return made
+
+
+class Learned(NamedTuple):
+    """What was trained, how that went, which simulations it held out, of which member, and log q of each of these."""
+
+    flow: Flow
+    result: FitResult
+    rows: Tensor
+    fold: Tensor
+    log_prob: Tensor
+
+
+def _learned(
+    flows: dict[str, Flow],
+    theta: Tensor,
+    x: Tensor,
+    folds: int,
+    objective: Callable[[Flow], Objective],
+    training: dict[str, Any],
+    jobs: int | None,
+    say: Callable[[str], None],
+) -> Learned:
+    """Train flows by folds, stacked by what these held out; or one that holds out a tenth."""
+    if folds > 1:
+        stacked = fit_folds(
+            flows, theta, x, folds=folds, families=(), objective=objective, jobs=jobs, say=say, **training
+        )
+        return Learned(stacked.flow, stacked.training, torch.arange(len(x)), stacked.fold, stacked.log_prob)
+    (flow,) = flows.values()
+    order = _shuffled(len(x), derive(training["seed"], "held out"))
+    held, train = order.tensor_split([max(1, round(VALIDATION * len(x)))])
+    result = fit(objective(flow), theta[train], x[train], validation=(theta[held], x[held]), **training)
+    marker = flow.base.device_marker
+    with torch.no_grad():
+        log_prob = flow.log_prob(theta[held].to(marker), x[held].to(marker)).double().cpu()
+    return Learned(flow, result, held, torch.full_like(held, -1), log_prob)
+
+
+def _flow(
+    recipe: str,
+    arguments: dict[str, Any],
+    features: int,
+    x: Tensor,
+    onto: Support | None,
+    embedding: str | nn.Module | None,
+) -> Flow:
+    """A model, untrained."""
+    shape = x.shape[1:]
+    if embedding is None and len(shape) > 1:
+        embedding = "cnn"
+    net, size = None, shape.numel()
+    if isinstance(embedding, str):
+        if embedding not in EMBEDDINGS:
+            raise ValueError(f"expected an embedding among {', '.join(EMBEDDINGS)}, or a module, got {embedding!r}")
+        net, size = EMBEDDINGS[embedding](shape, EMBEDDED), EMBEDDED
+    elif embedding is not None:
+        net, size = _examined(embedding, x)
+    noise = features if onto is None else onto.noise_shape.numel()
+    flow = build(recipe, {**arguments, "features": noise, "context": size})
+    if onto is not None:
+        flow = flow.with_support(onto)
+    return flow if net is None else flow.with_embedding(net, shape)
+
+
+@torch.no_grad()
+def _examined(embedding: Any, x: Tensor) -> tuple[nn.Module, int]:
+    """A copy of a user's network, shown to map each observation by itself to a vector, and the vector's size."""
+    if not isinstance(embedding, nn.Module):
+        raise TypeError(f"expected an embedding as a module or a name, got {type(embedding).__name__}")
+    net = copy.deepcopy(embedding)
+    few = x[:3]
+    made = net.eval()(few)
+    if not isinstance(made, Tensor) or made.dim() != 2 or len(made) != len(few):
+        got = f"shape {_shape(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+        raise ValueError(f"expected an embedding from {_shape(few.shape)} to ({len(few)}, C), got {got}")
+    alone = net(few[:1])
+    if alone.shape != made[:1].shape or not torch.allclose(alone, made[:1], rtol=1e-3, atol=1e-4):
+        raise ValueError("expected an embedding of each observation by itself, got one that depends on the batch")
+    return net.train(), made.shape[1]
+
+
+def _simulations(theta: Any, x: Any, missing: str) -> tuple[Tensor, Tensor, int]:
+    """Parameters and observations in float32, and how many simulations were left out because they are not finite."""
+    if missing not in ("error", "drop"):
+        raise ValueError(f"expected missing='error' or 'drop', got {missing!r}")
+    parts = {"theta": as_tensor(theta, "theta").cpu().float(), "x": as_tensor(x, "x").cpu().float()}
+    parts = {name: part[:, None] if part.dim() == 1 else part for name, part in parts.items()}
+    theta, x = parts.values()
+    if theta.dim() != 2 or x.dim() < 2 or not min(*theta.shape, *x.shape):
+        raise ValueError(
+            f"expected parameters (N, D) and observations (N, ...), got {_shape(theta.shape)} and {_shape(x.shape)}"
+        )
+    if len(theta) != len(x):
+        raise ValueError(f"expected an observation for each of {len(theta)} parameters, got {len(x)}")
+    finite = {name: torch.isfinite(part) for name, part in parts.items()}
+    good = torch.stack([each.flatten(1).all(1) for each in finite.values()]).all(0)
+    bad = int((~good).sum())
+    if bad and missing == "error":
+        row = int((~good).nonzero()[0])
+        name = next(name for name, each in finite.items() if not each[row].all())
+        where = _places(~finite[name][row], f"{name}[{row}]")
+        raise ValueError(
+            f"expected finite simulations, got NaN or infinity in {bad:,} of {len(good):,}, first in {where}; "
+            "missing='drop' leaves them out"
+        )
+    return theta[good], x[good], bad
+
+
+def _within(onto: Support, theta: Tensor, names: Sequence[str]) -> Tensor:
+    """Parameters within their support; one on its boundary is moved to the nearest number inside."""
+    z, log_det = onto.inverse_and_log_det(theta)
+    outside = ~torch.isfinite(log_det)
+    if not outside.any():
+        return theta
+    nearest = torch.where(outside[:, None], onto.forward(z), theta)
+    off = (nearest - theta).abs() / (1 + theta.abs())
+    far = off.amax(1) > ON_BOUND
+    if far.any():
+        row = int(far.nonzero()[0])
+        column = int(off[row].argmax())
+        raise ValueError(
+            f"expected parameters within the support, got {int(far.sum()):,} of {len(theta):,} outside, first "
+            f"theta[{row}]: {names[column]} = {theta[row, column]:.6g}, the nearest inside is "
+            f"{nearest[row, column]:.6g}; give the prior that they are from"
+        )
+    return nearest
+
+
+def _log_prior(prior: Any, theta: Tensor) -> Tensor:
+    """log p(theta) ``(n,)``, -inf outside the prior's support, where a distribution may raise."""
+    try:
+        inside = prior.support.check(theta)
+        inside = inside.reshape(len(theta), -1).all(1)
+    except (AttributeError, NotImplementedError):
+        inside = torch.ones(len(theta), dtype=torch.bool, device=theta.device)
+    values = torch.as_tensor(prior.log_prob(theta[inside])).to(theta)
+    if values.dim() == 2 and values.shape == theta[inside].shape:  # of each parameter by itself
+        values = values.sum(1)
+    if values.shape != (int(inside.sum()),):
+        raise ValueError(
+            f"expected a prior whose log_prob is ({int(inside.sum())},) for parameters {_shape(theta[inside].shape)}, "
+            f"got {_shape(values.shape)}"
+        )
+    return theta.new_full((len(theta),), -math.inf).masked_scatter(inside, values)
+
+
+def _notes(count: int, dropped: int, constant: Tensor) -> list[str]:
+    notes = []
+    if dropped:
+        notes.append(f"{dropped:,} simulations with NaN or infinity were left out")
+    if count < FEW:
+        notes.append(
+            f"{count} simulations are few: look at calibration(), and simulate more; a thousand is a beginning"
+        )
+    if constant.all():
+        notes.append("all observations are the same: the posterior is the prior")
+    elif constant.any():
+        notes.append(f"{_places(constant, 'x')} is the same in all simulations, and tells nothing")
+    return notes
+
+
+def _names(theta: Any, names: Sequence[str] | None) -> list[str] | None:
+    columns = getattr(theta, "columns", None) if names is None else names
+    return None if columns is None else [str(name) for name in columns]
+
+
+def _shuffled(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def _mean(values: Tensor) -> dict[str, float]:
+    return mean_and_error(values.double().numpy())
+
+
+def _pair(part: dict[str, float]) -> str:
+    return f"{part['mean']:.3f} ± {part['stderr']:.3f}"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return str(tuple(shape))
+
+
+def _places(which: Tensor, name: str) -> str:
+    """The first place of a mask, and how many more there are."""
+    places = which.nonzero().tolist()
+    more = f" (and {len(places) - 1:,} more)" if len(places) > 1 else ""
+    return f"{name}[{', '.join(map(str, places[0]))}]{more}"
