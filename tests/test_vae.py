@@ -142,7 +142,7 @@ def test_iaf_takes_gated_steps_in_reversed_order():
     z, features = torch.randn(7, 3, dtype=torch.double), torch.randn(7, 8, dtype=torch.double)
     here = first.forward(z, features)
     m, a = step.transform.net(here.mT.contiguous(), features)  # (features, rows) each
-    s = torch.sigmoid(2 + 5 * torch.tanh(a / 5)).mT
+    s = torch.sigmoid(4 + 5 * torch.tanh(a / 5)).mT
     there = s * here + (1 - s) * m.mT
     assert torch.allclose(step.forward(here, features), there)
     assert torch.equal(reverse.forward(there), there.flip(-1))

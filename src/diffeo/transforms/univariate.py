@@ -188,8 +188,8 @@ class Gated(Univariate):
 
     The step of IAF in its numerically stable form (Kingma et al. 2016, arXiv:1606.04934, eq. 13 and 14): normalizing is
     the parallel direction of ``Autoregressive``, so that ``Inverse(Autoregressive(Gated(), net))`` samples by it. A
-    gate can only close, and its maps are nearly the identity at first: the paper's "forget gate bias" of 1 or 2. The
-    soft bound keeps the inverse from exploding.
+    gate can only close, and draws noise together as it does: it is nearly open at first. (The paper begins at a bias of
+    1 or 2; in a VAE with two steps that made training slow.) The soft bound keeps the inverse from exploding.
 
     Args:
         bias: of the gate's logit, so that all parameters zero leave s = sigmoid(bias).
@@ -201,7 +201,7 @@ class Gated(Univariate):
 
     size = 2
 
-    def __init__(self, bias: float = 2.0, bound: float = 5.0) -> None:
+    def __init__(self, bias: float = 4.0, bound: float = 5.0) -> None:
         if not bound > 0:
             raise ValueError(f"expected bound > 0, got {bound}")
         self.bias = bias
