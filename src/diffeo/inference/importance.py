@@ -84,25 +84,25 @@ class Importance:
     @property
     def doubts(self) -> list[str]:
         """Reasons not to trust these figures, in words; none that was found is no proof that there is none."""
-        found = []
+        reasons = []
         if not torch.isfinite(self.log_weights).any():
             return ["every sample lies where the density is zero"]
         if self.khat > TRUSTED:
-            found.append(
+            reasons.append(
                 f"Pareto k-hat is {self.khat:.2f} (trusted up to {TRUSTED}): a few samples decide, and the flow's "
                 "tails are lighter than the density's"
             )
         if self.unseen > UNSEEN:
-            found.append(
+            reasons.append(
                 f"the flow leaves out mass near its samples: {self.unseen:.0%} of the points that were moved along the "
                 "density weigh more than every sample (a base or a spline's box may cut it off)"
             )
         elif self.forward_ess < 0.5 * self.ess:
-            found.append(
+            reasons.append(
                 f"the directions disagree: an effective share of {self.ess:.2f} by the flow's samples, of "
                 f"{self.forward_ess:.2f} by points moved along the density"
             )
-        return found
+        return reasons
 
     def resample(self, n: int) -> Tensor:
         """Draw samples of the density itself, each of them as often as it weighs.

@@ -157,7 +157,7 @@ def fit_target(
         )
         start = normal.sample((particles,))
         density(start[:1000])  # strict, as moves are not
-        found = temper(
+        carried = temper(
             lambda y: density(y, strict=False),
             start,
             lambda y: normal.log_prob(y).sum(-1),
@@ -166,31 +166,31 @@ def fit_target(
         seed_noise(torch.device("cpu"), derive(seed, "weights"))
         inner = nsf(size, preprocess=()) if flow is None else copy.deepcopy(flow)
     standardize = Standardize(size)
-    standardize.initialize(found.x)
+    standardize.initialize(carried.x)
     standardize.initialized.fill_(True)
     whole = Flow(inner.base, [*inner.parts, standardize, *outer], None if on is None else on.event_shape)
     unbounded = Flow(inner.base, [*inner.parts, standardize])
     options: dict[str, Any] = {"batch_size": batch_size, "lr": lr, "seed": seed, "progress": progress}
-    fit(MaximumLikelihood(unbounded), found.x, epochs=EPOCHS, **options)
+    fit(MaximumLikelihood(unbounded), carried.x, epochs=EPOCHS, **options)
     objective = AlphaDivergence(whole, target)
     with torch.no_grad():
-        y = standardize.inverse(found.x)
+        y = standardize.inverse(carried.x)
         log_q = objective.layers.log_prob(y)
         objective.add(y, log_q, (objective.alpha - 1) * (objective.density(y) - log_q))
     trained: FitResult = fit(objective, steps=steps, ema=0.99, **options)
     with fork_rng(torch.device("cpu")), torch.no_grad():
         seed_noise(torch.device("cpu"), derive(seed, "samples"))
         weighed = importance(whole, target, samples, moves=0)
-        kernel = Moves(bool(target.differentiable), found.step, found.x.std(0).clamp_min(1e-6))
+        kernel = Moves(bool(target.differentiable), carried.step, carried.x.std(0).clamp_min(1e-6))
         tolerant = Unbounded(target, outer)
         state = kernel(
-            State.at(found.x, lambda y: tolerant(y, strict=False), kernel.differentiable),
+            State.at(carried.x, lambda y: tolerant(y, strict=False), kernel.differentiable),
             lambda y: tolerant(y, strict=False),
             MOVED,
         )
         log_weights = state.log_prob - unbounded.log_prob(state.x, nan="propagate").nan_to_num(-math.inf)
     result = Importance(weighed.samples, weighed.log_weights, log_weights)
-    return Approximation(whole, result, found, trained.history, time.monotonic() - started)
+    return Approximation(whole, result, carried, trained.history, time.monotonic() - started)
 
 
 def _size(features: int | None, flow: Flow | None) -> int:

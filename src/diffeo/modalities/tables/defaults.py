@@ -86,7 +86,8 @@ def check_bounds(table: Table, schema: Schema, bounds: Bounds) -> None:
             raise UserError(f"{table.name}: column {name!r}: expected bounds LOW:HIGH, got {shown!r}") from None
 
         def beyond(values: np.ndarray, column: Column = column, support: Bounded = support) -> np.ndarray:
-            encoded = torch.from_numpy(values - column.origin).float()[:, None]  # what the model sees
+            cell = column.step / 2 if column.kind == "integer" else 0.0  # the middle of a cell of a grid
+            encoded = torch.from_numpy(values + cell - column.origin).float()[:, None]  # what the model sees
             return torch.isinf(support.inverse_and_log_det(encoded)[1]).numpy()
 
         for where, value in table.find(name, beyond) if beyond(np.array([column.low, column.high])).any() else ():
