@@ -17,7 +17,7 @@ _NAMES = {
     "objectives": "MaximumLikelihood FlowMatching Distillation",
     "training": "fit fit_folds load",
     "inpainting": "inpaint",
-    "inference": "posterior",
+    "inference": "fit_target importance posterior",
     "": "bases commands data nets objectives recipes sklearn training transforms",
 }
 _HOME = {name: home for home, names in _NAMES.items() for name in names.split()}
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from diffeo import bases, commands, data, nets, objectives, recipes, sklearn, training, transforms
     from diffeo.bases import StandardNormal
     from diffeo.flow import Flow
+    from diffeo.inference.importance import importance
     from diffeo.inference.posterior import posterior
+    from diffeo.inference.target import fit_target
     from diffeo.inpainting import inpaint
     from diffeo.mixture import Mixture
     from diffeo.objectives import Distillation, FlowMatching, MaximumLikelihood

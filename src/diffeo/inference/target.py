@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,6 +151,7 @@ def fit_target(
         raise ValueError(f"expected scale > 0, got {scale}")
     outer = [] if on is None else [on]
     density = Unbounded(target, outer)
+    moving = partial(density, strict=False)
     with fork_rng(torch.device("cpu")):
         seed_noise(torch.device("cpu"), derive(seed, "particles"))
         normal = torch.distributions.Normal(
@@ -158,7 +160,7 @@ def fit_target(
         start = normal.sample((particles,))
         density(start[:1000])  # strict, as moves are not
         carried = temper(
-            lambda y: density(y, strict=False),
+            moving,
             start,
             lambda y: normal.log_prob(y).sum(-1),
             differentiable=bool(target.differentiable),
@@ -182,14 +184,11 @@ def fit_target(
         seed_noise(torch.device("cpu"), derive(seed, "samples"))
         weighed = importance(whole, target, samples, moves=0)
         kernel = Moves(bool(target.differentiable), carried.step, carried.x.std(0).clamp_min(1e-6))
-        tolerant = Unbounded(target, outer)
-        state = kernel(
-            State.at(carried.x, lambda y: tolerant(y, strict=False), kernel.differentiable),
-            lambda y: tolerant(y, strict=False),
-            MOVED,
-        )
-        log_weights = state.log_prob - unbounded.log_prob(state.x, nan="propagate").nan_to_num(-math.inf)
-    result = Importance(weighed.samples, weighed.log_weights, log_weights)
+        points = kernel(State.at(carried.x, moving, kernel.differentiable), moving, MOVED).x
+        for transform in outer:
+            points = transform.forward(points)
+        moved = target(points, strict=False) - whole.log_prob(points, nan="propagate").nan_to_num(-math.inf)
+    result = Importance(weighed.samples, weighed.log_weights, moved)
     return Approximation(whole, result, carried, trained.history, time.monotonic() - started)
 
 
