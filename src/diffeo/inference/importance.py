@@ -69,12 +69,14 @@ class Importance:
     def forward_ess(self) -> float:
         """The effective share by the points that were moved: 1 / E_p[w / Z], if the flow leaves nothing out near them.
 
-        With ``ess``, which is the same from the flow's own samples, it is an estimate in the other direction. NaN
-        without moved points.
+        With ``ess``, which is the same from the flow's own samples, it is an estimate in the other direction. Weights
+        are cut at the largest of a sample's, or one point in a far tail would be all that it says; ``unseen`` counts
+        those. NaN without moved points.
         """
         if self.moved is None:
             return math.nan
-        return math.exp(self.log_z - (torch.logsumexp(self.moved.double(), 0).item() - math.log(len(self.moved))))
+        weights = self.moved.double().clamp_max(self.log_weights.max().item())
+        return math.exp(self.log_z - (torch.logsumexp(weights, 0).item() - math.log(len(weights))))
 
     @property
     def unseen(self) -> float:

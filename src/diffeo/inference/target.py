@@ -30,6 +30,7 @@ __all__ = ["Approximation", "fit_target"]
 PARTICLES = 8192
 EPOCHS = 50  # on the particles, at most
 STEPS = 1500
+BINS = 16  # of the default's splines: a density may have many modes in a line
 MOVED = 30  # moves of the particles, so that they are not those that the flow was trained on
 
 
@@ -166,7 +167,7 @@ def fit_target(
             differentiable=bool(target.differentiable),
         )
         seed_noise(torch.device("cpu"), derive(seed, "weights"))
-        inner = nsf(size, preprocess=()) if flow is None else copy.deepcopy(flow)
+        inner = nsf(size, bins=BINS, affine=True, preprocess=()) if flow is None else copy.deepcopy(flow)
     standardize = Standardize(size)
     standardize.initialize(carried.x)
     standardize.initialized.fill_(True)
