@@ -68,13 +68,13 @@ def loss(way: str, x: Tensor, weights: Tensor, test: Tensor, seed: int) -> float
 
 
 def main() -> None:
-    """Print a table: the effective share of the rows, nats, and differences with standard errors over seeds."""
+    """Print a table: the effective sample size of the rows, nats, and differences with standard errors over seeds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=3000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"| weights | effective share | {' | '.join(WAYS)} |\n| --- | --- |{' --- |' * len(WAYS)}")
+    print(f"| weights | effective sample size | {' | '.join(WAYS)} |\n| --- | --- |{' --- |' * len(WAYS)}")
     for name, weigh in CASES.items():
         losses: list[list[float]] = []
         shares = []

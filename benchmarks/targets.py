@@ -1,4 +1,4 @@
-"""`fit_target` on densities known up to a constant: effective share, log Z, and modes, beside plain reverse KL.
+"""`fit_target` on densities known up to a constant: effective sample size, log Z, and modes, beside plain reverse KL.
 
 many-well    16 double wells in 32 dimensions, exp(sum_i -a_i^4 + 6 a_i^2 + a_i / 2 - b_i^2 / 2); log Z = 164.6957
 GMM-40       40 normals in a square of side 80, of FAB (Midgley et al. 2022, arXiv:2208.01893)
@@ -6,12 +6,13 @@ funnel       Neal's in 10 dimensions: v ~ N(0, 3^2), nine x_i ~ N(0, e^v); log Z
 banana       x_1 ~ N(0, 10^2), x_2 ~ N(0.03 (x_1^2 - 100), 1); log Z = 0
 schools      eight schools (Rubin 1981), centred and non-centred: moments beside a long chain of Hamiltonian moves
 
-Printed are: the effective share (ESS) and log Z with its standard error by 10,000 samples of the flow; Pareto k-hat;
-the effective share by points in the other direction; for the wells the mean of log q at 4,000 of the 2^16 points at
-which every well has its minimum; for the mixture how many of the 40 modes have a sample within three standard
-deviations, and the bias of the published quadratic test function, |estimate / truth - 1|; for the schools the largest
-difference of a posterior mean from the chain's, in posterior standard deviations. `reverse KL` is a flow of the same
-kind trained by `ReverseKL` with path gradients for as many steps.
+Printed are: the effective sample size (ESS) and log Z with its standard error by 10,000 samples of the flow; Pareto
+k-hat; the effective sample size by points in the other direction; for the wells the mean of log q at 4,000 of the
+2^16 points at which every well has its minimum; for the mixture how many of the 40 modes have a sample within three
+standard deviations, and the bias of the published quadratic test function, |estimate / truth - 1|; for the schools
+the largest difference of a posterior mean from the chain's, in posterior standard deviations. `reverse KL` is a
+spline coupling flow, which samples and scores in one pass, trained by `ReverseKL` with path gradients for as many
+steps: without annealed points, and without the epochs of maximum likelihood on these.
 
     python benchmarks/targets.py [--target ...] [--seeds 3] [--steps N] [--out targets.json]
 """

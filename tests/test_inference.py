@@ -16,7 +16,7 @@ from diffeo.inference.importance import Importance, pareto_k
 from diffeo.inference.tempering import temper
 from diffeo.objectives import AlphaDivergence, MaximumLikelihood, ReverseKL, Target
 from diffeo.objectives.moves import Moves, State
-from diffeo.transforms import Elementwise, Shift, Standardize
+from diffeo.transforms import Elementwise, Shift, Standardize, as_support
 
 LOG_Z = math.log(7.0)
 
@@ -61,17 +61,22 @@ def test_functions_of_batches_of_points_and_of_numpy_are_alike():
     def by_numpy(points):
         return stats.norm.logpdf(np.asarray(points)).sum(-1) + LOG_Z
 
+    def one_by_index(point):
+        a, b, c = point
+        return -0.5 * (a**2 + b**2 + c**2) - 1.5 * math.log(2 * math.pi) + LOG_Z
+
     def one_by_numpy(point):
         return float(by_numpy(point).sum() if point.ndim > 1 else by_numpy(point))
 
     for function, vectorized, differentiable in (
         (normal(), True, True),
         (one, False, True),
+        (one_by_index, False, True),
         (by_numpy, True, False),
         (one_by_numpy, False, False),
     ):
         target = Target(function)
-        assert torch.allclose(target(x), expected, atol=1e-5)
+        assert torch.allclose(target(x).float(), expected, atol=1e-5)
         assert (target.vectorized, target.differentiable) == (vectorized, differentiable)
 
 
@@ -91,7 +96,15 @@ def test_a_function_that_is_no_log_density_is_refused(function, message):
         Target(function)(torch.randn(4, 2))
 
 
+def test_double_precision_of_a_log_density_is_kept():
+    x = torch.randn(100, 1)
+    shifted = Target(lambda x: normal()(x.double()) - 3e7)(x)
+    assert torch.allclose(shifted + 3e7, normal()(x.double()), atol=1e-6)
+
+
 def test_what_is_no_function_is_refused():
+    with pytest.raises(TypeError, match="got Normal; pass its log_prob"):
+        Target(torch.distributions.Normal(0.0, 1.0))
     with pytest.raises(TypeError, match="expected a log-density as a function of points, got int"):
         Target(3)
 
@@ -255,7 +268,24 @@ def test_a_base_that_cuts_off_a_tail_is_noticed():
     assert result.ess > 0.9
     assert result.log_z < LOG_Z - 0.5
     assert any("leaves out mass near its samples" in doubt for doubt in result.doubts)
-    assert "do not trust" in str(result)
+    assert "warning" in str(result)
+
+
+@torch.no_grad()
+def test_moves_keep_to_the_support_of_a_flow():
+    """A density that is written for its support alone, and one that torch refuses to evaluate outside."""
+    torch.manual_seed(0)
+    layers = Elementwise(Shift(), 2)
+    for prior in (torch.distributions.Beta(torch.full((2,), a), torch.full((2,), 3.0)) for a in (1.5, 2.0)):
+        flow = diffeo.Flow(StandardNormal(2), layers).with_support(prior)
+        result = importance(flow, lambda x, prior=prior: prior.log_prob(x).sum(1), 4000)
+        assert result.log_z == pytest.approx(0.0, abs=4 * result.log_z_stderr)
+        assert result.doubts == []
+    simplex = torch.distributions.Dirichlet(torch.tensor([2.0, 3.0, 4.0]))
+    flow = diffeo.Flow(StandardNormal(2), layers).with_support(as_support(simplex))
+    result = importance(flow, simplex.log_prob, 4000)
+    assert result.log_z == pytest.approx(0.0, abs=4 * result.log_z_stderr)
+    assert result.doubts == []
 
 
 # ---- moves, annealing, the alpha-divergence -------------------------------------------------------------------------
@@ -301,13 +331,42 @@ def test_annealed_weights_are_unbiased():
         assert estimate == pytest.approx(exact, abs=0.03)
 
 
+@pytest.mark.parametrize("mu", [0.0, 0.2])
+def test_the_gradient_of_the_alpha_divergence_is_that_of_gaussians(mu):
+    """g = p^2 / q of p = N(1/2, 1) and q = N(mu, s^2) is normal; also where q has moved since the points were drawn."""
+    torch.manual_seed(0)
+    spread = 1.5
+    flow = Normal(0.0, math.log(spread))
+    objective = AlphaDivergence(flow, normal(0.5), buffer=200_000, temperatures=2, reuse=10**6).train()
+    objective.step.fill_(0.5)
+    objective.refresh(200_000)
+    objective.calls += 1
+    scale, shift = flow.parameters()
+    nn.init.constant_(shift, mu)
+    objective(torch.empty(200_000, 0)).mean().backward()
+    # the loss of a draw is weighed by the change of its weight, whose mean is that of the integral of p^2 / q
+    before, after = (_squared_over(m, spread)[2] for m in (0.0, mu))
+    mean, variance, _ = _squared_over(mu, spread)
+    factor = math.exp(after - before)
+    assert shift.grad.item() == pytest.approx(-factor * (mean - mu) / spread**2, abs=0.01)
+    exact = -factor * ((variance + (mean - mu) ** 2) / spread**2 - 1)
+    assert scale.grad.item() == pytest.approx(exact, abs=0.02)
+
+
+def _squared_over(mu, spread):
+    """Mean and variance of N(1/2, 1)^2 / N(mu, s^2), and the logarithm of its integral, but for a constant."""
+    variance = 1 / (2 - 1 / spread**2)
+    mean = variance * (1 - mu / spread**2)
+    return mean, variance, 0.5 * (mean**2 / variance - 0.5 + mu**2 / spread**2)
+
+
 def test_weights_in_the_buffer_follow_the_flow():
     """A point's weight is of p^2 / q: as q at it rises by a factor, the weight falls by the same."""
     torch.manual_seed(0)
     objective = AlphaDivergence(Normal(), normal(), buffer=64, reuse=10**6)
     objective.train()
     objective.refresh(64)
-    before = objective.log_weights - objective.log_q.neg()
+    before = objective.log_weights + objective.log_q
     nn.init.constant_(next(objective.flow.parameters()), 0.4)
     objective.calls += 1
     for _ in range(50):
@@ -329,7 +388,7 @@ def test_the_buffer_keeps_the_newest_points():
 
 @pytest.mark.parametrize("differentiable", [True, False])
 def test_a_target_of_two_modes_is_learned(differentiable):
-    """Reverse KL alone would take one of them, with a fine effective share."""
+    """Reverse KL alone would take one of them, with a fine effective sample size."""
     function = two_modes if differentiable else lambda x: two_modes(x.detach())
     flow = diffeo.nsf(2, transforms=2, hidden=(32,), preprocess=())
     result = fit_target(function, 2, flow=flow, particles=2000, steps=100, samples=4000)
@@ -409,13 +468,29 @@ def test_the_seed_decides():
         ({"features": 0}, "expected features >= 1, got 0"),
         ({"features": 2, "particles": 5}, "expected particles >= 100, got 5"),
         ({"features": 2, "scale": -1.0}, "expected scale > 0, got -1"),
-        ({"features": 3, "flow": diffeo.nsf(2)}, "expected a flow of 3 features, got 2"),
+        ({"features": 3, "flow": diffeo.nsf(2, preprocess=())}, "expected a flow of 3 features, got 2"),
+        ({"flow": diffeo.nsf(2)}, r"expected a flow without preprocessing \(preprocess=\(\)\)"),
+        ({"features": 2, "location": torch.zeros(3)}, "expected location as a number or 2 of them"),
+        ({"features": 2, "steps": 0}, "expected steps >= 1, got 0"),
+        ({"features": 2, "lr": -1.0}, "expected lr > 0, got -1"),
         ({"flow": diffeo.nsf(2, context=1)}, "expected a flow of vectors without context"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         fit_target(normal(), **options)
+
+
+def test_too_few_temperatures_are_said():
+    start = torch.distributions.Normal(torch.zeros(2), torch.ones(2))
+    with pytest.raises(ValueError, match="expected a log-density that 2 temperatures reach"):
+        temper(normal(50.0, 0.1), start.sample((500,)), lambda x: start.log_prob(x).sum(1), differentiable=True, most=2)
+
+
+def test_a_flow_of_double_precision_stays_so():
+    flow = diffeo.nsf(1, transforms=1, hidden=(8,), preprocess=()).double()
+    result = fit_target(normal(), 1, flow=flow, particles=200, steps=2, samples=50)
+    assert result.samples.dtype == torch.float64
 
 
 def test_a_density_that_is_nowhere_to_be_found_is_said():

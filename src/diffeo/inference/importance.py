@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from diffeo.flow import Flow
+from diffeo.mixture import Mixture
+from diffeo.objectives.annealed import Unbounded
 from diffeo.objectives.moves import Moves, State, reweighted
 from diffeo.objectives.target import LogDensity, Target
 from diffeo.training.batches import in_proportion
@@ -42,7 +44,7 @@ class Importance:
 
     @property
     def ess(self) -> float:
-        """The effective share of the samples, (sum w)^2 / (n sum w^2), in (0, 1]."""
+        """The effective sample size as a fraction of the samples, (sum w)^2 / (n sum w^2), in [0, 1]."""
         return reweighted(self.log_weights)[1]
 
     @property
@@ -58,7 +60,7 @@ class Importance:
     @property
     def log_z_stderr(self) -> float:
         """The standard error of ``log_z``, sqrt((1 / ess - 1) / n): as far as the samples' own weights show it."""
-        return math.sqrt(max(0.0, 1 / self.ess - 1) / len(self.log_weights))
+        return math.sqrt(max(0.0, 1 / self.ess - 1) / len(self.log_weights)) if self.ess else math.inf
 
     @cached_property
     def khat(self) -> float:
@@ -67,7 +69,7 @@ class Importance:
 
     @cached_property
     def forward_ess(self) -> float:
-        """The effective share by the points that were moved: 1 / E_p[w / Z], if the flow leaves nothing out near them.
+        """The effective sample size by the moved points: 1 / E_p[w / Z], if the flow leaves nothing out near them.
 
         With ``ess``, which is the same from the flow's own samples, it is an estimate in the other direction. Weights
         are cut at the largest of a sample's, or one point in a far tail would be all that it says; ``unseen`` counts
@@ -101,8 +103,8 @@ class Importance:
             )
         elif self.forward_ess < 0.5 * self.ess:
             reasons.append(
-                f"the directions disagree: an effective share of {self.ess:.2f} by the flow's samples, of "
-                f"{self.forward_ess:.2f} by points moved along the density"
+                f"the directions disagree: an effective sample size of {self.ess:.0%} by the flow's samples, of "
+                f"{self.forward_ess:.0%} by points moved along the density"
             )
         return reasons
 
@@ -118,7 +120,7 @@ class Importance:
         return self.samples[torch.multinomial(self.weights, n, replacement=True)]
 
     def mean(self, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """The expectation of a function under the density, by the weights.
+        """The expectation of a function under the density, sum w f(x) / sum w: self-normalised, with a bias of 1 / n.
 
         Args:
             function: of samples ``(n, *event)``, to ``(n, ...)``; by default the samples themselves.
@@ -131,7 +133,7 @@ class Importance:
             f"log Z        {self.log_z:.4f} +- {self.log_z_stderr:.4f}",
             f"ess          {self.ess:.3f} of {len(self.log_weights):,} samples",
             f"k-hat        {self.khat:.2f}",
-            *(f"do not trust {doubt}" for doubt in self.doubts),
+            *(f"warning      {doubt}" for doubt in self.doubts),
         ]
         return "\n".join(lines)
 
@@ -173,23 +175,44 @@ def importance(
     moved = None
     if moves and torch.isfinite(log_weights).any():
         weights, _ = reweighted(log_weights)
-        start = x[in_proportion(weights, torch.rand(()).item())]
-        start = start[torch.randperm(n)[:MOVED]].flatten(1)
-        shape = x.shape[1:]
-
-        def density(points: Tensor) -> Tensor:
-            return target(points.reshape(-1, *shape), strict=False)
-
-        kernel = Moves(bool(target.differentiable), scale=_spread(start))
-        state = kernel(State.at(start, density, kernel.differentiable), density, moves)
-        points = state.x.reshape(-1, *shape)
-        moved = state.log_prob - flow.log_prob(points, context, nan="propagate").nan_to_num(-math.inf)
+        start = x[in_proportion(weights, torch.rand(()).item())][torch.randperm(n, device=x.device)[:MOVED]]
+        moved = moved_weights(flow, target, start, moves, context)
     return Importance(x, log_weights, moved)
 
 
-def _spread(x: Tensor) -> Tensor:
-    spread = x.std(0)
-    return torch.where(spread > 0, spread, 1)
+def moved_weights(
+    flow: Flow | Any, target: Target, x: Tensor, moves: int, context: Tensor | None = None, step: float = 0.2
+) -> Tensor:
+    """log w of points after moves along the density, in the units of the flow's layers: there nothing has bounds.
+
+    Args:
+        flow: q.
+        target: log p~.
+        x: where they begin, ``(n, *event)``.
+        moves: how many for each.
+        context: of the flow.
+        step: of the first moves; see ``Moves``.
+
+    Returns:
+        ``(n,)``, in nats.
+    """
+    outer = list(flow.preprocessing) if isinstance(flow, Flow) and not isinstance(flow, Mixture) else []
+    y = x
+    for transform in reversed(outer):
+        y = transform.inverse(y)
+    shape = y.shape[1:]
+    unbounded = Unbounded(target, outer)
+
+    def density(points: Tensor) -> Tensor:
+        return unbounded(points.reshape(-1, *shape), strict=False)
+
+    start = y.flatten(1)
+    kernel = Moves(bool(target.differentiable), step, start.std(0).clamp_min(1e-6))
+    points = kernel(State.at(start, density, kernel.differentiable), density, moves).x.reshape(-1, *shape)
+    for transform in outer:
+        points = transform.forward(points)
+    log_q = flow.log_prob(points, context, nan="propagate").nan_to_num(-math.inf, neginf=-math.inf)
+    return target(points, strict=False) - log_q
 
 
 def pareto_k(log_weights: Tensor) -> float:

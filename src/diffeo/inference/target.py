@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +13,10 @@ from torch import Tensor
 
 from diffeo.bases import StandardNormal
 from diffeo.flow import Flow
-from diffeo.inference.importance import Importance, importance
+from diffeo.inference.importance import Importance, importance, moved_weights
 from diffeo.inference.tempering import Particles, temper
 from diffeo.objectives import AlphaDivergence, MaximumLikelihood, Target
 from diffeo.objectives.annealed import Unbounded
-from diffeo.objectives.moves import Moves, State
 from diffeo.objectives.target import LogDensity
 from diffeo.recipes import nsf
 from diffeo.training.fit import FitResult, fit
@@ -65,7 +63,7 @@ class Approximation:
 
     @property
     def ess(self) -> float:
-        """The effective share of the samples, in (0, 1]."""
+        """The effective sample size of the samples, in (0, 1]."""
         return self.importance.ess
 
     @property
@@ -145,30 +143,34 @@ def fit_target(
     target = Target(log_density, vectorized)
     on = None if support is None else as_support(support, features)
     size = _size(features if on is None else on.noise_shape.numel(), flow)
-    for name, number, least in (("particles", particles, 100), ("samples", samples, 2)):
+    for name, number, least in (
+        ("particles", particles, 100), ("samples", samples, 2), ("steps", steps, 1), ("batch_size", batch_size, 1),
+    ):  # fmt: skip
         if number < least:
             raise ValueError(f"expected {name} >= {least}, got {number}")
     if not (torch.as_tensor(scale) > 0).all():
         raise ValueError(f"expected scale > 0, got {scale}")
+    if not lr > 0:
+        raise ValueError(f"expected lr > 0, got {lr}")
+    for name, value in (("location", location), ("scale", scale)):
+        if torch.as_tensor(value).shape not in ((), (1,), (size,)):
+            raise ValueError(f"expected {name} as a number or {size} of them, got {torch.as_tensor(value).shape}")
     outer = [] if on is None else [on]
     density = Unbounded(target, outer)
     moving = partial(density, strict=False)
-    with fork_rng(torch.device("cpu")):
-        seed_noise(torch.device("cpu"), derive(seed, "particles"))
-        normal = torch.distributions.Normal(
-            torch.as_tensor(location).expand(size).float(), torch.as_tensor(scale).expand(size).float()
-        )
+    marker = torch.zeros(()) if flow is None else flow.base.device_marker
+    with fork_rng(marker.device):
+        seed_noise(marker.device, derive(seed, "particles"))
+        mean, deviation = (torch.as_tensor(value).to(marker).expand(size) for value in (location, scale))
+        normal = torch.distributions.Normal(mean, deviation)
         start = normal.sample((particles,))
         density(start[:1000])  # strict, as moves are not
         carried = temper(
-            moving,
-            start,
-            lambda y: normal.log_prob(y).sum(-1),
-            differentiable=bool(target.differentiable),
+            moving, start, lambda y: normal.log_prob(y).sum(-1), differentiable=bool(target.differentiable)
         )
-        seed_noise(torch.device("cpu"), derive(seed, "weights"))
+        seed_noise(marker.device, derive(seed, "weights"))
         inner = nsf(size, bins=BINS, affine=True, preprocess=()) if flow is None else copy.deepcopy(flow)
-    standardize = Standardize(size)
+    standardize = Standardize(size).to(marker)
     standardize.initialize(carried.x)
     standardize.initialized.fill_(True)
     whole = Flow(inner.base, [*inner.parts, standardize, *outer], None if on is None else on.event_shape)
@@ -181,14 +183,13 @@ def fit_target(
         log_q = objective.layers.log_prob(y)
         objective.add(y, log_q, (objective.alpha - 1) * (objective.density(y) - log_q))
     trained: FitResult = fit(objective, steps=steps, ema=0.99, **options)
-    with fork_rng(torch.device("cpu")), torch.no_grad():
-        seed_noise(torch.device("cpu"), derive(seed, "samples"))
+    with fork_rng(marker.device), torch.no_grad():
+        seed_noise(marker.device, derive(seed, "samples"))
         weighed = importance(whole, target, samples, moves=0)
-        kernel = Moves(bool(target.differentiable), carried.step, carried.x.std(0).clamp_min(1e-6))
-        points = kernel(State.at(carried.x, moving, kernel.differentiable), moving, MOVED).x
+        points = carried.x
         for transform in outer:
             points = transform.forward(points)
-        moved = target(points, strict=False) - whole.log_prob(points, nan="propagate").nan_to_num(-math.inf)
+        moved = moved_weights(whole, target, points, MOVED)
     result = Importance(weighed.samples, weighed.log_weights, moved)
     return Approximation(whole, result, carried, trained.history, time.monotonic() - started)
 
@@ -197,6 +198,8 @@ def _size(features: int | None, flow: Flow | None) -> int:
     if flow is not None:
         if not isinstance(flow.base, StandardNormal) or flow.context_shape or len(flow.base.event_shape) != 1:
             raise ValueError("expected a flow of vectors without context, from standard normal noise")
+        if any(part.preprocesses for part in flow.parts):
+            raise ValueError("expected a flow without preprocessing (preprocess=()), which the particles set")
         if features not in (None, *flow.base.event_shape):
             raise ValueError(f"expected a flow of {features} features, got {flow.base.event_shape[0]}")
         return flow.base.event_shape[0]

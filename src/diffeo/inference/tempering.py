@@ -14,7 +14,7 @@ from diffeo.training.batches import in_proportion
 
 __all__ = ["Particles", "temper"]
 
-WANTED = 0.7  # effective share of the points that a temperature costs
+WANTED = 0.7  # effective sample size of the points that a temperature costs
 COLDEST = 1e-6  # of beta at the first temperature: below it, the density is nowhere near the start
 
 
@@ -22,7 +22,7 @@ COLDEST = 1e-6  # of beta at the first temperature: below it, the density is now
 class Particles:
     """Points ``(n, D)`` of the density, all of one weight, and an estimate of log Z.
 
-    ``temperatures`` is how many it took.
+    ``temperatures`` is how many it took, ``step`` that of the last moves.
     """
 
     x: Tensor
@@ -52,10 +52,11 @@ def temper(
         log_start: its log-density.
         differentiable: whether the density has gradients.
         moves: how often points are moved at each temperature.
-        most: temperatures; more end it where it is.
+        most: temperatures.
 
     Raises:
-        ValueError: if the density is zero at all points of the start.
+        ValueError: if the density is zero at all points of the start, or so far from it that there are too few
+            temperatures.
     """
     x, beta, log_z, kernel, count = start, 0.0, 0.0, Moves(differentiable), 0
     log_p, log_q = density(x), log_start(x)
@@ -79,11 +80,16 @@ def temper(
 
         x = kernel(State.at(x, between, differentiable), between, moves).x
         log_p, log_q = density(x), log_start(x)
+    if beta < 1:
+        raise ValueError(
+            f"expected a log-density that {most} temperatures reach from the start, got one at which they end at "
+            f"{beta:.2g} of it; say where it is by location and scale"
+        )
     return Particles(x, log_z, count, kernel.step)
 
 
 def _next(difference: Tensor, left: float) -> float:
-    """The largest step of beta whose weights keep the wanted effective share."""
+    """The largest step of beta whose weights keep the wanted effective sample size."""
     if reweighted(left * difference)[1] >= WANTED:
         return left
     low, high = 0.0, left

@@ -93,7 +93,7 @@ class AlphaDivergence(WithoutData):
         marker = base.device_marker
         self.register_buffer("points", marker.new_zeros(buffer, *base.event_shape))
         self.register_buffer("log_q", marker.new_zeros(buffer))
-        self.register_buffer("log_weights", marker.new_full((buffer,), -math.inf))
+        self.register_buffer("log_weights", torch.full((buffer,), -math.inf, dtype=torch.float64))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))  # how many points were ever added
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
         self.register_buffer("step", marker.new_full((temperatures,), 0.2))
@@ -110,7 +110,10 @@ class AlphaDivergence(WithoutData):
         return Unbounded(self.target, self.flow.preprocessing)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return the loss of as many points of the buffer as x has rows, shape (N,)."""
+        """Return the loss of as many points of the buffer as x has rows, shape (N,).
+
+        In evaluation, the terms log q - log p~ of the reverse KL, at draws of the flow.
+        """
         layers = self.layers
         if not (self.training and torch.is_grad_enabled()):
             y, log_q = layers.sample_and_log_prob(len(x))
@@ -118,6 +121,8 @@ class AlphaDivergence(WithoutData):
         if self.calls % self.reuse == 0:
             self.refresh(len(x))
         self.calls += 1
+        if not (self.log_weights > -math.inf).any():
+            raise ValueError("expected a log-density that is finite somewhere near the flow, got -inf at all points")
         rows = torch.multinomial(torch.softmax(self.log_weights, 0), len(x), replacement=True)
         log_q = layers.log_prob(self.points[rows], nan="propagate")
         # as the flow has changed since the points were drawn, g has
@@ -136,7 +141,7 @@ class AlphaDivergence(WithoutData):
         layers, density = self.layers, self.density
         y, log_q = layers.sample_and_log_prob(n)
         log_p = density(y)
-        log_weights = torch.zeros_like(log_q)
+        log_weights = torch.zeros_like(log_q, dtype=torch.float64)
         for level in range(self.temperatures + 1):
             log_weights += self.alpha / (self.temperatures + 1) * (log_p - log_q)
             if level == self.temperatures:
@@ -165,5 +170,6 @@ class AlphaDivergence(WithoutData):
         y, log_q, log_weights = y[-size:], log_q[-size:], log_weights[-size:]
         places = (self.filled + torch.arange(len(y), device=y.device)) % size
         self.points[places], self.log_q[places] = y, log_q
-        self.log_weights[places] = torch.where(log_weights.isnan() | log_q.isnan(), -math.inf, log_weights)
+        good = log_weights.isfinite() & log_q.isfinite()
+        self.log_weights[places] = torch.where(good, log_weights.double(), -math.inf)
         self.filled += len(y)

@@ -81,7 +81,7 @@ class Moves:
             proposal, log_ratio = (
                 self._hamiltonian(state, density) if self.differentiable else self._walk(state, density)
             )
-            chosen = log_ratio >= torch.rand_like(log_ratio).log()
+            chosen = log_ratio > torch.rand_like(log_ratio).log()
             state = proposal.where(chosen, state)
             self.accepted = chosen.double().mean().item()
             if adapt:
@@ -110,10 +110,12 @@ class Moves:
 
 
 def reweighted(log_weights: Tensor) -> tuple[Tensor, float]:
-    """Weights that sum to 1, and the effective share of the points, (sum w)^2 / (n sum w^2).
+    """Weights that sum to 1, and the effective sample size of the points, (sum w)^2 / (n sum w^2).
 
     Args:
         log_weights: ``(n,)``; -inf is a weight of 0.
     """
+    if not (log_weights > -math.inf).any():
+        return torch.zeros_like(log_weights, dtype=torch.float64), 0.0
     weights = torch.softmax(log_weights.double(), 0)
     return weights, 1 / (len(weights) * weights.square().sum().item())

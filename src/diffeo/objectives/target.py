@@ -32,7 +32,8 @@ class Target:
         self.function: LogDensity = log_density if known is None else known.function
         self.vectorized: bool | None = known.vectorized if known is not None and vectorized is None else vectorized
         if not callable(self.function):
-            raise TypeError(f"expected a log-density as a function of points, got {type(log_density).__name__}")
+            remedy = "; pass its log_prob" if hasattr(self.function, "log_prob") else ""
+            raise TypeError(f"expected a log-density as a function of points, got {type(log_density).__name__}{remedy}")
         self.differentiable: bool | None = None  # until it was called
 
     def __call__(self, x: Tensor, context: Tensor | None = None, strict: bool = True) -> Tensor:
@@ -69,8 +70,11 @@ class Target:
         Raises:
             ValueError: as a call.
         """
-        few = x[:3].detach() if len(x) > 1 else x.detach().expand(2, *x.shape[1:]).clone()
-        contexts = None if context is None else context[: len(few)].expand(len(few), *context.shape[1:])
+        # so many that a batch is not mistaken for a point
+        count = next(k for k in range(3, 100) if k not in x.shape[1:])
+        rows = torch.arange(count, device=x.device) % len(x)
+        few = x.detach()[rows]
+        contexts = None if context is None else context[rows]
         if self.vectorized is None:
             self.vectorized = self._takes_batches(few, contexts)
         values = self._values(few, contexts)
@@ -99,7 +103,7 @@ class Target:
             one = torch.as_tensor(self._called(x[0], None if context is None else context[0]))
         except Exception:
             one = None
-        if one is not None and one.numel() == 1 and shape in (None, (), (1,)):
+        if one is not None and one.numel() == 1 and shape != (len(x), 1):
             return False
         got = f"shape {shape}" if failure is None else f"{type(failure).__name__}: {failure}"
         raise ValueError(
@@ -119,7 +123,7 @@ class Target:
             values = torch.stack([value.reshape(()) for value in each])
         if values.shape != (len(x),):
             raise ValueError(f"expected log-densities of shape ({len(x)},), got {tuple(values.shape)}")
-        return values.to(x)
+        return values.to(x.device, torch.promote_types(values.dtype, x.dtype))  # what is in float64 stays so
 
     @staticmethod
     def _check(values: Tensor, x: Tensor) -> None:

@@ -212,6 +212,8 @@ def fit(
             raise ValueError(f"expected data to train {type(objective).__name__} on, got none")
         if (steps is None) == (context is None):
             raise ValueError("expected steps, or contexts, to train without data")
+        if steps is not None and (epochs, weights, patience) != (None, None, None):
+            raise ValueError("expected no epochs, weights or patience beside steps: there is no data")
     elif steps is not None:
         raise ValueError("expected steps for a training without data, got data; a budget is one of epochs or minutes")
     if steps is not None:

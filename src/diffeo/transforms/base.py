@@ -289,7 +289,7 @@ class Chain(Transform):
     @property
     def branches(self) -> int:
         """Those of every part, in all combinations."""
-        return math.prod(part.branches for part in self)
+        return math.prod([part.branches for part in self])  # a list: graphs of torch.compile have no generators
 
     def preimages(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the inverse parts last to first, each to all that comes of the parts after it; log-dets add."""
