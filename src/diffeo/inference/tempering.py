@@ -14,7 +14,7 @@ from diffeo.training.batches import in_proportion
 
 __all__ = ["Particles", "temper"]
 
-WANTED = 0.7  # effective sample size of the points that a temperature costs
+WANTED = 0.7  # effective sample size that a temperature leaves, as a fraction of the points
 COLDEST = 1e-6  # of beta at the first temperature: below it, the density is nowhere near the start
 
 

@@ -101,11 +101,12 @@ class Target:
             return True
         try:
             one = torch.as_tensor(self._called(x[0], None if context is None else context[0]))
-        except Exception:
-            one = None
+        except Exception as error:
+            one, failure = None, failure or error
         if one is not None and one.numel() == 1 and shape != (len(x), 1):
             return False
-        got = f"shape {shape}" if failure is None else f"{type(failure).__name__}: {failure}"
+        said = [] if shape is None else [f"shape {shape}"]
+        got = ", ".join(said + ([] if failure is None else [f"{type(failure).__name__}: {failure}"]))
         raise ValueError(
             f"expected a log-density that returns shape ({len(x)},) for points {tuple(x.shape)}, or a number for one "
             f"point {tuple(x.shape[1:])}, got {got}"
