@@ -4,7 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-processors check bench format clean
+DOCS := build/docs
+
+.PHONY: demo test test-processors check docs translations bench format clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +40,24 @@ check: $(READY)  ## style and types; both can fail
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+$(VENV)/.ready-docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+SPHINX := OMP_NUM_THREADS=1 DIFFEO_DOCS=$(CURDIR)/$(DOCS) $(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs 2
+
+docs: $(VENV)/.ready-docs  ## the site, every code block run: open build/docs/html/index.html
+	rm -rf $(DOCS)
+	$(SPHINX) docs $(DOCS)/html
+	$(SPHINX) --tag zh docs $(DOCS)/html/zh
+	$(BIN)/python docs/links.py $(DOCS)/html
+	$(SPHINX) --tag zh --builder gettext docs $(DOCS)/gettext
+	$(BIN)/python docs/translated.py $(DOCS)/gettext
+
+translations: $(VENV)/.ready-docs  ## brings the files of translations up to date with the lecture
+	$(SPHINX) --tag zh --builder gettext docs $(DOCS)/gettext
+	$(BIN)/sphinx-intl update --pot-dir $(DOCS)/gettext --locale-dir docs/locale --language zh_CN --line-width 0 --no-obsolete
 
 bench:  ## speed beside the other flow libraries for each instruction set at hand, in an environment of its own (.venv-bench)
 	bash benchmarks/setup.sh

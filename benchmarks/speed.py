@@ -312,7 +312,7 @@ def profile(row: Row, operations: list[str], calls: int = 5) -> list[str]:
                 call()
         by = "self_cpu_time_total" if row.spec.device == "cpu" else "self_cuda_time_total"
         text = profiler.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=45)
-        lines += [f"### {row.title()}, {operation}, {calls} calls", "", "```", text.rstrip(), "```", ""]
+        lines += [f"## {row.title()}, {operation}, {calls} calls", "", "```", text.rstrip(), "```", ""]
     return lines
 
 

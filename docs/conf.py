@@ -1,0 +1,86 @@
+"""The site: every code block of every page runs when it is built, and a warning is an error (`make docs`).
+
+The lecture is built twice. In English it is part of the site; `-t zh` makes of the same sources and of the translations in
+`locale/zh_CN` a site of its own, whose links to other pages lead to the English one around it.
+"""
+
+import os
+import sys
+from importlib.metadata import files
+from pathlib import Path
+
+from docutils import nodes
+
+import diffeo
+
+HERE = Path(__file__).parent
+BUILD = Path(os.environ.get("DIFFEO_DOCS", HERE.parent / "build" / "docs"))
+CHINESE = tags.has("zh")  # type: ignore[name-defined]  # noqa: F821
+
+project, author, copyright = "diffeo", "diffeo's authors", "diffeo's authors, MIT licence"
+release = version = diffeo.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.intersphinx",
+]
+exclude_patterns = ["locale", "**/.ipynb_checkpoints"]
+
+# Notebooks are text; no output is stored. What cells print is kept in a cache beside the site, which `make docs` empties
+# first, so that the Chinese pages show what the English ones have computed.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(BUILD / "cache")
+nb_execution_in_temp = True  # what a page writes is gone with it
+nb_execution_raise_on_error = True
+nb_execution_timeout = 180
+nb_merge_streams = True
+nb_render_text_lexer = "none"
+nb_code_prompt_show, nb_code_prompt_hide = ("查看解答", "收起") if CHINESE else ("Show the solution", "Hide it")
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # pages run the diffeo command
+os.environ["MATPLOTLIBRC"] = str(HERE / "matplotlibrc")
+
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
+myst_heading_anchors = 4
+
+# MathJax is shipped: one file, which holds its fonts and opens from the file system.
+mathjax_path = "tex-svg.js"
+_mathjax = next(file for file in files("sphinx-mathjax-offline") or [] if file.name == mathjax_path)
+html_static_path = ["_static", str(_mathjax.locate())]
+
+html_theme = "furo"
+html_title = "diffeo：标准化流讲义" if CHINESE else "diffeo"
+html_css_files = ["diffeo.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {"source_edit_link": "", "top_of_page_buttons": []}
+
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+
+locale_dirs = ["locale"]
+gettext_compact = False
+gettext_location = False
+
+if CHINESE:
+    language = "zh_CN"
+    root_doc = "lecture/index"
+    include_patterns = ["lecture/**"]
+    intersphinx_mapping = {"en": ("../", str(BUILD / "html" / "objects.inv"))}
+
+
+def _english_page(app, env, node, text):  # noqa: ANN001, ANN202
+    """Lead a link of the Chinese lecture to a page that is only in English, in the site around it."""
+    if node["reftype"] == "doc":
+        up = "../" * (1 + node["refdoc"].count("/"))
+        return nodes.reference("", "", text, internal=False, refuri=f"{up}{node['reftarget'].lstrip('/')}.html")
+    return None
+
+
+def setup(app) -> None:  # noqa: ANN001
+    """Called by Sphinx."""
+    if CHINESE:
+        app.connect("missing-reference", _english_page)
