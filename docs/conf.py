@@ -1,7 +1,7 @@
 """The site: every code block of every page runs when it is built, and a warning is an error (`make docs`).
 
-The lecture is built twice. In English it is part of the site; `-t zh` makes of the same sources and of the translations in
-`locale/zh_CN` a site of its own, whose links to other pages lead to the English one around it.
+The lecture is built twice. In English it is part of the site; `-t zh` makes of the same sources and of the translations
+in `locale/zh_CN` a site of its own, whose links to other pages lead to the English one around it.
 """
 
 import os
@@ -29,8 +29,8 @@ extensions = [
 ]
 exclude_patterns = ["locale", "**/.ipynb_checkpoints"]
 
-# Notebooks are text; no output is stored. What cells print is kept in a cache beside the site, which `make docs` empties
-# first, so that the Chinese pages show what the English ones have computed.
+# Notebooks are text; no output is stored. What cells print is kept in a cache beside the site, which `make docs`
+# empties first, so that the Chinese pages show what the English ones have computed.
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(BUILD / "cache")
 nb_execution_in_temp = True  # what a page writes is gone with it
@@ -51,7 +51,7 @@ _mathjax = next(file for file in files("sphinx-mathjax-offline") or [] if file.n
 html_static_path = ["_static", str(_mathjax.locate())]
 
 html_theme = "furo"
-html_title = "diffeo：标准化流讲义" if CHINESE else "diffeo"
+html_title = "diffeo 标准化流讲义" if CHINESE else "diffeo"
 html_css_files = ["diffeo.css"]
 html_copy_source = False
 html_show_sphinx = False
