@@ -4,6 +4,8 @@ import json
 import os
 import stat
 import struct
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from diffeo import atomic, recipes
 from diffeo.atomic import atomic_write
 from diffeo.errors import UserError
 from diffeo.training import create_run, load_run, provenance, read_model, save_metrics, save_weights
+from diffeo.training.place import claimed, place
 from diffeo.training.weights import DTYPES, digest, save_tensors
 
 
@@ -78,26 +81,96 @@ def test_create_refuses_and_replaces(run, tmp_path):
     with pytest.raises(UserError, match=r"holds a run: .*--resume.*--force"):
         create_run(folder, flow)
     assert (folder / "model.safetensors").read_bytes() == weights
-    (folder / "train").mkdir()
-    (folder / "train/checkpoint.safetensors").write_bytes(b"old")
-    create_run(folder, flow, force=True)
-    assert {p.name for p in folder.iterdir()} == {"model.json"}
+    with pytest.raises(UserError, match="holds a run"), claimed(folder):
+        pass
 
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
     for force in (False, True):
         with pytest.raises(UserError, match="is not empty and not a run directory: choose another folder"):
-            create_run(other, flow, force=force)
+            flow.save(other, force=force)
     (other / "model.json").write_text('{"layers": []}')  # somebody else's
     with pytest.raises(UserError, match="not a run directory"):
-        create_run(other, flow, force=True)
+        flow.save(other, force=True)
     assert (other / "thesis.tex").read_text() == "years of work"
 
     (folder / "model.json").write_text("{damaged")
     (folder / "train").mkdir()
-    create_run(folder, flow, force=True)
+    flow.save(folder, force=True)
     assert read_model(folder)["recipe"] == flow.recipe
+
+
+def test_an_earlier_run_is_there_until_the_new_one_is_complete(run, tmp_path):
+    folder, _ = run
+    (folder / "notes.txt").write_text("the user's")
+    (folder / "figures").mkdir()
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    other = new_flow()
+    for failure in (ValueError("a bug"), UserError("a mistake"), KeyboardInterrupt()):
+        with pytest.raises(type(failure)), claimed(folder, force=True) as new:  # noqa: PT012
+            create_run(new, other)
+            assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+            load_run(folder)
+            raise failure
+        assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+    assert new.is_dir()  # of the interrupt: it can be resumed
+    assert place(folder, resume=True) == new
+    with claimed(folder, resume=True) as again:
+        assert again == new
+        save_weights(again, other)
+    assert not new.exists()
+    assert {p.name for p in folder.iterdir()} == {"model.json", "model.safetensors", "notes.txt"}
+    assert digest(load_run(folder).flow.state_dict()) == digest(other.state_dict())
+    assert [p.name for p in tmp_path.iterdir() if "run" in p.name] == ["run"]
+
+
+def test_a_replacement_that_was_killed_goes_with_the_next_one(run, tmp_path):
+    folder, flow = run
+    with pytest.raises(KeyboardInterrupt), claimed(folder, force=True) as new:  # noqa: PT012
+        create_run(new, flow)
+        (new / "notes.txt").write_text("moved here just before the folders change places")
+        raise KeyboardInterrupt
+    flow.save(folder, force=True)
+    assert not new.exists()
+    assert (folder / "notes.txt").exists()
+
+
+def test_a_run_that_failed_at_once_leaves_nothing(tmp_path):
+    with pytest.raises(UserError), claimed(tmp_path / "run") as folder:  # noqa: PT012
+        create_run(folder, new_flow())
+        raise UserError("1e29 spread")
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_cannot_make_the_same_run(tmp_path):
+    pytest.importorskip("fcntl")
+    code = "import sys; from diffeo.training.place import claimed; claimed(sys.argv[1], resume=True).__enter__()"
+    with claimed(tmp_path / "run") as folder:
+        done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+        assert "another process is making a run here" in done.stderr
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_of_killed_writers_are_cleared(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f"a.csv.{dead.pid}.tmp").write_text("half")
+    (tmp_path / f"a.csv.{os.getppid()}.tmp").write_text("somebody is writing")
+    with atomic.atomic_write(tmp_path / "a.csv") as temporary:
+        temporary.write_text("whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"a.csv", f"a.csv.{os.getppid()}.tmp"}
+
+
+def test_folders_change_places_where_the_system_has_no_call_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic.ctypes, "CDLL", lambda *_, **__: object())
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"from {name}").touch()
+    atomic.exchange(tmp_path / "a", tmp_path / "b")
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["from b"]
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "b"}
 
 
 def test_unwritable_folders(tmp_path, monkeypatch):
@@ -129,7 +202,7 @@ def test_a_full_disk_leaves_the_old_files(run, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(atomic.Path, "write_text", full)
     with pytest.raises(UserError, match="the disk is full"):
-        create_run(folder, flow, force=True)
+        flow.save(folder, force=True)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
@@ -302,9 +375,9 @@ def test_damaged_weights(run):
     generator = torch.Generator().manual_seed(0)
     header = struct.unpack("<Q", whole[:8])[0]
     places = torch.randint(0, len(whole), (60,), generator=generator).tolist() + list(range(0, 8 + header, 97))
-    for place in places:
+    for position in places:
         damaged = bytearray(whole)
-        damaged[place] ^= 1 << (place % 8)
+        damaged[position] ^= 1 << (position % 8)
         file.write_bytes(damaged)
         with pytest.raises(UserError, match=r"model\.safetensors"):
             load_run(folder)

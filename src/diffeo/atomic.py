@@ -1,6 +1,8 @@
 """Files that are either the old one or the new one, never half of one."""
 
+import ctypes
 import errno
+import glob
 import os
 import re
 import shutil
@@ -10,9 +12,18 @@ from pathlib import Path
 
 from diffeo.errors import UserError
 
-__all__ = ["SUFFIX", "atomic_folder", "atomic_write", "check_writable", "remove_leftovers", "unwritable"]
+__all__ = [
+    "SUFFIX",
+    "atomic_folder",
+    "atomic_write",
+    "check_writable",
+    "exchange",
+    "remove_leftovers",
+    "unwritable",
+]
 
 SUFFIX = ".tmp"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space and try again (files written earlier are intact)",
@@ -56,6 +67,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         return
     temporary = target.with_name(f"{target.name}.{os.getpid()}{SUFFIX}")
     try:
+        _remove_orphans(target)
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         temporary.open("wb").close()
@@ -85,7 +97,7 @@ def atomic_folder(path: str | os.PathLike[str], names: str, force: bool = False)
         UserError: if the folder holds anything, or (with ``force``) anything else, or cannot be written.
     """
     target = Path(os.path.realpath(path))
-    temporary, replaced = (target.with_name(f"{target.name}.{word}.{os.getpid()}{SUFFIX}") for word in ("new", "old"))
+    temporary = target.with_name(f"{target.name}.{os.getpid()}{SUFFIX}")
     try:
         held = [entry.name for entry in target.iterdir()] if target.exists() else []
         if held and not force:
@@ -94,20 +106,63 @@ def atomic_folder(path: str | os.PathLike[str], names: str, force: bool = False)
             raise UserError(f"{os.fspath(path)}: holds {strange!r}, so it is not replaced; choose another folder")
         temporary.mkdir(parents=True)
         yield temporary
-        if held:  # moved away first: a kill while it is being deleted must not leave half of it under its name
-            os.replace(target, replaced)
-        os.replace(temporary, target)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if held:
+            exchange(temporary, target)
+        else:
+            os.replace(temporary, target)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def exchange(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> None:
+    """Let two files or folders of one file system change places: where the system can, in one indivisible step.
+
+    Raises:
+        UserError: if it cannot be done.
+    """
+    one, other = os.fspath(one), os.fspath(other)
+    try:
+        try:
+            libc = ctypes.CDLL(None, use_errno=True)
+            done = libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+        except (AttributeError, OSError, TypeError):  # not Linux, or an old C library
+            done = -1
+        if done:  # moved away first: a kill while it is being deleted must not leave half of it under its name
+            aside = f"{other}.{os.getpid()}{SUFFIX}"
+            os.replace(other, aside)
+            os.replace(one, other)
+            os.replace(aside, one)
+    except OSError as error:
+        raise unwritable(other, error) from error
+
+
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
     """Delete the temporary files that a killed process left in ``folder``."""
     for leftover in Path(folder).glob(f"*{SUFFIX}"):
         leftover.unlink(missing_ok=True)
+
+
+def _remove_orphans(target: Path) -> None:
+    """Delete the temporary files of ``target`` whose writers were killed."""
+    for leftover in target.parent.glob(f"{glob.escape(target.name)}.*{SUFFIX}"):
+        number = leftover.name[len(target.name) + 1 : -len(SUFFIX)]
+        if number.isdecimal() and not _alive(int(number)):
+            with suppress(OSError):
+                leftover.unlink()
+
+
+def _alive(process: int) -> bool:
+    if os.name == "nt":  # there signal 0 ends a process
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:

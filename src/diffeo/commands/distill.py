@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,7 +25,8 @@ from diffeo.modalities.base import OpenRun
 from diffeo.recipes import build
 from diffeo.training import FitResult, create_run, fit, provenance, read_model, save_metrics, save_weights
 from diffeo.training.parallel import World, choose_device
-from diffeo.training.run import claimed, plain
+from diffeo.training.place import claimed, place
+from diffeo.training.run import plain
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.training.weights import digest
 
@@ -102,12 +102,11 @@ def distill(
     teacher = with_likelihood(open_run(run, world.device))
     if isinstance(teacher.flow, Mixture):
         raise UserError(f"{teacher.path} is a mixture of several models; distil one trained with --folds 1")
-    folder = Path(out)
-    if folder.exists() and folder.samefile(run):
-        raise UserError(f"{folder} is the teacher's own folder: choose another one for the student (--out)")
+    if Path(out).exists() and Path(out).samefile(run):
+        raise UserError(f"{os.fspath(out)} is the teacher's own folder: choose another one for the student (--out)")
     if "sample" in teacher.flow.fast and not force:
         raise UserError(f"{teacher.path} samples in one pass already: nothing to gain (distil it anyway with --force)")
-    earlier = read_model(out) if resume else None
+    earlier = read_model(place(out, resume)) if resume else None
     stored = earlier["provenance"].get("distillation", {}).get("settings") if earlier else {}
     if stored is None:
         raise UserError(f"{os.fspath(out)} was not made by diffeo distill: choose another folder")
@@ -123,37 +122,35 @@ def distill(
     assert flow.recipe is not None  # it was built from one
     core = flow.core
 
-    with claimed(folder, earlier is not None or force) if world.leads else nullcontext():
+    with claimed(out, resume, force) if world.leads else nullcontext(place(out, resume, force)) as folder:
         if earlier is not None and earlier["schema"] != plain(method.description):
-            raise UserError(f"{folder} was distilled from another run; give the same or start again (--force)")
+            text = f"{os.fspath(out)} was distilled from another run; give the same or start again (--force)"
+            raise UserError(text)
         if earlier is None and world.leads:
-            create_run(folder, flow, method.description, _origin(method, settings), force)
-            for earlier_folder in ("figures", "sounds"):
-                shutil.rmtree(folder / earlier_folder, ignore_errors=True)
-    world.wait()  # under torchrun, until the first process has made the run directory
+            create_run(folder, flow, method.description, _origin(method, settings))
+        world.wait()  # under torchrun, until the first process has made the run directory
 
-    results = _train(core, method, folder, settings, seed, resume, progress, world, say)
-    facts = {
-        "model": flow.recipe["name"],
-        "student": method.student,
-        "teacher": method.path,
-        "parameters": sum(parameter.numel() for parameter in flow.parameters()),
-        **method.facts(),
-        "stages": {name: _stage(result) for name, result in results.items()},
-        "epochs": sum(result.epochs for result in results.values()),
-        "seconds": sum(result.seconds for result in results.values()),
-        "stopped": list(results.values())[-1].stopped,
-    }
-    plotted: list[str] = []
-    if world.leads:
-        save_weights(folder, flow)
-        method.opened.hand_on(folder)
-        if facts["stopped"] != "interrupted":
-            facts |= method.report(core, seed)
-            facts["distillation"]["warnings"] += pace_warnings(facts["distillation"])
-            if figures:
-                plotted = method.plot(folder, results)
-        save_metrics(folder, facts)
+        results = _train(core, method, folder, settings, seed, resume, progress, world, say)
+        facts = {
+            "model": flow.recipe["name"],
+            "student": method.student,
+            "teacher": method.path,
+            "parameters": sum(parameter.numel() for parameter in flow.parameters()),
+            **method.facts(),
+            "stages": {name: _stage(result) for name, result in results.items()},
+            "epochs": sum(result.epochs for result in results.values()),
+            "seconds": sum(result.seconds for result in results.values()),
+            "stopped": list(results.values())[-1].stopped,
+        }
+        interrupted = facts["stopped"] == "interrupted"
+        if world.leads:
+            save_weights(folder, flow)
+            method.opened.hand_on(folder)
+            if not interrupted:
+                facts |= method.report(core, seed)
+                facts["distillation"]["warnings"] += pace_warnings(facts["distillation"])
+            save_metrics(folder, facts)
+    plotted = method.plot(Path(out), results) if world.leads and figures and not interrupted else []
     return {"run": os.fspath(out), **plain(facts), "figures": plotted}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ from diffeo.training import FitResult, create_run, provenance, read_model, save_
 from diffeo.training.fit import fit as train
 from diffeo.training.folds import FoldsResult, fit_folds
 from diffeo.training.parallel import World, choose_device
-from diffeo.training.run import claimed, plain, save_model, trained_recipe
+from diffeo.training.place import claimed, place
+from diffeo.training.run import plain, save_model, trained_recipe
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.variational import VAE
 
@@ -135,7 +135,7 @@ def fit(
     Raises:
         UserError: for bad input, an unknown model or argument, or a folder that cannot be written.
     """
-    earlier = read_model(out) if resume else None
+    earlier = read_model(place(out, resume)) if resume else None
     settings = settings_of(locals(), out, earlier["provenance"].get("settings", {}) if earlier else {})
     return make_run(
         source, out, settings, earlier, device=device, force=force, figures=figures, progress=progress, say=say
@@ -177,36 +177,34 @@ def make_run(
     modality = recognize(source, settings.get("model"))
     refuse_foreign({each.run.words.data: each.options for each in modalities()}, modality.run.words.data, settings)
     # Under torchrun one process claims the folder: another, later, would find that a run is there already.
-    with claimed(Path(out), earlier is not None or force) if world.leads else nullcontext():
+    with claimed(out, resume, force) if world.leads else nullcontext(place(out, resume, force)) as folder:
         dataset = modality.dataset(source, settings, seed)
         description = plain(dataset.description)
         if earlier is not None and earlier["schema"] != description:
-            folder = os.fspath(out)
-            raise UserError(f"{folder} was trained on other data; give the same or start again (--force)")
+            raise UserError(f"{os.fspath(out)} was trained on other data; give the same or start again (--force)")
         for note in dataset.notes if world.leads else ():
             say(note)
         flow = model_for(dataset, settings, seed, earlier)
         if earlier is None and world.leads:
             data = {"name": dataset.name, "sha256": dataset.hash, "rows": dataset.total, "test": dataset.tested}
-            origin = provenance(data=data, seed=seed, settings=settings)
-            create_run(out, flow, description, origin, force)
-            shutil.rmtree(Path(out) / "figures", ignore_errors=True)
-    world.wait()  # under torchrun, until the first process has made the run directory
+            create_run(folder, flow, description, provenance(data=data, seed=seed, settings=settings))
+        world.wait()  # under torchrun, until the first process has made the run directory
 
-    learned = learn(
-        flow, dataset, settings, seed, earlier, device=world.device, out=out, resume=resume, progress=progress, say=say
-    )
-    flow = learned.flow
-    if learned.stacked is not None and world.leads:
-        save_model(out, flow)
-    metrics = learned.metrics(dataset, modality.run.words, seed)
+        learned = learn(
+            flow, dataset, settings, seed, earlier,
+            device=world.device, out=folder, resume=resume, progress=progress, say=say,
+        )  # fmt: skip
+        flow = learned.flow
+        if learned.stacked is not None and world.leads:
+            save_model(folder, flow)
+        metrics = learned.metrics(dataset, modality.run.words, seed)
+        if world.leads:
+            dataset.remember(folder, flow, learned.stacked)
+            save_metrics(folder, metrics, settings)
     plotted: list[str] = []
-    if world.leads:
-        dataset.remember(Path(out), flow, learned.stacked)
-        save_metrics(out, metrics, settings)
-        if figures and learned.result.stopped != "interrupted":
-            say("plotting figures ...")
-            plotted = dataset.plot(Path(out), flow, max(FIGURES * learned.result.seconds, FIGURES_SECONDS))
+    if world.leads and figures and learned.result.stopped != "interrupted":
+        say("plotting figures ...")
+        plotted = dataset.plot(Path(out), flow, max(FIGURES * learned.result.seconds, FIGURES_SECONDS))
     return {"run": os.fspath(out), **metrics, "figures": plotted}
 
 

@@ -28,7 +28,8 @@ from diffeo.training.batches import as_tensor
 from diffeo.training.fit import FitResult, fit
 from diffeo.training.folds import fit_folds, out_of_fold
 from diffeo.training.parallel import choose_device
-from diffeo.training.run import Run, claimed, create_run, provenance, save_metrics, save_weights
+from diffeo.training.place import claimed
+from diffeo.training.run import Run, create_run, provenance, save_metrics, save_weights
 from diffeo.training.seeding import derive, seed_noise, seeded
 from diffeo.training.weights import load_tensors, save_tensors
 from diffeo.transforms import Support, as_support
@@ -230,12 +231,17 @@ class Posterior:
             UserError: if it cannot be written.
             ValueError: for an embedding with parts that are neither diffeo's nor torch's own layers, named.
         """
+        with claimed(path, force=force) as folder:
+            self._write(folder)
+
+    def _write(self, folder: Path) -> None:
+        """Write it into a folder that was claimed."""
         schema = {"kind": KIND, "method": self.method, "names": self.names, "notes": self.notes}
-        create_run(path, self.flow, schema, provenance(), force)
+        create_run(folder, self.flow, schema, provenance())
         tensors = {"theta": self.theta, "x": self.x, "fold": self.fold, "constant": self.constant}
-        save_tensors(Path(path) / SIMULATIONS, tensors, {"format": "1"})
-        save_metrics(path, self.facts)
-        save_weights(path, self.flow)
+        save_tensors(folder / SIMULATIONS, tensors, {"format": "1"})
+        save_metrics(folder, self.facts)
+        save_weights(folder, self.flow)
 
     def _observed(self, x_o: Any) -> Tensor:
         """Observations ``(*batch, *observation)`` as the flow takes them; what never varied stays as it always was."""
@@ -371,7 +377,7 @@ def posterior(
     training |= {name: value for name, value in budget.items() if value is not None}
     training.setdefault("batch_size", usual_batch(len(x)))
     training |= {"seed": seed, "device": choose_device(device or "cpu"), "progress": progress}
-    with nullcontext() if out is None else claimed(Path(out), force):
+    with nullcontext() if out is None else claimed(out, force=force) as folder:
         learned = _learned(flows, theta, x, parts, METHODS[method].objective, training, jobs, say)
         result, held = learned.result, learned.rows
         facts = {
@@ -386,8 +392,8 @@ def posterior(
         made = Posterior(
             learned.flow, method, labels, theta[rows], x[rows], learned.fold[kept], constant, facts, notes, prior
         )
-        if out is not None:
-            made.save(out, force)
+        if folder is not None:
+            made._write(folder)
     return made
 
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -46,6 +45,7 @@ from diffeo.modalities.tables.prediction import check_targets, predicted_points,
 from diffeo.modalities.tables.run import TableRun
 from diffeo.training import provenance
 from diffeo.training.parallel import choose_device
+from diffeo.training.place import claimed
 from diffeo.training.run import create_run, save_metrics, save_weights
 from diffeo.training.seeding import derive, fork_rng, seed_noise
 from diffeo.transforms.preprocess import Dequantize
@@ -126,11 +126,12 @@ class _Learner(BaseEstimator):
         parameters = {name: _plain(value) for name, value in self.get_params(deep=False).items()}
         described = {"name": type(self).__name__, "parameters": parameters | {"random_state": run.provenance["seed"]}}
         origin = run.provenance | {"estimator": described | self._also()}
-        folder = create_run(path, run.flow, run.description, origin, force)
-        save_weights(folder, run.flow)
-        save_metrics(folder, run.metrics)
-        if run.seen is not None:
-            run.seen.save(Path(folder))
+        with claimed(path, force=force) as folder:
+            create_run(folder, run.flow, run.description, origin)
+            save_weights(folder, run.flow)
+            save_metrics(folder, run.metrics)
+            if run.seen is not None:
+                run.seen.save(folder)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | None = None) -> Self:

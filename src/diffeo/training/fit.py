@@ -20,8 +20,9 @@ from diffeo.training.interrupt import Interrupt
 from diffeo.training.optimizer import learning_rate
 from diffeo.training.pairs import Pairs
 from diffeo.training.parallel import World
+from diffeo.training.place import is_run
 from diffeo.training.progress import Journal, Reporter
-from diffeo.training.run import create_run, is_run, provenance, save_weights
+from diffeo.training.run import create_run, provenance, save_weights
 from diffeo.training.seeding import derive, fork_rng, seed_noise
 from diffeo.training.update import Update
 

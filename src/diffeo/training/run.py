@@ -4,10 +4,8 @@ import json
 import math
 import os
 import platform
-import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -20,20 +18,19 @@ from torch import nn
 
 import diffeo
 from diffeo import recipes
-from diffeo.atomic import SUFFIX, atomic_write, check_writable, remove_leftovers
+from diffeo.atomic import atomic_write, remove_leftovers
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.recipes.stored import completed
 from diffeo.structure import described, rebuilt
 from diffeo.training.guard import Allowance
 from diffeo.training.parallel import choose_device
+from diffeo.training.place import MODEL, WEIGHTS, claim, claimed
 from diffeo.training.weights import load_tensors, read_shapes, save_tensors
 
 __all__ = [
     "Run",
-    "claimed",
     "create_run",
-    "is_run",
     "load",
     "load_run",
     "plain",
@@ -48,8 +45,6 @@ __all__ = [
 
 FORMAT = 1
 BY_HAND = "by hand"  # instead of a recipe's name: the arguments are the flow's structure
-MODEL = "model.json"
-WEIGHTS = "model.safetensors"
 LARGEST_MODEL_BYTES = 2**26
 
 StrPath = str | os.PathLike[str]
@@ -100,7 +95,6 @@ def create_run(
     flow: Flow,
     schema: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
-    force: bool = False,
 ) -> Path:
     """Make a run directory that describes ``flow`` and has no weights yet.
 
@@ -109,7 +103,6 @@ def create_run(
         flow: a flow made by a recipe, or by hand from parts of diffeo.
         schema: plain data of the caller's (columns and types).
         provenance: plain data, as from ``provenance``.
-        force: replace an earlier run. A folder that holds something else is never touched.
 
     Raises:
         UserError: if the folder is not empty, or cannot be written.
@@ -117,7 +110,7 @@ def create_run(
     """
     recipe = _recipe(flow)
     folder = Path(path)
-    _claim(folder, force)
+    claim(folder)
     remove_leftovers(folder)
     model = {
         "format": FORMAT,
@@ -129,48 +122,7 @@ def create_run(
     }
     with atomic_write(folder / MODEL) as temporary:
         temporary.write_text(json.dumps(model, indent=2) + "\n")
-        # Only now that the new description is on the disk does the old run go, weights first: from here on it is
-        # unfinished, whatever happens.
-        (folder / WEIGHTS).unlink(missing_ok=True)
-        shutil.rmtree(folder / "train", ignore_errors=True)
     return folder
-
-
-@contextmanager
-def claimed(folder: Path, may_exist: bool) -> Iterator[None]:
-    """Prove that a run directory can be made here before any work; remove a new one again if the block fails.
-
-    Args:
-        folder: where.
-        may_exist: whether a run may be there, which is resumed or replaced.
-
-    Raises:
-        UserError: if the folder holds something else, or cannot be written.
-    """
-    new = not folder.exists()
-    _claim(folder, may_exist)
-    try:
-        yield
-    except BaseException:
-        if new:
-            with suppress(OSError):  # something is in it
-                folder.rmdir()
-        raise
-
-
-def _claim(folder: Path, force: bool = False) -> None:
-    """Create the folder of a run if need be, and prove that a run may be written there.
-
-    Raises:
-        UserError: if it holds something that is no run, or a run and not ``force``, or cannot be written.
-    """
-    check_writable(folder)
-    if all(entry.suffix == SUFFIX for entry in folder.iterdir()):  # nothing, or what a killed process left
-        return
-    if not is_run(folder):
-        raise UserError(f"{folder} is not empty and not a run directory: choose another folder")
-    if not force:
-        raise UserError(f"{folder} holds a run: choose another folder, resume it (--resume) or replace it (--force)")
 
 
 def plain(data: Any) -> Any:
@@ -316,8 +268,9 @@ def save(flow: Flow, path: StrPath, force: bool = False) -> None:
         UserError: if it cannot be written.
         ValueError: for a flow with parts that are not diffeo's.
     """
-    create_run(path, flow, provenance=provenance(), force=force)
-    save_weights(path, flow)
+    with claimed(path, force=force) as folder:
+        create_run(folder, flow, provenance=provenance())
+        save_weights(folder, flow)
 
 
 def load(path: StrPath, device: str | torch.device = "cpu") -> Any:
@@ -400,20 +353,3 @@ def load_run(path: StrPath, device: str | torch.device = "cpu") -> Run:
         flow.to(precisions.pop())
     flow.load_state_dict(tensors)
     return Run(folder, flow.to(place).eval(), model["recipe"], model["schema"], model["metrics"], model["provenance"])
-
-
-def is_run(folder: Path) -> bool:
-    """Return whether a folder is a run directory, finished or not, sound or damaged.
-
-    Args:
-        folder: which may not exist.
-    """
-    if not (folder / MODEL).is_file():
-        return False
-    if (folder / WEIGHTS).exists() or (folder / "train").is_dir():
-        return True
-    try:
-        read_model(folder)
-    except UserError:  # somebody else's model.json
-        return False
-    return True
