@@ -6,6 +6,8 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from sphinx.util.inspect import stringify_signature
+
 import diffeo
 
 # ``diffeo`` comes first: a name that it has is found there, whatever module has it as well.
@@ -49,7 +51,25 @@ def leave_out(app: Any, what: str, name: str, member: Any, skip: bool, options: 
 def plain_first_line(app: Any, what: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
     """Keep napoleon from taking what stands before a colon in the first line of a property for its type."""
     if what in ("attribute", "property"):
-        lines.insert(0, "")
+        lines[:0] = ["..", ""]  # an empty comment
+
+
+def public_bases(kind: Any) -> list[type]:
+    """The base classes of a class that have a public name, or theirs in their place."""
+    public = set(map(id, public_names().values()))
+    bases = getattr(kind, "__bases__", ()) if inspect.isclass(kind) else ()
+    return [each for base in bases for each in ([base] if id(base) in public else public_bases(base))]
+
+
+def sign(app: Any, what: str, name: str, member: Any, options: Any, signature: str | None, result: Any) -> Any:
+    """Give a class the arguments of its constructor, where ``KnowsArguments.__new__`` takes any, and no result."""
+    if what != "class":
+        return None
+    app.env.current_document.autodoc_annotations.get(name, {}).pop("return", None)
+    if signature != "(*args, **kwargs)":
+        return None
+    plain = stringify_signature(inspect.signature(member), show_annotation=False, show_return_annotation=False)
+    return "()" if plain == signature else plain, None
 
 
 def link(app: Any, what: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
@@ -65,7 +85,7 @@ def link(app: Any, what: str, name: str, member: Any, options: Any, lines: list[
     for number, line in enumerate(lines):
         line = re.sub(r"(?<![/<])\barXiv:(\d{4}\.\d{4,5})", r"`arXiv:\1 <https://arxiv.org/abs/\1>`__", line)
         lines[number] = re.sub(r"``([\w.]+)``", target, line)
-    bases = [path for path, value in names.items() if any(value is base for base in getattr(member, "__bases__", ()))]
+    bases = [path for base in public_bases(member) for path, value in names.items() if value is base]
     if bases:
         lines[:0] = ["Base: " + ", ".join(f":py:obj:`~{path}`" for path in bases) + ".", ""]
 
@@ -73,5 +93,6 @@ def link(app: Any, what: str, name: str, member: Any, options: Any, lines: list[
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-skip-member", leave_out)
+    app.connect("autodoc-process-signature", sign)
     app.connect("autodoc-process-docstring", plain_first_line, priority=400)  # napoleon has 500
     app.connect("autodoc-process-docstring", link, priority=600)

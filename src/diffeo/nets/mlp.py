@@ -21,8 +21,8 @@ class MLP(Feedforward):
     r"""(x, context) -> outputs, with the last layer initialised to zero so that a flow starts as the identity.
 
     .. math::
-        h_1 = \mathrm{act}(W_1\, \mathrm{soften}(x) + C c + b_1), \quad
-        h_l = \mathrm{act}(W_l h_{l-1} + b_l) \; (+\, h_{l-1} \text{ if residual}), \quad \text{out} = W h_L + b
+        h_1 &= \mathrm{act}(W_1\, \mathrm{soften}(x) + C c + b_1), \qquad \text{out} = W h_L + b \\
+        h_l &= \mathrm{act}(W_l h_{l-1} + b_l) \; (+\, h_{l-1} \text{ if residual})
 
     Args:
         inputs: size of x.

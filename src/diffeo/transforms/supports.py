@@ -87,7 +87,7 @@ class Bounded(Support):
     r"""Each element between ``low``, l, and ``high``, h, of which either may be infinite; exact in the tails.
 
     .. math::
-        \text{both:}\quad & x = l + (h - l)\, \Phi(z), & \log|dx/dz| &= \log(h - l) - (z^2 + \log 2\pi) / 2 \\
+        \text{both:}\quad & x = l + (h - l)\, \Phi(z), \quad & \log|dx/dz| &= \log(h - l) - (z^2 + \log 2\pi) / 2 \\
         \text{low alone:}\quad & x = l + e^z, & \log|dx/dz| &= z \\
         \text{high alone:}\quad & x = h - e^{-z}, & \log|dx/dz| &= -z \\
         \text{neither:}\quad & x = z, & \log|dx/dz| &= 0
