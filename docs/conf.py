@@ -14,6 +14,7 @@ from docutils import nodes
 import diffeo
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
 BUILD = Path(os.environ.get("DIFFEO_DOCS", HERE.parent / "build" / "docs"))
 CHINESE = tags.has("zh")  # type: ignore[name-defined]  # noqa: F821
 
@@ -26,6 +27,8 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx.ext.intersphinx",
+    "docstrings",  # these two are beside this file
+    "command_line",
 ]
 exclude_patterns = ["locale", "**/.ipynb_checkpoints"]
 
@@ -59,7 +62,13 @@ html_theme_options = {"source_edit_link": "", "top_of_page_buttons": []}
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True}
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_mock_imports = ["pocomc", "pyro", "sbi", "zuko"]  # what the adapters are for need not be there
 napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Attributes", "params_style")]
+toc_object_entries_show_parents = "hide"
 
 locale_dirs = ["locale"]
 gettext_compact = False

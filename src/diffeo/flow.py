@@ -30,7 +30,7 @@ DRAWS = 16  # of the noise that discrete values are spread by, where their proba
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, step: float = 1.0) -> Tensor:
-    """Bits per dimension, -log p / (D ln 2) - log2 step, of log-likelihoods in nats.
+    r"""Bits per dimension, :math:`-\log p / (D \ln 2) - \log_2 h` for a step h, of log-likelihoods in nats.
 
     For pixels of 0 .. 255 the density must be that of the values themselves, dequantised to unit steps (``Dequantize``
     and whatever rescales inside the flow): then a model that knows nothing has exactly 8 bits, and the figure is an
@@ -71,7 +71,9 @@ def _above(module: str) -> Any:
 
 
 class Flow(nn.Module):
-    """The density of x = f(z), z ~ base: log p(x) = log p(f^-1(x)) + log|det df^-1/dx|.
+    r"""The density of x = f(z), where z is noise of a base.
+
+    .. math:: \log p(x) = \log p(f^{-1}(x)) + \log\left|\det \frac{\partial f^{-1}(x)}{\partial x}\right|
 
     Shapes are those of torch.distributions: ``(*sample, *batch, *event)``. A context ``(*batch, *context_shape)``
     broadcasts against the leading dimensions of x or z. This is the only place where shapes are checked; tensors of any
@@ -305,10 +307,12 @@ class Flow(nn.Module):
         nan: Literal["error", "propagate"] = "error",
         draws: int = DRAWS,
     ) -> Tensor:
-        """log 1/S sum_s p(x + step u_s), the log-probability of discrete values per step, which draws bound from below.
+        r"""The log-probability of discrete values per step h, which draws bound from below.
 
-        The noise u_s of every ``Dequantize`` are the S points of a Sobol sequence, the same for all rows, so that a row
-        always has the same value, whatever rows are with it; the bound rises with S (Burda et al. 2016,
+        .. math:: \log \frac{1}{S} \sum_s p(x + h u_s)
+
+        The noise :math:`u_s` of every ``Dequantize`` are the S points of a Sobol sequence, the same for all rows, so
+        that a row always has the same value, whatever rows are with it; the bound rises with S (Burda et al. 2016,
         arXiv:1509.00519). Of a flow that dequantises nothing this is ``log_prob``.
 
         Args:
@@ -336,11 +340,14 @@ class Flow(nn.Module):
         nan: Literal["error", "propagate"] = "error",
         draws: int = DRAWS,
     ) -> Tensor:
-        """1/S sum_s log p(x + step u_s + scale e_s), the log-density around x: how likely it is, seen less sharply.
+        r"""The log-density around x, where values are h apart: how likely it is, seen less sharply, by ``scale`` c.
+
+        .. math:: \frac{1}{S} \sum_s \log p(x + h u_s + c e_s)
 
         A log-density may be high or low because of detail that means little: a spike at a value that is recorded often,
-        a direction in which rows hardly differ. The mean over normal noise e_s (randomised smoothing, Cohen et al.
-        2019, arXiv:1902.02918) knows no detail below its scale. The points are of a Sobol sequence, as in ``log_mass``.
+        a direction in which rows hardly differ. The mean over normal noise :math:`e_s` (randomised smoothing, Cohen et
+        al. 2019, arXiv:1902.02918) knows no detail below its scale. The points are of a Sobol sequence, as in
+        ``log_mass``.
 
         Args:
             x: ``(*batch, *event)``.
@@ -424,7 +431,7 @@ class Flow(nn.Module):
         return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Normalize: z = f^-1(x); where several z come to x, one of them at random, by how likely each is.
+        r"""Normalize, :math:`z = f^{-1}(x)`; where several z come to x, one of them at random, by how likely each is.
 
         Args:
             x: ``(*batch, *event)``.
@@ -441,7 +448,7 @@ class Flow(nn.Module):
         return z.reshape(*batch, *self.base.event_shape)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Generate: x = f(z).
+        r"""Generate, :math:`x = f(z)`.
 
         Args:
             z: ``(*batch, *base.event_shape)``.
@@ -458,7 +465,7 @@ class Flow(nn.Module):
         return x.reshape(*batch, *self.event_shape)
 
     def log_prob_given(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
-        """log p(the other elements | the known ones), in nats, of a flow of any order.
+        """Log-density of the other elements given the known ones, in nats, of a flow of any order.
 
         Args:
             x: ``(*batch, features)``; NaN is a missing value.

@@ -17,7 +17,9 @@ __all__ = ["Mixture", "OutOfFold"]
 
 
 class Mixture(Flow):
-    """p(x) = sum_k w_k p_k(x), of flows of the same data; a member may be a mixture itself.
+    r"""The weighted mean of flows of the same data; a member may be a mixture itself.
+
+    .. math:: p(x) = \sum_k w_k p_k(x), \qquad \sum_k w_k = 1
 
     A sample is drawn from a member that is drawn by the weights. No bijection belongs to a mixture: ``encode``,
     ``decode``, ``transform`` and ``base`` are those of its ``principal`` member.
@@ -153,7 +155,7 @@ class Mixture(Flow):
         return x, self.log_prob(x, context)
 
     def log_prob_given(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
-        """log p(the other elements | the known ones): each member weighs as much as it expects what is known.
+        """Log-density of the other elements given the known: each member weighs as much as it expects what is known.
 
         Args:
             x: ``(*batch, features)``; NaN is a missing value.

@@ -69,7 +69,7 @@ class Calibration:
 
     @property
     def tarp_distance(self) -> float:
-        """max |expected coverage - credibility|."""
+        """The largest distance between the expected coverage and the credibility."""
         return float(stats.kstest(self.credibility, "uniform").statistic)
 
     def coverage(self, credibility: Any) -> np.ndarray:

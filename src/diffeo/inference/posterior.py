@@ -142,7 +142,7 @@ class Posterior:
             return self.flow.sample(n, context)
 
     def log_prob(self, theta: Any, x_o: Any) -> Tensor:
-        """log p(theta | x_o), in nats; -inf outside the support.
+        r""":math:`\log p(\theta \mid x_o)`, in nats; -inf outside the support.
 
         Args:
             theta: ``(*batch, D)``.
@@ -159,14 +159,17 @@ class Posterior:
     def importance(
         self, x_o: Any, log_likelihood: Callable[[Tensor], Any], n: int = 10_000, *, prior: Any = None, moves: int = 50
     ) -> Importance:
-        """Weigh draws where the likelihood is known: log w = log p(theta) + log p(x_o | theta) - log q(theta | x_o).
+        r"""Weigh draws where the likelihood is known.
+
+        .. math:: \log w = \log p(\theta) + \log p(x_o \mid \theta) - \log q(\theta \mid x_o)
 
         The weighted draws are of the exact posterior. ``ess`` says how close to it the flow is, ``log_z`` is the
-        evidence log p(x_o).
+        evidence :math:`\log p(x_o)`.
 
         Args:
             x_o: one observation.
-            log_likelihood: log p(x_o | theta), of parameters ``(n, D)`` or of one ``(D,)``; see ``diffeo.importance``.
+            log_likelihood: :math:`\log p(x_o \mid \theta)`, of parameters ``(n, D)`` or of one ``(D,)``; see
+                ``diffeo.importance``.
             n: how many draws.
             prior: the distribution of the parameters, where ``posterior`` was not given it.
             moves: see ``diffeo.importance``.
@@ -299,14 +302,14 @@ def posterior(
     progress: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Posterior:
-    """Learn the density of parameters given an observation, of simulations: theta from the prior, x from a simulator.
+    r"""Learn the density of parameters given an observation, of simulations: theta from the prior, x from a simulator.
 
-    "npe" maximises E log q(theta | x), q a flow of autoregressive splines (neural posterior estimation, Papamakarios
-    and Murray 2016, arXiv:1605.06376); "fmpe" matches the velocity of a continuous flow (Wildberger et al. 2023,
-    arXiv:2305.17161), which is slower to score. Parameters are mapped from their support to the whole line, so that no
-    draw lies outside, and both sides are standardised. Of up to 20,000 simulations each of five models leaves out a
-    fifth, which decides when to stop; the posterior is their mean, and every simulation has been held out once. Below
-    5,000, where splines may overfit, a smaller flow is stacked beside by the likelihood of what was held out.
+    "npe" maximises :math:`E \log q(\theta \mid x)`, q a flow of autoregressive splines (neural posterior estimation,
+    Papamakarios and Murray 2016, arXiv:1605.06376); "fmpe" matches the velocity of a continuous flow (Wildberger et al.
+    2023, arXiv:2305.17161), which is slower to score. Parameters are mapped from their support to the whole line, so
+    that no draw lies outside, and both sides are standardised. Of up to 20,000 simulations each of five models leaves
+    out a fifth, which decides when to stop; the posterior is their mean, and every simulation has been held out once.
+    Below 5,000, where splines may overfit, a smaller flow is stacked beside by the likelihood of what was held out.
 
     Args:
         theta: parameters ``(N, D)``: an array, a tensor or a frame of numbers.

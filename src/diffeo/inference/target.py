@@ -58,7 +58,7 @@ class Approximation:
 
     @property
     def log_weights(self) -> Tensor:
-        """Their log-weights ``(n,)``, log p~ - log q."""
+        r"""Their log-weights ``(n,)``, :math:`\log \tilde p - \log q`."""
         return self.importance.log_weights
 
     @property
@@ -68,7 +68,7 @@ class Approximation:
 
     @property
     def log_z(self) -> float:
-        """The estimate of log of the integral of p~."""
+        r"""The estimate of :math:`\log Z = \log \int \tilde p(x)\,dx`."""
         return self.importance.log_z
 
     @property
@@ -107,7 +107,7 @@ def fit_target(
     seed: int = 0,
     progress: bool = False,
 ) -> Approximation:
-    """Approximate a density p~(x) / Z of which the logarithm is known up to a constant.
+    r"""Approximate a density :math:`\tilde p(x) / Z` of which the logarithm is known up to a constant.
 
     1. Sequential Monte Carlo (``temper``) carries ``particles`` from a Gaussian over to the density, to its modes.
     2. The flow learns these points by maximum likelihood.
@@ -117,7 +117,7 @@ def fit_target(
     Hamiltonian moves where the log-density has gradients (of torch), a random walk where it has none.
 
     Args:
-        log_density: log p~ of points ``(n, features)``, or of one point; see ``Target``.
+        log_density: :math:`\log \tilde p` of points ``(n, features)``, or of one point; see ``Target``.
         features: how many numbers a point has; by default as many as the support has.
         support: where the density is not 0, if that is not everywhere: what ``as_support`` takes, such as a prior.
         flow: to train in place of the default, a spline flow: without preprocessing, which is set from the particles.

@@ -145,11 +145,11 @@ def fit(
     Args:
         objective: the loss per example, for instance ``MaximumLikelihood(flow)``; or a flow, which is then trained by
             maximum likelihood, that of the recipe ``flow_matching`` by flow matching.
-        x: the data: a tensor or array (N, *event), or a stream: an object whose every iteration gives the same batches,
-            tensors, (x, context) pairs or (x, context, weights) triples (a ``BatchStream`` or what ``Iterated`` takes),
-            of sizes of its own. None for an objective that draws its own points, such as ``ReverseKL``: then there are
-            ``steps``, or contexts alone.
-        context: what the density is conditioned on, (N, *context), row by row.
+        x: the data: a tensor or array ``(N, *event)``, or a stream: an object whose every iteration gives the same
+            batches, tensors, (x, context) pairs or (x, context, weights) triples (a ``BatchStream`` or what
+            ``Iterated`` takes), of sizes of its own. None for an objective that draws its own points, such as
+            ``ReverseKL``: then there are ``steps``, or contexts alone.
+        context: what the density is conditioned on, ``(N, *context)``, row by row.
         weights: how much each row counts, (N,), finite and at least 0: the loss is the weighted mean sum(w l) / sum(w),
             in training and in validation on rows held out. Only their ratios matter. A row of weight 0 is as good as
             left out, one of weight 2 as good as two rows. Layers that set themselves from the data (``Standardize``,

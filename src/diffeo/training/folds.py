@@ -171,13 +171,15 @@ def fit_folds(
     say: Callable[[str], None] = lambda text: None,
     **training: Any,
 ) -> FoldsResult:
-    """Train a flow without each fold, and stack flows and simpler densities by the likelihood of what each held out.
+    r"""Train a flow without each fold, and stack flows and simpler densities by the likelihood of what each held out.
 
-    The density is sum_f w_f (1/K) sum_k p_fk, of families f: the flows, and for vectors without a context a Gaussian, a
-    mixture of Gaussians, a kernel density, and a broad one that keeps any row from costing more than its distance.
-    p_fk is trained on all folds but k, a flow until the likelihood of fold k is best. The weights maximise the
-    likelihood of the rows out of fold, so the stack is about as good as the best of the families on new rows, mostly
-    better; and every row has a likelihood by densities that have not been trained on it.
+    .. math:: p(x) = \sum_f w_f \frac{1}{K} \sum_{k=1}^K p_{fk}(x)
+
+    The families f are the flows, and for vectors without a context a Gaussian, a mixture of Gaussians, a kernel
+    density, and a broad one that keeps any row from costing more than its distance. :math:`p_{fk}` is trained on all
+    folds but k, a flow until the likelihood of fold k is best. The weights maximise the likelihood of the rows out of
+    fold, so the stack is about as good as the best of the families on new rows, mostly better; and every row has a
+    likelihood by densities that have not been trained on it.
 
     Args:
         flow: what to train, which itself stays as it is; or several by name, of other capacities.
