@@ -10,6 +10,7 @@ from importlib.metadata import files
 from pathlib import Path
 
 from docutils import nodes
+from myst_nb.core import render
 
 import diffeo
 
@@ -44,6 +45,7 @@ nb_render_text_lexer = "none"
 nb_code_prompt_show, nb_code_prompt_hide = ("查看解答", "收起") if CHINESE else ("Show the solution", "Hide it")
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # pages run the diffeo command
 os.environ["MATPLOTLIBRC"] = str(HERE / "matplotlibrc")
+os.environ["BASH_ENV"] = str(HERE / "bash.sh")  # a command that fails, fails the page, whatever follows it
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 4
@@ -87,6 +89,23 @@ def _english_page(app, env, node, text):  # noqa: ANN001, ANN202
         up = "../" * (1 + node["refdoc"].count("/"))
         return nodes.reference("", "", text, internal=False, refuri=f"{up}{node['reftarget'].lstrip('/')}.html")
     return None
+
+
+def _joined(outputs, merge=render.coalesce_streams):  # noqa: ANN001, ANN202
+    """Join what a cell prints as it was printed: MyST-NB ends a line after each chunk, wherever a shell's are cut."""
+    whole, streams = [], {}
+    for output in outputs:
+        earlier = streams.get(output.get("name")) if output["output_type"] == "stream" else None
+        if earlier is not None:
+            earlier["text"] += output["text"]
+            continue
+        whole.append(output)
+        if output["output_type"] == "stream":
+            streams[output["name"]] = output
+    return merge(whole)
+
+
+render.coalesce_streams = _joined
 
 
 def setup(app) -> None:  # noqa: ANN001

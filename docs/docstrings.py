@@ -6,8 +6,6 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from sphinx.util.inspect import stringify_signature
-
 import diffeo
 
 # ``diffeo`` comes first: a name that it has is found there, whatever module has it as well.
@@ -68,6 +66,8 @@ def sign(app: Any, what: str, name: str, member: Any, options: Any, signature: s
     app.env.current_document.autodoc_annotations.get(name, {}).pop("return", None)
     if signature != "(*args, **kwargs)":
         return None
+    from sphinx.util.inspect import stringify_signature  # not there where only the names are asked for
+
     plain = stringify_signature(inspect.signature(member), show_annotation=False, show_return_annotation=False)
     return "()" if plain == signature else plain, None
 

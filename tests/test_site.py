@@ -1,6 +1,10 @@
 """The site: the reference is complete, and what is wrong on a page is seen."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -58,3 +62,84 @@ def test_options_and_files_in_help_become_code(docs):
     assert code("A table (.csv .csv.gz), a teacher's rows: nsf-inverse 1.5") == (
         "A table (`.csv` `.csv.gz`), a teacher's rows: nsf-inverse 1.5"
     )
+
+
+PAGE = """---
+file_format: mystnb
+kernelspec:
+  name: python3
+---
+
+# A page
+
+```{code-cell} python
+CELL
+```
+"""
+
+
+def build(folder: Path, cell: str) -> subprocess.CompletedProcess[str]:
+    """Build a site of two pages, one of which has this cell, with the settings of the real one."""
+    source = folder / "docs"
+    shutil.copytree(DOCS, source, ignore=lambda _, names: [n for n in names if n.endswith(".md") or n == "locale"])
+    (source / "index.md").write_text("# Pages\n\n```{toctree}\npage\n```\n")
+    (source / "page.md").write_text(PAGE.replace("CELL", cell))
+    return subprocess.run(
+        [sys.executable, "-m", "sphinx", "--fail-on-warning", "--quiet", str(source), str(folder / "html")],
+        env={**os.environ, "DIFFEO_DOCS": str(folder)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cell", "works"),
+    [
+        ("assert 1 + 1 == 2", True),
+        ("assert 1 + 1 == 3", False),
+        ("%%bash\necho ±; echo after", True),
+        ("%%bash\nfalse\necho after", False),  # a shell itself would only mind the last command
+    ],
+)
+def test_an_error_in_a_code_block_fails_the_build(tmp_path, cell, works):
+    for module in ("myst_nb", "furo", "ipykernel"):
+        pytest.importorskip(module, reason="pip install -e '.[docs]'")
+    done = build(tmp_path, cell)
+    assert (done.returncode == 0) == works, done.stderr
+    if works and "echo" in cell:
+        assert re.search(r"±\s*after", (tmp_path / "html" / "page.html").read_text())
+
+
+def test_links_finds_what_leads_nowhere(docs, tmp_path):
+    import links
+
+    (tmp_path / "a.html").write_text(
+        '<a href="b.html">b</a> <a href="b.html#there">b</a> <a href="#here">a</a> <p id="here"></p>'
+        '<a href="https://example.org/">elsewhere</a> <img src="data:image/png;base64,AAAA">'
+    )
+    (tmp_path / "b.html").write_text('<h1 id="there">b</h1> <a href="a.html">a</a>')
+    assert links.faults(tmp_path) == []
+    (tmp_path / "c.html").write_text(
+        '<a href="gone.html">c</a> <a href="b.html#gone">c</a> <script src="https://example.org/x.js"></script>'
+    )
+    page, anchor, loaded = (line.partition(": ")[2] for line in links.faults(tmp_path))
+    assert (page, anchor, loaded) == (
+        "gone.html is not there", "b.html#gone has no such anchor", "loads https://example.org/x.js",
+    )  # fmt: skip
+
+
+def test_translated_finds_what_is_not_in_chinese(docs, tmp_path, monkeypatch):
+    pytest.importorskip("babel", reason="pip install -e '.[docs]'")
+    import translated
+
+    header = 'msgid ""\nmsgstr ""\n"Content-Type: text/plain; charset=UTF-8\\n"\n\n'
+    texts = ["A flow", "Noise", "Data", "A map"]
+    known, templates = tmp_path / "known", tmp_path / "templates"
+    known.mkdir()
+    templates.mkdir()
+    (templates / "page.pot").write_text(header + "".join(f'msgid "{text}"\nmsgstr ""\n\n' for text in texts))
+    entries = 'msgid "A flow"\nmsgstr "流"\n\nmsgid "Noise"\nmsgstr ""\n\n#, fuzzy\nmsgid "Data"\nmsgstr "数据"\n'
+    (known / "page.po").write_text(header + entries)
+    monkeypatch.setattr(translated, "TRANSLATIONS", known)
+    count, missing = translated.untranslated(templates)
+    assert count == len(texts)
+    assert missing == [f"page.po: {text!r}" for text in texts[1:]]
