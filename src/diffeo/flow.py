@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from torch.distributions import Distribution, constraints
 
 from diffeo import ops
 from diffeo.bases import Base
-from diffeo.transforms.base import Chain, Transform, as_shape, expect_transform
+from diffeo.summary import Summarised, Summary, quantity
+from diffeo.transforms.base import Chain, Inverse, Transform, as_shape, expect_transform
 from diffeo.transforms.ode import ODE
 from diffeo.transforms.preprocess import Dequantize, Standardize
 from diffeo.transforms.supports import Support, as_support
@@ -70,7 +72,7 @@ def _above(module: str) -> Any:
     return import_module(module)
 
 
-class Flow(nn.Module):
+class Flow(Summarised, nn.Module):
     r"""The density of x = f(z), where z is noise of a base.
 
     .. math:: \log p(x) = \log p(f^{-1}(x)) + \log\left|\det \frac{\partial f^{-1}(x)}{\partial x}\right|
@@ -116,6 +118,40 @@ class Flow(nn.Module):
         self.context_transform = context_transform
         self.embedding = embedding
         self.recipe: dict[str, Any] | None = None
+
+    def _summary(self) -> Summary:
+        """What it is of, and how noise becomes data; the tree of its modules is that of ``flow.transform``."""
+        facts = {"z to x": self._pathway()}
+        if self.embedding is not None:
+            facts["embedding"] = f"{type(self.embedding).__name__}, {_parameters(self.embedding)}"
+        fast = ", ".join(sorted(self.fast)) or "neither log_prob nor sample"
+        return Summary(self._title(), {**facts, "fast": fast if self.has_log_prob else f"{fast}; samples alone"})
+
+    def _title(self, parts: str = "", latents: str = "") -> str:
+        """What it is and of what, its recipe, and how many parameters it has; where they are, if not as usual."""
+        shape, context = self.event_shape, self.context_shape
+        events = quantity(shape[0], "feature") if len(shape) == 1 else f"events of shape {tuple(shape)}"
+        condition = "" if not context else f" given a context of {context[0] if len(context) == 1 else tuple(context)}"
+        marker = self.base.device_marker
+        place = "" if marker.device.type == "cpu" else f" on {marker.device}"
+        kind = "" if marker.dtype == torch.float32 else f" in {str(marker.dtype).removeprefix('torch.')}"
+        recipe = "" if self.recipe is None else f"{self.recipe['name']}, "
+        return f"{type(self).__name__}{parts} of {events}{latents}{condition}: {recipe}{_parameters(self)}{kind}{place}"
+
+    def _pathway(self) -> str:
+        """The noise, the layers and the preprocessing, in the order of generation."""
+        preprocessing = self.preprocessing
+        layers = self.parts[: len(self.parts) - len(preprocessing)]
+        steps = [", ".join(_kinds(layers)), ", ".join(_kinds(preprocessing))]
+        return " → ".join([type(self.base).__name__, *(step for step in steps if step)])
+
+    def _named(self) -> str:
+        """What it is called among others."""
+        if self.recipe is not None:
+            return str(self.recipe["name"])
+        arguments = {name: value for name, value in self.base.arguments().items() if name != "event_shape" and value}
+        more = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        return f"{type(self.base).__name__}({more})" if more else type(self.base).__name__
 
     @property
     def fast(self) -> frozenset[str]:
@@ -701,6 +737,30 @@ class Flow(nn.Module):
         return bad
 
 
+def _parameters(module: nn.Module) -> str:
+    return quantity(sum(parameter.numel() for parameter in module.parameters()), "parameter")
+
+
+def _kinds(transforms: Iterable[Transform]) -> list[str]:
+    """The kinds of transforms that these are made of, and how many of each, in the order of their first."""
+    counts = Counter(kind for transform in transforms for kind in _leaves(transform))
+    return [kind if count == 1 else f"{count} {kind}" for kind, count in counts.items()]
+
+
+def _leaves(module: nn.Module) -> Iterator[str]:
+    """What each of the transforms is called that a module is made of: itself, unless all it has are transforms."""
+    children = [*module.children()]
+    if children and all(isinstance(child, Transform | nn.ModuleList) for child in children):
+        prefix = "Inverse " if isinstance(module, Inverse) else ""
+        for child in children:
+            yield from (f"{prefix}{kind}" for kind in _leaves(child))
+    else:
+        univariate = getattr(module, "univariate", None)
+        maps = getattr(univariate, "maps", [univariate])
+        inside = "" if univariate is None else f"({' + '.join(type(each).__name__ for each in maps)})"
+        yield f"{type(module).__name__}{inside}"
+
+
 def expect_ode(flow: Flow) -> ODE:
     """Return the ODE of a continuous flow.
 
@@ -738,6 +798,9 @@ class FlowDistribution(Distribution):
         super().__init__(
             torch.Size(outer if batch_shape is None else batch_shape), flow.event_shape, validate_args=False
         )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(batch_shape={tuple(self.batch_shape)}) of {self.flow!r}"
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]

@@ -23,6 +23,9 @@ class Likelihood(KnowsArguments, ABC):
 
     size: int
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
     @abstractmethod
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         """Return the log-probability of each element, in nats.

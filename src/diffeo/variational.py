@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffeo.bases import Base
 from diffeo.flow import Flow, as_sample_shape
 from diffeo.likelihoods import Likelihood
+from diffeo.summary import Summarised, Summary, pair, quantity
 from diffeo.transforms.base import Transform, as_shape
 
 __all__ = ["SAMPLES", "VAE", "Bound"]
@@ -21,8 +22,8 @@ SAMPLES = 100  # of a bound, where no number is given
 _DECODED = 2**21  # numbers that are decoded at a time, without gradients
 
 
-@dataclass(frozen=True)
-class Bound:
+@dataclass(frozen=True, repr=False)
+class Bound(Summarised):
     r"""Lower bounds of log p(x) for each example, in nats; all tensors are ``(*batch,)``.
 
     Attributes:
@@ -38,6 +39,11 @@ class Bound:
     log_prob: Tensor
     stderr: Tensor
     samples: int
+
+    def _summary(self) -> Summary:
+        count = self.elbo.numel()
+        facts = {"elbo": _over_examples(self.elbo), f"of {self.samples} samples": _over_examples(self.log_prob)}
+        return Summary(f"Bound of log p(x) in nats, {quantity(count, 'example')}", facts)
 
     @classmethod
     def joined(cls, parts: Sequence[Bound]) -> Bound:
@@ -103,6 +109,15 @@ class VAE(Flow):
         self.context_shape = torch.Size()
         self.context_transform = self.embedding = None
         self.recipe: dict[str, Any] | None = None
+
+    def _summary(self) -> Summary:
+        facts = {
+            "likelihood": repr(self.likelihood),
+            "posterior": self.posterior._pathway(),
+            "prior": self.prior._pathway(),
+            "fast": f"{', '.join(self.fast) or 'nothing'}; bound in place of log_prob",
+        }
+        return Summary(self._title(latents=f" with {quantity(self.latent_shape.numel(), 'latent')}"), facts)
 
     @property
     def base(self) -> Base:  # type: ignore[override]
@@ -340,6 +355,14 @@ class VAE(Flow):
         """The decoder's numbers at latents (n, *latent): ``(size, n, *event)``."""
         numbers: Tensor = self.decoder(z)
         return numbers.unflatten(1, (self.likelihood.size, self.event_shape[0])).movedim(1, 0)
+
+
+def _over_examples(values: Tensor) -> str:
+    """The mean of values and its standard error over the examples."""
+    if not values.numel():
+        return "none"
+    each = values.double().flatten()
+    return f"mean {pair(each.mean().item(), each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.nan)}"
 
 
 def _expect_samples(samples: int) -> int:

@@ -17,6 +17,7 @@ from diffeo.mixture import Mixture
 from diffeo.objectives.annealed import Unbounded
 from diffeo.objectives.moves import Moves, State, reweighted
 from diffeo.objectives.target import LogDensity, Target
+from diffeo.summary import Summarised, Summary, pair, quantity
 from diffeo.training.batches import in_proportion
 
 __all__ = ["Importance", "importance", "pareto_k"]
@@ -27,8 +28,8 @@ MOVED = 2000  # points that are moved to where the target has them
 UNSEEN = 0.01  # share of moved points beyond every sample's weight that is no accident
 
 
-@dataclass(frozen=True)
-class Importance:
+@dataclass(frozen=True, repr=False)
+class Importance(Summarised):
     r"""Samples x of a flow q with their weights :math:`w = \tilde p(x) / q(x)`.
 
     Attributes:
@@ -127,6 +128,14 @@ class Importance:
         """
         values = self.samples if function is None else function(self.samples)
         return torch.tensordot(self.weights.to(values), values, dims=1)
+
+    def _summary(self) -> Summary:
+        facts = {
+            "log Z": pair(self.log_z, self.log_z_stderr),
+            "ess": f"{self.ess:.3f} of {len(self.log_weights):,} samples",
+            "k-hat": f"{self.khat:.2f}",
+        }
+        return Summary(f"Importance: weights of {quantity(len(self.log_weights), 'sample')}", facts, self.doubts)
 
     def __str__(self) -> str:
         lines = [

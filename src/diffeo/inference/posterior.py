@@ -24,6 +24,7 @@ from diffeo.objectives import FlowMatching, MaximumLikelihood, Objective
 from diffeo.objectives.target import Target
 from diffeo.recipes import build
 from diffeo.report.statistics import mean_and_error
+from diffeo.summary import Summarised, Summary
 from diffeo.training.batches import as_tensor
 from diffeo.training.fit import FitResult, fit
 from diffeo.training.folds import fit_folds, out_of_fold
@@ -92,7 +93,7 @@ EMBEDDINGS: dict[str, Callable[[torch.Size, int], nn.Module]] = {
 
 
 @dataclass(frozen=True, repr=False)
-class Posterior:
+class Posterior(Summarised):
     """p(theta | x), for any observation x at once.
 
     Attributes:
@@ -265,17 +266,15 @@ class Posterior:
             x = torch.where(other, usual, x)
         return x
 
-    def __repr__(self) -> str:
+    def _summary(self) -> Summary:
         facts, shape = self.facts, _shape(self.flow.context_shape)
         how = f"{facts['folds']} folds" if facts["folds"] > 1 else f"{facts['held_out']:,} of them held out"
-        lines = [
-            f"Posterior of {', '.join(self.names)} given observations of shape {shape}",
-            f"  {self.method} of {facts['simulations']:,} simulations, {how}, in {facts['seconds']:.0f} s",
-            f"  held out: log q(theta | x) {_pair(facts['log_prob'])} nats",
-        ]
+        held_out = f"log q(theta | x) {_pair(facts['log_prob'])} nats"
         if "beyond_prior" in facts:
-            lines[-1] += f", {_pair(facts['beyond_prior'])} more than the prior"
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+            held_out += f", {_pair(facts['beyond_prior'])} more than the prior"
+        trained = f"{self.method} of {facts['simulations']:,} simulations, {how}, in {facts['seconds']:.0f} s"
+        title = f"Posterior of {', '.join(self.names)} given observations of shape {shape}"
+        return Summary(title, {"trained": trained, "held out": held_out}, self.notes)
 
 
 def posterior(

@@ -5,10 +5,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diffeo.arguments import KnowsArguments
+
 __all__ = ["Objective"]
 
 
-class Objective(nn.Module, ABC):
+class Objective(KnowsArguments, nn.Module, ABC):
     """A loss per example that trains ``flow``: ``objective(x, context=None)`` is ``(N,)`` for x ``(N, *event)``.
 
     Randomness must come from torch's default generators, which ``fit`` seeds before every step.
