@@ -92,6 +92,7 @@ def fill(app: Any, document: str, source: list[str]) -> None:
         source[0] += "\n" + page()
 
 
-def setup(app: Any) -> None:
+def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("source-read", fill)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

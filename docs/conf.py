@@ -108,7 +108,8 @@ def _joined(outputs, merge=render.coalesce_streams):  # noqa: ANN001, ANN202
 render.coalesce_streams = _joined
 
 
-def setup(app) -> None:  # noqa: ANN001
+def setup(app) -> dict[str, bool]:  # noqa: ANN001
     """Called by Sphinx."""
     if CHINESE:
         app.connect("missing-reference", _english_page)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -90,9 +90,10 @@ def link(app: Any, what: str, name: str, member: Any, options: Any, lines: list[
         lines[:0] = ["Base: " + ", ".join(f":py:obj:`~{path}`" for path in bases) + ".", ""]
 
 
-def setup(app: Any) -> None:
+def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("autodoc-skip-member", leave_out)
     app.connect("autodoc-process-signature", sign)
     app.connect("autodoc-process-docstring", plain_first_line, priority=400)  # napoleon has 500
     app.connect("autodoc-process-docstring", link, priority=600)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
