@@ -1,7 +1,7 @@
 """Kill commands at random moments and look at what is left: nothing half-written, no earlier output lost.
 
-Each trial starts a command that replaces an earlier output (`fit`, `distill`, `score`, `sample`, all with --force), ends
-it by SIGKILL, SIGTERM or SIGINT after a random share of the time that it takes, or lets it run into a limit of the size
+Each trial starts a command that replaces an earlier output (`fit`, `distill`, `score`, `sample`, all with --force),
+ends it by SIGKILL, SIGTERM or SIGINT after a random share of the time that it takes, or lets it run into a limit of the size
 of files, as a full disk would, and then asks:
 
 whole      the output is the earlier one to the bit, or a complete new one
@@ -152,6 +152,7 @@ def main() -> None:
                 finish([*other, "--force"], folder)
                 shutil.copytree(output, folder / f"earlier {output.name} {name}")
             print(f"{name}: {seconds[name]:.1f} s", flush=True)
+        reported = 0
         for number in range(arguments.trials):
             name = list(COMMANDS)[number % len(COMMANDS)]
             how = [*SIGNALS, "KILL", FULL][number // len(COMMANDS) % 5]
@@ -163,9 +164,10 @@ def main() -> None:
                 output.write_text("an earlier file\n")
             faults += trial(name, how, folder, seconds[name], whole[name], rng)
             counts[f"{name}, {how}"] += 1
+            print(*faults[reported:], sep="\n", end="\n" * (len(faults) > reported), flush=True)
+            reported = len(faults)
     for what, count in sorted(counts.items()):
         print(f"{what:24} {count:4} trials")
-    print(*faults, sep="\n")
     print(f"{arguments.trials} trials, {len(faults)} faults")
     sys.exit(bool(faults))
 
