@@ -1,8 +1,8 @@
 """Kill commands at random moments and look at what is left: nothing half-written, no earlier output lost.
 
 Each trial starts a command that replaces an earlier output (`fit`, `distill`, `score`, `sample`, all with --force),
-ends it by SIGKILL, SIGTERM or SIGINT after a random share of the time that it takes, or lets it run into a limit of the size
-of files, as a full disk would, and then asks:
+ends it by SIGKILL, SIGTERM or SIGINT after a random share of the time that it takes, or lets it run into a limit of
+the size of files, as a full disk would, and then asks:
 
 whole      the output is the earlier one to the bit, or a complete new one
 clean      no temporary file is left, unless by SIGKILL; the next command clears these
