@@ -10,10 +10,12 @@ from importlib.metadata import files
 from pathlib import Path
 
 from docutils import nodes
+from myst_nb.core import render
 
 import diffeo
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
 BUILD = Path(os.environ.get("DIFFEO_DOCS", HERE.parent / "build" / "docs"))
 CHINESE = tags.has("zh")  # type: ignore[name-defined]  # noqa: F821
 
@@ -26,6 +28,8 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx.ext.intersphinx",
+    "docstrings",  # these two are beside this file
+    "command_line",
 ]
 exclude_patterns = ["locale", "**/.ipynb_checkpoints"]
 
@@ -41,6 +45,7 @@ nb_render_text_lexer = "none"
 nb_code_prompt_show, nb_code_prompt_hide = ("查看解答", "收起") if CHINESE else ("Show the solution", "Hide it")
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # pages run the diffeo command
 os.environ["MATPLOTLIBRC"] = str(HERE / "matplotlibrc")
+os.environ["BASH_ENV"] = str(HERE / "bash.sh")  # a command that fails, fails the page, whatever follows it
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 4
@@ -59,7 +64,13 @@ html_theme_options = {"source_edit_link": "", "top_of_page_buttons": []}
 
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True}
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_mock_imports = ["pocomc", "pyro", "sbi", "zuko"]  # what the adapters are for need not be there
 napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Attributes", "params_style")]
+toc_object_entries_show_parents = "hide"
 
 locale_dirs = ["locale"]
 gettext_compact = False
@@ -80,7 +91,25 @@ def _english_page(app, env, node, text):  # noqa: ANN001, ANN202
     return None
 
 
-def setup(app) -> None:  # noqa: ANN001
+def _joined(outputs, merge=render.coalesce_streams):  # noqa: ANN001, ANN202
+    """Join what a cell prints as it was printed: MyST-NB ends a line after each chunk, wherever a shell's are cut."""
+    whole, streams = [], {}
+    for output in outputs:
+        earlier = streams.get(output.get("name")) if output["output_type"] == "stream" else None
+        if earlier is not None:
+            earlier["text"] += output["text"]
+            continue
+        whole.append(output)
+        if output["output_type"] == "stream":
+            streams[output["name"]] = output
+    return merge(whole)
+
+
+render.coalesce_streams = _joined
+
+
+def setup(app) -> dict[str, bool]:  # noqa: ANN001
     """Called by Sphinx."""
     if CHINESE:
         app.connect("missing-reference", _english_page)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

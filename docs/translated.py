@@ -6,9 +6,16 @@ python docs/translated.py build/docs/gettext
 import sys
 from pathlib import Path
 
+from babel.messages.catalog import Catalog
 from babel.messages.pofile import read_po
 
 TRANSLATIONS = Path(__file__).parent / "locale" / "zh_CN" / "LC_MESSAGES"
+
+
+def messages(file: Path) -> Catalog:
+    """What a file of messages holds."""
+    with file.open("rb") as stream:
+        return read_po(stream)
 
 
 def untranslated(templates: Path) -> tuple[int, list[str]]:
@@ -16,8 +23,8 @@ def untranslated(templates: Path) -> tuple[int, list[str]]:
     count, lines = 0, []
     for template in sorted(templates.rglob("*.pot")):
         file = (TRANSLATIONS / template.relative_to(templates)).with_suffix(".po")
-        known = read_po(file.open("rb")) if file.exists() else None
-        for message in read_po(template.open("rb")):
+        known = messages(file) if file.exists() else None
+        for message in messages(template):
             if message.id:
                 count += 1
                 there = known.get(message.id) if known else None

@@ -419,7 +419,7 @@ def test_journal(tmp_path, capsys):
 
 
 def test_progress_in_lines(capsys, monkeypatch):
-    from diffeo.training import progress
+    from diffeo import progress
 
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     train(Gaussian(), data(), progress=True)

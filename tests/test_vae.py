@@ -397,7 +397,7 @@ def test_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
             raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr("diffeo.training.progress.Reporter.epoch", stop)
+        patch.setattr("diffeo.progress.Training.epoch", stop)
         with pytest.raises(InterruptedError):
             train("cut", checkpoint_every=0)
     resumed = train("cut", resume=True)

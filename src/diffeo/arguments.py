@@ -7,6 +7,8 @@ from typing import Any, Self
 
 __all__ = ["KnowsArguments"]
 
+LONG = 100  # characters of a value that is spelled out
+
 
 class KnowsArguments:
     """A base class whose instances remember how they were made, so that a structure can be written down as data."""
@@ -28,3 +30,31 @@ class KnowsArguments:
                 raise TypeError(f"expected arguments that have names, got {type(self).__name__}(*{name})")
             plain |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
         return plain
+
+    def extra_repr(self) -> str:
+        """The arguments in a line, as the representation of a module has them; those that are modules it has itself."""
+        try:
+            arguments = self.arguments()
+        except TypeError:
+            return ""
+        return ", ".join(f"{name}={_spelled(value)}" for name, value in arguments.items() if not _of_modules(value))
+
+
+def _of_modules(value: Any) -> bool:
+    """Whether a value is a module, or holds some."""
+    if isinstance(value, list | tuple):
+        return any(map(_of_modules, value))
+    return hasattr(value, "named_parameters")
+
+
+def _spelled(value: Any) -> str:
+    """A value in a few characters."""
+    if hasattr(value, "tolist"):  # a tensor or an array
+        text = str(value.tolist())
+        return text if len(text) <= LONG else f"<shape {tuple(value.shape)}>"
+    if isinstance(value, tuple):
+        value = tuple(value)  # of a torch.Size
+    if inspect.isroutine(value):
+        return str(value.__qualname__)
+    text = " ".join(repr(value).split())
+    return text if len(text) <= LONG else f"{text[:LONG]}..."

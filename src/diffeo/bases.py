@@ -65,7 +65,9 @@ class Base(KnowsArguments, nn.Module, ABC):
 
 
 class StandardNormal(Base):
-    """log p(z) = -sum_i (z_i^2 + log 2 pi) / 2.
+    r"""Independent standard normal noise.
+
+    .. math:: \log p(z) = -\tfrac{1}{2} \sum_i (z_i^2 + \log 2\pi)
 
     Args:
         event_shape: the shape of one example, a number for vectors.
@@ -86,7 +88,9 @@ class StandardNormal(Base):
 
 
 class StandardLogistic(Base):
-    """log p(z) = -sum_i (softplus(z_i) + softplus(-z_i)), the prior of NICE (arXiv:1410.8516).
+    r"""Independent logistic noise, the prior of NICE (arXiv:1410.8516).
+
+    .. math:: \log p(z) = -\sum_i \left(\log(1 + e^{z_i}) + \log(1 + e^{-z_i})\right)
 
     Args:
         event_shape: the shape of one example, a number for vectors.
@@ -109,7 +113,9 @@ class StandardLogistic(Base):
 
 
 class Uniform(Base):
-    """log p(z) = -sum_i log(high_i - low_i) inside the box [low, high], -inf outside.
+    r"""Uniform noise in the box between ``low``, l, and ``high``, h; outside, the log-density is -inf.
+
+    .. math:: \log p(z) = -\sum_i \log(h_i - l_i)
 
     Args:
         event_shape: the shape of one example.
@@ -148,7 +154,9 @@ class Uniform(Base):
 
 
 class GaussianMixture(Base):
-    """p(z) = sum_k w_k prod_i N(z_i; mu_ki, s_ki^2) with learned weights, means and scales.
+    r"""A mixture of K diagonal Gaussians with learned weights, means and scales.
+
+    .. math:: p(z) = \sum_k w_k \prod_i N(z_i; \mu_{ki}, s_{ki}^2)
 
     Means start spread out (standard normal draws from the seed), scales at 1, weights equal.
 
@@ -188,10 +196,12 @@ class GaussianMixture(Base):
 
 
 class Gaussians(Base):
-    """p(z) = sum_k w_k N(z; m_k, S_k) of full covariances that were estimated elsewhere: nothing here is learned.
+    r"""Gaussians of full covariances that were estimated elsewhere: nothing here is learned.
 
-    With one component a Gaussian; with a component for each row of data and one covariance h^2 I for all, a kernel
-    density. The precision of z is W^T W, W lower triangular. Weights, means and W are buffers of double precision.
+    .. math:: p(z) = \sum_k w_k N(z; m_k, S_k), \qquad S_k^{-1} = W_k^T W_k
+
+    With one component a Gaussian; with a component for each row of data and one covariance :math:`h^2 I` for all, a
+    kernel density. W is lower triangular. Weights, means and W are buffers of double precision.
 
     Args:
         event_shape: the size D of a vector.
@@ -277,7 +287,9 @@ class Gaussians(Base):
 
 
 class StudentT(Base):
-    """log p(z) = c - (v + D) / 2 log(1 + |z|^2 / v), a round density with heavy tails: no row is far out of it.
+    r"""A round density with heavy tails: no row is far out of it.
+
+    .. math:: \log p(z) = c - \frac{v + D}{2} \log\left(1 + \frac{\|z\|^2}{v}\right)
 
     Args:
         event_shape: the shape of one example, of D elements.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from torch.distributions import Distribution, constraints
 
 from diffeo import ops
 from diffeo.bases import Base
-from diffeo.transforms.base import Chain, Transform, as_shape, expect_transform
+from diffeo.summary import Summarised, Summary, quantity
+from diffeo.transforms.base import Chain, Inverse, Transform, as_shape, expect_transform
 from diffeo.transforms.ode import ODE
 from diffeo.transforms.preprocess import Dequantize, Standardize
 from diffeo.transforms.supports import Support, as_support
@@ -30,7 +32,7 @@ DRAWS = 16  # of the noise that discrete values are spread by, where their proba
 
 
 def bits_per_dim(log_prob: Tensor, dims: int, step: float = 1.0) -> Tensor:
-    """Bits per dimension, -log p / (D ln 2) - log2 step, of log-likelihoods in nats.
+    r"""Bits per dimension, :math:`-\log p / (D \ln 2) - \log_2 h` for a step h, of log-likelihoods in nats.
 
     For pixels of 0 .. 255 the density must be that of the values themselves, dequantised to unit steps (``Dequantize``
     and whatever rescales inside the flow): then a model that knows nothing has exactly 8 bits, and the figure is an
@@ -70,8 +72,10 @@ def _above(module: str) -> Any:
     return import_module(module)
 
 
-class Flow(nn.Module):
-    """The density of x = f(z), z ~ base: log p(x) = log p(f^-1(x)) + log|det df^-1/dx|.
+class Flow(Summarised, nn.Module):
+    r"""The density of x = f(z), where z is noise of a base.
+
+    .. math:: \log p(x) = \log p(f^{-1}(x)) + \log\left|\det \frac{\partial f^{-1}(x)}{\partial x}\right|
 
     Shapes are those of torch.distributions: ``(*sample, *batch, *event)``. A context ``(*batch, *context_shape)``
     broadcasts against the leading dimensions of x or z. This is the only place where shapes are checked; tensors of any
@@ -114,6 +118,40 @@ class Flow(nn.Module):
         self.context_transform = context_transform
         self.embedding = embedding
         self.recipe: dict[str, Any] | None = None
+
+    def _summary(self) -> Summary:
+        """What it is of, and how noise becomes data; the tree of its modules is that of ``flow.transform``."""
+        facts = {"z to x": self._pathway()}
+        if self.embedding is not None:
+            facts["embedding"] = f"{type(self.embedding).__name__}, {_parameters(self.embedding)}"
+        fast = ", ".join(sorted(self.fast)) or "neither log_prob nor sample"
+        return Summary(self._title(), {**facts, "fast": fast if self.has_log_prob else f"{fast}; samples alone"})
+
+    def _title(self, parts: str = "", latents: str = "") -> str:
+        """What it is and of what, its recipe, and how many parameters it has; where they are, if not as usual."""
+        shape, context = self.event_shape, self.context_shape
+        events = quantity(shape[0], "feature") if len(shape) == 1 else f"events of shape {tuple(shape)}"
+        condition = "" if not context else f" given a context of {context[0] if len(context) == 1 else tuple(context)}"
+        marker = self.base.device_marker
+        place = "" if marker.device.type == "cpu" else f" on {marker.device}"
+        kind = "" if marker.dtype == torch.float32 else f" in {str(marker.dtype).removeprefix('torch.')}"
+        recipe = "" if self.recipe is None else f"{self.recipe['name']}, "
+        return f"{type(self).__name__}{parts} of {events}{latents}{condition}: {recipe}{_parameters(self)}{kind}{place}"
+
+    def _pathway(self) -> str:
+        """The noise, the layers and the preprocessing, in the order of generation."""
+        preprocessing = self.preprocessing
+        layers = self.parts[: len(self.parts) - len(preprocessing)]
+        steps = [", ".join(_kinds(layers)), ", ".join(_kinds(preprocessing))]
+        return " → ".join([type(self.base).__name__, *(step for step in steps if step)])
+
+    def _named(self) -> str:
+        """What it is called among others."""
+        if self.recipe is not None:
+            return str(self.recipe["name"])
+        arguments = {name: value for name, value in self.base.arguments().items() if name != "event_shape" and value}
+        more = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        return f"{type(self.base).__name__}({more})" if more else type(self.base).__name__
 
     @property
     def fast(self) -> frozenset[str]:
@@ -305,10 +343,12 @@ class Flow(nn.Module):
         nan: Literal["error", "propagate"] = "error",
         draws: int = DRAWS,
     ) -> Tensor:
-        """log 1/S sum_s p(x + step u_s), the log-probability of discrete values per step, which draws bound from below.
+        r"""The log-probability of discrete values per step h, which draws bound from below.
 
-        The noise u_s of every ``Dequantize`` are the S points of a Sobol sequence, the same for all rows, so that a row
-        always has the same value, whatever rows are with it; the bound rises with S (Burda et al. 2016,
+        .. math:: \log \frac{1}{S} \sum_s p(x + h u_s)
+
+        The noise :math:`u_s` of every ``Dequantize`` are the S points of a Sobol sequence, the same for all rows, so
+        that a row always has the same value, whatever rows are with it; the bound rises with S (Burda et al. 2016,
         arXiv:1509.00519). Of a flow that dequantises nothing this is ``log_prob``.
 
         Args:
@@ -336,11 +376,14 @@ class Flow(nn.Module):
         nan: Literal["error", "propagate"] = "error",
         draws: int = DRAWS,
     ) -> Tensor:
-        """1/S sum_s log p(x + step u_s + scale e_s), the log-density around x: how likely it is, seen less sharply.
+        r"""The log-density around x, where values are h apart: how likely it is, seen less sharply, by ``scale`` c.
+
+        .. math:: \frac{1}{S} \sum_s \log p(x + h u_s + c e_s)
 
         A log-density may be high or low because of detail that means little: a spike at a value that is recorded often,
-        a direction in which rows hardly differ. The mean over normal noise e_s (randomised smoothing, Cohen et al.
-        2019, arXiv:1902.02918) knows no detail below its scale. The points are of a Sobol sequence, as in ``log_mass``.
+        a direction in which rows hardly differ. The mean over normal noise :math:`e_s` (randomised smoothing, Cohen et
+        al. 2019, arXiv:1902.02918) knows no detail below its scale. The points are of a Sobol sequence, as in
+        ``log_mass``.
 
         Args:
             x: ``(*batch, *event)``.
@@ -424,7 +467,7 @@ class Flow(nn.Module):
         return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Normalize: z = f^-1(x); where several z come to x, one of them at random, by how likely each is.
+        r"""Normalize, :math:`z = f^{-1}(x)`; where several z come to x, one of them at random, by how likely each is.
 
         Args:
             x: ``(*batch, *event)``.
@@ -441,7 +484,7 @@ class Flow(nn.Module):
         return z.reshape(*batch, *self.base.event_shape)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Generate: x = f(z).
+        r"""Generate, :math:`x = f(z)`.
 
         Args:
             z: ``(*batch, *base.event_shape)``.
@@ -458,7 +501,7 @@ class Flow(nn.Module):
         return x.reshape(*batch, *self.event_shape)
 
     def log_prob_given(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
-        """log p(the other elements | the known ones), in nats, of a flow of any order.
+        """Log-density of the other elements given the known ones, in nats, of a flow of any order.
 
         Args:
             x: ``(*batch, features)``; NaN is a missing value.
@@ -694,6 +737,30 @@ class Flow(nn.Module):
         return bad
 
 
+def _parameters(module: nn.Module) -> str:
+    return quantity(sum(parameter.numel() for parameter in module.parameters()), "parameter")
+
+
+def _kinds(transforms: Iterable[Transform]) -> list[str]:
+    """The kinds of transforms that these are made of, and how many of each, in the order of their first."""
+    counts = Counter(kind for transform in transforms for kind in _leaves(transform))
+    return [kind if count == 1 else f"{count} {kind}" for kind, count in counts.items()]
+
+
+def _leaves(module: nn.Module) -> Iterator[str]:
+    """What each of the transforms is called that a module is made of: itself, unless all it has are transforms."""
+    children = [*module.children()]
+    if children and all(isinstance(child, Transform | nn.ModuleList) for child in children):
+        prefix = "Inverse " if isinstance(module, Inverse) else ""
+        for child in children:
+            yield from (f"{prefix}{kind}" for kind in _leaves(child))
+    else:
+        univariate = getattr(module, "univariate", None)
+        maps = getattr(univariate, "maps", [univariate])
+        inside = "" if univariate is None else f"({' + '.join(type(each).__name__ for each in maps)})"
+        yield f"{type(module).__name__}{inside}"
+
+
 def expect_ode(flow: Flow) -> ODE:
     """Return the ODE of a continuous flow.
 
@@ -731,6 +798,9 @@ class FlowDistribution(Distribution):
         super().__init__(
             torch.Size(outer if batch_shape is None else batch_shape), flow.event_shape, validate_args=False
         )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(batch_shape={tuple(self.batch_shape)}) of {self.flow!r}"
 
     @property
     def has_rsample(self) -> bool:  # type: ignore[override]

@@ -34,13 +34,16 @@ def inpaint(
     rate: float = 0.03,
     noise: float = 0.1,
 ) -> Completed:
-    """Replace hidden elements by a mode of p(hidden | shown): projected gradient ascent of log p with annealed noise.
+    r"""Replace hidden elements by a mode of their density: projected gradient ascent with annealed noise.
 
-    u_h <- clip(u_h + rate l_i range (g_i + noise l_i e_i)), l_i falling as a cosine from 1 to 0, g_i the gradient of
-    log p by u_h in Adam's scaling, e_i ~ N(0, 1). u is x behind the flow's preprocessing, and p the density
-    there: in the units of x, where a background of one level is a spike, nothing points to it from afar. The ascent
-    starts from a draw of the flow. NICE completes images so with a_i = 10 / (100 + i) (Dinh et al. 2014,
-    arXiv:1410.8516, section 5.2); Adam's scaling makes one rate fit every model.
+    .. math:: u_h \leftarrow \mathrm{clip}\left(u_h + a\, l_i\, r\, (g_i + c\, l_i\, e_i)\right)
+
+    with ``rate`` a, the range r, ``noise`` c, :math:`l_i` falling as a cosine from 1 to 0, :math:`g_i` the gradient of
+    log p by the hidden elements in Adam's scaling, and normal noise :math:`e_i`. u is x behind the flow's
+    preprocessing, and p the density there: in the units of x, where a background of one level is a spike, nothing
+    points to it from afar. The ascent starts from a draw of the flow. NICE completes images so with
+    :math:`a_i = 10 / (100 + i)` (Dinh et al. 2014, arXiv:1410.8516, section 5.2); Adam's scaling makes one rate fit
+    every model.
 
     Args:
         flow: the density; a random ``Dequantize`` within it is a part of the noise.

@@ -23,6 +23,9 @@ class Likelihood(KnowsArguments, ABC):
 
     size: int
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
     @abstractmethod
     def log_prob(self, x: Tensor, params: Tensor) -> Tensor:
         """Return the log-probability of each element, in nats.
@@ -87,7 +90,9 @@ class _Levels(Likelihood):
 
 
 class Bernoulli(_Levels):
-    """Black or white, p(x = top) = sigmoid(params[0]), of pixels that are binarised at a fixed threshold.
+    r"""Black or white, of pixels that are binarised at a fixed threshold; params are the logit a of white.
+
+    .. math:: p(\text{white}) = \frac{1}{1 + e^{-a}}
 
     White is what is above (levels - 1) / 2. The same pixel is always binarised to the same value, in training and in
     whatever is reported; of images of two levels nothing is changed.
@@ -124,11 +129,14 @@ class Bernoulli(_Levels):
 
 
 class DiscretizedLogistics(_Levels):
-    """A mixture of K logistics on [-1, 1], its mass in each of the levels' cells; the ends' cells are open.
+    r"""A mixture of K logistics on [-1, 1], its mass in each of the levels' cells; the ends' cells are open.
 
-    p(x) = sum_k w_k (sigmoid((y + h - m_k) / s_k) - sigmoid((y - h - m_k) / s_k)), y = 2 x / top - 1, h = 1 / top.
-    Salimans et al. 2017 (PixelCNN++, arXiv:1701.05517), channel by channel. With all parameters zero the components are
-    spread evenly over [-1, 1].
+    .. math::
+        p(x) = \sum_k w_k \left[\sigma\left(\tfrac{y + h - m_k}{s_k}\right)
+        - \sigma\left(\tfrac{y - h - m_k}{s_k}\right)\right], \qquad y = 2 h x - 1, \quad h = \tfrac{1}{L - 1}
+
+    for L ``levels``. Salimans et al. 2017 (PixelCNN++, arXiv:1701.05517), channel by channel. With all parameters zero
+    the components are spread evenly over [-1, 1].
 
     Args:
         levels: how many values a pixel can take; 256 of bytes.
@@ -168,7 +176,7 @@ class DiscretizedLogistics(_Levels):
         return torch.logsumexp(log_weights + below + above + inside, 0)
 
     def mean(self, params: Tensor) -> Tensor:
-        """The mean of the levels, ``sum_x x p(x)`` = ``sum_x P(X > x)``."""
+        r"""The mean of the levels, :math:`\sum_x x\,p(x) = \sum_x P(X > x)`."""
         log_weights, means, log_scales = self._parts(params)
         edges = (2 * torch.arange(self.top, device=params.device, dtype=params.dtype) + 1) / self.top - 1
         total = torch.zeros_like(means[0])

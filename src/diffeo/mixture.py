@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -11,13 +12,18 @@ from torch import Tensor, nn
 
 from diffeo.bases import Base
 from diffeo.flow import Flow, as_sample_shape
+from diffeo.summary import Summary
 from diffeo.transforms.base import Transform
 
 __all__ = ["Mixture", "OutOfFold"]
 
+LIGHT = 0.01  # weight below which a member is not named
+
 
 class Mixture(Flow):
-    """p(x) = sum_k w_k p_k(x), of flows of the same data; a member may be a mixture itself.
+    r"""The weighted mean of flows of the same data; a member may be a mixture itself.
+
+    .. math:: p(x) = \sum_k w_k p_k(x), \qquad \sum_k w_k = 1
 
     A sample is drawn from a member that is drawn by the weights. No bijection belongs to a mixture: ``encode``,
     ``decode``, ``transform`` and ``base`` are those of its ``principal`` member.
@@ -46,6 +52,21 @@ class Mixture(Flow):
         if shares.shape != (len(flows),) or not (torch.isfinite(shares) & (shares >= 0)).all() or not shares.sum() > 0:
             raise ValueError(f"expected {len(flows)} weights that are not negative, got {weights}")
         self.register_buffer("log_weights", (shares / shares.sum()).log())
+
+    def _summary(self) -> Summary:
+        fast = ", ".join(sorted(self.fast)) or "neither log_prob nor sample"
+        return Summary(self._title(f" of {len(self.members)} densities"), {"members": self._named(), "fast": fast})
+
+    def _named(self) -> str:
+        """The members with their weights; several in a row that are alike as one."""
+        heavy = [(weight, flow) for weight, flow in zip(self.weights, self.members, strict=True) if weight >= LIGHT]
+        each = [f"{weight:.2f} {_within(flow)}" for weight, flow in heavy]
+        groups = [(text, len([*alike])) for text, alike in groupby(each)]
+        if len(groups) == 1 and len(each) == len(self.members) > 1:
+            return f"{len(each)} x {_within(self.members[0])}"
+        named = [text if count == 1 else f"{count} x {text}" for text, count in groups]
+        light = len(self.members) - len(heavy)
+        return ", ".join([*named, f"{light} of less than {LIGHT}"] if light else named)
 
     @property
     def weights(self) -> list[float]:
@@ -153,7 +174,7 @@ class Mixture(Flow):
         return x, self.log_prob(x, context)
 
     def log_prob_given(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
-        """log p(the other elements | the known ones): each member weighs as much as it expects what is known.
+        """Log-density of the other elements given the known: each member weighs as much as it expects what is known.
 
         Args:
             x: ``(*batch, features)``; NaN is a missing value.
@@ -232,6 +253,11 @@ class Mixture(Flow):
     def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
         each = self._stacked(lambda member: member._log_prob(x, context)[0])
         return (torch.logsumexp(each, -1).to(x.dtype),)
+
+
+def _within(flow: Flow) -> str:
+    """What a member is called."""
+    return f"({flow._named()})" if isinstance(flow, Mixture) else flow._named()
 
 
 class OutOfFold(Mixture):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffeo.bases import Base
 from diffeo.flow import Flow, as_sample_shape
 from diffeo.likelihoods import Likelihood
+from diffeo.summary import Summarised, Summary, pair, quantity
 from diffeo.transforms.base import Transform, as_shape
 
 __all__ = ["SAMPLES", "VAE", "Bound"]
@@ -21,12 +22,12 @@ SAMPLES = 100  # of a bound, where no number is given
 _DECODED = 2**21  # numbers that are decoded at a time, without gradients
 
 
-@dataclass(frozen=True)
-class Bound:
-    """Lower bounds of log p(x) for each example, in nats; all tensors are ``(*batch,)``.
+@dataclass(frozen=True, repr=False)
+class Bound(Summarised):
+    r"""Lower bounds of log p(x) for each example, in nats; all tensors are ``(*batch,)``.
 
     Attributes:
-        elbo: the mean of log w over the samples, w = p(x, z) / q(z | x).
+        elbo: the mean of :math:`\log w` over the samples, :math:`w = p(x, z) / q(z \mid x)`.
         elbo_stderr: its standard error over the samples.
         log_prob: log of the mean of w, the importance-weighted bound, which rises to log p(x) with the samples.
         stderr: its standard error over the samples, that of the mean of w by the mean of w (delta method).
@@ -38,6 +39,11 @@ class Bound:
     log_prob: Tensor
     stderr: Tensor
     samples: int
+
+    def _summary(self) -> Summary:
+        count = self.elbo.numel()
+        facts = {"elbo": _over_examples(self.elbo), f"of {self.samples} samples": _over_examples(self.log_prob)}
+        return Summary(f"Bound of log p(x) in nats, {quantity(count, 'example')}", facts)
 
     @classmethod
     def joined(cls, parts: Sequence[Bound]) -> Bound:
@@ -52,12 +58,16 @@ class Bound:
 
 
 class VAE(Flow):
-    """p(x) = E_{p(z)} p(x | z), with a flow q(z | x) that says which z an x may have come from.
+    r"""A decoder of latents z, with a flow q that says which z an x may have come from.
 
-    ELBO = E_q log w <= log p(x), w = p(x | z) p(z) / q(z | x) (Kingma and Welling 2013, arXiv:1312.6114; Rezende et al.
-    2014, arXiv:1401.4082); the importance-weighted bound E log 1/k sum_i w_i rises with k to log p(x) (Burda et al.
-    2015, arXiv:1509.00519). A posterior that is a flow (Rezende and Mohamed 2015, arXiv:1505.05770) needs samples and
-    their density in one pass: any flow with ``"sample"`` in ``fast``.
+    .. math::
+        p(x) = E_{p(z)}\, p(x \mid z), \qquad w = \frac{p(x \mid z)\, p(z)}{q(z \mid x)}, \qquad
+        E_q \log w \le E_q \log \frac{1}{k} \sum_{i \le k} w_i \le \log p(x)
+
+    The first bound is the ELBO (Kingma and Welling 2013, arXiv:1312.6114; Rezende et al. 2014, arXiv:1401.4082), the
+    importance-weighted one rises with k to log p(x) (Burda et al. 2015, arXiv:1509.00519). A posterior that is a flow
+    (Rezende and Mohamed 2015, arXiv:1505.05770) needs samples and their density in one pass: any flow with ``"sample"``
+    in ``fast``.
 
     The encoder reads x once, however many samples of z are taken: the posterior is a flow given what the encoder says.
     No bijection of x belongs to a VAE: ``base`` and ``transform`` are those of the prior. There is no ``log_prob``, but
@@ -65,9 +75,9 @@ class VAE(Flow):
 
     Args:
         encoder: from data as ``likelihood.scaled`` leaves them, ``(n, *event)``, to features ``(n, C)``.
-        posterior: q(z | features): a flow given a context (C,).
+        posterior: :math:`q(z \mid \text{features})`: a flow given a context (C,).
         decoder: from latents ``(n, *latent)`` to ``(n, size * event[0], *event[1:])``, parameter by parameter.
-        likelihood: p(x | z) by the decoder's numbers.
+        likelihood: :math:`p(x \mid z)` by the decoder's numbers.
         prior: p(z): a flow without context.
         event_shape: the shape of one example.
 
@@ -99,6 +109,15 @@ class VAE(Flow):
         self.context_shape = torch.Size()
         self.context_transform = self.embedding = None
         self.recipe: dict[str, Any] | None = None
+
+    def _summary(self) -> Summary:
+        facts = {
+            "likelihood": repr(self.likelihood),
+            "posterior": self.posterior._pathway(),
+            "prior": self.prior._pathway(),
+            "fast": f"{', '.join(self.fast) or 'nothing'}; bound in place of log_prob",
+        }
+        return Summary(self._title(latents=f" with {quantity(self.latent_shape.numel(), 'latent')}"), facts)
 
     @property
     def base(self) -> Base:  # type: ignore[override]
@@ -163,7 +182,7 @@ class VAE(Flow):
         raise ValueError("a VAE has no exact log_prob of its samples; vae.sample(n) draws them")
 
     def terms(self, x: Tensor, samples: int = 1) -> tuple[Tensor, Tensor]:
-        """log p(x | z) and log q(z | x) - log p(z) for draws z of the posterior, differentiable.
+        r""":math:`\log p(x \mid z)` and :math:`\log q(z \mid x) - \log p(z)` of draws of the posterior, differentiable.
 
         Args:
             x: ``(n, *event)``, in the data's units.
@@ -336,6 +355,14 @@ class VAE(Flow):
         """The decoder's numbers at latents (n, *latent): ``(size, n, *event)``."""
         numbers: Tensor = self.decoder(z)
         return numbers.unflatten(1, (self.likelihood.size, self.event_shape[0])).movedim(1, 0)
+
+
+def _over_examples(values: Tensor) -> str:
+    """The mean of values and its standard error over the examples."""
+    if not values.numel():
+        return "none"
+    each = values.double().flatten()
+    return f"mean {pair(each.mean().item(), each.std().item() / math.sqrt(len(each)) if len(each) > 1 else math.nan)}"
 
 
 def _expect_samples(samples: int) -> int:

@@ -31,8 +31,8 @@ from diffeo.cli.parse import (
     TrainingSeed,
     arguments_of,
 )
-from diffeo.cli.progress import RowsBar
 from diffeo.errors import UserError
+from diffeo.progress import Rows
 
 app = Typer(
     help="Normalizing flows: learn the density of a table, of images or of audio, score them, draw new ones.",
@@ -67,7 +67,7 @@ def _command(*, counts: str | None = None, trains: bool = False) -> Callable[[Ca
 
             if trains:
                 arguments |= {"progress": True, "say": _note}
-            with RowsBar(counts) if counts else nullcontext() as bar:
+            with Rows(counts) if counts else nullcontext() as bar:
                 if bar is not None:
                     arguments["progress"] = bar
                 try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from scipy import stats
 
 from diffeo.report.style import GREY, MODEL, REAL, figure
 from diffeo.report.verdict import FEWEST
+from diffeo.summary import Summarised, Summary
 
 __all__ = ["DRAWS", "Calibration", "calibration_of"]
 
@@ -21,8 +22,8 @@ DRAWS = 200  # of the posterior for each simulation
 SIGNIFICANCE = 0.01  # p-values, corrected for the number of tests, above which a deviation counts as chance
 
 
-@dataclass(frozen=True)
-class Calibration:
+@dataclass(frozen=True, repr=False)
+class Calibration(Summarised):
     """Ranks of true parameters among draws of the posterior, and the credibility that it takes to cover them.
 
     Both are uniform if the draws are of the posterior, whatever the model.
@@ -42,7 +43,7 @@ class Calibration:
     credibility: np.ndarray
     draws: int
     which: str = "simulations"
-    _seed: int = field(default=0, repr=False)
+    _seed: int = 0
 
     def _uniform(self) -> np.ndarray:
         """Ranks spread over their cells, ``(n, D)`` in (0, 1): as uniform as ranks are, without ties."""
@@ -69,7 +70,7 @@ class Calibration:
 
     @property
     def tarp_distance(self) -> float:
-        """max |expected coverage - credibility|."""
+        """The largest distance between the expected coverage and the credibility."""
         return float(stats.kstest(self.credibility, "uniform").statistic)
 
     def coverage(self, credibility: Any) -> np.ndarray:
@@ -120,15 +121,26 @@ class Calibration:
             "tarp": {"distance": self.tarp_distance, "p": self.tarp_p},
         }  # fmt: skip
 
+    @property
+    def verdict(self) -> str:
+        """Whether it is calibrated, in words."""
+        if self.calibrated:
+            return "calibrated, as far as these tell"
+        where = f"mostly {self.worst}: {self._fault(self.worst)}" if self._by_parameter else "in coverage"
+        return f"not calibrated, {where}"
+
+    def _summary(self) -> Summary:
+        count = f"{len(self.ranks):,} {self.which}, {self.draws:,} draws of the posterior for each"
+        p_values, distances = self.p_values, self.distances
+        facts = {name: f"{distances[name]:.3f} from uniform, p {p_values[name]:.2g}" for name in self.names}
+        facts["coverage"] = f"{self.tarp_distance:.3f} from uniform, p {self.tarp_p:.2g}"
+        return Summary(f"Calibration: {self.verdict}", {"of": count, **facts})
+
     def __str__(self) -> str:
         p_values, distances = self.p_values, self.distances
         width = max(9, *(len(name) for name in self.names))
-        fault = ""
-        if not self.calibrated:
-            fault = f", mostly {self.worst}: {self._fault(self.worst)}" if self._by_parameter else ", in coverage"
         lines = [
-            f"{len(self.ranks):,} {self.which}, {self.draws:,} draws of the posterior for each: "
-            + ("calibrated, as far as these tell" if self.calibrated else f"not calibrated{fault}"),
+            f"{len(self.ranks):,} {self.which}, {self.draws:,} draws of the posterior for each: {self.verdict}",
             f"{'':{width}}  from uniform  p",
             *(f"{name:{width}}  {distances[name]:<12.3f}  {p_values[name]:.2g}" for name in self.names),
             f"{'coverage':{width}}  {self.tarp_distance:<12.3f}  {self.tarp_p:.2g}",

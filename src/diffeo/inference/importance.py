@@ -17,6 +17,7 @@ from diffeo.mixture import Mixture
 from diffeo.objectives.annealed import Unbounded
 from diffeo.objectives.moves import Moves, State, reweighted
 from diffeo.objectives.target import LogDensity, Target
+from diffeo.summary import Summarised, Summary, pair, quantity
 from diffeo.training.batches import in_proportion
 
 __all__ = ["Importance", "importance", "pareto_k"]
@@ -27,9 +28,9 @@ MOVED = 2000  # points that are moved to where the target has them
 UNSEEN = 0.01  # share of moved points beyond every sample's weight that is no accident
 
 
-@dataclass(frozen=True)
-class Importance:
-    """Samples x of q with their weights w = p~(x) / q(x).
+@dataclass(frozen=True, repr=False)
+class Importance(Summarised):
+    r"""Samples x of a flow q with their weights :math:`w = \tilde p(x) / q(x)`.
 
     Attributes:
         samples: ``(n, *event)``.
@@ -44,7 +45,7 @@ class Importance:
 
     @property
     def ess(self) -> float:
-        """The effective sample size as a fraction of the samples, (sum w)^2 / (n sum w^2), in [0, 1]."""
+        r"""The effective sample size as a fraction of the samples, :math:`(\sum w)^2 / (n \sum w^2)`, in [0, 1]."""
         return reweighted(self.log_weights)[1]
 
     @property
@@ -54,12 +55,12 @@ class Importance:
 
     @property
     def log_z(self) -> float:
-        """log of the integral of p~, log 1/n sum w: an unbiased estimate of the integral."""
+        r""":math:`\log Z = \log \frac{1}{n} \sum w`; the estimate of Z, the integral of the density, is unbiased."""
         return torch.logsumexp(self.log_weights.double(), 0).item() - math.log(len(self.log_weights))
 
     @property
     def log_z_stderr(self) -> float:
-        """The standard error of ``log_z``, sqrt((1 / ess - 1) / n): as far as the samples' own weights show it."""
+        r"""The standard error of ``log_z``, as far as the weights show it, :math:`\sqrt{(1/\mathrm{ess} - 1) / n}`."""
         return math.sqrt(max(0.0, 1 / self.ess - 1) / len(self.log_weights)) if self.ess else math.inf
 
     @cached_property
@@ -69,11 +70,11 @@ class Importance:
 
     @cached_property
     def forward_ess(self) -> float:
-        """The effective sample size by the moved points: 1 / E_p[w / Z], if the flow leaves nothing out near them.
+        r"""The effective sample size by the moved points, :math:`1 / E_p[w / Z]`.
 
-        With ``ess``, which is the same from the flow's own samples, it is an estimate in the other direction. Weights
-        are cut at the largest of a sample's, or one point in a far tail would be all that it says; ``unseen`` counts
-        those. NaN without moved points.
+        With ``ess``, which is the same from the flow's own samples, if nothing near the points is left out, it is an
+        estimate in the other direction. Weights are cut at the largest of a sample's, or one point in a far tail would
+        be all that it says; ``unseen`` counts those. NaN without moved points.
         """
         if self.moved is None:
             return math.nan
@@ -128,6 +129,14 @@ class Importance:
         values = self.samples if function is None else function(self.samples)
         return torch.tensordot(self.weights.to(values), values, dims=1)
 
+    def _summary(self) -> Summary:
+        facts = {
+            "log Z": pair(self.log_z, self.log_z_stderr),
+            "ess": f"{self.ess:.3f} of {len(self.log_weights):,} samples",
+            "k-hat": f"{self.khat:.2f}",
+        }
+        return Summary(f"Importance: weights of {quantity(len(self.log_weights), 'sample')}", facts, self.doubts)
+
     def __str__(self) -> str:
         lines = [
             f"log Z        {self.log_z:.4f} +- {self.log_z_stderr:.4f}",
@@ -147,7 +156,11 @@ def importance(
     *,
     moves: int = 50,
 ) -> Importance:
-    """Weigh a flow's samples by a density: log w = log p~(x) - log q(x), log Z = log mean w.
+    r"""Weigh a flow's samples by a density that is known up to a constant Z.
+
+    .. math::
+        \log w_i = \log \tilde p(x_i) - \log q(x_i), \qquad x_i \sim q, \qquad
+        Z = \int \tilde p(x)\,dx \approx \frac{1}{n} \sum_i w_i
 
     Besides, some samples are drawn as they weigh and moved along the density (``Moves``): where the flow cuts off a
     tail, or a base or a spline's box does, they get out of what it covers, and the result says so. A mode far from all
@@ -155,7 +168,7 @@ def importance(
 
     Args:
         flow: q: anything with ``sample_and_log_prob`` and ``log_prob``.
-        log_density: log p~ of points ``(n, *event)``, up to a constant; see ``Target``.
+        log_density: :math:`\log \tilde p` of points ``(n, *event)``, up to a constant; see ``Target``.
         n: how many samples.
         context: of the flow, ``(*context_shape)``, the same for all samples; the log-density is not given it.
         moves: how many times each is moved; 0 for none.

@@ -24,6 +24,7 @@ from diffeo.objectives import FlowMatching, MaximumLikelihood, Objective
 from diffeo.objectives.target import Target
 from diffeo.recipes import build
 from diffeo.report.statistics import mean_and_error
+from diffeo.summary import Summarised, Summary
 from diffeo.training.batches import as_tensor
 from diffeo.training.fit import FitResult, fit
 from diffeo.training.folds import fit_folds, out_of_fold
@@ -92,7 +93,7 @@ EMBEDDINGS: dict[str, Callable[[torch.Size, int], nn.Module]] = {
 
 
 @dataclass(frozen=True, repr=False)
-class Posterior:
+class Posterior(Summarised):
     """p(theta | x), for any observation x at once.
 
     Attributes:
@@ -142,7 +143,7 @@ class Posterior:
             return self.flow.sample(n, context)
 
     def log_prob(self, theta: Any, x_o: Any) -> Tensor:
-        """log p(theta | x_o), in nats; -inf outside the support.
+        r""":math:`\log p(\theta \mid x_o)`, in nats; -inf outside the support.
 
         Args:
             theta: ``(*batch, D)``.
@@ -159,14 +160,17 @@ class Posterior:
     def importance(
         self, x_o: Any, log_likelihood: Callable[[Tensor], Any], n: int = 10_000, *, prior: Any = None, moves: int = 50
     ) -> Importance:
-        """Weigh draws where the likelihood is known: log w = log p(theta) + log p(x_o | theta) - log q(theta | x_o).
+        r"""Weigh draws where the likelihood is known.
+
+        .. math:: \log w = \log p(\theta) + \log p(x_o \mid \theta) - \log q(\theta \mid x_o)
 
         The weighted draws are of the exact posterior. ``ess`` says how close to it the flow is, ``log_z`` is the
-        evidence log p(x_o).
+        evidence :math:`\log p(x_o)`.
 
         Args:
             x_o: one observation.
-            log_likelihood: log p(x_o | theta), of parameters ``(n, D)`` or of one ``(D,)``; see ``diffeo.importance``.
+            log_likelihood: :math:`\log p(x_o \mid \theta)`, of parameters ``(n, D)`` or of one ``(D,)``; see
+                ``diffeo.importance``.
             n: how many draws.
             prior: the distribution of the parameters, where ``posterior`` was not given it.
             moves: see ``diffeo.importance``.
@@ -262,17 +266,15 @@ class Posterior:
             x = torch.where(other, usual, x)
         return x
 
-    def __repr__(self) -> str:
+    def _summary(self) -> Summary:
         facts, shape = self.facts, _shape(self.flow.context_shape)
         how = f"{facts['folds']} folds" if facts["folds"] > 1 else f"{facts['held_out']:,} of them held out"
-        lines = [
-            f"Posterior of {', '.join(self.names)} given observations of shape {shape}",
-            f"  {self.method} of {facts['simulations']:,} simulations, {how}, in {facts['seconds']:.0f} s",
-            f"  held out: log q(theta | x) {_pair(facts['log_prob'])} nats",
-        ]
+        held_out = f"log q(theta | x) {_pair(facts['log_prob'])} nats"
         if "beyond_prior" in facts:
-            lines[-1] += f", {_pair(facts['beyond_prior'])} more than the prior"
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+            held_out += f", {_pair(facts['beyond_prior'])} more than the prior"
+        trained = f"{self.method} of {facts['simulations']:,} simulations, {how}, in {facts['seconds']:.0f} s"
+        title = f"Posterior of {', '.join(self.names)} given observations of shape {shape}"
+        return Summary(title, {"trained": trained, "held out": held_out}, self.notes)
 
 
 def posterior(
@@ -299,14 +301,14 @@ def posterior(
     progress: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Posterior:
-    """Learn the density of parameters given an observation, of simulations: theta from the prior, x from a simulator.
+    r"""Learn the density of parameters given an observation, of simulations: theta from the prior, x from a simulator.
 
-    "npe" maximises E log q(theta | x), q a flow of autoregressive splines (neural posterior estimation, Papamakarios
-    and Murray 2016, arXiv:1605.06376); "fmpe" matches the velocity of a continuous flow (Wildberger et al. 2023,
-    arXiv:2305.17161), which is slower to score. Parameters are mapped from their support to the whole line, so that no
-    draw lies outside, and both sides are standardised. Of up to 20,000 simulations each of five models leaves out a
-    fifth, which decides when to stop; the posterior is their mean, and every simulation has been held out once. Below
-    5,000, where splines may overfit, a smaller flow is stacked beside by the likelihood of what was held out.
+    "npe" maximises :math:`E \log q(\theta \mid x)`, q a flow of autoregressive splines (neural posterior estimation,
+    Papamakarios and Murray 2016, arXiv:1605.06376); "fmpe" matches the velocity of a continuous flow (Wildberger et al.
+    2023, arXiv:2305.17161), which is slower to score. Parameters are mapped from their support to the whole line, so
+    that no draw lies outside, and both sides are standardised. Of up to 20,000 simulations each of five models leaves
+    out a fifth, which decides when to stop; the posterior is their mean, and every simulation has been held out once.
+    Below 5,000, where splines may overfit, a smaller flow is stacked beside by the likelihood of what was held out.
 
     Args:
         theta: parameters ``(N, D)``: an array, a tensor or a frame of numbers.

@@ -18,7 +18,9 @@ from diffeo.inference.tempering import Particles, temper
 from diffeo.objectives import AlphaDivergence, MaximumLikelihood, Target
 from diffeo.objectives.annealed import Unbounded
 from diffeo.objectives.target import LogDensity
+from diffeo.progress import Display
 from diffeo.recipes import nsf
+from diffeo.summary import Curve, Summarised, Summary, quantity
 from diffeo.training.fit import FitResult, fit
 from diffeo.training.seeding import derive, fork_rng, seed_noise
 from diffeo.transforms import Standardize, as_support
@@ -32,8 +34,8 @@ BINS = 16  # of the default's splines: a density may have many modes in a line
 MOVED = 30  # moves of the particles, so that they are not those that the flow was trained on
 
 
-@dataclass(frozen=True)
-class Approximation:
+@dataclass(frozen=True, repr=False)
+class Approximation(Summarised):
     """A flow that approximates a density, and what its samples say of that density.
 
     Attributes:
@@ -58,7 +60,7 @@ class Approximation:
 
     @property
     def log_weights(self) -> Tensor:
-        """Their log-weights ``(n,)``, log p~ - log q."""
+        r"""Their log-weights ``(n,)``, :math:`\log \tilde p - \log q`."""
         return self.importance.log_weights
 
     @property
@@ -68,7 +70,7 @@ class Approximation:
 
     @property
     def log_z(self) -> float:
-        """The estimate of log of the integral of p~."""
+        r"""The estimate of :math:`\log Z = \log \int \tilde p(x)\,dx`."""
         return self.importance.log_z
 
     @property
@@ -85,6 +87,12 @@ class Approximation:
     def doubts(self) -> list[str]:
         """Reasons not to trust it, in words."""
         return self.importance.doubts
+
+    def _summary(self) -> Summary:
+        weighed = self.importance._summary()
+        title = f"Approximation of a density of {quantity(self.flow.event_shape.numel(), 'number')}"
+        facts = {**weighed.facts, "took": f"{self.seconds:.1f} s"}
+        return Summary(title, facts, weighed.notes, [Curve.of(self.history)])
 
     def __str__(self) -> str:
         return str(self.importance)
@@ -107,7 +115,7 @@ def fit_target(
     seed: int = 0,
     progress: bool = False,
 ) -> Approximation:
-    """Approximate a density p~(x) / Z of which the logarithm is known up to a constant.
+    r"""Approximate a density :math:`\tilde p(x) / Z` of which the logarithm is known up to a constant.
 
     1. Sequential Monte Carlo (``temper``) carries ``particles`` from a Gaussian over to the density, to its modes.
     2. The flow learns these points by maximum likelihood.
@@ -117,7 +125,7 @@ def fit_target(
     Hamiltonian moves where the log-density has gradients (of torch), a random walk where it has none.
 
     Args:
-        log_density: log p~ of points ``(n, features)``, or of one point; see ``Target``.
+        log_density: :math:`\log \tilde p` of points ``(n, features)``, or of one point; see ``Target``.
         features: how many numbers a point has; by default as many as the support has.
         support: where the density is not 0, if that is not everywhere: what ``as_support`` takes, such as a prior.
         flow: to train in place of the default, a spline flow: without preprocessing, which is set from the particles.
@@ -130,7 +138,7 @@ def fit_target(
         samples: how many are weighed in the end.
         vectorized: whether the log-density takes batches; by default found out.
         seed: of everything that is random.
-        progress: show a bar.
+        progress: show one bar for all of it; see ``diffeo.fit``.
 
     Returns:
         The flow, its samples and weights, and reasons to doubt them.
@@ -159,30 +167,31 @@ def fit_target(
     density = Unbounded(target, outer)
     moving = partial(density, strict=False)
     marker = torch.zeros(()) if flow is None else flow.base.device_marker
-    with fork_rng(marker.device):
-        seed_noise(marker.device, derive(seed, "particles"))
-        mean, deviation = (torch.as_tensor(value).to(marker).expand(size) for value in (location, scale))
-        normal = torch.distributions.Normal(mean, deviation)
-        start = normal.sample((particles,))
-        density(start[:1000])  # strict, as moves are not
-        carried = temper(
-            moving, start, lambda y: normal.log_prob(y).sum(-1), differentiable=bool(target.differentiable)
-        )
-        seed_noise(marker.device, derive(seed, "weights"))
-        inner = nsf(size, bins=BINS, affine=True, preprocess=()) if flow is None else copy.deepcopy(flow)
-    standardize = Standardize(size).to(marker)
-    standardize.initialize(carried.x)
-    standardize.initialized.fill_(True)
-    whole = Flow(inner.base, [*inner.parts, standardize, *outer], None if on is None else on.event_shape)
-    unbounded = Flow(inner.base, [*inner.parts, standardize])
-    options: dict[str, Any] = {"batch_size": batch_size, "lr": lr, "seed": seed, "progress": progress}
-    fit(MaximumLikelihood(unbounded), carried.x, epochs=EPOCHS, **options)
-    objective = AlphaDivergence(whole, target)
-    with torch.no_grad():
-        y = standardize.inverse(carried.x)
-        log_q = objective.layers.log_prob(y)
-        objective.add(y, log_q, (objective.alpha - 1) * (objective.density(y) - log_q))
-    trained: FitResult = fit(objective, steps=steps, ema=0.99, **options)
+    with Display(["annealed points", "density"], progress, "annealing points") as display:
+        with fork_rng(marker.device):
+            seed_noise(marker.device, derive(seed, "particles"))
+            mean, deviation = (torch.as_tensor(value).to(marker).expand(size) for value in (location, scale))
+            normal = torch.distributions.Normal(mean, deviation)
+            start = normal.sample((particles,))
+            density(start[:1000])  # strict, as moves are not
+            carried = temper(
+                moving, start, lambda y: normal.log_prob(y).sum(-1), differentiable=bool(target.differentiable)
+            )
+            seed_noise(marker.device, derive(seed, "weights"))
+            inner = nsf(size, bins=BINS, affine=True, preprocess=()) if flow is None else copy.deepcopy(flow)
+        standardize = Standardize(size).to(marker)
+        standardize.initialize(carried.x)
+        standardize.initialized.fill_(True)
+        whole = Flow(inner.base, [*inner.parts, standardize, *outer], None if on is None else on.event_shape)
+        unbounded = Flow(inner.base, [*inner.parts, standardize])
+        options: dict[str, Any] = {"batch_size": batch_size, "lr": lr, "seed": seed}
+        fit(MaximumLikelihood(unbounded), carried.x, epochs=EPOCHS, progress=display.trainings[0], **options)
+        objective = AlphaDivergence(whole, target)
+        with torch.no_grad():
+            y = standardize.inverse(carried.x)
+            log_q = objective.layers.log_prob(y)
+            objective.add(y, log_q, (objective.alpha - 1) * (objective.density(y) - log_q))
+        trained: FitResult = fit(objective, steps=steps, ema=0.99, progress=display.trainings[1], **options)
     with fork_rng(marker.device), torch.no_grad():
         seed_noise(marker.device, derive(seed, "samples"))
         weighed = importance(whole, target, samples, moves=0)

@@ -30,6 +30,12 @@ class Particles:
     temperatures: int
     step: float
 
+    def __repr__(self) -> str:
+        count, size = self.x.shape
+        return (
+            f"Particles: {count:,} points of {size} numbers, {self.temperatures} temperatures, log Z {self.log_z:.4f}"
+        )
+
 
 @torch.no_grad()
 def temper(

@@ -20,12 +20,16 @@ NARROWEST = 4  # units that an ordered network has at least for each column
 
 
 class AnyOrder(KnowsArguments, nn.Module):
-    """(levels, numbers, known, context) -> h: the sum of what each known column says, through residual layers.
+    r"""(levels, numbers, known, context) -> h: the sum of what each known column says, through residual layers.
 
-    h_0 = b + C c + sum_{i known} (E_i[level_i] + W_i phi(number_i)), h_l = h_{l-1} + silu(W_l norm(h_{l-1}) + b_l), and
-    parameters V norm(h_L) + a, of which ``head`` computes as many as are asked for. phi(s) is 1, s, and s cut into
-    pieces between -3 and 3 (piecewise linear encoding, Gorishniy et al. 2022, arXiv:2203.05556). What is not known adds
-    nothing, so that one network holds the conditionals of all orders (Uria et al. 2014, arXiv:1310.1757).
+    .. math::
+        h_0 &= b + C c + \sum_{i\ \text{known}} \left(E_i[\text{level}_i] + W_i\, \phi(\text{number}_i)\right) \\
+        h_l &= h_{l-1} + \mathrm{silu}(W_l\, \mathrm{norm}(h_{l-1}) + b_l), \qquad
+        \text{params} = V\, \mathrm{norm}(h_L) + a
+
+    ``head`` computes as many of the parameters as are asked for. :math:`\phi(s)` is 1, s, and s cut into pieces between
+    -3 and 3 (piecewise linear encoding, Gorishniy et al. 2022, arXiv:2203.05556). What is not known adds nothing, so
+    that one network holds the conditionals of all orders (Uria et al. 2014, arXiv:1310.1757).
 
     Args:
         levels: for each column, how many levels it has.

@@ -80,7 +80,7 @@ class MADE(Feedforward):
         return self.spec.params(self.outputs(x, context), self.size)
 
     def invert(self, univariate: ops.Univariate, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Solve x_i = f(z_i; self(x)_i) incrementally, at about the price of one pass, without gradients.
+        r"""Solve :math:`x_i = f(z_i; \mathrm{net}(x)_i)` incrementally, at the price of about one pass, no gradients.
 
         Args:
             univariate: the map f.
@@ -98,7 +98,7 @@ class MADE(Feedforward):
     def solve_transposed(
         self, x: Tensor, context: Tensor | None, by_params: Tensor, diagonal: Tensor, grad: Tensor
     ) -> Tensor:
-        """Solve J^T u = grad for the Jacobian J = dz/dx of an inversion; see ``reference.solve_transposed_network``.
+        r"""Solve :math:`J^T u = g`, J = dz/dx of an inversion, g ``grad``; see ``reference.solve_transposed_network``.
 
         Args:
             x: where the network is linearised, ``(features, rows)``.

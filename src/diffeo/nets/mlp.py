@@ -18,9 +18,11 @@ _TANGENTS = 2**23  # numbers of a layer's tangents that are held at a time
 
 
 class MLP(Feedforward):
-    """(x, context) -> outputs, with the last layer initialised to zero so that a flow starts as the identity.
+    r"""(x, context) -> outputs, with the last layer initialised to zero so that a flow starts as the identity.
 
-    h_1 = act(W_1 soften(x) + C c + b_1), h_l = act(W_l h_{l-1} + b_l) (+ h_{l-1} if residual), output = W h_L + b.
+    .. math::
+        h_1 &= \mathrm{act}(W_1\, \mathrm{soften}(x) + C c + b_1), \qquad \text{out} = W h_L + b \\
+        h_l &= \mathrm{act}(W_l h_{l-1} + b_l) \; (+\, h_{l-1} \text{ if residual})
 
     Args:
         inputs: size of x.

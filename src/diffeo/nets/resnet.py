@@ -20,13 +20,19 @@ Activation = Callable[[Tensor], Tensor]
 
 
 class ResNet(KnowsArguments, nn.Module):
-    """(x, context) -> outputs of the same height and width, zero at first so that a flow starts as the identity.
+    r"""(x, context) -> outputs of the same height and width, zero at first so that a flow starts as the identity.
 
-    h_0 = conv3x3(soften(x)); block l: h_l = conv(act(conv(act(h_{l-1})) + C_l soften(context))) (+ h_{l-1});
-    output = conv3x3(act(h_L)). Every convolution keeps the size (zero padding) and has normalised weights g v / |v|
-    (Salimans and Kingma 2016, arXiv:1602.07868); the last one starts at g = 0. He et al. 2016 (arXiv:1603.05027) put
-    the activations first; RealNVP uses such networks (Dinh et al. 2016, arXiv:1605.08803). With ``hidden=(512,),
-    kernels=(1,), residual=False`` it is the network of Glow (Kingma and Dhariwal 2018, arXiv:1807.03039).
+    .. math::
+        h_0 &= \mathrm{conv}(\mathrm{soften}(x)) \\
+        h_l &= \mathrm{conv}(\mathrm{act}(\mathrm{conv}(\mathrm{act}(h_{l-1})) + C_l\, \mathrm{soften}(c)))
+        \; (+\, h_{l-1}) \\
+        \text{out} &= \mathrm{conv}(\mathrm{act}(h_L))
+
+    The first and the last convolution are 3 x 3. Every convolution keeps the size (zero padding) and has normalised
+    weights :math:`g v / \|v\|` (Salimans and Kingma 2016, arXiv:1602.07868); the last one starts at g = 0. He et al.
+    2016 (arXiv:1603.05027) put the activations first; RealNVP uses such networks (Dinh et al. 2016, arXiv:1605.08803).
+    With ``hidden=(512,), kernels=(1,), residual=False`` it is the network of Glow (Kingma and Dhariwal 2018,
+    arXiv:1807.03039).
 
     Args:
         inputs: channels of x.

@@ -28,18 +28,20 @@ def embedding_size(context: int, droppable: bool = False) -> int:
 
 
 class Velocity(KnowsArguments, nn.Module):
-    """v(x, t, c) = (velocity of a Gaussian) + std_t B tanh(net((x - mean_t) / std_t, [t, cos, sin, c]) / B).
+    r"""The velocity of a Gaussian, corrected by a network whose contribution is softly bounded.
 
-    Between noise of mean m_0 and variance s_0^2 and data of m_1 and s_1^2, all per element, along a path
-    x_t = a x_1 + s x_0, the velocity of Gaussians is known in closed form:
+    Between noise of mean :math:`m_0` and variance :math:`s_0^2` and data of :math:`m_1` and :math:`s_1^2`, all per
+    element, along a path :math:`x_t = a x_1 + s x_0`, the velocity of Gaussians is known in closed form:
 
-        mean_t = a m_1 + s m_0,    var_t = a^2 s_1^2 + s^2 s_0^2,
-        v = a' m_1 + s' m_0 + (a a' s_1^2 + s s' s_0^2) / var_t (x - mean_t).
+    .. math::
+        m_t &= a m_1 + s m_0, \qquad \sigma_t^2 = a^2 s_1^2 + s^2 s_0^2 \\
+        g(x, t) &= a' m_1 + s' m_0 + \frac{a a' s_1^2 + s s' s_0^2}{\sigma_t^2} (x - m_t) \\
+        v(x, t, c) &= g(x, t) + \sigma_t B \tanh(\mathrm{net}(u, t, c) / B), \qquad u = \frac{x - m_t}{\sigma_t}
 
     A network that starts at zero corrects it: before the first step the flow is the fit of the data by a Gaussian of
-    independent elements. Along a trajectory u = (x - mean_t) / std_t moves by du/dt = B tanh(net(u, ...) / B): however
-    far a point is from the data, its noise lies within B standard deviations, in each element, of where the closed form
-    alone leads it.
+    independent elements. Along a trajectory u moves by :math:`du/dt = B \tanh(\mathrm{net}(u, t, c) / B)`: however far
+    a point is from the data, its noise lies within B standard deviations, in each element, of where the closed form
+    alone leads it. The network sees t with its sines and cosines.
 
     Args:
         net: (x ``(rows, *event)``, embedding ``(rows, embedding_size(...))``) -> the shape of x. Where it has a method
@@ -118,11 +120,15 @@ class Velocity(KnowsArguments, nn.Module):
     def squared_error(
         self, noise: Tensor, data: Tensor, t: Tensor, context: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
-        """|v(x_t, t, c) - dx_t/dt|^2 of each row, ``(rows,)``, at x_t = a x_1 + s x_0 of the velocity's own path.
+        r"""The squared distance of the velocity from that of a point on its path, ``(rows,)``.
 
-        The difference is that of the correction from a target. With x_1 and x_0 less their means,
+        .. math:: \left\|v(x_t, t, c) - \frac{dx_t}{dt}\right\|^2, \qquad x_t = a x_1 + s x_0
 
-            x_t - mean_t = a x_1 + s x_0,    target = (a' s - a s') / var_t (s s_0^2 x_1 - a s_1^2 x_0),
+        The difference is that of the correction from a target. With :math:`x_1` and :math:`x_0` less their means,
+
+        .. math::
+            x_t - m_t = a x_1 + s x_0, \qquad
+            \text{target} = \frac{a' s - a s'}{\sigma_t^2} (s s_0^2 x_1 - a s_1^2 x_0)
 
         which takes fewer operations than both velocities. Gradients reach the network's weights alone.
 

@@ -18,15 +18,16 @@ __all__ = ["WaveNet"]
 
 
 class WaveNet(KnowsArguments, nn.Module):
-    """An autoregressive network over time whose weights are the same at every time (van den Oord et al. 2016).
+    r"""An autoregressive network over time whose weights are the same at every time (van den Oord et al. 2016).
 
-    Output t sees the samples before t within the receptive field, and the context. With the dilations d_l = 1, 2, 4,
-    ..., 2^(layers - 1), repeated ``cycles`` times, and kernels of k taps,
+    Output t sees the samples before t within the receptive field, and the context. With the dilations
+    :math:`d_l = 1, 2, 4, \dots`, doubled from layer to layer, repeated ``cycles`` times, and kernels of k taps,
 
-        h_0(t) = w x_{t-1} + b
-        a_l(t), b_l(t) = sum_{j < k} W_lj h_l(t - j d_l) + C_l c(t) + b_l
-        u_l = tanh(a_l) sigmoid(b_l),    h_{l+1} = h_l + R_l u_l + r_l
-        output = L relu(M relu(sum_l S_l u_l + s) + m) + o,
+    .. math::
+        h_0(t) &= w x_{t-1} + b \\
+        (a_l(t), g_l(t)) &= \sum_{j < k} W_{lj} h_l(t - j d_l) + C_l c(t) + b_l \\
+        u_l &= \tanh(a_l)\, \sigma(g_l), \qquad h_{l+1} = h_l + R_l u_l + r_l \\
+        \text{out} &= L\, \mathrm{relu}\left(M\, \mathrm{relu}\left(\sum_l S_l u_l + s\right) + m\right) + o
 
     where what lies before the first sample is zero. The outputs are bounded however large x is, for the units are. The
     context c is one column per frame of ``hop`` samples: frame f conditions the samples f hop .. (f + 1) hop - 1,
@@ -133,7 +134,7 @@ class WaveNet(KnowsArguments, nn.Module):
         return z, log_det.sum(0)
 
     def invert(self, univariate: ops.Univariate, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Solve x_t = f(z_t; self(x)_t) sample by sample, without gradients.
+        r"""Solve :math:`x_t = f(z_t; \mathrm{net}(x)_t)` sample by sample, without gradients.
 
         Args:
             univariate: the map f.
@@ -148,7 +149,7 @@ class WaveNet(KnowsArguments, nn.Module):
     def solve_transposed(
         self, x: Tensor, context: Tensor | None, by_params: Tensor, diagonal: Tensor, grad: Tensor
     ) -> Tensor:
-        """Solve J^T u = grad for the Jacobian J = dz/dx of an inversion; see ``reference.solve_transposed_wavenet``.
+        r"""Solve :math:`J^T u = g`, J = dz/dx of an inversion, g ``grad``; see ``reference.solve_transposed_wavenet``.
 
         Args:
             x: where the network is linearised, ``(rows, T)``.

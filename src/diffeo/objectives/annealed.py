@@ -41,17 +41,19 @@ class Unbounded:
 
 
 class AlphaDivergence(WithoutData):
-    """-E_g[log q(x)] for g = p~^alpha q^(1 - alpha), whose gradient is that of the alpha-divergence of p from q.
+    r"""A loss whose gradient is that of the alpha-divergence of a density from the flow q.
 
-    With alpha = 2 that is the variance of the importance weights p~ / q, large where q leaves out a mode. Points of g
-    come from annealed importance sampling (Neal 2001), from q over g^beta q^(1 - beta), with moves along each of
-    these; they are kept in a buffer, of which a batch is drawn as its rows weigh, again and again, while weights follow
-    the flow as it learns: FAB, Midgley et al. 2022, arXiv:2208.01893. It takes no gradient of the flow's draws, and
-    none of the log-density, where it has none: then the moves are a random walk.
+    .. math:: -E_g \log q(x), \qquad g \propto \tilde p^{\,\alpha} q^{1 - \alpha}
+
+    With alpha = 2 that is the variance of the importance weights :math:`\tilde p / q`, large where q leaves out a mode.
+    Points of g come from annealed importance sampling (Neal 2001), from q over :math:`g^\beta q^{1 - \beta}`, with
+    moves along each of these; they are kept in a buffer, of which a batch is drawn as its rows weigh, again and again,
+    while weights follow the flow as it learns: FAB, Midgley et al. 2022, arXiv:2208.01893. It takes no gradient of the
+    flow's draws, and none of the log-density, where it has none: then the moves are a random walk.
 
     Args:
         flow: the flow to train.
-        log_density: log p~ of points ``(n, *event)``; see ``Target``.
+        log_density: :math:`\log \tilde p` of points ``(n, *event)``; see ``Target``.
         alpha: the divergence; 1 is the KL of p from q.
         temperatures: how many densities lie between q and g.
         moves: how often points are moved at each.

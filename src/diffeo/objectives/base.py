@@ -5,16 +5,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diffeo.arguments import KnowsArguments
+
 __all__ = ["Objective"]
 
 
-class Objective(nn.Module, ABC):
-    """A loss per example that trains ``flow``: ``objective(x, context=None)`` is (N,) for x of shape (N, *event).
+class Objective(KnowsArguments, nn.Module, ABC):
+    """A loss per example that trains ``flow``: ``objective(x, context=None)`` is ``(N,)`` for x ``(N, *event)``.
 
     Randomness must come from torch's default generators, which ``fit`` seeds before every step.
 
     An objective that pairs data with noise sets ``pool``: ``fit`` then gives ``couple`` so many rows at a time, and
-    ``forward`` pairs (z, x), of shape (N, 2, *event), in place of x.
+    ``forward`` pairs (z, x), of shape ``(N, 2, *event)``, in place of x.
 
     Args:
         flow: the module to train; its best weights are kept.

@@ -30,25 +30,28 @@ _ENTROPY = {StandardNormal: 0.5 * math.log(2 * math.pi * math.e), StandardLogist
 
 
 class ConditionalKL:
-    """KL(student || teacher) = E sum_t KL(q(x_t | z_<t) || p(x_t | x_<t)), each term closed or by many draws.
+    r"""The reverse KL position by position, each term closed or by many draws.
 
-    The student is a chain of affine autoregressive maps in one order, so that x_t = m_t + s_t z_t with m and s of z_<t:
-    a Gaussian or a logistic of known location and scale (``collapsed``). One draw of it and one pass of the teacher
-    over that draw give all positions' conditionals. Where both are Gaussian (ClariNet, arXiv:1807.07281),
+    .. math:: \mathrm{KL}(q \,\|\, p) = E \sum_t \mathrm{KL}\left(q(x_t \mid z_{<t}) \,\|\, p(x_t \mid x_{<t})\right)
 
-        KL_t = ln(s_p / s_q) + (s_q^2 - s_p^2 + (m_p - m_q)^2) / (2 s_p^2),
+    The student q is a chain of affine autoregressive maps in one order, so that :math:`x_t = m_t + s_t z_t` with m and
+    s of :math:`z_{<t}`: a Gaussian or a logistic of known location and scale (``collapsed``). One draw of it and one
+    pass of the teacher over that draw give all positions' conditionals. Where both are Gaussian (ClariNet,
+    arXiv:1807.07281),
 
-    and for other teachers the cross-entropy is the mean of -log p over ``draws`` values of x_t at each position, from
-    which the student's entropy is subtracted (Parallel WaveNet, arXiv:1711.10433). Gradients flow through the draw into
-    the teacher; freezing its weights is the caller's affair. Rounding to a grid (``Dequantize``) is left out: the
-    densities compared are those of the continuous values.
+    .. math:: \mathrm{KL}_t = \ln \frac{s_p}{s_q} + \frac{s_q^2 - s_p^2 + (m_p - m_q)^2}{2 s_p^2}
+
+    and for other teachers the cross-entropy is the mean of -log p over ``draws`` values of :math:`x_t` at each
+    position, from which the student's entropy is subtracted (Parallel WaveNet, arXiv:1711.10433). Gradients flow
+    through the draw into the teacher; freezing its weights is the caller's affair. Rounding to a grid (``Dequantize``)
+    is left out: the densities compared are those of the continuous values.
 
     It is an estimator for ``Distillation``.
 
     Args:
         draws: values per position where there is no closed form.
-        regularizer: weight of (ln s_p - ln s_q)^2, added per position where both are Gaussian: it keeps the scales
-            together where the KL alone is nearly flat. ClariNet has 4; 0 gives the KL itself.
+        regularizer: weight of :math:`(\ln s_p - \ln s_q)^2`, added per position where both are Gaussian: it keeps the
+            scales together where the KL alone is nearly flat. ClariNet has 4; 0 gives the KL itself.
 
     Raises:
         ValueError: for a student that is no chain of affine maps in one order, or a teacher that is not one
@@ -94,17 +97,17 @@ class ConditionalKL:
 
 
 class PairedKL(ConditionalKL):
-    """Both KLs by one forward pass of the student: from noise z the teacher makes the row x, the student s.
+    r"""Both KLs by one forward pass of the student: from noise z the teacher makes the row x, the student s.
 
     The reverse KL is that of ``ConditionalKL`` at s, the forward KL that of ``encoded_kl`` at x, and both are of the
-    same m_t and s_t of z_<t: of a student alike to its teacher, s is x. The rows must be the teacher's own draws, or
-    their noise is no noise. The price of the forward KL is one pass of the teacher without a gradient.
+    same :math:`m_t` and :math:`s_t`: of a student alike to its teacher, s is x. The rows must be the teacher's own
+    draws, or their noise is no noise. The price of the forward KL is one pass of the teacher without a gradient.
 
     It is an estimator of both for ``Distillation``.
 
     Args:
         draws: values per position where there is no closed form.
-        regularizer: weight of (ln s_p - ln s_q)^2, added per position where both are Gaussian.
+        regularizer: weight of :math:`(\ln s_p - \ln s_q)^2`, added per position where both are Gaussian.
 
     Raises:
         ValueError: as ``ConditionalKL``, and for a student of other noise than the teacher's.

@@ -111,12 +111,16 @@ class _FromTeacher(Objective):
 
 
 class Distillation(_FromTeacher):
-    """(1 - w) KL(student || teacher) + w KL(teacher || student), in nats per row.
+    r"""Both divergences of a student q from a teacher p, in nats per row.
 
-    Every row x gives one draw s of the student in its context: an estimate of the reverse KL, E log q(s) - log p(s),
-    which seeks modes and leaves some out if it is alone; and log p(x) - log q(x) for the forward KL, which covers them
-    (its mean is that KL where the rows are the teacher's own; the teacher's term has no gradient, but makes the loss 0
-    for a perfect student, and less noisy). The student's density of foreign rows takes an incremental inversion.
+    .. math::
+        (1 - w)\, \mathrm{KL}(q \,\|\, p) + w\, \mathrm{KL}(p \,\|\, q)
+        = (1 - w)\, E_{s \sim q}[\log q(s) - \log p(s)] + w\, E_{x \sim p}[\log p(x) - \log q(x)]
+
+    Every row x gives one draw s of the student in its context: an estimate of the reverse KL, the first term, which
+    seeks modes and leaves some out if it is alone; and one of the forward KL, which covers them (its mean is that KL
+    where the rows are the teacher's own; the teacher's term has no gradient, but makes the loss 0 for a perfect
+    student, and less noisy). The student's density of foreign rows takes an incremental inversion.
 
     The teacher is a frozen copy, and no part of what training stores; gradients pass through the student's draws into
     it. Both must be densities of continuous values: rounding, as ``Dequantize`` does when it generates, has no

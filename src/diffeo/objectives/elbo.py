@@ -22,12 +22,16 @@ class _OfBounds(Objective):
 
 
 class ELBO(_OfBounds):
-    """-E_q[log p(x | z)] + beta max(KL, free bits), one draw z of the posterior for each x, in nats.
+    r"""The negative ELBO, by one draw z of the posterior for each x, in nats.
 
-    KL = log q(z | x) - log p(z). While the KL's mean over the batch is below ``free_bits``, its gradient is left out:
-    so much a latent may tell of x for nothing (Kingma et al. 2016, arXiv:1606.04934, appendix C.8, all latents as one
-    group). beta rises linearly from 0 to 1 during the warm-up (Sønderby et al. 2016, arXiv:1602.02282). In evaluation
-    mode there is neither: the loss is the negative ELBO.
+    .. math::
+        -E_q[\log p(x \mid z)] + \beta \max(\mathrm{KL}, \text{free bits}), \qquad
+        \mathrm{KL} = E_q[\log q(z \mid x) - \log p(z)]
+
+    While the KL's mean over the batch is below ``free_bits``, its gradient is left out: so much a latent may tell of x
+    for nothing (Kingma et al. 2016, arXiv:1606.04934, appendix C.8, all latents as one group). beta rises linearly from
+    0 to 1 during the warm-up (Sønderby et al. 2016, arXiv:1602.02282). In evaluation mode there is neither: the loss is
+    the negative ELBO.
 
     Args:
         flow: the VAE to train.
@@ -64,7 +68,9 @@ class ELBO(_OfBounds):
 
 
 class IWAE(_OfBounds):
-    """-log 1/k sum_i p(x, z_i) / q(z_i | x), k draws z of the posterior for each x, in nats (arXiv:1509.00519).
+    r"""The negative importance-weighted bound, by k draws z of the posterior for each x, in nats (arXiv:1509.00519).
+
+    .. math:: -\log \frac{1}{k} \sum_{i=1}^k \frac{p(x, z_i)}{q(z_i \mid x)}
 
     Args:
         flow: the VAE to train.

@@ -21,11 +21,13 @@ LATEST = 0.999  # beyond, where a path has a pole at the data, no time is drawn
 
 
 class FlowMatching(Objective):
-    """|v(x_t, t, c) - u|^2, x_t = a_t x_1 + s_t x_0 and u = a'_t x_1 + s'_t x_0, for noise x_0, data x_1, random t.
+    r"""The squared distance of a velocity from that of paths from noise to data, at random times.
 
-    Its minimum is the velocity that carries the base to the data; nothing is solved in training. The preprocessing of
-    the flow is applied to x first: noise and data meet where the ODE lives. Lipman et al. 2022 (arXiv:2210.02747), Liu
-    et al. 2022 (arXiv:2209.03003).
+    .. math:: \|v(x_t, t, c) - (a_t' x_1 + s_t' x_0)\|^2, \qquad x_t = a_t x_1 + s_t x_0
+
+    for noise :math:`x_0` at t = 0 and data :math:`x_1` at t = 1. Its minimum is the velocity that carries the base to
+    the data; nothing is solved in training. The preprocessing of the flow is applied to x first: noise and data meet
+    where the ODE lives. Lipman et al. 2022 (arXiv:2210.02747), Liu et al. 2022 (arXiv:2209.03003).
 
     The examples are x ``(N, *event)``, each of which gets noise from the base, or pairs (z, x) ``(N, 2, *event)`` of
     noise and data, as reflow uses them (``reflow_pairs``).

@@ -8,7 +8,7 @@ __all__ = ["MaximumLikelihood"]
 
 
 class MaximumLikelihood(Objective):
-    """The negative log-likelihood -log p(x | context) in nats, per example.
+    r"""The negative log-likelihood, :math:`-\log p(x \mid c)`, in nats, per example.
 
     Args:
         flow: a density: anything with ``log_prob(x, context, nan=)``.

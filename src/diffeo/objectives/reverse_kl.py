@@ -47,7 +47,9 @@ class _Tempered:
 
 
 class ReverseKL(WithoutData):
-    """E_q[log q(x) - log p~(x)] = KL(q || p) - log Z, one draw of the flow's per row, in nats.
+    r"""The reverse KL from a log-density, up to its constant; one draw of the flow q per row, in nats.
+
+    .. math:: E_q[\log q(x) - \log \tilde p(x)] = \mathrm{KL}(q \,\|\, p) - \log Z
 
     By path gradients ("sticking the landing", Roeder et al. 2017, arXiv:1703.09194) the variance of the gradient falls
     to 0 as q comes to match p. They take the density of a draw under fixed weights, which is one incremental inversion
@@ -58,10 +60,11 @@ class ReverseKL(WithoutData):
 
     Args:
         flow: the flow to train, whose samples have gradients.
-        log_density: log p~ of points ``(n, *event)``, given contexts if the flow has them; see ``Target``.
+        log_density: :math:`\log \tilde p` of points ``(n, *event)``, given contexts if the flow has them; see
+            ``Target``.
         path_gradients: leave out the part of the gradient that has mean 0, that of log q at a fixed x.
-        tempering: over how many steps beta rises from a hundredth to 1, in log q - beta log p~: a flatter density,
-            whose modes are found more easily.
+        tempering: over how many steps beta rises from a hundredth to 1, in :math:`\log q - \beta \log \tilde p`: a
+            flatter density, whose modes are found more easily.
 
     Raises:
         ValueError: for a flow whose draws have no gradients, or a negative number of steps. When it is called, for a

@@ -14,11 +14,13 @@ __all__ = ["PowerLoss"]
 
 
 class PowerLoss(nn.Module):
-    """L(x, y) = mean over resolutions and segments of sum_k (P_k(x) - P_k(y))^2: does x have the power of y?
+    r"""Does x have the power of y? The mean over resolutions and segments of squared differences over frequencies.
 
-    P_k is the root mean square of |STFT| at frequency k over the frames of a segment. A likelihood hardly changes where
-    x is too quiet; this does. By Parseval's theorem the loss is in units of mean power (squared amplitude), up to the
-    window's constant. Its gradient is finite everywhere, silence included.
+    .. math:: L(x, y) = \sum_k (P_k(x) - P_k(y))^2
+
+    :math:`P_k` is the root mean square of the short-time spectrum at frequency k over the frames of a segment. A
+    likelihood hardly changes where x is too quiet; this does. By Parseval's theorem the loss is in units of mean power
+    (squared amplitude), up to the window's constant. Its gradient is finite everywhere, silence included.
 
     After the power loss of Parallel WaveNet (van den Oord et al. 2017, arXiv:1711.10433, section 4), whose features are
     averaged over time, at several resolutions. Frame by frame two sounds of the same power differ by chance, and the

@@ -16,7 +16,9 @@ __all__ = ["StepMatching", "few_steps", "reflow_pairs", "trajectories"]
 
 
 class StepMatching(Objective):
-    """|v(y_i, t_i) - (y_{i+1} - y_i) / h|^2 for a random step i of a teacher's trajectory y_0 ... y_k, h = 1 / k.
+    r"""The squared distance of a velocity from a random step i of a teacher's trajectory of k steps of size h = 1 / k.
+
+    .. math:: \left\|v(y_i, t_i) - \frac{y_{i+1} - y_i}{h}\right\|^2
 
     Its minimum zero is a student whose k Euler steps from the same noise end where the teacher's solve does. With k = 1
     it is the distillation of rectified flow (Liu et al. 2022, arXiv:2209.03003).

@@ -15,7 +15,7 @@ LogDensity = Callable[..., Any]
 
 
 class Target:
-    """log p~(x) of points ``(n, *event)``, in nats up to a constant: what is asked of a function that a user wrote.
+    """The log-density of points ``(n, *event)``, in nats up to a constant, as a function that a user wrote says it.
 
     The first points that it is called with show what the function is: of a batch or, called in a loop, of one point;
     of torch, with gradients, or of numpy, without. -inf is where the density is zero. It is no module: parameters that

@@ -12,16 +12,18 @@ from torch import Tensor
 from diffeo.flow import Flow
 from diffeo.nets.precision import bfloat16 as half_precision
 from diffeo.objectives import Objective, WithoutData, as_objective
+from diffeo.progress import ENDED, Training, reported
+from diffeo.summary import Curve, Summarised, Summary, pair, quantity
 from diffeo.training.batches import Nothing, Rows, Stream, default_epochs, default_patience, split
 from diffeo.training.checkpoint import Store, describe, trained
 from diffeo.training.evaluate import evaluate
 from diffeo.training.initialise import breakdown, initialise
 from diffeo.training.interrupt import Interrupt
+from diffeo.training.journal import Journal
 from diffeo.training.optimizer import learning_rate
 from diffeo.training.pairs import Pairs
 from diffeo.training.parallel import World
 from diffeo.training.place import is_run
-from diffeo.training.progress import Journal, Reporter
 from diffeo.training.run import create_run, provenance, save_weights
 from diffeo.training.seeding import derive, fork_rng, seed_noise
 from diffeo.training.update import Update
@@ -31,8 +33,8 @@ __all__ = ["FitResult", "fit"]
 MAX_BAD_IN_A_ROW = 50
 
 
-@dataclass(frozen=True)
-class FitResult:
+@dataclass(frozen=True, repr=False)
+class FitResult(Summarised):
     """What a training came to.
 
     Attributes:
@@ -54,6 +56,23 @@ class FitResult:
     skipped: int
     seconds: float
     stopped: str
+
+    def _summary(self) -> Summary:
+        curve, error = Curve.of(self.history), math.nan
+        for entry in self.history:
+            if entry["epoch"] == self.best_epoch and entry["val_loss"] == self.best_loss:
+                error = entry["val_stderr"]
+        facts = {
+            "trained": f"{quantity(self.epochs, 'epoch')}, {quantity(self.steps, 'step')}, {self.seconds:.1f} s",
+            "ended": ENDED.get(self.stopped, self.stopped),
+        }
+        if self.skipped:
+            facts["skipped"] = (
+                f"{quantity(self.skipped, 'batch', 'batches')} with a loss or gradient that is not finite"
+            )
+        which = "validation" if curve.validated else "training"
+        loss = f"{which} loss {pair(self.best_loss, error)} in epoch {self.best_epoch}" if self.history else "no epoch"
+        return Summary(f"FitResult: {loss}", facts, curves=[curve])
 
 
 @dataclass
@@ -133,7 +152,7 @@ def fit(
     device: str | torch.device | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    progress: bool = False,
+    progress: bool | Training = False,
     checkpoint_every: float = 30.0,
 ) -> FitResult:
     """Minimise the mean of ``objective(x, context)``; its flow ends with the best averaged weights, in evaluation mode.
@@ -145,11 +164,11 @@ def fit(
     Args:
         objective: the loss per example, for instance ``MaximumLikelihood(flow)``; or a flow, which is then trained by
             maximum likelihood, that of the recipe ``flow_matching`` by flow matching.
-        x: the data: a tensor or array (N, *event), or a stream: an object whose every iteration gives the same batches,
-            tensors, (x, context) pairs or (x, context, weights) triples (a ``BatchStream`` or what ``Iterated`` takes),
-            of sizes of its own. None for an objective that draws its own points, such as ``ReverseKL``: then there are
-            ``steps``, or contexts alone.
-        context: what the density is conditioned on, (N, *context), row by row.
+        x: the data: a tensor or array ``(N, *event)``, or a stream: an object whose every iteration gives the same
+            batches, tensors, (x, context) pairs or (x, context, weights) triples (a ``BatchStream`` or what
+            ``Iterated`` takes), of sizes of its own. None for an objective that draws its own points, such as
+            ``ReverseKL``: then there are ``steps``, or contexts alone.
+        context: what the density is conditioned on, ``(N, *context)``, row by row.
         weights: how much each row counts, (N,), finite and at least 0: the loss is the weighted mean sum(w l) / sum(w),
             in training and in validation on rows held out. Only their ratios matter. A row of weight 0 is as good as
             left out, one of weight 2 as good as two rows. Layers that set themselves from the data (``Standardize``,
@@ -181,7 +200,8 @@ def fit(
         resume: continue from the checkpoint, with the same arguments and data. A budget in epochs ends with weights
             identical to the bit; one in minutes depends on the clock. A larger budget of the same kind trains longer,
             a finished training, too: from where it is, at the rates that the larger budget has there.
-        progress: show a bar, or lines if stderr is no terminal.
+        progress: show a bar; in a notebook with the learning curve; lines now and then if stderr is no terminal.
+            (Or the part of a larger display that is reported to.)
         checkpoint_every: seconds between checkpoints, more where writing takes long; one is written at the end in any
             case.
 
@@ -240,7 +260,7 @@ def fit(
     )  # fmt: skip
     store = Store(out, resume=resume, every=checkpoint_every, settings=settings, writes=world.leads)
 
-    with Interrupt() as interrupt, Reporter(progress and world.leads) as reporter, fork_rng(device):
+    with Interrupt() as interrupt, reported(progress, world.leads) as reporter, fork_rng(device):
         world.wait()  # until all processes have looked for a checkpoint: now files are written
         flow = getattr(objective, "flow", None) if store.writes else None
         if isinstance(flow, Flow) and not resume and not is_run(store.folder.parent):
@@ -263,6 +283,8 @@ def fit(
             best = tensors.get("best", {})
         model = world.wrap(objective)
         journal = Journal(store.folder if store.writes else None, state.history)
+        for entry in state.history:
+            reporter.epoch(entry)
 
         def snapshot() -> dict[str, Tensor]:
             return {name: tensor.clone() for name, tensor in trained(objective).items()}
@@ -367,6 +389,7 @@ def fit(
                 state.best_loss = state.history[-1]["loss"]
         objective.load_state_dict(best, strict=False)
         objective.eval()
+        reporter.end(state.stopped or "interrupted")
         if isinstance(flow, Flow) and is_run(store.folder.parent):
             save_weights(store.folder.parent, flow)
 

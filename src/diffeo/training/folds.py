@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,16 @@ from diffeo import recipes
 from diffeo.flow import Flow
 from diffeo.mixture import Mixture
 from diffeo.objectives import Objective, objective_of
+from diffeo.progress import Display, Relay, Training
 from diffeo.structure import described, rebuilt
+from diffeo.summary import Curve, Summarised, Summary, pair, quantity
 from diffeo.training.batches import as_tensor, check_weights, in_proportion
 from diffeo.training.digests import digests
 from diffeo.training.families import FAMILIES, INDEPENDENT, fitted
 from diffeo.training.fit import FitResult, fit
 from diffeo.training.interrupt import Interrupt
+from diffeo.training.journal import Journal
 from diffeo.training.parallel import World
-from diffeo.training.progress import Journal
 from diffeo.training.seeding import derive, seed_noise
 
 __all__ = ["FoldsResult", "assign_folds", "fit_folds", "out_of_fold", "stack"]
@@ -42,8 +45,8 @@ SETTLED = 1e-9  # nats per row that a round has to gain
 Make = Callable[[Flow], Objective]
 
 
-@dataclass(frozen=True)
-class FoldsResult:
+@dataclass(frozen=True, repr=False)
+class FoldsResult(Summarised):
     """What a training by folds came to.
 
     Attributes:
@@ -65,6 +68,18 @@ class FoldsResult:
     scores: dict[str, float]
     members: list[FitResult]
     training: FitResult
+
+    def _summary(self) -> Summary:
+        count, folds = len(self.fold), len(self.flow.members)
+        error = float(self.log_prob.std()) / math.sqrt(count)
+        weights = sorted(self.weights.items(), key=lambda each: -each[1])
+        facts = {
+            "rows": f"{count:,} in {quantity(folds, 'fold')}",
+            "weights": ", ".join(f"{name} {weight:.2g}" for name, weight in weights if weight >= NEGLIGIBLE),
+            **self.training._summary().facts,
+        }
+        title = f"FoldsResult: log-likelihood out of fold {pair(float(self.log_prob.mean()), error)} nats"
+        return Summary(title, facts, curves=[Curve.of(member.history) for member in self.members])
 
 
 @dataclass(frozen=True)
@@ -171,13 +186,15 @@ def fit_folds(
     say: Callable[[str], None] = lambda text: None,
     **training: Any,
 ) -> FoldsResult:
-    """Train a flow without each fold, and stack flows and simpler densities by the likelihood of what each held out.
+    r"""Train a flow without each fold, and stack flows and simpler densities by the likelihood of what each held out.
 
-    The density is sum_f w_f (1/K) sum_k p_fk, of families f: the flows, and for vectors without a context a Gaussian, a
-    mixture of Gaussians, a kernel density, and a broad one that keeps any row from costing more than its distance.
-    p_fk is trained on all folds but k, a flow until the likelihood of fold k is best. The weights maximise the
-    likelihood of the rows out of fold, so the stack is about as good as the best of the families on new rows, mostly
-    better; and every row has a likelihood by densities that have not been trained on it.
+    .. math:: p(x) = \sum_f w_f \frac{1}{K} \sum_{k=1}^K p_{fk}(x)
+
+    The families f are the flows, and for vectors without a context a Gaussian, a mixture of Gaussians, a kernel
+    density, and a broad one that keeps any row from costing more than its distance. :math:`p_{fk}` is trained on all
+    folds but k, a flow until the likelihood of fold k is best. The weights maximise the likelihood of the rows out of
+    fold, so the stack is about as good as the best of the families on new rows, mostly better; and every row has a
+    likelihood by densities that have not been trained on it.
 
     Args:
         flow: what to train, which itself stays as it is; or several by name, of other capacities.
@@ -197,7 +214,7 @@ def fit_folds(
         device: where to train.
         out: a folder that receives a run directory for each training, in ``train``.
         resume: go on with what is in ``out``.
-        progress: show how far it is.
+        progress: show one bar for all trainings; see ``diffeo.fit``.
         say: called when a training is over.
         training: further arguments of ``diffeo.fit``, such as ``epochs``, ``lr`` and ``patience``.
 
@@ -232,7 +249,7 @@ def fit_folds(
     train = partial(
         _train, x=rows, context=contexts, weights=counts, fold=fold, objective=objective, resume=resume, **training
     )
-    trained = _all_trained(train, tasks, jobs, world.device, progress, say)
+    trained = _all_trained(train, tasks, jobs, world.device, progress and world.leads, say)
 
     every = [*names, *simple]
     with _one_thread(world.device):
@@ -320,7 +337,7 @@ def _train(
     objective: Make,
     resume: bool,
     device: torch.device,
-    progress: bool,
+    progress: bool | Training,
     **training: Any,
 ) -> tuple[Flow, FitResult]:
     """Train a fresh copy of a flow on all folds but one."""
@@ -372,24 +389,31 @@ def _all_trained(
         say(f"fold {tasks[number].fold + 1}, {tasks[number].name}: {held_out} ({took})")
 
     done: dict[int, tuple[Flow, FitResult]] = {}
-    if jobs == 1:
-        for number, task in enumerate(tasks):
-            done[number] = train(task, device=device, progress=progress)
-            over(number, done[number][1])
-            if done[number][1].stopped == "interrupted":
-                break
-    else:
-        with Interrupt() as interrupt, _workers(jobs) as pool:
-            running: dict[Future[tuple[Flow, FitResult]], int] = {}
-            left = list(enumerate(tasks))
-            while running or (left and not interrupt.pressed):
-                while left and len(running) < jobs and not interrupt.pressed:
-                    number, task = left.pop(0)
-                    running[pool.submit(train, task, device=device, progress=False)] = number
-                for future in wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done:
-                    number = running.pop(future)
-                    done[number] = future.result()
-                    over(number, done[number][1])
+    with Display([task.name for task in tasks], progress) as display:
+        if jobs == 1:
+            for number, task in enumerate(tasks):
+                done[number] = train(task, device=device, progress=display.trainings[number])
+                over(number, done[number][1])
+                if done[number][1].stopped == "interrupted":
+                    break
+        else:
+            with Interrupt() as interrupt, TemporaryDirectory() as folder, _workers(jobs) as pool:
+                relays = [Relay(Path(folder) / f"{number}.json") for number in range(len(tasks))]
+                running: dict[Future[tuple[Flow, FitResult]], int] = {}
+                left = list(enumerate(tasks))
+                while running or (left and not interrupt.pressed):
+                    while left and len(running) < jobs and not interrupt.pressed:
+                        number, task = left.pop(0)
+                        part = Training(task.name, relays[number]) if progress else False
+                        running[pool.submit(train, task, device=device, progress=part)] = number
+                    for future in wait(running, timeout=0.2, return_when=FIRST_COMPLETED).done:
+                        number = running.pop(future)
+                        done[number] = future.result()
+                        relays[number].into(display.trainings[number])
+                        over(number, done[number][1])
+                    for number in running.values():
+                        relays[number].into(display.trainings[number])
+                    display.update()
     if len(done) < len(tasks):
         raise KeyboardInterrupt
     return [done[number] for number in range(len(tasks))]

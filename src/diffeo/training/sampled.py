@@ -24,7 +24,7 @@ class SampleStream(BatchStream):
 
     Args:
         flow: what to draw from, without gradients.
-        contexts: the contexts (n, *context) to draw in, picked at random; for a flow that takes one.
+        contexts: the contexts ``(n, *context)`` to draw in, picked at random; for a flow that takes one.
         batch_size: rows per batch.
         batches: batches per epoch.
         seed: of the draws.

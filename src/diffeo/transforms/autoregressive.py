@@ -43,7 +43,11 @@ class AutoregressiveNet(Protocol):
 
 
 class Autoregressive(Transform):
-    """x_i = f(z_i; net(x_<i, context)); log|det dx/dz| = sum_i log|f'(z_i)|.
+    r"""Each element is mapped by parameters that depend on the elements before it.
+
+    .. math::
+        x_i = f(z_i; \theta_i), \quad \theta_i = \mathrm{net}(x_{<i}, c), \qquad
+        \log\left|\det \frac{\partial x}{\partial z}\right| = \sum_i \log|f'(z_i; \theta_i)|
 
     With ``Affine`` this is MAF (Papamakarios et al. 2017, arXiv:1705.07057); its ``Inverse`` is IAF (Kingma et al.
     2016, arXiv:1606.04934). Normalizing (``inverse``) is one parallel pass. Generating is sequential, by the network's
@@ -109,7 +113,7 @@ class Autoregressive(Transform):
         return x, -self.inverse_and_log_diagonal(x, context)[1]
 
     def conditionals(self, x: Tensor, context: Tensor | None = None) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """The map of each element given those before it in x, from one parallel pass.
+        r"""The map of each element given those before it in x, from one parallel pass.
 
         Args:
             x: ``(*batch, *event)``.
@@ -117,7 +121,7 @@ class Autoregressive(Transform):
 
         Returns:
             A function of values y ``(*draws, *x.shape)``, which normalizes every y_i by the parameters that x_<i gives:
-            z_i and log|dz_i/dy_i|, of y's shape.
+            :math:`z_i` and :math:`\log|dz_i/dy_i|`, of y's shape.
         """
         params = self.net(*self._columns(x, context)).mT.reshape(self.univariate.size, *x.shape)
 

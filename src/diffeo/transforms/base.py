@@ -48,10 +48,11 @@ def sum_event(value: Tensor, event_dim: int) -> Tensor:
 
 
 class Transform(KnowsArguments, nn.Module, ABC):
-    """A differentiable bijection between noise and data, x = f(z), possibly given a context.
+    r"""A differentiable bijection between noise and data, x = f(z), possibly given a context.
 
-    ``forward`` generates (x = f(z)) and ``inverse`` normalizes (z = f^-1(x)). Each ``*_and_log_det`` returns the log of
-    the absolute Jacobian determinant of the map that it just applied, summed over the event: shape ``(*batch,)``.
+    ``forward`` generates, :math:`x = f(z)`, and ``inverse`` normalizes, :math:`z = f^{-1}(x)`. Each ``*_and_log_det``
+    returns the log of the absolute Jacobian determinant of the map that it just applied, summed over the event: shape
+    ``(*batch,)``.
 
     Shapes: z and x are ``(*batch, *event)`` with ``event_dim`` event dimensions; the context is ``(*batch, *context)``.
     """
@@ -78,7 +79,7 @@ class Transform(KnowsArguments, nn.Module, ABC):
 
     @abstractmethod
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Generate: x = f(z) and log|det df/dz|.
+        r"""Generate: :math:`x = f(z)` and :math:`\log|\det \partial f / \partial z|`.
 
         Args:
             z: ``(*batch, *event)``.
@@ -90,7 +91,7 @@ class Transform(KnowsArguments, nn.Module, ABC):
 
     @abstractmethod
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Normalize: z = f^-1(x) and log|det df^-1/dx|.
+        r"""Normalize: :math:`z = f^{-1}(x)` and :math:`\log|\det \partial f^{-1} / \partial x|`.
 
         Args:
             x: ``(*batch, *event)``.
@@ -101,7 +102,9 @@ class Transform(KnowsArguments, nn.Module, ABC):
         """
 
     def log_prob(self, noise: Callable[[Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
-        """log p(x) = log p(z) + log|det dz/dx|, ``(*batch,)``, or of the sum over all z that x comes from.
+        r"""The log-density of x, ``(*batch,)``, of the sum over all z that x comes from.
+
+        .. math:: \log p(x) = \log p(z) + \log\left|\det \frac{\partial z}{\partial x}\right|
 
         Args:
             noise: log p(z), ``(*batch, *event) -> (*batch,)``.
@@ -115,7 +118,9 @@ class Transform(KnowsArguments, nn.Module, ABC):
         return noise(z) + log_det
 
     def preimages(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Every z that x comes from, and log|det dz/dx| of each; one, but where noise is wrapped, as by ``Circle``.
+        r"""Every z that x comes from, and :math:`\log|\det \partial z / \partial x|` of each; mostly it is one.
+
+        Several come to one x where noise is wrapped, as by ``Circle``.
 
         Args:
             x: ``(*batch, *event)``.
@@ -128,7 +133,7 @@ class Transform(KnowsArguments, nn.Module, ABC):
         return z[None], log_det[None]
 
     def forward_and_log_diagonal(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Generate: x = f(z) and log|dx_i/dz_i| of each element, for a transform that keeps one order throughout.
+        r"""Generate: x and :math:`\log|dx_i/dz_i|` of each element, for a transform that keeps one order throughout.
 
         Where each element depends on itself and on the ones before it alone, these are the diagonal of the Jacobian,
         of the shape of x, and log|det| is their sum.
@@ -146,7 +151,7 @@ class Transform(KnowsArguments, nn.Module, ABC):
         return self._diagonal("forward_and_log_det", z, context)
 
     def inverse_and_log_diagonal(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Normalize: z = f^-1(x) and log|dz_i/dx_i| of each element; see ``forward_and_log_diagonal``.
+        r"""Normalize: z and :math:`\log|dz_i/dx_i|` of each element; see ``forward_and_log_diagonal``.
 
         Args:
             x: ``(*batch, *event)``.
@@ -167,7 +172,7 @@ class Transform(KnowsArguments, nn.Module, ABC):
         return result
 
     def log_prob_given(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
-        """log p(the other elements | the known ones) ``(n,)``, for a transform of any order; see ``Mixed``.
+        """Log-density of the other elements given the known ones ``(n,)``, for a transform of any order; see ``Mixed``.
 
         Args:
             x: ``(n, D)``.
@@ -180,7 +185,7 @@ class Transform(KnowsArguments, nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no conditionals of any order")
 
     def log_prob_of(self, x: Tensor, wanted: Tensor, context: Tensor | None = None) -> Tensor:
-        """log p(the wanted elements), the others marginalised, ``(*batch,)``, of a transform of any order.
+        """Log-density of the wanted elements, the others marginalised, ``(*batch,)``, of a transform of any order.
 
         Args:
             x: ``(*batch, features)``.
@@ -207,7 +212,7 @@ class Transform(KnowsArguments, nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no conditionals of any order")
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Generate: x = f(z).
+        r"""Generate: :math:`x = f(z)`.
 
         Args:
             z: ``(*batch, *event)``.
@@ -216,7 +221,7 @@ class Transform(KnowsArguments, nn.Module, ABC):
         return self.forward_and_log_det(z, context)[0]
 
     def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Normalize: z = f^-1(x).
+        r"""Normalize: :math:`z = f^{-1}(x)`.
 
         Args:
             x: ``(*batch, *event)``.
@@ -244,9 +249,13 @@ def expect_transform(value: Any) -> Transform:
 
 
 class Chain(Transform):
-    """The composition x = (f_K o ... o f_1)(z), given in the order of generation.
+    r"""A composition, given in the order of generation.
 
-    log|det df/dz| = sum_k log|det df_k/dz_{k-1}|, each summed over the event of the part with the most dimensions.
+    .. math::
+        x = (f_K \circ \dots \circ f_1)(z_0), \qquad \log\left|\det \frac{\partial x}{\partial z_0}\right|
+        = \sum_k \log\left|\det \frac{\partial f_k}{\partial z_{k-1}}\right|
+
+    Each term is summed over the event of the part with the most dimensions.
 
     Args:
         transforms: the parts f_1 ... f_K.
@@ -344,7 +353,7 @@ class Chain(Transform):
 
 
 class Inverse(Transform):
-    """The same bijection the other way round: x = f^-1(z). ``IAF = Inverse(MAF)``.
+    r"""The same bijection the other way round: :math:`x = f^{-1}(z)`. ``IAF = Inverse(MAF)``.
 
     Args:
         transform: the bijection f.

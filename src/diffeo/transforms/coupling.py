@@ -51,9 +51,13 @@ def checkerboard_mask(shape: Sequence[int], *, flip: bool = False) -> Tensor:
 
 
 class Coupling(Transform):
-    """x_a = z_a; x_b = f(z_b; net(z_a, context)), with a where the mask is True and b where it is False.
+    r"""One part a of the elements stays, and says how the other part b is mapped.
 
-    The Jacobian is triangular, log|det| = sum_b log|f'|, and both directions cost one pass. NICE with ``Shift``
+    .. math::
+        x_a = z_a, \quad x_b = f(z_b; \mathrm{net}(z_a, c)), \qquad
+        \log\left|\det \frac{\partial x}{\partial z}\right| = \sum_b \log|f'(z_b)|
+
+    The Jacobian is triangular, and both directions cost one pass. a is where the mask is True. NICE with ``Shift``
     (arXiv:1410.8516), RealNVP with ``Affine`` (arXiv:1605.08803), NSF with splines (arXiv:1906.04032).
 
     A mask of one dimension divides the first event dimension (features of a vector, channels of an image): the net then

@@ -15,7 +15,9 @@ __all__ = ["Elementwise"]
 
 
 class Elementwise(Transform):
-    """x_i = f(z_i; params_i + (W c)_i) with learned parameters, and W for those that are given a context c.
+    r"""Each element is mapped by learned parameters of its own, which a context c may shift linearly.
+
+    .. math:: x_i = f(z_i; \theta_i + (W c)_i)
 
     With ``Scale`` this is NICE's diagonal rescaling; with ``Affine`` and a context, behind normal noise, a diagonal
     Gaussian given that context. W starts at zero.

@@ -15,7 +15,9 @@ __all__ = ["LU", "ActNorm", "Permutation", "reorder"]
 
 
 class Permutation(Transform):
-    """x_i = z_{order[i]} along the first event dimension; log|det| = 0.
+    r"""The elements in another order along the first event dimension.
+
+    .. math:: x_i = z_{\mathrm{order}(i)}, \qquad \log\left|\det \frac{\partial x}{\partial z}\right| = 0
 
     Args:
         order: a permutation of 0 .. n-1.
@@ -122,11 +124,14 @@ def _select(value: Tensor, dim: int, order: Tensor) -> Tensor:
 
 
 class LU(Transform):
-    """x = L U z + b with unit lower L and upper U of diagonal exp(d): log|det dx/dz| = sum d (times the positions).
+    r"""A linear map, as the product of a unit lower triangle L and an upper triangle U with a positive diagonal.
 
-    Starts as the identity. For images it is Glow's invertible 1x1 convolution (Kingma and Dhariwal 2018,
-    arXiv:1807.03039): the matrix mixes channels, at every position alike. Put a random ``Permutation`` before it for
-    the permutation of a full PLU decomposition.
+    .. math::
+        x = L U z + b, \quad U_{ii} = e^{d_i}, \qquad \log\left|\det \frac{\partial x}{\partial z}\right| = \sum_i d_i
+
+    For images the log-determinant is that times the number of positions. Starts as the identity. For images it is
+    Glow's invertible 1x1 convolution (Kingma and Dhariwal 2018, arXiv:1807.03039): the matrix mixes channels, at every
+    position alike. Put a random ``Permutation`` before it for the permutation of a full PLU decomposition.
 
     Args:
         features: the size n of the first event dimension.
@@ -166,7 +171,9 @@ class LU(Transform):
 
 
 class ActNorm(DataDependent):
-    """x = z exp(s) + b per feature or channel, set so that the first batch comes out with mean 0 and variance 1.
+    r"""Scale and shift of each feature or channel, so set that the first batch comes out with mean 0 and variance 1.
+
+    .. math:: x = e^s z + b, \qquad \log\left|\det \frac{\partial x}{\partial z}\right| = \sum s
 
     Initialised once, from the first training batch, and never again after loading (Kingma and Dhariwal 2018,
     arXiv:1807.03039).

@@ -46,22 +46,25 @@ class _Cells:
 
 
 class Mixed(DataDependent):
-    """log p(x) = log 1/R sum_r prod_t p(x_{s_r(t)} | x_{s_r(1)}, ..., x_{s_r(t-1)}), over R orders s_r of the columns.
+    r"""A density of mixed columns: the mean over R orders s of the columns of what the conditionals multiply to.
+
+    .. math:: p(x) = \frac{1}{R} \sum_{r=1}^R \prod_t p(x_{s_r(t)} \mid x_{s_r(1)}, \dots, x_{s_r(t-1)})
 
     One network gives the parameters of every column given any others (``AnyOrder``), so that every conditional is at
     hand: ``log_conditionals`` in one pass, ``complete`` column by column. A factor is a mixture
 
-        p(x_i | known) = sum_v w_v [x_i = v] + sum_c w_c [x_i = a x_j + b] + sum_g w_g p_g(x_i)
+    .. math::
+        p(x_i \mid \text{known}) = \sum_v w_v [x_i = v] + \sum_c w_c [x_i = a_c x_{j(c)} + b_c] + \sum_g w_g\, p_g(x_i)
 
     of masses of single values, of copies of known columns, and of a mixture of logistics, as a density or as masses
-    F(x + step/2) - F(x - step/2) on grids. Logistics live where the column's own distribution has been made normal
-    (``Gaussianize``). Training draws orders at random (``AnyOrderLikelihood``; Uria et al. 2014, arXiv:1310.1757;
-    Hoogeboom et al. 2022, arXiv:2110.02037).
+    :math:`F(x + h/2) - F(x - h/2)` on grids of step h. Logistics live where the column's own distribution has been made
+    normal (``Gaussianize``). Training draws orders at random (``AnyOrderLikelihood``; Uria et al. 2014,
+    arXiv:1310.1757; Hoogeboom et al. 2022, arXiv:2110.02037).
 
-    As a map it is the inverse distribution function of uniform noise z, column by column: an interval of z_i chooses
-    the part of the mixture, and the place within it the value. Single values are intervals, so their noise is drawn at
-    random when x is encoded (``inverse``), as for dequantised numbers; densities do not depend on it. z_1 also says
-    which order it is.
+    As a map it is the inverse distribution function of uniform noise z, column by column: an interval of :math:`z_i`
+    chooses the part of the mixture, and the place within it the value. Single values are intervals, so their noise is
+    drawn at random when x is encoded (``inverse``), as for dequantised numbers; densities do not depend on it. z_1 also
+    says which order it is.
 
     A missing cell is NaN. Where gaps have a mass, it is that; elsewhere the column is marginalised: left out of every
     condition, and of the sum.
@@ -174,7 +177,7 @@ class Mixed(DataDependent):
     # ---- Densities --------------------------------------------------------------------------------------------------
 
     def log_conditionals(self, x: Tensor, known: Tensor, context: Tensor | None = None) -> Tensor:
-        """log p(x_i | the known columns), in one pass, of every column: ``(n, D)``.
+        r""":math:`\log p(x_i \mid \text{known columns})`, in one pass, of every column: ``(n, D)``.
 
         Args:
             x: ``(n, D)``; cells that are not known are only asked for their density.

@@ -102,7 +102,9 @@ class _OnView(Transform):
 
 
 class Squeezed(_OnView):
-    """x = unsqueeze(f(squeeze(z))): f acts on ``(4 C, H/2, W/2)``, see ``squeeze``. Dinh et al. 2016, arXiv:1605.08803.
+    """A transform of images whose blocks of 2 x 2 pixels became channels, ``(4 C, H/2, W/2)``; see ``squeeze``.
+
+    x = unsqueeze(f(squeeze(z))): Dinh et al. 2016, arXiv:1605.08803.
 
     Args:
         transform: the transform f of squeezed images.
@@ -119,7 +121,9 @@ class Squeezed(_OnView):
 
 
 class Part(_OnView):
-    """x_a = f(z_a), x_b = z_b, with a the first channels: the others are factored out (Dinh et al. 2016, 1605.08803).
+    r"""A transform of the first channels a; the others are factored out (Dinh et al. 2016, arXiv:1605.08803).
+
+    .. math:: x_a = f(z_a), \qquad x_b = z_b
 
     Args:
         transform: the transform f of the first channels.
@@ -147,7 +151,7 @@ class Part(_OnView):
 
 
 class Flattened(_OnView):
-    """x = reshape(f(flatten(z))): f is a transform of vectors, and sees the event row by row.
+    """A transform f of vectors, which sees the event row by row: x = reshape(f(flatten(z))).
 
     Args:
         transform: the transform f of vectors.

@@ -80,7 +80,11 @@ def watched_solves() -> Iterator[Solves]:
 
 
 class ODE(Transform):
-    """x = y(1), where dy/dt = v(y, t, context) and y(0) = z; log|det dx/dz| = int_0^1 div v(y(t), t, context) dt.
+    r"""Where a velocity carries noise in a unit of time.
+
+    .. math::
+        \frac{dy}{dt} = v(y, t, c), \quad y(0) = z, \quad x = y(1), \qquad
+        \log\left|\det \frac{\partial x}{\partial z}\right| = \int_0^1 \mathrm{div}\, v(y(t), t, c)\, dt
 
     Chen et al. 2018 (arXiv:1806.07366); ``FlowMatching`` trains the velocity without solving anything, and
     ``MaximumLikelihood`` by solving, as FFJORD does (Grathwohl et al. 2018, arXiv:1810.01367). The divergence is

@@ -17,7 +17,9 @@ __all__ = ["Dequantize", "Gaussianize", "Logit", "Rescale", "Standardize", "Whit
 
 
 class Standardize(DataDependent):
-    """x = std z + mean per element; log|det dx/dz| = sum log std.
+    r"""Each element with mean 0 and standard deviation 1 on the noise's side.
+
+    .. math:: x = s z + m, \qquad \log\left|\det \frac{\partial x}{\partial z}\right| = \sum_i \log s_i
 
     Mean and standard deviation come from the first training batch (``diffeo.fit`` shows it many training rows first)
     and are part of the state. A constant element keeps std 1.
@@ -79,11 +81,15 @@ def _moments(value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Whiten(DataDependent):
-    """x = L z + mean for the covariance L L^T of the data, L lower triangular; log|det dx/dz| = sum log L_ii.
+    r"""Elements without linear correlation on the noise's side, by the covariance of the data.
 
-    What comes out has no linear correlation, and z_i knows of x_1 ... x_i alone: the order of the columns is kept. A
-    Gaussian of any covariance becomes the standard one. Columns that determine each other linearly count as if each
-    had a millionth of its variance of its own.
+    .. math::
+        x = L z + m, \quad \mathrm{Cov}(x) = L L^T, \qquad
+        \log\left|\det \frac{\partial x}{\partial z}\right| = \sum_i \log L_{ii}
+
+    L is lower triangular, so :math:`z_i` knows of :math:`x_1, \dots, x_i` alone: the order of the columns is kept. A
+    Gaussian of any covariance becomes the standard one. Columns that determine each other linearly count as if each had
+    a millionth of its variance of its own.
 
     Args:
         event_shape: the size n of a vector, or ``(n,)``.
@@ -134,13 +140,15 @@ class Whiten(DataDependent):
 
 
 class Gaussianize(DataDependent):
-    """z_i = g_i(x_i): each element's own distribution becomes a standard normal; what remains is dependence.
+    r"""Each element's own distribution becomes a standard normal; what remains is dependence.
 
-    g_i is the monotone rational-quadratic curve through K pairs (quantile of x_i at level Phi(z_k), z_k), with z_k
-    evenly spaced, and goes on linearly outside. Slopes between knots stay within [1 / max_slope, max_slope], so that
-    atoms and gaps in the data make neither spikes nor holes in the map. The quantiles come from the first training
-    batch, which ``diffeo.fit`` makes of many training rows. Put it after ``Standardize``. The curve: Gregory and
-    Delbourgo 1982; as a layer: Meng et al. 2020 (Gaussianization flows, arXiv:2003.01941).
+    .. math:: z_i = g_i(x_i)
+
+    :math:`g_i` is the monotone rational-quadratic curve through K pairs of the quantile of :math:`x_i` at level
+    :math:`\Phi(z_k)` and :math:`z_k`, evenly spaced, and goes on linearly outside. Slopes between knots stay within [1
+    / max_slope, max_slope], so that atoms and gaps in the data make neither spikes nor holes in the map. The quantiles
+    come from the first training batch, which ``diffeo.fit`` makes of many training rows. Put it after ``Standardize``.
+    The curve: Gregory and Delbourgo 1982; as a layer: Meng et al. 2020 (Gaussianization flows, arXiv:2003.01941).
 
     Args:
         event_shape: the shape of one example, a number for vectors.
@@ -204,7 +212,7 @@ class Gaussianize(DataDependent):
         return x, sum_event(log_slopes, self.event_dim)
 
     def normalize(self, x: Tensor, place: Any = ...) -> tuple[Tensor, Tensor]:
-        """z = g(x) and log dz_i/dx_i of each element, both of the shape of x.
+        r""":math:`z = g(x)` and :math:`\log dz_i/dx_i` of each element, both of the shape of x.
 
         Args:
             x: values of the elements at ``place``, all by default.
@@ -213,7 +221,7 @@ class Gaussianize(DataDependent):
         return self._map(x, place, generate=False)
 
     def generate(self, z: Tensor, place: Any = ...) -> tuple[Tensor, Tensor]:
-        """x = g^-1(z) and log dx_i/dz_i of each element, both of the shape of z.
+        r""":math:`x = g^{-1}(z)` and :math:`\log dx_i/dz_i` of each element, both of the shape of z.
 
         Args:
             z: noise of the elements at ``place``, all by default.
@@ -237,7 +245,9 @@ class Gaussianize(DataDependent):
 
 
 class Rescale(Transform):
-    """z = (x - low) / (high - low): a fixed range becomes [0, 1]; log|det dz/dx| = -D log(high - low).
+    r"""A fixed range from ``low``, l, to ``high``, h, becomes [0, 1].
+
+    .. math:: z = \frac{x - l}{h - l}, \qquad \log\left|\det \frac{\partial z}{\partial x}\right| = -D \log(h - l)
 
     ``Rescale(shape, 0, 256)`` after ``Dequantize`` brings pixels of 0 .. 255 to [0, 1], as NICE and most papers do.
 
@@ -275,11 +285,14 @@ def _check_range(low: float, high: float) -> None:
 
 
 class Logit(Transform):
-    """z = logit(alpha + (1 - 2 alpha) u), u = (x - low) / (high - low): opens a bounded range to the whole line.
+    r"""A bounded range from ``low``, l, to ``high``, h, becomes the whole line.
 
-    log|dz/dx| = log((1 - 2 alpha) / (high - low)) - log p - log(1 - p), p = alpha + (1 - 2 alpha) u. Data outside
-    (low, high) by more than alpha's margin have no image: their log-likelihood is -inf (the density there is zero).
-    Papamakarios et al. 2017 (arXiv:1705.07057) use alpha = 1e-6 for MNIST.
+    .. math::
+        z = \log \frac{p}{1 - p}, \quad p = \alpha + (1 - 2 \alpha) \frac{x - l}{h - l}, \qquad
+        \log\left|\frac{dz}{dx}\right| = \log \frac{1 - 2 \alpha}{h - l} - \log p - \log(1 - p)
+
+    Data outside (low, high) by more than alpha's margin have no image: their log-likelihood is -inf (the density there
+    is zero). Papamakarios et al. 2017 (arXiv:1705.07057) use alpha = 1e-6 for MNIST.
 
     Args:
         event_shape: the shape of one example, a number for vectors.
@@ -324,13 +337,15 @@ class Logit(Transform):
 
 
 class Dequantize(Transform):
-    """z = x + step u, u ~ U[0, 1): spreads each discrete value over its cell; log|det| = 0.
+    r"""Each discrete value is spread over its cell, whose width is the step h.
 
-    Going back, x is the cell that holds z. The density of x + step u, averaged over u, is the probability of the value
-    divided by its step, so by Jensen's inequality log p(x + step u) is on average a lower bound on the discrete
-    log-likelihood (in units of one step). Elements of step 0 are continuous and pass unchanged.
+    .. math:: z = x + h u, \quad u \sim U[0, 1), \qquad E_u \log p(x + h u) \le \log \frac{P(x)}{h}
 
-    Where |x| / step exceeds about 1e5, float32 itself rounds across cells.
+    Going back, x is the cell that holds z. The density of x + h u, averaged over u, is the probability P of the value
+    divided by its step, so by Jensen's inequality its mean logarithm is a lower bound on the discrete log-likelihood
+    (in units of one step). Elements of step 0 are continuous and pass unchanged.
+
+    Where :math:`|x| / h` exceeds about 1e5, float32 itself rounds across cells.
 
     This is the one transform that is random (the draw follows torch's global generator) and no bijection: x -> z -> x
     is exact, z -> x -> z is exact up to the cell. Theis et al. 2016, arXiv:1511.01844.

@@ -84,16 +84,17 @@ def _plain(table: Tensor) -> Any:
 
 
 class Bounded(Support):
-    """Each element within (low, high), where either end may be infinite; log|dx/dz| is exact in the tails.
+    r"""Each element between ``low``, l, and ``high``, h, of which either may be infinite; exact in the tails.
 
-        low and high   x = low + (high - low) Phi(z)   log|dx/dz| = log(high - low) - (z^2 + log 2 pi) / 2
-        low alone      x = low + exp(z)                log|dx/dz| = z
-        high alone     x = high - exp(-z)              log|dx/dz| = -z
-        neither        x = z
+    .. math::
+        \text{both:}\quad & x = l + (h - l)\, \Phi(z), \quad & \log|dx/dz| &= \log(h - l) - (z^2 + \log 2\pi) / 2 \\
+        \text{low alone:}\quad & x = l + e^z, & \log|dx/dz| &= z \\
+        \text{high alone:}\quad & x = h - e^{-z}, & \log|dx/dz| &= -z \\
+        \text{neither:}\quad & x = z, & \log|dx/dz| &= 0
 
-    Phi is the standard normal distribution function: standard normal noise becomes uniform on an interval, and layers
-    that end like it in their tails have a density up to the bounds. Values that are generated lie strictly inside in
-    the flow's own precision; on the bounds and outside, log|dz/dx| is -inf.
+    :math:`\Phi` is the standard normal distribution function: standard normal noise becomes uniform on an interval, and
+    layers that end like it in their tails have a density up to the bounds. Values that are generated lie strictly
+    inside in the flow's own precision; on the bounds and outside, :math:`\log|dz/dx|` is -inf.
 
     Args:
         event_shape: the shape of one example, a number for vectors; ``()`` treats all elements alike.
@@ -223,11 +224,15 @@ def _exp(value: Tensor) -> Tensor:
 
 
 class Simplex(Support):
-    """Positive vectors that sum to 1, by stick breaking: x_k = s_k (1 - x_1 - ... - x_{k-1}), k < D, x_D the rest.
+    r"""Positive vectors that sum to 1, by stick breaking.
 
-    s_k = sigmoid(z_k - log(D - k)), so that z = 0 is the centre. The density is that of the first D - 1 elements, as in
-    ``torch.distributions.Dirichlet``; log|dx/dz| = sum_k log x_k, over all D. A point whose sum is not 1, up to
-    rounding, or that has an element that is not positive, has no image: its log|dz/dx| is -inf.
+    .. math::
+        x_k = s_k (1 - x_1 - \dots - x_{k-1}), \quad s_k = \sigma(z_k - \log(D - k)), \qquad
+        \log\left|\frac{dx}{dz}\right| = \sum_{k=1}^D \log x_k
+
+    for k < D; the last element is the rest, and z = 0 is the centre. The density is that of the first D - 1 elements,
+    as in ``torch.distributions.Dirichlet``. A point whose sum is not 1, up to rounding, or that has an element that is
+    not positive, has no image: its :math:`\log|dz/dx|` is -inf.
 
     Args:
         size: the number D of elements, at least 2; noise has one less.
@@ -271,9 +276,14 @@ class Simplex(Support):
 
 
 class Increasing(Support):
-    """Increasing vectors: x_k = x_{k-1} + exp(z_k), from x_1 = z_1 or x_0 = low; log|dx/dz| is the sum of exponents.
+    r"""Increasing vectors, from a first element that is free or above ``low``.
 
-    A vector that does not increase strictly has no image: its log|dz/dx| is -inf.
+    .. math::
+        x_k = x_{k-1} + e^{z_k}, \qquad x_1 = z_1 \ \text{or}\ x_0 = \mathrm{low}, \qquad
+        \log\left|\frac{dx}{dz}\right| = \sum_k z_k
+
+    The sum is over the exponents. A vector that does not increase strictly has no image: its :math:`\log|dz/dx|` is
+    -inf.
 
     Args:
         event_shape: the size n of a vector, or ``(n,)``.
@@ -323,17 +333,21 @@ class Increasing(Support):
 
 
 class Circle(Support):
-    """Angles in [low, low + period), with densities that are as smooth at the cut as elsewhere.
+    r"""Angles in [low, low + period), with densities that are as smooth at the cut as elsewhere.
 
     No bijection of the line and the circle has such densities, so noise is wrapped around the circle twice:
 
-        x = low + period frac(t),   t = 2 sigmoid(a z) - 1/2 in (-1/2, 3/2),   a = 0.8
-        p(x) = sum of p(z) |dz/dx| over the two z that x comes from, t = frac and frac +- 1
+    .. math::
+        x = \mathrm{low} + \mathrm{period} \cdot \mathrm{frac}(t), \quad
+        t = 2 \sigma(0.8\, z) - \tfrac{1}{2} \in (-\tfrac{1}{2}, \tfrac{3}{2}), \qquad
+        p(x) = \sum_z p(z) \left|\frac{dz}{dx}\right|
+
+    over the two z that x comes from, whose t differ by 1.
 
     The sum is exact, and smooth wherever the density of t falls to 0 at the ends, as for all noise with tails like the
     normal or the logistic distribution's. Standard normal noise is nearly uniform on the circle. An angle is taken
-    modulo the period, so the density is periodic. With m angles, 2^m densities are summed. ``inverse`` gives the z of
-    t = frac.
+    modulo the period, so the density is periodic. With m angles, :math:`2^m` densities are summed. ``inverse`` gives
+    the z of t = frac(t).
 
     Args:
         event_shape: the shape of one example, a number for vectors.

@@ -56,7 +56,7 @@ class Univariate(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in kept.items())})"
 
     def forward_and_log_det(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Generate: x and log|dx/dz|.
+        r"""Generate: x and :math:`\log|dx/dz|`.
 
         Args:
             z: values of any shape.
@@ -68,7 +68,7 @@ class Univariate(ABC):
         return ops.map_values(self, z, params, generate=True)
 
     def inverse_and_log_det(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalize: z and log|dz/dx|.
+        r"""Normalize: z and :math:`\log|dz/dx|`.
 
         Args:
             x: values of any shape.
@@ -109,7 +109,10 @@ class Univariate(ABC):
 
 
 class Shift(Univariate):
-    """x = z + t; log|dx/dz| = 0. The additive coupling of NICE (Dinh et al. 2014, arXiv:1410.8516)."""
+    r"""A shift by t: the additive coupling of NICE (Dinh et al. 2014, arXiv:1410.8516).
+
+    .. math:: x = z + t, \qquad \log\left|\frac{dx}{dz}\right| = 0
+    """
 
     size = 1
 
@@ -129,7 +132,10 @@ class Shift(Univariate):
 
 
 class Scale(Univariate):
-    """x = z exp(a); log|dx/dz| = a. NICE's diagonal rescaling (Dinh et al. 2014, arXiv:1410.8516)."""
+    r"""A scale, NICE's diagonal rescaling (Dinh et al. 2014, arXiv:1410.8516).
+
+    .. math:: x = e^a z, \qquad \log\left|\frac{dx}{dz}\right| = a
+    """
 
     size = 1
 
@@ -147,13 +153,15 @@ class Scale(Univariate):
 
 
 class Affine(Univariate):
-    """x = z exp(a) + t with the log-scale a = bound tanh(a' / bound); log|dx/dz| = a.
+    r"""Scale and shift, with a log-scale a that is softly bounded by B.
+
+    .. math:: x = e^a z + t, \qquad a = B \tanh(a' / B), \qquad \log\left|\frac{dx}{dz}\right| = a
 
     RealNVP and MAF (Dinh et al. 2016, arXiv:1605.08803; Papamakarios et al. 2017, arXiv:1705.07057). The soft bound
     keeps the inverse from exploding far off the data.
 
     Args:
-        bound: the largest absolute log-scale.
+        bound: the largest absolute log-scale B.
 
     Raises:
         ValueError: unless bound > 0.
@@ -184,7 +192,10 @@ class Affine(Univariate):
 
 
 class Gated(Univariate):
-    """z = s x + (1 - s) m with the gate s = sigmoid(bias + bound tanh(a / bound)); log|dz/dx| = log s.
+    r"""A gate s between x and m, whose logit lies softly within B of a bias b.
+
+    .. math::
+        z = s x + (1 - s) m, \qquad s = \sigma(b + B \tanh(a / B)), \qquad \log\left|\frac{dz}{dx}\right| = \log s
 
     The step of IAF in its numerically stable form (Kingma et al. 2016, arXiv:1606.04934, eq. 13 and 14): normalizing is
     the parallel direction of ``Autoregressive``, so that ``Inverse(Autoregressive(Gated(), net))`` samples by it. A
@@ -192,7 +203,7 @@ class Gated(Univariate):
     1 or 2; in a VAE with two steps that made training slow.) The soft bound keeps the inverse from exploding.
 
     Args:
-        bias: of the gate's logit, so that all parameters zero leave s = sigmoid(bias).
+        bias: of the gate's logit, so that all parameters zero leave :math:`s = \sigma(b)`.
         bound: how far the logit may be from the bias.
 
     Raises:
@@ -229,19 +240,21 @@ class RationalQuadraticSpline(Univariate):
     r"""A monotone rational-quadratic spline of K bins on [-bound, bound], the identity outside.
 
     The spline g is parameterised on the data's side, z = g(x), because training evaluates that side. In a bin of width
-    w, height h, slope s = h / w and end derivatives d0, d1, with xi = (x - x_k) / w:
+    w, height h, slope :math:`s = h / w` and end derivatives :math:`d_0, d_1`, with :math:`\xi = (x - x_k) / w`:
 
-        z     = z_k + h (s xi^2 + d0 xi (1 - xi)) / (s + (d0 + d1 - 2 s) xi (1 - xi))
-        dz/dx = s^2 (d1 xi^2 + 2 s xi (1 - xi) + d0 (1 - xi)^2) / (s + (d0 + d1 - 2 s) xi (1 - xi))^2
+    .. math::
+        z &= z_k + h\, \frac{s \xi^2 + d_0\, \xi (1 - \xi)}{s + (d_0 + d_1 - 2 s)\, \xi (1 - \xi)} \\
+        \frac{dz}{dx} &= \frac{s^2 \left(d_1 \xi^2 + 2 s\, \xi (1 - \xi) + d_0 (1 - \xi)^2\right)}
+        {\left(s + (d_0 + d_1 - 2 s)\, \xi (1 - \xi)\right)^2}
 
     and generation solves the quadratic in its stable form. Inputs are clipped to the box first and selected after, so
     values and gradients are finite for every finite input.
 
     Slopes are softly bounded, for float32 cannot invert a map of unbounded slopes where it was never trained: every bin
     keeps a least share of the box, and the derivative at a knot is the harmonic mean of the two slopes that it joins,
-    times exp(log(max_bend) tanh(.)). (A derivative that is free of the slopes can leave a bin's middle almost flat.)
-    Without gradients the map is computed in float64: knots are sums of bins, and their rounding would be most of a
-    round trip's error. Durkan et al. 2019, arXiv:1906.04032.
+    times a factor between 1 / max_bend and max_bend. (A derivative that is free of the slopes can leave a bin's middle
+    almost flat.) Without gradients the map is computed in float64: knots are sums of bins, and their rounding would be
+    most of a round trip's error. Durkan et al. 2019, arXiv:1906.04032.
 
     Args:
         bins: the number of bins K; there are 3 K - 1 parameters: K widths, K heights, K - 1 inner derivatives.
@@ -313,13 +326,17 @@ class RationalQuadraticSpline(Univariate):
 
 
 class MixtureOfLogistics(Univariate):
-    """z = logit F(x), F(x) = sum_k w_k sigmoid((x - m_k) exp(-a_k)): of logistic noise, x has the mixture's density.
+    r"""The distribution function F of a mixture of logistics: of logistic noise, x has the mixture's density.
 
-    log dz/dx = log F'(x) - log F(x) - log(1 - F(x)). All three come from sums of exponentials over the components, so
-    both tails are exact, and no clamp takes a gradient away far from the mass: z grows linearly there. Generation
-    brackets x between the components' own m_k + z exp(a_k), and closes in by Newton's method, or halves the bracket
-    where that leaves it. Ho et al. 2019 (Flow++, arXiv:1902.00275); as the head of a WaveNet: van den Oord et al. 2017
-    (arXiv:1711.10433). Components that start equal stay equal: let them start apart.
+    .. math::
+        z &= \log \frac{F(x)}{1 - F(x)}, \qquad F(x) = \sum_k w_k\, \sigma\left((x - m_k)\, e^{-a_k}\right) \\
+        \log \frac{dz}{dx} &= \log F'(x) - \log F(x) - \log(1 - F(x))
+
+    All three terms come from sums of exponentials over the components, so both tails are exact, and no clamp takes a
+    gradient away far from the mass: z grows linearly there. Generation brackets x between the components' own
+    :math:`m_k + e^{a_k} z`, and closes in by Newton's method, or halves the bracket where that leaves it. Ho et al.
+    2019 (Flow++, arXiv:1902.00275); as the head of a WaveNet: van den Oord et al. 2017 (arXiv:1711.10433). Components
+    that start equal stay equal: let them start apart.
 
     Args:
         components: their number K; there are 3 K parameters: K logits of w, K locations m, K log-scales.
@@ -387,7 +404,9 @@ class MixtureOfLogistics(Univariate):
 
 
 class Composed(Univariate):
-    """Univariate maps one after another, in the order of generation: x = f_K(... f_1(z)); log-derivatives add.
+    r"""Univariate maps one after another, in the order of generation; log-derivatives add.
+
+    .. math:: x = f_K(\dots f_1(z))
 
     ``Composed(RationalQuadraticSpline(), Affine())`` has a spline's shape at an affine map's place and scale: where one
     element nearly determines another, a spline alone would have to squeeze its bins together at the right place.

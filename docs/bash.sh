@@ -1,0 +1,2 @@
+# Read by every shell that a page starts.
+set -e
