@@ -1,5 +1,6 @@
 """What README and CONTRIBUTING say to type does what they say."""
 
+import ast
 import inspect
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -23,29 +25,71 @@ ROOT = Path(diffeo.__file__).parent
 HOME = Path(__file__).parent.parent
 
 
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/guide.md"]
+OPTIONAL = ["sbi", "pyro", "pocomc"]  # what a block may need that is no dependency
+
+
 def blocks(document: str) -> list[str]:
     """The Python in a document."""
     return re.findall(r"```python\n(.*?)```", (HOME / document).read_text(), flags=re.DOTALL)
 
 
+def unfenced(text: str) -> list[str]:
+    """The indented blocks of a document that are Python: these do not run as tests, and are to be fenced."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return [block for block in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE) if is_python(block)]
+
+
+def is_python(block: str) -> bool:
+    try:
+        return bool(ast.parse(textwrap.dedent(block)).body)
+    except SyntaxError:
+        return False
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_is_fenced_so_that_it_is_run(document):
+    assert blocks(document)
+    assert not unfenced((HOME / document).read_text())
+
+
+def test_python_without_a_fence_is_seen():
+    text = (
+        "So:\n\n    diffeo fit a.csv --out run/   # a command\n\nand\n\n    flow = diffeo.maf(2)\n    flow.sample(3)\n"
+    )
+    assert unfenced(text) == ["    flow = diffeo.maf(2)\n    flow.sample(3)\n"]
+    assert not unfenced("```python\nx = 1\n\n    y = 2\n```\n")
+
+
+def run(block: str, names: dict) -> None:
+    """Run a block, with an epoch in the place of more."""
+    exec(re.sub(r"\bepochs=\d+", "epochs=1", re.sub(r'"epochs": \d+', '"epochs": 1', block)), names)
+
+
 def test_the_code_in_the_readme_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # there is a run/ in it, which the command line made
+    monkeypatch.chdir(tmp_path)
     argv = ["fit", "wine", "--out", "run", "--model", "maf", "--hidden", "8", "--epochs", "1", "--no-figures"]
-    assert main([*argv, "--force"]) == 0
-    code_blocks = blocks("README.md")
-    assert code_blocks
+    assert main([*argv, "--force"]) == 0  # what the README's command line made
     names = {}
-    for block in code_blocks:
-        exec(re.sub(r"epochs=\d+", "epochs=1", block), names)
+    for block in blocks("README.md"):
+        run(block, names)
     assert isinstance(names["flow"], diffeo.Flow)
 
 
-def test_the_code_in_the_guide_runs(tmp_path, monkeypatch):
+def guide():
+    """The blocks of the guide, with the optional packages that each needs, whose warnings are theirs."""
+    for number, block in enumerate(blocks("docs/guide.md")):
+        needed = [name for name in OPTIONAL if re.search(rf"^(?:import|from) {name}\b", block, re.MULTILINE)]
+        marks = [pytest.mark.filterwarnings("ignore")] if needed else []
+        yield pytest.param(block, needed, id=str(number), marks=marks)
+
+
+@pytest.mark.parametrize(("block", "needed"), [*guide()])
+def test_the_code_in_the_guide_runs(block, needed, tmp_path, monkeypatch):
+    for name in needed:
+        pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
-    code_blocks = blocks("docs/guide.md")
-    assert code_blocks
-    for block in code_blocks:
-        exec(block, {})
+    run(block, {})
 
 
 @pytest.fixture(scope="module")
