@@ -1,6 +1,7 @@
 """What README and CONTRIBUTING say to type does what they say."""
 
 import ast
+import doctest
 import inspect
 import json
 import os
@@ -90,6 +91,45 @@ def test_the_code_in_the_guide_runs(block, needed, tmp_path, monkeypatch):
         pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
     run(block, {})
+
+
+def examples(path: Path) -> list[doctest.DocTest]:
+    """The examples in the docstrings of a module, which may take ``torch`` and ``diffeo`` for granted."""
+    name = path.relative_to(ROOT).as_posix()
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+            where = f"{name}:{getattr(node, 'name', 'module')}"
+            test = doctest.DocTestParser().get_doctest(text, {"torch": torch, "diffeo": diffeo}, where, name, 0)
+            found += [test] if test.examples else []
+    return found
+
+
+WITH_EXAMPLES = [path for path in sorted(ROOT.rglob("*.py")) if ">>> " in path.read_text()]
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_examples_in_docstrings_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tests = examples(path)
+    assert sum(len(test.examples) for test in tests) == path.read_text().count(">>> ")
+    for test in tests:
+        torch.manual_seed(0)
+        said: list[str] = []
+        result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=said.append)
+        assert not result.failed, "".join(said)
+
+
+def test_an_example_that_is_wrong_is_seen(tmp_path):
+    (test,) = examples(ROOT / "objectives" / "likelihood.py")
+    test.examples[-1].want = "False\n"
+    assert doctest.DocTestRunner().run(test, out=lambda text: None).failed == 1
+
+
+@pytest.mark.parametrize("name", [name for name in diffeo.__all__ if callable(getattr(diffeo, name))])
+def test_public_names_have_an_example(name):
+    if name != "UserError":  # which is caught
+        assert ">>> " in inspect.getdoc(getattr(diffeo, name))
 
 
 @pytest.fixture(scope="module")

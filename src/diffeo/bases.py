@@ -75,6 +75,10 @@ class StandardNormal(Base):
     Raises:
         ValueError: for sizes below 1.
         TypeError: for sizes that are no whole numbers.
+
+    Example:
+        >>> diffeo.StandardNormal(3).sample((5,)).shape
+        torch.Size([5, 3])
     """
 
     def log_prob(self, z: Tensor) -> Tensor:

@@ -95,6 +95,16 @@ class Flow(Summarised, nn.Module):
 
     Attributes:
         recipe: the name and arguments that ``diffeo.recipes.build`` makes this flow from, where a recipe made it.
+
+    Example:
+        >>> flow = diffeo.Flow(diffeo.StandardNormal(2), diffeo.transforms.Elementwise("affine", 2))
+        >>> flow
+        Flow of 2 features: 4 parameters
+          z to x  StandardNormal → Elementwise(Affine)
+          fast    log_prob, sample
+        >>> x, log_prob = flow.sample_and_log_prob(5)
+        >>> torch.allclose(flow.log_prob(x), log_prob)
+        True
     """
 
     def __init__(
@@ -315,6 +325,14 @@ class Flow(Summarised, nn.Module):
 
         Raises:
             ValueError: for a wrong shape, a missing or superfluous context, or non-finite rows.
+
+        Example:
+            >>> flow = diffeo.maf(features=3, context=2, hidden=(8,))
+            >>> flow.log_prob(torch.randn(5, 3), torch.randn(5, 2)).shape
+            torch.Size([5])
+            >>> x = torch.tensor([[0.0, torch.nan, 0.0], [0.0, 0.0, 0.0]])
+            >>> flow.log_prob(x, torch.zeros(2), nan="propagate").isnan().tolist()
+            [True, False]
         """
         if nan not in ("error", "propagate"):
             raise ValueError(f"expected nan='error' or 'propagate', got {nan!r}")
@@ -443,6 +461,11 @@ class Flow(Summarised, nn.Module):
 
         Raises:
             ValueError: for what is no shape, or a missing or superfluous context.
+
+        Example:
+            >>> flow = diffeo.maf(features=3, context=2, hidden=(8,))
+            >>> flow.sample(100, torch.randn(5, 2)).shape  # a hundred for each context
+            torch.Size([100, 5, 3])
         """
         with torch.no_grad():
             return self.decode(self._noise(shape, context), context)
@@ -478,6 +501,11 @@ class Flow(Summarised, nn.Module):
 
         Raises:
             ValueError: for a wrong shape, or a missing or superfluous context.
+
+        Example:
+            >>> flow, x = diffeo.nsf(features=3, hidden=(8,)), torch.randn(5, 3)
+            >>> torch.allclose(flow.decode(flow.encode(x)), x, atol=1e-4)
+            True
         """
         rows, contexts, batch = self._rows(x, context, self.event_shape, "x")
         (z,) = self._in_chunks(self._encode, rows, contexts)

@@ -58,6 +58,13 @@ def inpaint(
 
     Raises:
         ValueError: if ``hidden`` does not fit x, or a number is out of its range.
+
+    Example:
+        >>> flow, x = diffeo.maf(features=4, hidden=(8,)).eval(), torch.rand(3, 4)
+        >>> hidden = torch.tensor([False, False, True, True])
+        >>> done = diffeo.inpaint(flow, x, hidden, steps=5)
+        >>> torch.allclose(done.x[:, :2], x[:, :2], atol=1e-3)  # what is shown stays
+        True
     """
     if hidden.dtype != torch.bool or hidden.shape not in (x.shape, x.shape[1:]):
         raise ValueError(

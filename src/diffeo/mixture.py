@@ -34,6 +34,13 @@ class Mixture(Flow):
 
     Raises:
         ValueError: for no members, members of different shapes, or weights that are none.
+
+    Example:
+        >>> mixture = diffeo.Mixture([diffeo.maf(2, hidden=(8,)), diffeo.nsf(2, hidden=(8,))], weights=[3, 1])
+        >>> mixture.weights
+        [0.75, 0.25]
+        >>> mixture.log_prob(mixture.sample(4)).shape
+        torch.Size([4])
     """
 
     log_weights: Tensor

@@ -83,6 +83,12 @@ class VAE(Flow):
 
     Raises:
         ValueError: for a posterior or a prior of another shape, or that has no density.
+
+    Example:
+        >>> vae = diffeo.vae((1, 8, 8), latent=2, width=8, channels=(4,), hidden=(8,))
+        >>> bound = vae.bound(torch.randint(0, 256, (3, 1, 8, 8)), samples=10)
+        >>> bool((bound.elbo <= bound.log_prob).all())  # the bound of more samples is the tighter one
+        True
     """
 
     def __init__(

@@ -178,6 +178,12 @@ def importance(
 
     Raises:
         ValueError: for fewer than 2 samples, or a log-density that gives NaN or another shape.
+
+    Example:
+        >>> flow = diffeo.Flow(diffeo.StandardNormal(2), diffeo.transforms.Elementwise("affine", 2))  # the identity
+        >>> result = diffeo.importance(flow, lambda x: -0.5 * x.square().sum(-1), 100)
+        >>> round(result.ess, 3), round(result.log_z, 3)  # log 2 pi
+        (1.0, 1.838)
     """
     if n < 2:
         raise ValueError(f"expected at least 2 samples, got {n}")

@@ -341,6 +341,14 @@ def posterior(
         ValueError: for an unknown method, simulations that are not finite, too few, of different numbers or outside the
             support, or a support or an embedding that does not fit.
         TypeError: for simulations that are no numbers, or an embedding that is no module.
+
+    Example:
+        >>> prior = torch.distributions.Uniform(torch.zeros(2), torch.ones(2))
+        >>> theta = prior.sample((60,))
+        >>> posterior = diffeo.posterior(theta, theta + 0.1 * torch.randn(60, 2), prior, folds=1, epochs=1)
+        >>> draws = posterior.sample(torch.tensor([0.2, 0.9]), 100)
+        >>> draws.shape, bool(((draws > 0) & (draws < 1)).all())  # all within the prior's support
+        (torch.Size([100, 2]), True)
     """
     if method not in METHODS:
         raise ValueError(f"expected method among {', '.join(METHODS)}, got {method!r}")

@@ -142,6 +142,12 @@ class Distillation(_FromTeacher):
     Raises:
         ValueError: for a teacher without a density, a student whose draws have no gradients, events or contexts that
             differ, values that are not continuous, or a weight out of its range.
+
+    Example:
+        >>> teacher, student = diffeo.maf(2, hidden=(8,)).eval(), diffeo.iaf(2, hidden=(8,))
+        >>> objective = diffeo.Distillation(student, teacher)
+        >>> objective(teacher.sample(5)).shape
+        torch.Size([5])
     """
 
     def __init__(

@@ -44,6 +44,12 @@ class FlowMatching(Objective):
 
     Raises:
         ValueError: for bad arguments or a flow without its ODE.
+
+    Example:
+        >>> flow = diffeo.flow_matching(features=2, hidden=(8,))
+        >>> objective = diffeo.FlowMatching(flow, coupling="optimal")
+        >>> diffeo.fit(objective, torch.randn(100, 2), epochs=1).steps
+        1
     """
 
     def __init__(

@@ -12,6 +12,11 @@ class MaximumLikelihood(Objective):
 
     Args:
         flow: a density: anything with ``log_prob(x, context, nan=)``.
+
+    Example:
+        >>> flow, x = diffeo.maf(features=3, hidden=(8,)).eval(), torch.randn(5, 3)
+        >>> torch.equal(diffeo.MaximumLikelihood(flow)(x), -flow.log_prob(x))
+        True
     """
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

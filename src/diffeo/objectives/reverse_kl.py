@@ -69,6 +69,13 @@ class ReverseKL(WithoutData):
     Raises:
         ValueError: for a flow whose draws have no gradients, or a negative number of steps. When it is called, for a
             log-density without gradients, or one that gives NaN.
+
+    Example:
+        >>> def log_density(x):
+        ...     return -x.square().sum(-1)
+        >>> objective = diffeo.objectives.ReverseKL(diffeo.iaf(2, hidden=(8,), preprocess=()), log_density)
+        >>> diffeo.fit(objective, steps=3, batch_size=16).steps
+        3
     """
 
     calls: Tensor

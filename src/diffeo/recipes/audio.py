@@ -65,6 +65,13 @@ def wavenet(
 
     Raises:
         ValueError: for features that are no number, sizes that are not positive, or unknown names.
+
+    Example:
+        >>> flow = diffeo.wavenet(features=160, context=4, channels=4, layers=2)
+        >>> flow.context_shape  # 4 numbers for each frame of 80 samples
+        torch.Size([4, 2])
+        >>> flow.resized((80,), (4, 1)).sample((), torch.randn(4, 1)).shape
+        torch.Size([80])
     """
     if head not in ("gaussian", "logistics"):
         raise ValueError(f"expected head among gaussian, logistics, got {head!r}")
@@ -121,6 +128,11 @@ def parallel_wavenet(
 
     Raises:
         ValueError: for features that are no number, sizes that are not positive, or unknown names.
+
+    Example:
+        >>> flow = diffeo.parallel_wavenet(features=160, channels=4)
+        >>> flow.fast
+        frozenset({'sample'})
     """
     if noise not in ("normal", "logistic"):
         raise ValueError(f"expected noise among normal, logistic, got {noise!r}")

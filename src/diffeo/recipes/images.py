@@ -70,6 +70,11 @@ def glow(
 
     Raises:
         ValueError: for another shape, or unknown names.
+
+    Example:
+        >>> flow = diffeo.glow(features=(1, 8, 8), transforms=1, hidden=(4,))
+        >>> flow.sample(2).shape
+        torch.Size([2, 1, 8, 8])
     """
     shape = event_shape(features)
     if len(shape) != 3 or shape[1] % 2 or shape[2] % 2:

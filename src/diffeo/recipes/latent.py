@@ -68,6 +68,13 @@ def vae(
 
     Raises:
         ValueError: for features that are no image's, a context, a preprocessing, sizes out of range, or unknown names.
+
+    Example:
+        >>> flow = diffeo.vae(features=(1, 8, 8), posterior="iaf", latent=2, width=8, channels=(4,), hidden=(8,))
+        >>> flow.encode(torch.zeros(3, 1, 8, 8)).shape
+        torch.Size([3, 2])
+        >>> flow.has_log_prob, flow.has_bound
+        (False, True)
     """
     shape = event_shape(features)
     if len(shape) != 3:

@@ -65,6 +65,12 @@ def nice(
 
     Raises:
         ValueError: for fewer than two elements, or unknown names.
+
+    Example:
+        >>> flow = diffeo.nice(features=4, hidden=(8,))
+        >>> z = flow.encode(torch.randn(5, 4))
+        >>> sorted(flow.fast)
+        ['log_prob', 'sample']
     """
     shape = event_shape(features)
     mapping = as_univariate(univariate)
@@ -120,6 +126,14 @@ def realnvp(
 
     Raises:
         ValueError: for fewer than two elements, or unknown names.
+
+    Example:
+        >>> flow = diffeo.realnvp(features=4, hidden=(8,))
+        >>> sorted(flow.fast)
+        ['log_prob', 'sample']
+        >>> images = diffeo.realnvp(features=(1, 8, 8), hidden=(4,))  # multi-scale and convolutional
+        >>> images.sample(2).shape
+        torch.Size([2, 1, 8, 8])
     """
     shape = event_shape(features)
     mapping = as_univariate(univariate)
@@ -166,6 +180,13 @@ def maf(
 
     Raises:
         ValueError: for sizes that are not positive, or unknown names.
+
+    Example:
+        >>> flow = diffeo.maf(features=3, hidden=(8,))
+        >>> flow.fast
+        frozenset({'log_prob'})
+        >>> flow.log_prob(flow.sample(5)).shape  # sampling is incremental: about as fast
+        torch.Size([5])
     """
     shape = event_shape(features)
     mapping = as_univariate(univariate)
@@ -203,6 +224,14 @@ def iaf(
 
     Raises:
         ValueError: for sizes that are not positive, or unknown names.
+
+    Example:
+        >>> flow = diffeo.iaf(features=3, hidden=(8,), preprocess=())
+        >>> flow.fast
+        frozenset({'sample'})
+        >>> x, log_prob = flow.sample_and_log_prob(5)  # for gradients through samples
+        >>> x.requires_grad
+        True
     """
     shape = event_shape(features)
     mapping = as_univariate(univariate)
@@ -250,6 +279,13 @@ def nsf(
 
     Raises:
         ValueError: for sizes that are not positive, unknown names, or dropout with another structure.
+
+    Example:
+        >>> flow = diffeo.nsf(features=3, context=2, hidden=(8,), affine=True)
+        >>> flow.log_prob(torch.randn(5, 3), torch.randn(5, 2)).shape
+        torch.Size([5])
+        >>> sorted(diffeo.nsf(features=3, structure="coupling").fast)
+        ['log_prob', 'sample']
     """
     if structure not in ("autoregressive", "coupling", "inverse"):
         raise ValueError(f"expected structure among autoregressive, coupling, inverse, got {structure!r}")

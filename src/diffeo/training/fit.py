@@ -210,6 +210,14 @@ def fit(
         ValueError: for an argument out of its range, weights that are negative, not finite or all 0, no data for an
             objective that needs some, or a flow that ``out`` cannot describe: see ``Flow.save``.
         TypeError: for what is no objective and no flow.
+
+    Example:
+        >>> x = torch.randn(200, 3) @ torch.randn(3, 3)
+        >>> result = diffeo.fit(diffeo.maf(features=3, hidden=(8,)), x, epochs=2)
+        >>> result.epochs, result.stopped
+        (2, 'budget')
+        >>> result.best_loss == min(entry["val_loss"] for entry in result.history)
+        True
     """
     for name, number, low in (
         ("lr", lr, 0.0), ("clip", clip, 0.0), ("epochs", epochs, 0), ("minutes", minutes, 0.0),

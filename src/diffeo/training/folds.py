@@ -221,6 +221,14 @@ def fit_folds(
     Raises:
         UserError: as ``diffeo.fit``.
         ValueError: for bad arguments, or too few rows.
+
+    Example:
+        >>> x = torch.randn(100, 2)
+        >>> result = diffeo.fit_folds(diffeo.maf(2, hidden=(8,)), x, folds=2, families=["gaussian"], epochs=1, jobs=1)
+        >>> result.log_prob.shape  # of each row, by the density that has not seen it
+        torch.Size([100])
+        >>> sorted(result.weights)
+        ['flow', 'gaussian']
     """
     started = time.monotonic()
     named_flows = {"flow": flow} if isinstance(flow, Flow) else dict(flow)

@@ -285,6 +285,13 @@ def load(path: StrPath, device: str | torch.device = "cpu") -> Any:
 
     Raises:
         UserError: if anything about the directory is wrong, or the device does not exist.
+
+    Example:
+        >>> flow = diffeo.maf(features=3, hidden=(8,)).eval()
+        >>> flow.save("run")
+        >>> again, x = diffeo.load("run"), torch.randn(5, 3)
+        >>> torch.equal(again.log_prob(x), flow.log_prob(x))
+        True
     """
     run = load_run(path, device)
     if (run.schema or {}).get("kind") == "posterior":

@@ -63,6 +63,12 @@ class Autoregressive(Transform):
     Raises:
         ValueError: for a network of another size, or a dropout that is no fraction.
         TypeError: for a network that is not autoregressive.
+
+    Example:
+        >>> layer = diffeo.transforms.Autoregressive("spline", diffeo.nets.MADE(3, 23, (16,)))
+        >>> x = layer(torch.randn(5, 3))  # one element after the other, incrementally
+        >>> layer.inverse(x).shape  # all at once
+        torch.Size([5, 3])
     """
 
     def __init__(self, univariate: UnivariateLike, net: nn.Module, dropout: float = 0.0) -> None:

@@ -263,6 +263,12 @@ class Chain(Transform):
     Raises:
         ValueError: for none.
         TypeError: for a part that is no transform.
+
+    Example:
+        >>> chain = diffeo.transforms.Chain([diffeo.transforms.LU(3), diffeo.transforms.Permutation([2, 0, 1])])
+        >>> x, log_det = chain.forward_and_log_det(torch.randn(5, 3))
+        >>> x.shape, log_det.shape
+        (torch.Size([5, 3]), torch.Size([5]))
     """
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
@@ -360,6 +366,12 @@ class Inverse(Transform):
 
     Raises:
         TypeError: for what is no transform.
+
+    Example:
+        >>> maf = diffeo.transforms.Autoregressive("affine", diffeo.nets.MADE(3, 2, (8,)))
+        >>> iaf = diffeo.transforms.Inverse(maf)
+        >>> maf.fast, iaf.fast
+        (frozenset({'inverse'}), frozenset({'forward'}))
     """
 
     def __init__(self, transform: Transform) -> None:

@@ -75,6 +75,13 @@ class Coupling(Transform):
         ValueError: for a mask that is not boolean, of all True or all False, or of another rank; for a network of the
             wrong width (of a network whose widths cannot be asked for, when it is first applied).
         TypeError: for what is no map or no network.
+
+    Example:
+        >>> net = diffeo.nets.MLP(1, 4, (8,))  # from one element to two parameters for each of two
+        >>> layer = diffeo.transforms.Coupling("affine", [True, False, False], net)
+        >>> z = torch.randn(5, 3)
+        >>> bool((layer(z)[:, 0] == z[:, 0]).all())  # what conditions passes through
+        True
     """
 
     mask: Tensor

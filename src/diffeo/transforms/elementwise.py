@@ -26,6 +26,11 @@ class Elementwise(Transform):
         univariate: the map, or its name (``as_univariate``).
         event_shape: the shape of one example, a number for vectors.
         context: size of the context, 0 for maps that are the same for all examples.
+
+    Example:
+        >>> layer, z = diffeo.transforms.Elementwise("affine", 3), torch.randn(5, 3)
+        >>> torch.equal(layer(z), z)  # all parameters are zero at first
+        True
     """
 
     def __init__(self, univariate: UnivariateLike, event_shape: int | Sequence[int], context: int = 0) -> None:

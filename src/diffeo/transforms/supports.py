@@ -522,6 +522,14 @@ def as_support(what: Any, features: int | Sequence[int] | None = None) -> Suppor
     Raises:
         ValueError: for a discrete support, one that is none of these, or one of another shape.
         TypeError: for anything else.
+
+    Example:
+        >>> support = diffeo.transforms.as_support(["degrees", (0, None), ("simplex", 3)])
+        >>> support.event_shape, support.noise_shape  # three shares are two numbers
+        (torch.Size([5]), torch.Size([4]))
+        >>> x = support(torch.randn(10, 4))
+        >>> bool((x[:, 1] > 0).all()), torch.allclose(x[:, 2:].sum(1), torch.ones(10))
+        (True, True)
     """
     shape = None if features is None else as_shape(features)
     support = _support(what, shape)

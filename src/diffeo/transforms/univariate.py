@@ -47,6 +47,14 @@ class Univariate(ABC):
     """A monotone map x = f(z; params) of each element on its own; ``size`` is the number of parameters per element.
 
     A map keeps the arguments of its constructor under their names, so that it can be written down (``describe``).
+
+    Example:
+        >>> spline, z = diffeo.transforms.RationalQuadraticSpline(), torch.randn(5)
+        >>> x, log_slope = spline.forward_and_log_det(z, torch.randn(spline.size, 5))
+        >>> x.shape, log_slope.shape
+        (torch.Size([5]), torch.Size([5]))
+        >>> torch.allclose(spline.forward_and_log_det(z, torch.zeros(spline.size, 5))[0], z, atol=1e-6)
+        True
     """
 
     size: int
