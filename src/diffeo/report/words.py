@@ -21,6 +21,7 @@ __all__ = [
     "counts",
     "data_of",
     "duration",
+    "latents",
     "likelihoods",
     "listed",
     "looked_at",
@@ -320,7 +321,7 @@ def _checked(report: Mapping[str, Any], left_out: tuple[str, str]) -> list[Rows 
         [
             *_densities(report["likelihood"]),
             *_samples(report["samples"]),
-            *(_latents(report["latents"]) if "latents" in report else []),
+            *(latents(report["latents"]) if "latents" in report else []),
             *(_nearest(report["privacy"]) if "privacy" in report else []),
             *(_sounds(report["sound"]) if report.get("sound") else []),
             *(calibration(report) if "calibration" in report else []),
@@ -360,7 +361,7 @@ def _checked_bounds(report: Mapping[str, Any], left_out: tuple[str, str]) -> lis
             ("  independent columns", f"{pair(likelihood['marginals'])}; the bound gains {gain}"),
             ("posterior", f"sampler's and scorer's densities differ by {tiny(report['density']['max'])} at most"),
             *_samples(report["samples"]),
-            *(_latents(report["latents"]) if "latents" in report else []),
+            *(latents(report["latents"]) if "latents" in report else []),
             left_out,
         ]
     ]
@@ -459,7 +460,8 @@ def looked_at(report: Mapping[str, Any]) -> str:
     )
 
 
-def _latents(z: Mapping[str, Any]) -> Rows:
+def latents(z: Mapping[str, Any]) -> Rows:
+    """How far latents are from the noise of the base."""
     return [
         ("latents", f"{z['column']} is farthest from the base, by {z['distance']:.3f} (p {p_value(z['p'])})"),
         ("  distances from 0", f"{z['radius_distance']:.3f} (p {p_value(z['radius_p'])})"),
