@@ -19,6 +19,7 @@ __all__ = [
     "machine",
     "posterior",
     "predict",
+    "report",
     "sample",
     "score",
 ]
@@ -40,6 +41,7 @@ def fit(summary: Mapping[str, Any]) -> str:
             ("time", f"{words.trained(summary)}, {words.stopped(summary)}"),
             ("skipped", words.when(summary["skipped_batches"], "{} batches were not finite")),
             _figures(summary),
+            ("report", summary.get("report") or ""),
         ],
     )
 
@@ -239,6 +241,19 @@ def info(summary: Mapping[str, Any]) -> str:
         ],
         *_below(("column", "kind", "range", *masses), map(words.column_cells, columns[: words.SHOWN])),
         *([f"  ... and {len(columns) - words.SHOWN} more"] if len(columns) > words.SHOWN else []),
+    )
+
+
+def report(summary: Mapping[str, Any]) -> str:
+    """Describe a report that was written."""
+    sounds = words.when(summary["sounds"], ", {} sounds")
+    return _page(
+        f"{summary['out']}: {summary['bytes'] / 1e6:.2f} MB, {words.many(summary['figures'], 'figure')}{sounds}",
+        [
+            ("verdict", summary["verdict"] or "not checked"),
+            ("size", "; ".join(summary["smaller"])),
+            ("model card", summary["card"]),
+        ],
     )
 
 

@@ -100,4 +100,5 @@ def _scalar(value: Any) -> str:
         text = repr(value) if math.isfinite(value) else "null"
         mantissa, e, power = text.partition("e")
         return f"{mantissa}.0e{power}" if e and "." not in mantissa else text  # 1e-05 would be a text
-    return json.dumps(cleaned(value) if isinstance(value, str) else value, ensure_ascii=False)
+    text = json.dumps(cleaned(value) if isinstance(value, str) else value, ensure_ascii=False)
+    return text.replace("<", "\\u003c")  # no reader takes it for a tag

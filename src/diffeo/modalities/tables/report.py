@@ -61,7 +61,8 @@ class TableReport(RunReport):
         ),
         "pairs": Kept(
             "samples",
-            "Pairs of columns: rows of the training, in blue, below the diagonal; samples, in vermilion, above it.",
+            "Pairs of columns: rows of the training, in blue, below the diagonal; samples, in vermilion, above it. Of a"
+            " single column its distribution.",
             student="Pairs of columns: what the teacher draws, in blue, below the diagonal; the student above it.",
         ),
         "density": Kept("samples", "Rows of the training, the density of the model, and samples."),
@@ -108,7 +109,11 @@ class TableReport(RunReport):
         rows = self.judged
         return {
             "marginals": f"Column by column: {rows}, filled in blue, and samples, outlined in vermilion.",
-            "pairs": f"Pairs of columns: in blue, below the diagonal, {rows}; samples, in vermilion, above it.",
+            "pairs": (
+                f"Pairs of columns: in blue, below the diagonal, {rows}; samples, in vermilion, above it."
+                if self.run.schema.features > 1
+                else f"In blue {rows}; in vermilion samples."
+            ),
             "density": f"Left: {rows}. In the middle the density of the model, to the right samples.",
             "latents": f"{LATENTS} Of {rows}.",
             "noise": f"{NOISE} Of {rows}.",
