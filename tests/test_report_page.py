@@ -367,6 +367,7 @@ def test_worst_rows_are_those_of_the_command(made, written, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Glyph")  # which fonts there are is not at issue
 def test_names_from_elsewhere(tmp_path):
     """Columns that are called like code, sixty of them, and a folder that is."""
     generator = np.random.default_rng(0)

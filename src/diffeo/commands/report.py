@@ -90,10 +90,10 @@ def report(
     facts = info(run)
     examples = None if source is None else opened.examples(source, ROWS, seed, options)
     likelihood = opened.flow.has_log_prob or opened.flow.has_bound
-    found = checked(opened, examples, seed) if examples is not None and likelihood else None
+    result = checked(opened, examples, seed) if examples is not None and likelihood else None
     with tempfile.TemporaryDirectory() as folder:
         shown = modality_of(opened).report(opened, Path(folder), examples, source, options, seed)
-        document = _document(opened, facts, found, shown)
+        document = _document(opened, facts, result, shown)
     text, notes = to_html(document)
     for path, content in (
         (page, text), (card, to_markdown(document, _front(document, opened, facts, shown), page.name)),
@@ -103,7 +103,7 @@ def report(
     blocks = [block for section in document.sections for block in section.blocks]
     return {
         "run": opened.path, "out": str(page), "card": str(card), "bytes": len(text.encode()),
-        "verdict": found and found["verdict"], "reasons": found["reasons"] if found else [],
+        "verdict": result and result["verdict"], "reasons": result["reasons"] if result else [],
         "figures": sum(isinstance(block, Picture) for block in blocks),
         "sounds": sum(isinstance(block, Sound) for block in blocks), "smaller": notes,
     }  # fmt: skip
@@ -123,30 +123,32 @@ def _places(run: str | os.PathLike[str], out: str | os.PathLike[str] | None, for
     return page, card
 
 
-def _document(opened: OpenRun, facts: Mapping[str, Any], found: Mapping[str, Any] | None, shown: RunReport) -> Document:
+def _document(
+    opened: OpenRun, facts: Mapping[str, Any], result: Mapping[str, Any] | None, shown: RunReport
+) -> Document:
     """All of the report."""
     sections = [
         Section("Model", _model(facts)),
         Section("Data of the training", [*_origin(facts), *shown.data(), *_notes(facts)]),
-        Section("Likelihood", _likelihood(opened, facts, found, shown)),
-        Section("Check", _check(opened, found, shown)),
+        Section("Likelihood", _likelihood(opened, facts, result, shown)),
+        Section("Check", _check(opened, result, shown)),
         Section("Distillation", _distillation(facts, shown)),
         Section("Real and sampled", shown.samples()),
-        Section("Calibration", _calibration(found, shown)),
+        Section("Calibration", _calibration(result, shown)),
         Section("Least likely", shown.unlikely()),
         Section("Training", _training(opened, facts, shown)),
-        Section("Limits", [Bullets(_limits(facts, found, shown))]),
+        Section("Limits", [Bullets(_limits(facts, result, shown))]),
         Section("Use", _use(opened, shown)),
         Section("Provenance", _provenance(facts)),
     ]
-    verdict = UNCHECKED if found is None else found["verdict"]
-    if found is None and shown.examples is not None:
+    verdict = UNCHECKED if result is None else result["verdict"]
+    if result is None and shown.examples is not None:
         verdict = "not checked: the model has no likelihood"
     return Document(
         title=cleaned(_run_name(opened)),
         lead=_lead(opened, facts),
         verdict=f"Verdict: {verdict}",
-        grade="" if found is None else GRADES[found["verdict"]],
+        grade="" if result is None else GRADES[result["verdict"]],
         sections=[section for section in sections if section.blocks],
         foot=f"Written by diffeo {_version()}. This file loads nothing from elsewhere.",
     )
@@ -227,12 +229,12 @@ def _notes(facts: Mapping[str, Any]) -> list[Block]:
     data = facts["provenance"].get("data") or {}
     notes = facts["metrics"].get("notes") or []
     name = str(data.get("name") or "")
-    told = [note.replace(name, _base_name(name)) if name else note for note in notes]
-    return [Text("How they were read:"), Bullets(told)] if told else []
+    lines = [note.replace(name, _base_name(name)) if name else note for note in notes]
+    return [Text("How they were read:"), Bullets(lines)] if lines else []
 
 
 def _likelihood(
-    opened: OpenRun, facts: Mapping[str, Any], found: Mapping[str, Any] | None, shown: RunReport
+    opened: OpenRun, facts: Mapping[str, Any], result: Mapping[str, Any] | None, shown: RunReport
 ) -> list[Block]:
     """Likelihoods by the part of the data, and those of simple densities on the rows of a check."""
     metrics, (one, many) = facts["metrics"], shown.example
@@ -266,7 +268,7 @@ def _likelihood(
         return [Text("A student that samples in a few steps has no likelihood; its teacher has.")]
     else:
         blocks.append(Text("The run directory knows no likelihood: its training did not report any."))
-    return [*blocks, *_baselines(found, shown)]
+    return [*blocks, *_baselines(result, shown)]
 
 
 def _parts(shown: RunReport) -> dict[str, str]:
@@ -274,10 +276,10 @@ def _parts(shown: RunReport) -> dict[str, str]:
     return PARTS | ({"validation": "held out of the teacher's training"} if shown.student else {})
 
 
-def _baselines(found: Mapping[str, Any] | None, shown: RunReport) -> list[Block]:
-    if found is None:
+def _baselines(result: Mapping[str, Any] | None, shown: RunReport) -> list[Block]:
+    if result is None:
         return [Text("Likelihoods of simple densities, to compare with, are computed where data are given.")]
-    densities = found["likelihood"]
+    densities = result["likelihood"]
     if "flow" not in densities:
         return []
     names = {"gaussian": "a Gaussian", "marginals": shown.simplest}
@@ -294,23 +296,23 @@ def _baselines(found: Mapping[str, Any] | None, shown: RunReport) -> list[Block]
     return [Text(text), Columns(("density", f"nats per {one}", "the model gains"), lines)]
 
 
-def _check(opened: OpenRun, found: Mapping[str, Any] | None, shown: RunReport) -> list[Block]:
-    if found is None:
+def _check(opened: OpenRun, result: Mapping[str, Any] | None, shown: RunReport) -> list[Block]:
+    if result is None:
         if shown.examples is None:
             return [Text("Nothing says how good the model is on new data: give data to have it checked.", warning=True)]
         return [Text("The model has no likelihood, and is not checked. Check the one that it was distilled from.")]
     blocks: list[Block] = [
-        Text(f"On {cleaned(_base_name(found['data']), 80)}: {found['which']}; {found['rows']:,} in all."),
-        Text(f"Verdict: {found['verdict']}{':' if found['reasons'] else '.'}"),
+        Text(f"On {cleaned(_base_name(result['data']), 80)}: {result['which']}; {result['rows']:,} in all."),
+        Text(f"Verdict: {result['verdict']}{':' if result['reasons'] else '.'}"),
     ]
-    if found["in_sample"]:
+    if result["in_sample"]:
         text = "The model was trained on these examples: nothing here says how good it is on others."
         blocks.insert(1, Text(text, warning=True))
-    if found["reasons"]:
-        blocks.append(Bullets(found["reasons"]))
-    for part in words.checked(found):
+    if result["reasons"]:
+        blocks.append(Bullets(result["reasons"]))
+    for part in words.checked(result):
         blocks.append(part if isinstance(part, Columns) else Facts(part))
-    looked = words.looked_at(found)
+    looked = words.looked_at(result)
     return [*blocks, Text(looked[0].upper() + looked[1:] + ".")] if looked else blocks
 
 
@@ -327,11 +329,11 @@ def _distillation(facts: Mapping[str, Any], shown: RunReport) -> list[Block]:
     return [*blocks, *warned, *shown.pictures("distillation")]
 
 
-def _calibration(found: Mapping[str, Any] | None, shown: RunReport) -> list[Block]:
+def _calibration(result: Mapping[str, Any] | None, shown: RunReport) -> list[Block]:
     blocks = shown.calibration()
-    if found is not None and "latents" in found:
-        text = f"The latents of the {found['rows']:,} that were checked, beside the distribution that they should have:"
-        blocks = [Text(text), Facts(words.latents(found["latents"])), *blocks]
+    if result is not None and "latents" in result:
+        text = f"The latents of the {result['rows']:,} that were checked, beside the base's noise:"
+        blocks = [Text(text), Facts(words.latents(result["latents"])), *blocks]
     return blocks or [Text("Nothing is known of the calibration: give data to have it looked at.")]
 
 
@@ -351,15 +353,15 @@ def _training(opened: OpenRun, facts: Mapping[str, Any], shown: RunReport) -> li
     return [Facts(rows), *pictures]
 
 
-def _limits(facts: Mapping[str, Any], found: Mapping[str, Any] | None, shown: RunReport) -> list[str]:
+def _limits(facts: Mapping[str, Any], result: Mapping[str, Any] | None, shown: RunReport) -> list[str]:
     metrics, units = facts["metrics"], facts["units"]
     texts = []
-    if found is None and shown.examples is None:
+    if result is None and shown.examples is None:
         texts.append(f"It was not checked for this report. Whether its samples are like new {units} is not known.")
     elif shown.examples is not None and shown.examples.in_sample:
         texts.append("All figures of examples here are of those that it was trained on: they flatter it.")
-    if found is not None and found["reasons"]:
-        texts.append(f"The check names {words.many(len(found['reasons']), 'reason')} for care: see there.")
+    if result is not None and result["reasons"]:
+        texts.append(f"The check names {words.many(len(result['reasons']), 'reason')} for its verdict: see there.")
     if metrics.get("stopped") == "interrupted":
         texts.append("Its training was interrupted: it is not as good as it could be.")
     if "distillation" in facts["provenance"]:

@@ -442,8 +442,28 @@ class RunReport(ABC):
     def judged(self) -> str:
         """The examples in words; that the model was trained on them, if it was."""
         assert self.examples is not None
+        return self.some(len(self.examples.x))
+
+    def some(self, count: int) -> str:
+        """So many of the examples in words, as ``judged``.
+
+        Args:
+            count: how many.
+        """
+        assert self.examples is not None
+        total = len(self.examples.x)
         seen = ", which the model was trained on: they look better than new ones would" * self.examples.in_sample
-        return f"{self.examples.which}; {len(self.examples.x):,} in all{seen}"
+        return f"{self.examples.which}; {f'{count:,} of ' * (count < total)}{total:,} in all{seen}"
+
+    def drawn(self, most: int) -> Tensor:
+        """At most so many of the examples, drawn by the seed: their numbers, in any order.
+
+        Args:
+            most: how many.
+        """
+        assert self.examples is not None
+        order = np.random.default_rng(derive(self.seed, "report", "examples")).permutation(len(self.examples.x))
+        return torch.from_numpy(order[:most])
 
 
 @dataclass(frozen=True)

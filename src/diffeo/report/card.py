@@ -69,7 +69,7 @@ def _escaped(text: str) -> str:
     """A text in which no letter means anything to Markdown or to HTML."""
     plain = html.escape(cleaned(text, None), quote=False)
     plain = re.sub(r"([\\`*\[\]|~$])|(?<!\w)_|_(?!\w)", lambda match: "\\" + match[0], plain)
-    return re.sub(r"^(\d+)(?=[.)])|^(?=[-+#=])", lambda match: f"{match[0]}\\", plain)
+    return re.sub(r"^(\d+)(?=[.)](?:\s|$))|^(?=[-+#=])", lambda match: f"{match[0]}\\", plain)
 
 
 def to_yaml(value: Any) -> str:

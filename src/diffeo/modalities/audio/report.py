@@ -194,9 +194,9 @@ class AudioReport(RunReport):
 
     def use(self) -> list[str]:
         """Score, draw, check."""
-        given = " --given-file one.wav" if self.run.form.mels else " -n 8 --seconds 2"
+        drawn_by = " --given-file one.wav" if self.run.form.mels else " -n 8 --seconds 2"
         label = " --given label=LABEL" * bool(self.run.form.classes)
-        drawn = [f"diffeo sample run/{given}{label} --out wavs/"]
+        drawn = [f"diffeo sample run/{drawn_by}{label} --out wavs/"]
         if not self.run.flow.has_log_prob:
             return drawn
         return ["diffeo score run/ recordings/ --out scores.csv", *drawn, "diffeo check run/ recordings/"]

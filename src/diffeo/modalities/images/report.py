@@ -78,7 +78,8 @@ class ImageReport(RunReport):
         """Of samples drawn anew."""
         if self.examples is None:
             return {"samples": "Samples, drawn for this report."}
-        return {"samples": f"Left: {self.judged}. Right: samples, drawn for this report."}
+        shown = self.some(min(SHOWN, len(self.examples.x)))
+        return {"samples": f"Left: {shown}. Right: samples, drawn for this report."}
 
     def data(self) -> list[Block]:
         """Shape, levels and classes."""
@@ -117,9 +118,10 @@ class ImageReport(RunReport):
         """Images as the likelihood knows them, and their contexts."""
         if self.examples is None:
             return None
-        x, context = self.examples.x[:SCORED].to(self.run.device).float(), self.examples.context
-        flow = self.run.flow
-        return flow.likelihood.prepare(x) if isinstance(flow, VAE) else x, None if context is None else context[:SCORED]
+        chosen, context, flow = self.drawn(SCORED), self.examples.context, self.run.flow
+        x = self.examples.x[chosen].to(self.run.device).float()
+        context = None if context is None else context[chosen.to(context.device)]
+        return flow.likelihood.prepare(x) if isinstance(flow, VAE) else x, context
 
     def calibration(self) -> list[Block]:
         """Nothing beyond what a check finds of the latents."""

@@ -81,7 +81,9 @@ def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
 
 
 @torch.no_grad()
-def plot_rows(path: Figures, flow: Flow, schema: Schema, data: Rows, judged: Rows, seed: int) -> None:
+def plot_rows(
+    path: Figures, flow: Flow, schema: Schema, data: Rows, judged: Rows, seed: int, density: bool = True
+) -> None:
     """Plot rows beside samples, and what the flow makes of rows.
 
     Data against samples in pairs of columns, the latents, for two continuous columns the density, for one column given
@@ -95,6 +97,7 @@ def plot_rows(path: Figures, flow: Flow, schema: Schema, data: Rows, judged: Row
         data: rows beside samples.
         judged: rows whose latents are shown.
         seed: of the samples.
+        density: plot that of two columns, which takes tens of thousands of evaluations.
     """
     seed_noise(flow.base.device_marker.device, derive(seed, "figures"))
     if isinstance(flow.transform, Mixed):
@@ -106,9 +109,9 @@ def plot_rows(path: Figures, flow: Flow, schema: Schema, data: Rows, judged: Row
     real_columns, sampled_columns = plot_pairs(schema, x, sampled, path("pairs"))
 
     if flow.has_log_prob:  # a few fixed steps are no bijection
-        density, context, what = _held_out(flow, judged)
-        bijection, points = continuous_part(density, judged.x)
-        scores = normal_scores(density.base, bijection.encode(points, context))
+        by_member, context, what = _held_out(flow, judged)
+        bijection, points = continuous_part(by_member, judged.x)
+        scores = normal_scores(by_member.base, bijection.encode(points, context))
         if scores is not None:
             figures.latents(scores, path("latents"), what)
 
@@ -117,7 +120,7 @@ def plot_rows(path: Figures, flow: Flow, schema: Schema, data: Rows, judged: Row
         figures.noise(held_out_pit(flow, schema, judged, seed), schema.feature_names, path("pit"), what, "F(y)")
 
     plane = schema.features == 2 and not schema.context_size and not any(grid.step for grid in schema.discrete)
-    if plane and flow.has_log_prob:
+    if density and plane and flow.has_log_prob:
         origins = [column.origin for column in schema.feature_columns]
         figures.density_2d(flow, real_columns, sampled_columns, schema.feature_names, path("density"), origins)
         if flow.ode is not None:

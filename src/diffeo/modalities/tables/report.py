@@ -32,6 +32,7 @@ __all__ = ["TableReport"]
 
 SCORED = 10_000  # rows among which the least likely are looked for
 JUDGED = 5_000  # rows that figures are of
+SLOW = 1_000  # rows of either, of a flow that takes many evaluations of a network for each
 DRAWN = 6  # samples listed
 FEW = 1_000  # rows of training
 LISTED = 8  # columns in a sentence
@@ -104,9 +105,9 @@ class TableReport(RunReport):
     @property
     def captions(self) -> Mapping[str, str]:
         """Of figures that compare the rows given with samples."""
-        if self.examples is None:
+        if self._rows is None:
             return {}
-        rows = self.judged
+        rows = self.some(len(self._rows.x))
         return {
             "marginals": f"Column by column: {rows}, filled in blue, and samples, outlined in vermilion.",
             "pairs": (
@@ -125,10 +126,12 @@ class TableReport(RunReport):
         """The rows that figures are of."""
         if self.examples is None:
             return None
-        device, given = self.run.device, self.examples
-        what = "rows that were trained on" if given.in_sample else "rows"
-        context = None if given.context is None else given.context.to(device)
-        return Rows(given.x.to(device), context, what, given.part).first(JUDGED)
+        device, examples = self.run.device, self.examples
+        what = "rows that were trained on" if examples.in_sample else "rows"
+        chosen = self.drawn(JUDGED if self.run.flow.fast else SLOW).sort().values
+        context = None if examples.context is None else examples.context[chosen].to(device)
+        part = None if examples.part is None else examples.part[chosen]
+        return Rows(examples.x[chosen].to(device), context, what, part)
 
     def data(self) -> list[Block]:
         """Every column."""
@@ -142,7 +145,8 @@ class TableReport(RunReport):
     def samples(self) -> list[Block]:
         """Figures of rows beside samples, and some samples as they are."""
         if self._rows is not None:
-            plot_rows(self.figures, self.run.flow, self.run.schema, self._rows, self._rows, self.seed)
+            flow = self.run.flow
+            plot_rows(self.figures, flow, self.run.schema, self._rows, self._rows, self.seed, density=bool(flow.fast))
         blocks = self.pictures("samples")
         if not blocks:
             blocks.append(
@@ -169,9 +173,9 @@ class TableReport(RunReport):
         run, examples = self.run, self.examples
         if run.method is not None:
             if examples is not None:
-                found = run.calibration(examples, self.seed)
-                found.plot(self.figures("calibration"))
-                blocks += [Text(f"By {self.judged}:"), Facts(words.calibration({"calibration": found.to_json()}))]
+                result = run.calibration(examples, self.seed)
+                result.plot(self.figures("calibration"))
+                blocks += [Text(f"By {self.judged}:"), Facts(words.calibration({"calibration": result.to_json()}))]
             elif "calibration" in run.metrics:
                 stored = run.metrics["calibration"]
                 blocks += [Text(f"By {stored.get('which', 'simulations')}:"), Facts(words.calibration(run.metrics))]
@@ -195,7 +199,7 @@ class TableReport(RunReport):
             shown = f"{test['distance']:.3f} (p {words.p_value(test['p'])})"
             lines.append((name, *(f"{share:.1%}" for share in shares), shown))
         head = ("column", *(f"within {level:.0%}" for level in LEVELS), "F(y) from uniform")
-        return [Text(f"The share of rows within central intervals of the prediction, by {self.judged}:"),
+        return [Text(f"The share of rows within central intervals of the prediction, by {self.some(len(values))}:"),
                 Columns(head, lines)]  # fmt: skip
 
     def unlikely(self) -> list[Block]:
@@ -213,14 +217,20 @@ class TableReport(RunReport):
             return [Text(f"Not looked for: {str(error).removeprefix(f'{run.path}: ')}.")]
         scoring = run.scoring(self.source, self.options, "check")
         chunks = chunks_of(run, scoring, self.seed, lambda done, total: None)
-        found = find_anomalies(
-            run, held_out, _thinned(chunks, scoring.total, self.seed), scoring.draws, ALPHA, self.seed, (WORST, WORST)
+        result = find_anomalies(
+            run,
+            held_out,
+            _thinned(chunks, scoring.total, SCORED if run.flow.fast else SLOW, self.seed),
+            scoring.draws,
+            ALPHA,
+            self.seed,
+            (WORST, WORST),
         )
-        names, rows = list(run.schema.places), len(found.order)
-        plot_anomalies(self.figures("anomalies"), held_out.law, found.scored.score, ALPHA, found.worst, names)
+        names, rows = list(run.schema.places), len(result.order)
+        plot_anomalies(self.figures("anomalies"), held_out.law, result.scored.score, ALPHA, result.worst, names)
         facts = {**scoring.facts(), "rows": rows}
         which = f"{rows:,} rows drawn at random" if scoring.total and rows < scoring.total else words.many(rows, "row")
-        flagged = f"{int(found.flagged.sum()):,} of {which} have a p-value of at most {ALPHA:g}"
+        flagged = f"{int(result.flagged.sum()):,} of {which} have a p-value of at most {ALPHA:g}"
         lines = [
             (
                 f"{row.row:,}",
@@ -228,7 +238,7 @@ class TableReport(RunReport):
                 words.number(row.log_prob),
                 words.most_shares(row.facts(names)["shares"], row.column),
             )
-            for row in found.worst
+            for row in result.worst
         ]
         head = ("row", "p", "log-likelihood", "nats above what is usual, by column")
         picture = Picture.read(
@@ -289,9 +299,9 @@ class TableReport(RunReport):
     def use(self) -> list[str]:
         """Score, draw, and what else the run can."""
         schema = self.run.schema
-        given = [f"--given {shlex.quote(f'{name}=VALUE')}" for name in schema.context[:LISTED]]
+        values = [f"--given {shlex.quote(f'{name}=VALUE')}" for name in schema.context[:LISTED]]
         more = " ..." if len(schema.context) > LISTED else ""
-        lines = [f"diffeo sample run/ -n 1000 {' '.join(given)}{more} --out new.csv".replace("  ", " ")]
+        lines = [f"diffeo sample run/ -n 1000 {' '.join(values)}{more} --out new.csv".replace("  ", " ")]
         if self.run.flow.has_log_prob:
             lines = ["diffeo score run/ data.csv --out scores.csv", *lines, "diffeo check run/ data.csv"]
             if not self.student:
@@ -319,9 +329,9 @@ def _cell(value: Any) -> str:
     return value.isoformat() if isinstance(value, date | datetime | time) else str(value)
 
 
-def _thinned(chunks: Iterator[Chunk], total: int | None, seed: int) -> Iterator[Chunk]:
-    """About as many rows as are looked at, of each chunk the same share, drawn at random."""
-    share = min(1.0, SCORED / total) if total else 1.0
+def _thinned(chunks: Iterator[Chunk], total: int | None, most: int, seed: int) -> Iterator[Chunk]:
+    """About so many rows at most, of each chunk the same share, drawn at random."""
+    share = min(1.0, most / total) if total else 1.0
     generator = np.random.default_rng(derive(seed, "thinned"))
     for chunk in chunks:
         count = len(chunk.x)
