@@ -8,12 +8,22 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 PATIENCE = 60.0  # seconds that an answer may take
+
+# Gives both ends of the pipes the numbers that Chromium expects, each of which may be the other's, and becomes it.
+RENAME = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 5) for number in sys.argv[1:3]]
+for number, end in enumerate(ends, start=3):
+    os.dup2(end, number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -23,16 +33,11 @@ class Browser:
         self.profile = tempfile.mkdtemp()
         theirs_in, self.write = os.pipe()
         self.read, theirs_out = os.pipe()
-
-        def rename() -> None:  # in the child; both ends may have each other's number
-            low, high = os.dup(theirs_in), os.dup(theirs_out)
-            os.dup2(low, 3)
-            os.dup2(high, 4)
-
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+        options += [f"--user-data-dir={self.profile}", "--remote-debugging-pipe", "about:blank"]
         self.process = subprocess.Popen(
-            [CHROMIUM, *options, f"--user-data-dir={self.profile}", "--remote-debugging-pipe", "about:blank"],
-            preexec_fn=rename, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [sys.executable, "-c", RENAME, str(theirs_in), str(theirs_out), CHROMIUM, *options],
+            pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(theirs_in)
         os.close(theirs_out)

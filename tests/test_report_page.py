@@ -20,7 +20,7 @@ from browser import CHROMIUM, Browser
 from diffeo import commands
 from diffeo.cli import app, main
 from diffeo.errors import UserError
-from diffeo.modalities import modalities, open_run
+from diffeo.modalities import modalities
 from diffeo.report import words
 from diffeo.report.card import to_markdown, to_yaml
 from diffeo.report.page import (
@@ -345,16 +345,13 @@ def test_nothing_is_trusted_in_sample(made, tmp_path):
 
 @pytest.mark.slow
 def test_coverage_is_that_of_predictions(made, written, tmp_path):
+    """Of one target both are exact: F(y) is between 5 and 95 % where y is between these quantiles."""
     run, source = made("given")
-    opened = open_run(run)
-    examples = opened.examples(source, 10_000, 0, {})
-    columns = [*opened.schema.names]
-    page = words_of(written("given", True))
-    assert "within 90%" in page.text
-    assert len(examples.x) <= len(source)
-    kept = opened.seen.parts(examples.x, examples.context)
-    assert len(kept) == len(examples.x)
-    assert all(name in page.text for name in columns)
+    result = commands.predict(run, source, tmp_path / "q.csv", quantiles=(0.05, 0.95))
+    coverage, pit = (result["targets"]["b"][name] for name in ("coverage", "pit"))
+    text = words_of(written("given", True)).text
+    assert re.search(rf"F\(y\) from uniform b [\d.]+% [\d.]+% {coverage['mean']:.1%} ", text)
+    assert f"{pit['distance']:.3f} (p {words.p_value(pit['p'])})" in text
 
 
 @pytest.mark.slow
