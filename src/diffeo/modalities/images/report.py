@@ -79,7 +79,7 @@ class ImageReport(RunReport):
         if self.examples is None:
             return {"samples": "Samples, drawn for this report."}
         shown = self.some(min(SHOWN, len(self.examples.x)))
-        return {"samples": f"Left: {shown}. Right: samples, drawn for this report."}
+        return {"samples": f"Left: {shown}. To the right samples, drawn for this report."}
 
     def data(self) -> list[Block]:
         """Shape, levels and classes."""
