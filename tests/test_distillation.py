@@ -15,12 +15,13 @@ import diffeo
 from cases import randomise
 from diffeo import commands
 from diffeo.bases import GaussianMixture, StandardLogistic, StandardNormal
-from diffeo.cli import main, show
+from diffeo.cli import main
 from diffeo.commands.distill import pace_warnings
 from diffeo.distillation import density
 from diffeo.flow import Flow
 from diffeo.objectives import Distillation, WarmStart
 from diffeo.objectives.distillation import path_gradient, reparameterized
+from diffeo.report import words
 from diffeo.report.distillation import compare_draws, draw_both, generate_naively, mode_recall, pace, warnings
 from diffeo.training import checkpoint as checkpoints
 from diffeo.training.checkpoint import trained
@@ -370,7 +371,7 @@ def test_a_student_that_is_no_faster_is_reported():
     speed = {"student": 50.0, "teacher": 100.0, "teacher_naive": 2.0}
     (warning,) = pace_warnings({"samples_per_second": speed})
     assert "no faster than its teacher (50 a second to 100)" in warning
-    assert show._paces(speed, "rows", "naively") == (
+    assert words.paces(speed, "rows", "naively") == (
         "student 50 rows/s, teacher 100 (2 times faster), teacher naively 2 (25.00 times slower)"
     )
 

@@ -11,9 +11,10 @@ import torch
 
 import diffeo
 from diffeo import commands
-from diffeo.cli import main, show
+from diffeo.cli import main
 from diffeo.recipes import mixed
 from diffeo.report import mixed as report_of_mixed
+from diffeo.report import words
 from diffeo.report.baselines import factor_log_prob, mixed_held_out
 from diffeo.report.compare import marginal_test
 from diffeo.report.mixed import MixedThresholds, check_mixed, judge_mixed, noise_of
@@ -403,7 +404,7 @@ def test_info_says_what_has_a_mass(run, capsys):
 )
 def test_copies_in_words(copy, expected):
     times, plus = copy
-    assert show._copy({"column": "x", "times": times, "plus": plus}) == f"equals {expected} in some rows"
+    assert words.copy_of({"column": "x", "times": times, "plus": plus}) == f"equals {expected} in some rows"
 
 
 def test_gaps_that_training_did_not_see_are_checked_cell_by_cell(tmp_path):

@@ -79,6 +79,8 @@ def _command(*, counts: str | None = None, trains: bool = False) -> Callable[[Ca
             if trains and int(os.environ.get("RANK", "0")) > 0:
                 return 0  # under torchrun the first process speaks for all
             _print(name, summary, as_json, results_on_stdout)
+            if summary.get("report"):
+                _open(summary["report"])
             if not trains or summary["stopped"] != "interrupted":
                 return 0
             return _interrupted(name, options, f"the best so far is in {options['out']}")
@@ -103,6 +105,15 @@ def _print(name: str, summary: Mapping[str, Any], as_json: bool, results_on_stdo
         print(json.dumps(plain(summary), indent=2))
     else:
         print(getattr(show, name)(summary), file=sys.stderr if results_on_stdout else sys.stdout)
+
+
+def _open(page: str) -> None:
+    """Show a page in the user's browser; where there is none, say where it is."""
+    import webbrowser
+
+    path = Path(page).resolve()
+    if not webbrowser.open(path.as_uri()):
+        _note(f"no browser was found; open {path}")
 
 
 def _note(text: str) -> None:
@@ -192,6 +203,7 @@ def fit(
     ] = False,
     force: Annotated[bool, Option("--force", help="Replace an earlier run.")] = False,
     figures: Figures = True,
+    report: Annotated[bool, Option("--open", help="Write DIR/report.html, and open it in a browser.")] = False,
     seed: TrainingSeed = None,
     device: Device = None,
     as_json: Json = False,
@@ -520,4 +532,34 @@ def check(
     """
 
 
-COMMANDS = (fit, posterior, score, anomalies, sample, predict, impute, inpaint, distill, info, check)
+@_command()
+def report(
+    run: Run,
+    source: Annotated[
+        str | None,
+        Argument(help="Data to check the run by, and to show: what 'diffeo fit' takes.", metavar="[DATA]"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        Option(
+            "--out",
+            "-o",
+            help="The page, beside it the card in .md.  [default: RUN/report.html]",
+            metavar="FILE.html",
+        ),
+    ] = None,
+    missing: Missing = False,
+    force: Force = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run as one page that can be sent, and as a model card.
+
+    The page is one file that loads nothing: what the model is, was trained on, how good it is and what it cannot know,
+    with figures and sounds. Given data, the run is checked on them. The card is the same in Markdown, with the front
+    matter that model hubs read.
+    """
+
+
+COMMANDS = (fit, posterior, score, anomalies, sample, predict, impute, inpaint, distill, info, check, report)

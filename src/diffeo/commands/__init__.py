@@ -10,6 +10,7 @@ from diffeo.commands.inpaint import inpaint
 from diffeo.commands.machine import machine
 from diffeo.commands.posterior import posterior
 from diffeo.commands.predict import predict
+from diffeo.commands.report import report
 from diffeo.commands.sample import sample
 from diffeo.commands.score import score
 
@@ -24,6 +25,7 @@ __all__ = [
     "machine",
     "posterior",
     "predict",
+    "report",
     "sample",
     "score",
 ]

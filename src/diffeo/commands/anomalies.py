@@ -6,22 +6,20 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from diffeo.commands.runs import chunks_of, open_for, with_likelihood
+from diffeo.commands.runs import open_for, with_likelihood
 from diffeo.errors import UserError
-from diffeo.modalities.base import Chunk
+from diffeo.modalities.base import chunks_of
+from diffeo.modalities.tables.anomalies import Anomalies, find_anomalies
 from diffeo.modalities.tables.held_out import HeldOut
 from diffeo.modalities.tables.run import TableRun
 from diffeo.modalities.tables.write import TableWriter
-from diffeo.report.anomalies import POINTS, Worst, column_shares, plot_anomalies
-from diffeo.training.seeding import derive, seed_noise
+from diffeo.report.anomalies import POINTS, plot_anomalies
 from diffeo.transforms.ode import watched_solves
 
 __all__ = ["anomalies"]
@@ -117,30 +115,18 @@ def anomalies(
         TableWriter(out, [*scoring.columns, *columns], types, force=force) as writer,
         watched_solves() as solves,
     ):
-        parts = [
-            _Scored.of(held_out, chunk, scoring.draws, most) for chunk in chunks_of(opened, scoring, seed, progress)
-        ]
-        scored = _Scored.joined(parts)
-        order = scored.order()
-        flagged = scored.p_value <= alpha
-        explained = min(most, max(EXPLAINED, int(flagged.sum())), len(order))
-        seed_noise(opened.device, derive(seed, "anomalies"))
-        strange, blamed = _explained(opened, scored, order[:explained])
-        for block in _blocks(scored, order, flagged, strange, blamed):
+        chunks = chunks_of(opened, scoring, seed, progress)
+        result = find_anomalies(opened, held_out, chunks, scoring.draws, alpha, seed, (EXPLAINED, most))
+        scored, order, flagged = result.scored, result.order, result.flagged
+        for block in _blocks(result):
             writer.write(block)
-        worst = [
-            Worst(
-                int(scored.cells[i, 0]), float(scored.log_prob[i]), float(scored.score[i]), float(scored.p_value[i]),
-                strange[k], blamed[k],
-            )
-            for k, i in enumerate(order[:explained])
-        ]  # fmt: skip
         if plot is not None:
-            plot_anomalies(plot, law, scored.score, alpha, worst, names)
+            plot_anomalies(plot, law, scored.score, alpha, result.worst, names)
     seconds = time.monotonic() - started
     counts: dict[str, int] = {}
+    explained = len(result.worst)
     for k in np.flatnonzero(flagged[order[:explained]]):
-        counts[blamed[k]] = counts.get(blamed[k], 0) + 1
+        counts[result.blamed[k]] = counts.get(result.blamed[k], 0) + 1
     rows = len(order)
     return {
         "rows": rows,
@@ -153,7 +139,7 @@ def anomalies(
         "least_p_value": law.least,
         "impossible": int(np.isneginf(scored.log_prob).sum()),
         "flagged_by_column": dict(sorted(counts.items(), key=lambda pair: -pair[1])),
-        "worst": [each.facts(names) for each in worst[:TOLD]],
+        "worst": [each.facts(names) for each in result.worst[:TOLD]],
         "explained": explained,
         "plot": None if plot is None else str(plot),
         "out": None if out is None else str(out),
@@ -162,59 +148,6 @@ def anomalies(
         "rows_per_second": rows / seconds if seconds else math.inf,
         **solves.summary(),
     }
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Rows, scored.
-
-    Attributes:
-        cells: what is written before the scores ``(n, columns)``.
-        log_prob, score, p_value: of each ``(n,)``.
-        low: the numbers of the rows that may be among the worst of all ``(m,)``, and their ``x``, ``context``, ``part``
-            and ``blamed``, as a chunk has them.
-    """
-
-    cells: np.ndarray
-    log_prob: np.ndarray
-    score: np.ndarray
-    p_value: np.ndarray
-    low: np.ndarray
-    x: Tensor
-    context: Tensor | None
-    part: Tensor
-    blamed: np.ndarray
-
-    @classmethod
-    def of(cls, held_out: HeldOut, chunk: Chunk, draws: int, most: int) -> _Scored:
-        """Score a chunk of rows, of which at most so many may be among the worst."""
-        assert chunk.part is not None
-        assert chunk.blamed is not None
-        part = chunk.part
-        log_prob, score, p_value = held_out.judged(chunk, draws)
-        values = log_prob.numpy(), score.numpy(), p_value.numpy()
-        low = np.lexsort(values)[:most]
-        context = None if chunk.context is None else chunk.context[low].cpu()
-        return cls(chunk.cells, *values, low, chunk.x[low].cpu(), context, part[low], chunk.blamed[low])
-
-    @classmethod
-    def joined(cls, parts: Sequence[_Scored]) -> _Scored:
-        """All rows of several chunks, in order."""
-        starts = np.cumsum([0, *(len(part.log_prob) for part in parts)])
-        cells, log_prob, score, p_value, blamed = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("cells", "log_prob", "score", "p_value", "blamed")
-        )
-        low = np.concatenate([start + part.low for start, part in zip(starts, parts, strict=False)])
-        contexts = [part.context for part in parts if part.context is not None]
-        return cls(
-            cells, log_prob, score, p_value, low, torch.cat([part.x for part in parts]),
-            torch.cat(contexts) if contexts else None, torch.cat([part.part for part in parts]), blamed,
-        )  # fmt: skip
-
-    def order(self) -> np.ndarray:
-        """The numbers of the rows by p-value, then by score and log-likelihood, the worst first."""
-        return np.lexsort((self.log_prob, self.score, self.p_value))
 
 
 def _refuse_picture(plot: str | os.PathLike[str] | None, force: bool) -> None:
@@ -228,27 +161,11 @@ def _refuse_picture(plot: str | os.PathLike[str] | None, force: bool) -> None:
         raise UserError(f"{path}: exists already; choose another name or replace it with --force")
 
 
-def _explained(run: TableRun, scored: _Scored, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """The shares of these rows ``(m, columns)``, and the name of the column with the largest."""
-    places = {row: k for k, row in enumerate(scored.low.tolist())}
-    chosen = [places[row] for row in rows.tolist()]
-    context = None if scored.context is None else scored.context[chosen].to(run.device)
-    shares = column_shares(run.flow, scored.x[chosen].to(run.device), context, scored.part[chosen]).numpy()
-    names = [column.name for column in run.schema.columns]
-    by_column = np.stack([shares[:, place].sum(1) for place in run.schema.places.values()], 1)
-    columns = list(run.schema.places)
-    blamed = []
-    for share, wrong in zip(by_column, scored.blamed[chosen], strict=True):
-        if wrong >= 0 and names[wrong] in columns:
-            share[columns.index(names[wrong])] = np.inf
-        blamed.append(names[wrong] if wrong >= 0 else columns[int(share.argmax())])
-    return by_column, blamed
-
-
-def _blocks(
-    scored: _Scored, order: np.ndarray, flagged: np.ndarray, shares: np.ndarray, blamed: Sequence[str]
-) -> Iterator[np.ndarray]:
+def _blocks(result: Anomalies) -> Iterator[np.ndarray]:
     """The lines of the result, in blocks, shares where there are some."""
+    scored, order, flagged, shares, blamed = (
+        result.scored, result.order, result.flagged, result.strange, result.blamed
+    )  # fmt: skip
     explained, columns = shares.shape
     for start in range(0, len(order), BLOCK):
         rows = order[start : start + BLOCK]

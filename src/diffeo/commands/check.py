@@ -7,9 +7,10 @@ from typing import Any
 
 from diffeo.commands.runs import open_for, with_likelihood
 from diffeo.errors import UserError
+from diffeo.modalities.base import Examples, OpenRun
 from diffeo.report.verdict import FEWEST, IN_SAMPLE, TRUST, Limits, Verdict, gravest
 
-__all__ = ["IN_SAMPLE", "check"]
+__all__ = ["IN_SAMPLE", "ROWS", "check", "checked"]
 
 ROWS = 10_000
 
@@ -45,7 +46,17 @@ def check(
         raise UserError(f"expected at least {FEWEST} rows to check by, got {rows}")
     opened, options = open_for("check", run, device, missing=missing)
     with_likelihood(opened, or_bound=True)
-    examples = opened.examples(source, rows, seed, options)
+    return checked(opened, opened.examples(source, rows, seed, options), seed)
+
+
+def checked(opened: OpenRun, examples: Examples, seed: int) -> dict[str, Any]:
+    """Examine a run that was opened on examples; see ``check``.
+
+    Args:
+        opened: with a likelihood, or bounds of it.
+        examples: as its ``examples`` returns them.
+        seed: of the draws.
+    """
     report = opened.examine(examples, seed)
     left_out = Verdict(Limits(enough=0))
     left_out.weigh_rows(examples.read, examples.impossible, "are impossible under the model")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffeo.commands.report import report as write_report
 from diffeo.commands.settings import refuse_foreign, settings_of
 from diffeo.errors import UserError
 from diffeo.flow import Flow
@@ -75,6 +76,7 @@ def fit(
     resume: bool = False,
     force: bool = False,
     figures: bool = True,
+    report: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -126,20 +128,31 @@ def fit(
             settings where none are given here.
         force: replace an earlier run.
         figures: plot the figures.
+        report: write ``report.html`` into the run directory, with the data, unless the training is interrupted.
         progress: show a bar on stderr.
         say: called with every note on how the table was read.
 
     Returns:
-        What ``metrics`` of the run directory says, and its path.
+        What ``metrics`` of the run directory says, and its path; that of the report.
 
     Raises:
         UserError: for bad input, an unknown model or argument, or a folder that cannot be written.
     """
     earlier = read_model(place(out, resume)) if resume else None
     settings = settings_of(locals(), out, earlier["provenance"].get("settings", {}) if earlier else {})
-    return make_run(
+    summary = make_run(
         source, out, settings, earlier, device=device, force=force, figures=figures, progress=progress, say=say
     )
+    if not report or summary["stopped"] == "interrupted" or not World(choose_device(device)).leads:
+        return summary
+    say("writing the report ...")
+    write = partial(write_report, out, seed=settings.get("seed", 0), device=device, force=True)
+    try:
+        written = write(source, missing=settings.get("missing", "error"))
+    except UserError as error:  # data that suffice to learn from may be too few to check by
+        say(f"the report is without data: {error}")
+        written = write()
+    return {**summary, "report": written["out"]}
 
 
 def make_run(

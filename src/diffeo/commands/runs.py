@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffeo.commands.settings import check_reading, option_of
 from diffeo.errors import UserError
 from diffeo.modalities import open_run
-from diffeo.modalities.base import Chunk, OpenRun, Scoring
+from diffeo.modalities.base import OpenRun
 from diffeo.objectives import guided
-from diffeo.training.seeding import derive, seed_noise
 
-__all__ = ["chunks_of", "open_for", "with_guidance", "with_likelihood"]
+__all__ = ["open_for", "with_guidance", "with_likelihood"]
 
 
 def open_for(
@@ -57,30 +54,6 @@ def with_likelihood(run: OpenRun, *, or_bound: bool = False) -> OpenRun:
     teacher = run.provenance.get("distillation", {}).get("teacher", {}).get("run")
     remedy = f"use the run that it was distilled from, {teacher}" if teacher else "train it without fixed steps"
     raise UserError(f"{run.path}: samples in a few steps and has no likelihood; {remedy}")
-
-
-def chunks_of(
-    run: OpenRun, scoring: Scoring, seed: int, progress: Callable[[int, int | None], None]
-) -> Iterator[Chunk]:
-    """Yield what is to be scored on the run's device, in order, the noise seeded for each; say how far it is after it.
-
-    Args:
-        run: a run that was opened.
-        scoring: the data.
-        seed: of the dequantisation noise.
-        progress: called with the number of examples done and the number of all, if known.
-    """
-
-    def there(part: Tensor | None) -> Tensor | None:
-        return None if part is None else part.to(run.device)
-
-    rows = 0
-    progress(rows, scoring.total)
-    for chunk in scoring.chunks:
-        seed_noise(run.device, derive(seed, "score", chunk.key))
-        yield replace(chunk, x=chunk.x.to(run.device), context=there(chunk.context), known=there(chunk.known))
-        rows += len(chunk.x)
-        progress(rows, scoring.total)
 
 
 def with_guidance(run: OpenRun, weight: float | None) -> OpenRun:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffeo.commands.runs import chunks_of, open_for, with_likelihood
+from diffeo.commands.runs import open_for, with_likelihood
 from diffeo.errors import UserError
 from diffeo.flow import Flow, bits_per_dim
-from diffeo.modalities.base import Chunk, OpenRun
+from diffeo.modalities.base import Chunk, OpenRun, chunks_of
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.statistics import Moments, bound_facts, ratio_and_error
 from diffeo.training.folds import out_of_fold

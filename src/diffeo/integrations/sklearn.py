@@ -32,13 +32,12 @@ from sklearn.utils import Tags, check_array, check_consistent_length, check_rand
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from diffeo.commands.fit import learn, model_for
-from diffeo.commands.runs import chunks_of
 from diffeo.commands.score import scores
 from diffeo.commands.settings import settings_of
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.modalities import open_run
-from diffeo.modalities.base import Chunk, Draw
+from diffeo.modalities.base import Chunk, Draw, chunks_of
 from diffeo.modalities.tables.dataset import TableDataset
 from diffeo.modalities.tables.held_out import HeldOut
 from diffeo.modalities.tables.prediction import check_targets, predicted_points, predicted_quantiles

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from diffeo.modalities.base import Modality, OpenRun
 
-__all__ = ["MODALITIES", "modalities", "open_run", "recognize"]
+__all__ = ["MODALITIES", "modalities", "modality_of", "open_run", "recognize"]
 
 # Asked in this order whether data are theirs; the last one takes what no other does.
 MODALITIES = [
@@ -40,6 +40,11 @@ def recognize(source: Any, model: str | None = None) -> Modality:
     suffix = Path(source).suffix.lower() if isinstance(source, str | Path) else ""
     by_name = [each for each in known if model in each.recipes] or [each for each in known if suffix in each.suffixes]
     return by_name[0] if by_name else next((each for each in known[:-1] if each.recognizes(source)), known[-1])
+
+
+def modality_of(run: OpenRun) -> Modality:
+    """Return the modality of a run that was opened."""
+    return next(each for each in modalities() if type(run) is each.run)
 
 
 def open_run(run: str | os.PathLike[str], device: str | torch.device | None = None) -> OpenRun:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -15,10 +15,26 @@ from torch import Tensor
 
 from diffeo.errors import UserError
 from diffeo.flow import Flow
+from diffeo.report.figures import training
+from diffeo.report.page import Block, Picture
+from diffeo.report.style import Figures
 from diffeo.training.folds import FoldsResult
 from diffeo.training.run import Run as StoredRun
+from diffeo.training.seeding import derive, seed_noise
 
-__all__ = ["Chunk", "Dataset", "Draw", "Examples", "Modality", "OpenRun", "Scoring", "Words", "choose", "held_out"]
+__all__ = [
+    "Chunk",
+    "Dataset",
+    "Draw",
+    "Examples",
+    "Modality",
+    "OpenRun",
+    "Scoring",
+    "Words",
+    "choose",
+    "chunks_of",
+    "held_out",
+]
 
 ENOUGH = 100  # held-out examples to judge by; where there are fewer, those of training are looked at
 
@@ -314,6 +330,143 @@ class OpenRun(ABC):
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A figure that a run directory may hold.
+
+    Attributes:
+        part: of a report, where it stands: "samples", "calibration", "training" or "distillation".
+        caption: what it shows.
+        photo: whether its colours are those of the data.
+        student: what it shows of a student, where that is something else.
+    """
+
+    part: str
+    caption: str
+    photo: bool = False
+    student: str = ""
+
+
+class RunReport(ABC):
+    """What a report says and shows of a run of one kind of data.
+
+    Args:
+        run: that was opened.
+        folder: for figures that are plotted anew.
+        examples: to judge it by, or None.
+        source: what they were chosen from, or None.
+        options: how it is read.
+        seed: of all that is random.
+
+    Attributes:
+        kept: figures that a run directory may hold, by name, in the order of a report.
+        tag: what a model hub calls the kind of data.
+        example: what likelihoods are reported of, one and many.
+        simplest: what the density is called that has no dependence.
+    """
+
+    kept: ClassVar[Mapping[str, Kept]]
+    example: ClassVar[tuple[str, str]]
+    simplest: ClassVar[str] = ""
+    tag: ClassVar[str]
+
+    def __init__(
+        self,
+        run: OpenRun,
+        folder: Path,
+        examples: Examples | None,
+        source: Any,
+        options: Mapping[str, Any],
+        seed: int,
+    ) -> None:
+        self.examples, self.source, self.options, self.seed = examples, source, options, seed
+        self.figures = Figures(folder)
+        self.stored = Path(run.path) / "figures"
+        self.student = "distillation" in run.provenance
+
+    @property
+    def units(self) -> dict[str, Any]:
+        """In which a learning curve is plotted, as ``learning_curve`` takes them."""
+        return {}
+
+    @abstractmethod
+    def data(self) -> list[Block]:
+        """What the data of the training are like."""
+
+    @abstractmethod
+    def samples(self) -> list[Block]:
+        """Real examples beside samples."""
+
+    @abstractmethod
+    def calibration(self) -> list[Block]:
+        """Whether what the model says is as probable as it says happens as often."""
+
+    @abstractmethod
+    def unlikely(self) -> list[Block]:
+        """The examples that the model finds least likely."""
+
+    @abstractmethod
+    def limits(self) -> list[str]:
+        """What the model cannot know, of this kind of data, in sentences."""
+
+    @abstractmethod
+    def use(self) -> list[str]:
+        """Lines for a shell that use the run, which is called so."""
+
+    def training(self, run: OpenRun) -> list[Block]:
+        """The learning curve, stored or plotted anew."""
+        if not (self.stored / "learning_curve.png").is_file():
+            training(self.figures, run.flow, Path(run.path), **self.units)
+        return self.pictures("training")
+
+    def pictures(self, part: str) -> list[Block]:
+        """The figures of a part of the report: those plotted anew, or else those that the run directory holds."""
+        pictures: list[Block] = []
+        for name, figure in self.kept.items():
+            if figure.part != part:
+                continue
+            caption = figure.student if self.student and figure.student else figure.caption
+            for suffix in (".png", ".gif"):
+                fresh = self.figures.run / "figures" / f"{name}{suffix}"
+                if fresh.is_file():
+                    pictures.append(Picture.read(fresh, self.captions.get(name, caption), figure.photo))
+                elif (self.stored / fresh.name).is_file():
+                    pictures.append(Picture.read(self.stored / fresh.name, caption, figure.photo))
+        return pictures
+
+    @property
+    def captions(self) -> Mapping[str, str]:
+        """Of figures plotted anew, where they show something else than those that the run directory holds."""
+        return {}
+
+    @property
+    def judged(self) -> str:
+        """The examples in words; that the model was trained on them, if it was."""
+        assert self.examples is not None
+        return self.some(len(self.examples.x))
+
+    def some(self, count: int) -> str:
+        """So many of the examples in words, as ``judged``.
+
+        Args:
+            count: how many.
+        """
+        assert self.examples is not None
+        total = len(self.examples.x)
+        seen = ", which the model was trained on: they look better than new ones would" * self.examples.in_sample
+        return f"{self.examples.which}; {f'{count:,} of ' * (count < total)}{total:,} in all{seen}"
+
+    def drawn(self, most: int) -> Tensor:
+        """At most so many of the examples, drawn by the seed: their numbers, in any order.
+
+        Args:
+            most: how many.
+        """
+        assert self.examples is not None
+        order = np.random.default_rng(derive(self.seed, "report", "examples")).permutation(len(self.examples.x))
+        return torch.from_numpy(order[:most])
+
+
+@dataclass(frozen=True)
 class Modality:
     """A kind of data.
 
@@ -322,6 +475,7 @@ class Modality:
         recognizes: tells whether data are of this kind.
         dataset: opens data to learn.
         run: opens runs.
+        report: shows runs.
         options: settings of a training that not all kinds of data have.
         suffixes: of files that are of this kind, whatever they hold.
         recipes: those that are for this kind alone.
@@ -331,9 +485,34 @@ class Modality:
     recognizes: Callable[[Any], bool]
     dataset: type[Dataset]
     run: type[OpenRun]
+    report: type[RunReport]
     options: Sequence[str] = ()
     suffixes: Collection[str] = ()
     recipes: Collection[str] = ()
+
+
+def chunks_of(
+    run: OpenRun, scoring: Scoring, seed: int, progress: Callable[[int, int | None], None]
+) -> Iterator[Chunk]:
+    """Yield what is to be scored on the run's device, in order, the noise seeded for each; say how far it is after it.
+
+    Args:
+        run: a run that was opened.
+        scoring: the data.
+        seed: of the dequantisation noise.
+        progress: called with the number of examples done and the number of all, if known.
+    """
+
+    def there(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part.to(run.device)
+
+    rows = 0
+    progress(rows, scoring.total)
+    for chunk in scoring.chunks:
+        seed_noise(run.device, derive(seed, "score", chunk.key))
+        yield replace(chunk, x=chunk.x.to(run.device), context=there(chunk.context), known=there(chunk.known))
+        rows += len(chunk.x)
+        progress(rows, scoring.total)
 
 
 def held_out(valid: int, test: int, many: str) -> tuple[str | None, str]:

@@ -24,9 +24,16 @@ MISSING = "missing"
 FEW = 1500  # rows plotted as points, not as counts
 
 
-def training(path: Figures, flow: Flow, **units: Any) -> None:
-    """Plot the learning curve of a run, where its training wrote of its epochs; units as of ``learning_curve``."""
-    metrics = path.run / "train" / "metrics.jsonl"
+def training(path: Figures, flow: Flow, run: Path | None = None, **units: Any) -> None:
+    """Plot the learning curve of a run, where its training wrote of its epochs.
+
+    Args:
+        path: of the figures.
+        flow: that was trained.
+        run: its directory, where the figures go elsewhere.
+        units: as of ``learning_curve``.
+    """
+    metrics = (run or path.run) / "train" / "metrics.jsonl"
     if metrics.is_file() and metrics.stat().st_size:
         bound = flow.has_bound
         likelihood = bound or isinstance(objective_of(flow), MaximumLikelihood)

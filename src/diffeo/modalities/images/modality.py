@@ -3,6 +3,7 @@
 from diffeo.modalities.base import Modality
 from diffeo.modalities.images.dataset import ImageDataset, shows_images
 from diffeo.modalities.images.decoding import PICTURES
+from diffeo.modalities.images.report import ImageReport
 from diffeo.modalities.images.run import ImageRun
 
 __all__ = ["MODALITY"]
@@ -12,6 +13,7 @@ MODALITY = Modality(
     recognizes=shows_images,
     dataset=ImageDataset,
     run=ImageRun,
+    report=ImageReport,
     options=("size", "test"),
     suffixes=PICTURES,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor
 
 from diffeo.flow import Flow
+from diffeo.mixture import Mixture
 from diffeo.modalities.base import ENOUGH
 from diffeo.modalities.tables.dates import DAY, show_dates
 from diffeo.modalities.tables.rows import Split, TableStream
 from diffeo.modalities.tables.schema import Column, Schema
 from diffeo.modalities.tables.seen import SeenRows
 from diffeo.report import figures, trajectories
-from diffeo.report.check import FEWEST
+from diffeo.report.check import FEWEST, by_fold
 from diffeo.report.latents import normal_scores
 from diffeo.report.mixed import noise_of
 from diffeo.report.numerics import continuous_part
@@ -25,20 +27,37 @@ from diffeo.training.folds import out_of_fold
 from diffeo.training.seeding import derive, seed_noise
 from diffeo.transforms.mixed import Mixed
 
-__all__ = ["plot_figures", "plot_pairs"]
+__all__ = ["Rows", "held_out_pit", "plot_figures", "plot_pairs", "plot_rows"]
 
 ROWS = 20_000  # plotted at most
 FEWER = 5_000  # of a mixed density, which takes a pass for each column
 NUMBERS = 4  # columns of numbers whose pairs it plots
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows as a flow takes them.
+
+    Attributes:
+        x, context: the rows ``(n, features)``.
+        what: they are called.
+        part: the fold that each was in, negative for a row that no member of a stack has seen; or None.
+    """
+
+    x: Tensor
+    context: Tensor | None
+    what: str
+    part: Tensor | None = None
+
+    def first(self, most: int) -> Rows:
+        """So many of them."""
+        context, part = (None if each is None else each[:most] for each in (self.context, self.part))
+        return Rows(self.x[:most], context, self.what, part)
+
+
 @torch.no_grad()
 def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) -> list[str]:
-    """Write ``run/figures/*.png`` and return their paths.
-
-    Learning curves, data against samples in pairs of columns, the latents, for two continuous columns the density, for
-    one column given others its distribution function at the rows. Of a
-    mixed density learning curves, data against samples column by column and in pairs of numbers, and the noise.
+    """Write ``run/figures/*.png`` and return their paths: learning curves, and what ``plot_rows`` plots.
 
     Raises:
         UserError: if they cannot be written.
@@ -49,52 +68,96 @@ def plot_figures(run: Path, flow: Flow, schema: Schema, rows: Split, seed: int) 
     streamed = isinstance(rows.x, TableStream)
     x, context = (rows.valid_x, rows.valid_context) if streamed else (rows.x, rows.context)
     assert isinstance(x, Tensor)
-    x = x[:ROWS].to(device)
-    context = None if context is None else context[:ROWS].to(device)
-    seed_noise(device, derive(seed, "figures"))
+    data = Rows(x[:ROWS].to(device), None if context is None else context[:ROWS].to(device), "training rows")
+    judged = data
+    if len(rows.valid_x) >= ENOUGH:
+        held_out = None if rows.valid_context is None else rows.valid_context[:ROWS].to(device)
+        judged = Rows(rows.valid_x[:ROWS].to(device), held_out, "held-out rows")
+    seen = SeenRows.load(run)
+    if seen is not None:
+        judged = replace(judged, part=seen.parts(judged.x, judged.context))
+    plot_rows(path, flow, schema, data, judged, seed)
+    return path.plotted
+
+
+@torch.no_grad()
+def plot_rows(
+    path: Figures, flow: Flow, schema: Schema, data: Rows, judged: Rows, seed: int, density: bool = True
+) -> None:
+    """Plot rows beside samples, and what the flow makes of rows.
+
+    Data against samples in pairs of columns, the latents, for two continuous columns the density, for one column given
+    others its distribution function at the rows. Of a mixed density data against samples column by column and in pairs
+    of numbers, and the noise.
+
+    Args:
+        path: of the figures.
+        flow: the density; of a stack, a row is judged by what was not trained on it, where its fold is known.
+        schema: of the rows.
+        data: rows beside samples.
+        judged: rows whose latents are shown.
+        seed: of the samples.
+        density: plot that of two columns, which takes tens of thousands of evaluations.
+    """
+    seed_noise(flow.base.device_marker.device, derive(seed, "figures"))
     if isinstance(flow.transform, Mixed):
-        _plot_mixed(path, flow, flow.transform, schema, rows, x[:FEWER], None if context is None else context[:FEWER])
-        return path.plotted
+        _plot_mixed(path, flow, flow.transform, schema, data.first(FEWER), judged.first(FEWER))
+        return
+    x, context = data.x, data.context
     # One sample in each row's context; a small table gets more samples than it has rows.
     sampled = flow.sample((max(len(x), ROWS // 4),)) if context is None else flow.sample((), context)
     real_columns, sampled_columns = plot_pairs(schema, x, sampled, path("pairs"))
 
-    x, context, what = _judged(rows, x, context)
-    bijection, points = continuous_part(flow, x)
-    scores = normal_scores(flow.base, bijection.encode(points, context))
-    if scores is not None:
-        figures.latents(scores, path("latents"), what)
+    if flow.has_log_prob:  # a few fixed steps are no bijection
+        by_member, context, what = _held_out(flow, judged)
+        bijection, points = continuous_part(by_member, judged.x)
+        scores = normal_scores(by_member.base, bijection.encode(points, context))
+        if scores is not None:
+            figures.latents(scores, path("latents"), what)
 
-    if context is not None and has_cdf(flow):
-        _plot_pit(path, flow, schema, x, context, what, seed)
+    if judged.context is not None and has_cdf(flow):
+        _, _, what = _held_out(flow, judged)
+        figures.noise(held_out_pit(flow, schema, judged, seed), schema.feature_names, path("pit"), what, "F(y)")
 
-    if schema.features == 2 and not schema.context_size and not any(grid.step for grid in schema.discrete):
+    plane = schema.features == 2 and not schema.context_size and not any(grid.step for grid in schema.discrete)
+    if density and plane and flow.has_log_prob:
         origins = [column.origin for column in schema.feature_columns]
         figures.density_2d(flow, real_columns, sampled_columns, schema.feature_names, path("density"), origins)
         if flow.ode is not None:
             trajectories.plot(flow.ode, flow.base, schema.feature_names, path("trajectories"))
             trajectories.animate(flow.ode, flow.base, path("trajectories", ".gif"))
-    return path.plotted
 
 
-def _plot_pit(path: Figures, flow: Flow, schema: Schema, x: Tensor, context: Tensor, what: str, seed: int) -> None:
-    """Plot F(y) of rows by what was not trained on them, where the run remembers that: uniform if it is right."""
-    seen = SeenRows.load(path.run)
-    part = torch.full((len(x),), -1) if seen is None else seen.parts(x, context)
+def _held_out(flow: Flow, rows: Rows) -> tuple[Flow, Tensor | None, str]:
+    """A density that has not seen the rows, where their folds are known, the contexts for it, and what to call them."""
+    if not isinstance(flow, Mixture) or rows.part is None or not (rows.part >= 0).any():
+        return flow, rows.context, rows.what
+    density, context = by_fold(flow, rows.part, rows.context)
+    return density, context, "held-out rows" if (rows.part >= 0).all() else rows.what
+
+
+def held_out_pit(flow: Flow, schema: Schema, rows: Rows, seed: int) -> np.ndarray:
+    """F(y) of rows ``(n, features)`` by what was not trained on them, where that is known: uniform if it is right.
+
+    Args:
+        flow: conditional.
+        schema: of the rows.
+        rows: with a context.
+        seed: of the spread of discrete values.
+    """
+    x, context = rows.x, rows.context
+    assert context is not None
     steps = [grid.step for grid in schema.discrete]
+    part = torch.full((len(x),), -1) if rows.part is None else rows.part
 
     def below(density: Flow, mine: Tensor) -> Tensor:
         return torch.from_numpy(pit(density, x[mine], context[mine], steps, seed))
 
-    values = out_of_fold(flow, part, below).numpy()
-    if (part >= 0).all():
-        what = "held-out rows"  # each by the part that held it out
-    figures.noise(values, schema.feature_names, path("pit"), what, "F(y)")
+    return np.asarray(out_of_fold(flow, part, below).numpy())
 
 
-def _plot_mixed(
-    path: Figures, flow: Flow, transform: Mixed, schema: Schema, rows: Split, x: Tensor, context: Tensor | None
-) -> None:
+def _plot_mixed(path: Figures, flow: Flow, transform: Mixed, schema: Schema, data: Rows, judged: Rows) -> None:
+    x, context = data.x, data.context
     sampled = flow.sample((max(len(x), ROWS // 4),)) if context is None else flow.sample((), context)
     real_columns, sampled_columns = (_in_units(schema, part) for part in (x, sampled))
     columns = schema.feature_columns
@@ -107,9 +170,8 @@ def _plot_mixed(
         if min(map(len, complete)) >= FEWEST:
             names, steps = [columns[i].name for i in numbers], [columns[i].step for i in numbers]
             figures.pairs(complete[0], complete[1], names, path("pairs"), steps)
-    x, context, what = _judged(rows, x, context)
-    z = flow.encode(x[:FEWER], None if context is None else context[:FEWER])
-    figures.noise(*noise_of(transform, z, schema.feature_names), path("noise"), what)
+    density, context, what = _held_out(flow, judged)
+    figures.noise(*noise_of(transform, density.encode(judged.x, context), schema.feature_names), path("noise"), what)
 
 
 def _marginal(column: Column, real: np.ndarray, sampled: np.ndarray) -> figures.Marginal:
@@ -126,14 +188,6 @@ def _marginal(column: Column, real: np.ndarray, sampled: np.ndarray) -> figures.
         )
     labels = [str(value) for value in column.values or column.categories]
     return figures.Marginal(column.name, real, sampled, labels, column.step)
-
-
-def _judged(rows: Split, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None, str]:
-    """The rows held out, if they are enough, else those of training that are given, and which they are."""
-    if len(rows.valid_x) < ENOUGH:
-        return x, context, "training rows"
-    held_out = None if rows.valid_context is None else rows.valid_context[:ROWS].to(x.device)
-    return rows.valid_x[:ROWS].to(x.device), held_out, "held-out rows"
 
 
 def plot_pairs(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from diffeo.modalities.base import Modality
 from diffeo.modalities.tables.dataset import TableDataset
+from diffeo.modalities.tables.report import TableReport
 from diffeo.modalities.tables.run import TableRun
 from diffeo.modalities.tables.table import EXTENSIONS
 
@@ -14,6 +15,7 @@ MODALITY = Modality(
     recognizes=lambda source: True,
     dataset=TableDataset,
     run=TableRun,
+    report=TableReport,
     options=(
         "drop",
         "missing",
