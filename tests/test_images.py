@@ -170,6 +170,7 @@ def complete(runs, folder, mask):
     ("call", "message"),
     [
         (lambda runs, tmp: commands.score(runs / "digits", runs / "squares.npz"), "8 x 8 grey, got 6 x 6"),
+        (lambda runs, tmp: commands.score(runs / "digits", np.zeros((20, 8, 8), np.uint8)), "got 256; an .npz says"),
         (lambda runs, tmp: commands.sample(runs / "digits", 0, tmp / "x.png"), "at least 1"),
         (lambda runs, tmp: commands.sample(runs / "digits", 3, None), "need a place"),
         (lambda runs, tmp: commands.sample(runs / "digits", 3, tmp / "x.jpg"), "unknown extension '.jpg'; images are"),

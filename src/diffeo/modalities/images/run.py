@@ -76,7 +76,10 @@ class ImageRun(OpenRun):
         if images.shape != self.shape:
             raise UserError(f"{images.name}: {self.path} knows images of {size(self.shape)}, got {size(images.shape)}")
         if images.levels != self.levels:
-            raise UserError(f"{images.name}: {self.path} knows {self.levels} levels of grey, got {images.levels}")
+            raise UserError(
+                f"{images.name}: {self.path} knows {self.levels} levels of grey, got {images.levels}; an .npz says how"
+                " many in an array 'levels'"
+            )
         return images
 
     def context(self, images: Images) -> Tensor | None:
