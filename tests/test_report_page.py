@@ -337,8 +337,8 @@ def test_nothing_is_trusted_in_sample(made, tmp_path):
     summary = commands.report(tmp_path / "run", data)
     assert summary["out"] == str(tmp_path / "run" / "report.html")
     page = words_of(summary)
-    assert summary["verdict"].startswith("in sample")
-    assert "trustworthy" not in page.text
+    assert summary["verdict"].startswith(("in sample", "not trustworthy"))  # a grave fault shows in sample as well
+    assert "trustworthy" not in page.text.replace("not trustworthy", "")
     assert "The model was trained on these examples" in page.text
     assert page.text.count("which the model was trained on") >= 3
 

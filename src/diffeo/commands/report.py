@@ -87,12 +87,17 @@ def report(
     """
     page, card = _places(run, out, force)
     opened, options = open_for("check", run, device, missing=missing)
+    kind = modality_of(opened).report
+    if kind is None:
+        raise UserError(
+            f"{opened.path}: there are no reports of {opened.words.data} yet; see diffeo check and diffeo info"
+        )
     facts = info(run)
     examples = None if source is None else opened.examples(source, ROWS, seed, options)
     likelihood = opened.flow.has_log_prob or opened.flow.has_bound
     result = checked(opened, examples, seed) if examples is not None and likelihood else None
     with tempfile.TemporaryDirectory() as folder:
-        shown = modality_of(opened).report(opened, Path(folder), examples, source, options, seed)
+        shown = kind(opened, Path(folder), examples, source, options, seed)
         document = _document(opened, facts, result, shown)
     text, notes = to_html(document)
     for path, content in (

@@ -475,20 +475,20 @@ class Modality:
         recognizes: tells whether data are of this kind.
         dataset: opens data to learn.
         run: opens runs.
-        report: shows runs.
         options: settings of a training that not all kinds of data have.
         suffixes: of files that are of this kind, whatever they hold.
         recipes: those that are for this kind alone.
+        report: shows runs; without it ``diffeo report`` refuses them.
     """
 
     name: str
     recognizes: Callable[[Any], bool]
     dataset: type[Dataset]
     run: type[OpenRun]
-    report: type[RunReport]
     options: Sequence[str] = ()
     suffixes: Collection[str] = ()
     recipes: Collection[str] = ()
+    report: type[RunReport] | None = None
 
 
 def chunks_of(
