@@ -331,14 +331,15 @@ def test_the_numbers_are_those_of_a_check(made, written, name):
 
 @pytest.mark.slow
 def test_nothing_is_trusted_in_sample(made, tmp_path):
-    """Sixty rows leave six for validation: the rest is what was trained on."""
+    """Sixty rows leave six for validation: the rest is what was trained on, well enough for there to be no fault."""
     data = table(60)
-    commands.fit(data, tmp_path / "run", **TINY, figures=False)
+    small = {"hidden": [16], "transforms": 3}
+    commands.fit(data, tmp_path / "run", folds=1, epochs=200, arguments=small, figures=False)
     summary = commands.report(tmp_path / "run", data)
     assert summary["out"] == str(tmp_path / "run" / "report.html")
     page = words_of(summary)
-    assert summary["verdict"].startswith(("in sample", "not trustworthy"))  # a grave fault shows in sample as well
-    assert "trustworthy" not in page.text.replace("not trustworthy", "")
+    assert summary["verdict"].startswith("in sample")
+    assert "trustworthy" not in page.text
     assert "The model was trained on these examples" in page.text
     assert page.text.count("which the model was trained on") >= 3
 

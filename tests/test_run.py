@@ -16,6 +16,7 @@ from diffeo import atomic, recipes
 from diffeo.atomic import atomic_write
 from diffeo.errors import UserError
 from diffeo.training import create_run, load_run, provenance, read_model, save_metrics, save_weights
+from diffeo.training.checkpoint import save_checkpoint
 from diffeo.training.place import claimed, place
 from diffeo.training.weights import DTYPES, digest, save_tensors
 
@@ -141,6 +142,36 @@ def test_a_run_that_failed_at_once_leaves_nothing(tmp_path):
         create_run(folder, new_flow())
         raise UserError("1e29 spread")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_what_is_not_diffeos_is_never_removed(killed, run, tmp_path):
+    folder, flow = run
+    beside = tmp_path / "run.new.tmp"
+    if killed:  # the folder of a replacement, into which somebody else has put a file
+        create_run(beside, flow)
+    (beside / "train").mkdir(parents=True)
+    (beside / "thesis.tex").write_text("years of work")
+    (folder / "thesis.tex").write_text("another one")  # so that it cannot move there
+    reason = "holds 'thesis.tex', which is of no run: move it away" if killed else "is not empty and not a run"
+    with pytest.raises(UserError, match=reason):
+        flow.save(folder, force=True)
+    assert (beside / "thesis.tex").read_text() == "years of work"
+    assert killed or (beside / "train").exists()
+    assert (folder / "thesis.tex").read_text() == "another one"
+    load_run(folder)
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_what_was_learned_before_a_failure_can_be_resumed(steps, tmp_path):
+    """A disk may be full in the first epoch of a training of days."""
+    with pytest.raises(UserError), claimed(tmp_path / "run") as folder:  # noqa: PT012
+        create_run(folder, new_flow())
+        (folder / "train").mkdir()
+        state = {"settings": {}, "threads": 1, "state": {"step": steps}}
+        save_checkpoint(folder / "train" / "checkpoint.safetensors", state, {})
+        raise UserError("the disk is full")
+    assert (tmp_path / "run").exists() == (steps > 0)
 
 
 def test_two_processes_cannot_make_the_same_run(tmp_path):

@@ -366,7 +366,8 @@ class Rows:
             words.append(f"{_duration((total - done) / rate)} left")
         self.view = View(self.verb, done / total if total else None, words)
         self.screen = screen() if self.screen is None else self.screen
-        if now - self.last >= self.screen.interval:
+        since = self.last if self.screen.live else max(self.last, self.started)  # a log is for work that takes long
+        if now - since >= self.screen.interval:
             self.last = now
             self.screen.show(self.view)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffeo.atomic import check_writable, remove_leftovers
@@ -21,6 +22,7 @@ __all__ = [
     "describe",
     "load_checkpoint",
     "save_checkpoint",
+    "steps_taken",
     "trained",
 ]
 
@@ -101,6 +103,15 @@ def save_checkpoint(path: Path, scalars: Mapping[str, Any], groups: Mapping[str,
     """Write plain data and named groups of named tensors to one safetensors file, atomically."""
     tensors = {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
     save_tensors(path, tensors, {"format": str(FORMAT), "state": json.dumps(scalars)})
+
+
+def steps_taken(path: Path) -> int:
+    """How many steps of training a checkpoint holds, without its tensors; 0 of one that cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return int(json.loads(file.metadata()["state"])["state"]["step"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return 0
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diffeo.atomic import SUFFIX, check_writable, exchange, remove_leftovers
 from diffeo.errors import UserError
+from diffeo.training.checkpoint import steps_taken
 
 try:
     import fcntl
@@ -51,7 +52,7 @@ def claimed(out: StrPath, resume: bool = False, force: bool = False) -> Iterator
     """Claim the place of a run before any work, yield the folder to make it in, and put that in place at the end.
 
     Another process that claims the same place meanwhile is refused. A folder that was made here is removed again if
-    the block fails before an epoch of training is over.
+    the block fails before anything was learned that could be resumed.
 
     Args:
         out: the run directory to make: a folder that does not exist or is empty, or a run to resume or replace.
@@ -68,21 +69,25 @@ def claimed(out: StrPath, resume: bool = False, force: bool = False) -> Iterator
         folder = place(out, resume, force)
         if folder != target and not resume:
             if folder.exists():  # of a replacement that was killed
+                claim(folder, may_exist=True)
                 _keep_foreign(folder, target)
-                shutil.rmtree(folder)
+                _remove(folder)
             check_writable(folder)
         elif not resume:
             remove_leftovers(folder)
         try:
             yield folder
         except Exception:
-            if (new or folder != target) and not resume and not any(folder.rglob("metrics.jsonl")):
-                shutil.rmtree(folder, ignore_errors=True)
+            checkpoints = folder.rglob("checkpoint.safetensors")
+            if (new or folder != target) and not resume and not any(map(steps_taken, checkpoints)):
+                with suppress(UserError, OSError):
+                    _remove(folder)
             raise
         if folder != target:
             _keep_foreign(target, folder)
             exchange(folder, os.path.realpath(target))
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(UserError, OSError):  # the new run is in place, whatever becomes of the old one
+                _remove(folder)
 
 
 def is_run(folder: Path) -> bool:
@@ -107,6 +112,20 @@ def _keep_foreign(source: Path, into: Path) -> None:
     for entry in source.iterdir():
         if entry.name not in PARTS and entry.suffix != SUFFIX and not (into / entry.name).exists():
             os.replace(entry, into / entry.name)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run directory.
+
+    Raises:
+        UserError: if it holds something else, which stays.
+    """
+    for entry in folder.iterdir():
+        if entry.name in PARTS or entry.suffix == SUFFIX:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    if foreign := next(folder.iterdir(), None):
+        raise UserError(f"{folder} holds {foreign.name!r}, which is of no run: move it away, or choose another folder")
+    folder.rmdir()
 
 
 def claim(folder: Path, may_exist: bool = False) -> None:
