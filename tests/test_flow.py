@@ -13,7 +13,8 @@ from torch.distributions import Distribution
 import diffeo
 from cases import randomise
 from diffeo.bases import Base, GaussianMixture, StandardLogistic, StandardNormal, Uniform
-from diffeo.transforms import Chain, Elementwise, Scale, Standardize
+from diffeo.flow import Flow
+from diffeo.transforms import Chain, Elementwise, Scale, Standardize, Transform
 
 RECIPE_CASES = {
     "nice": ("nice", {}),
@@ -413,3 +414,41 @@ def test_outside_the_box_the_density_is_zero():
     assert Uniform(2).log_prob(torch.tensor([[0.5, 1.5], [0.5, 0.5]])).tolist() == [-math.inf, 0.0]
     with pytest.raises(ValueError, match="expected low < high"):
         Uniform(2, low=1.0, high=0.0)
+
+
+class Overflowing(Transform):
+    """z = x^4 twice and their difference: beyond 1e10 infinity less infinity."""
+
+    def forward_and_log_det(self, z, context=None):
+        raise NotImplementedError
+
+    def inverse_and_log_det(self, x, context=None):
+        return x.pow(4) - x.pow(4).flip(1) + x, x.new_zeros(len(x))
+
+
+def test_a_row_too_far_out_to_tell_is_impossible_and_not_nan():
+    flow = Flow(StandardNormal(2), Overflowing()).eval()
+    x = torch.tensor([[1.0, 2.0], [1e12, 2e12]])
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            log_prob = flow.log_prob(x)
+        assert log_prob[0].isfinite()
+        assert log_prob[1] == -torch.inf
+    flow.weight = torch.nn.Parameter(torch.tensor(torch.nan))  # then NaN is no matter of the row
+    assert flow.log_prob(x)[1].isnan()
+
+
+@pytest.mark.parametrize("preprocess", [("standardize",), ("standardize", "whiten"), ()])
+@pytest.mark.parametrize("far", [1e20, 1e30, 3e38, -3e38])
+def test_a_continuous_flow_scores_every_finite_row(preprocess, far):
+    torch.manual_seed(0)
+    flow = diffeo.flow_matching(3, hidden=(8, 8), preprocess=preprocess)
+    diffeo.fit(flow, 1e-2 * torch.randn(200, 3), epochs=1)
+    randomise(flow.parts[0])
+    x = torch.zeros(3, 3)
+    x[1, 1], x[2] = far, far
+    for backend in ("reference", "cpu"):
+        with diffeo.ops.using(backend):
+            log_prob = flow.eval().log_prob(x)
+        assert log_prob[0].isfinite()
+        assert (log_prob[1:] == -torch.inf).all(), log_prob

@@ -636,7 +636,12 @@ class Flow(Summarised, nn.Module):
         return FlowDistribution(self, context)
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
-        return (self.transform.log_prob(self.base.log_prob, x, self.normalize_context(context)),)
+        log_prob = self.transform.log_prob(self.base.log_prob, x, self.normalize_context(context))
+        overflowed = log_prob.isnan()
+        if ops.tracing() or (overflowed.any() and all(p.isfinite().all() for p in self.parameters())):
+            # Of finite rows and parameters NaN comes of numbers that grew too large: the noise is too far out to tell.
+            log_prob = torch.where(overflowed, -torch.inf, log_prob)
+        return (log_prob,)
 
     def _encode(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
         context = self.normalize_context(context)

@@ -22,6 +22,7 @@ from diffeo.transforms.base import Transform, as_shape
 __all__ = ["ODE", "Solution", "Solves", "watched_solves"]
 
 ADAPTIVE = "dopri5"
+FAR = 1e30  # no float32 holds its square, and a step from it has eight orders of magnitude to go
 FEWEST = 32  # evaluations in fixed steps, below which what is integrated beside a solution is not its density
 
 
@@ -181,8 +182,11 @@ class ODE(Transform):
         return self._mapped(z, 0.0, 1.0, context)
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Solve from t = 1 to 0."""
-        return self._mapped(x, 1.0, 0.0, context)
+        """Solve from t = 1 to 0; what is beyond ``FAR`` is taken for ``FAR``, where normal noise has no density left.
+
+        Without that, the velocity there, or a step, would leave the numbers that there are.
+        """
+        return self._mapped(x.nan_to_num(FAR).clamp(-FAR, FAR), 1.0, 0.0, context)
 
     def _mapped(self, value: Tensor, start: float, stop: float, context: Tensor | None) -> tuple[Tensor, Tensor]:
         solution = self.solve(value, start, stop, context, log_det=True)

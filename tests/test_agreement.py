@@ -1,0 +1,29 @@
+"""The kernels beside the reference on random networks and inputs; ``agreement.py`` compares more of them."""
+
+import pytest
+import torch
+
+from agreement import WEIGHTS, _difference, compare, draw
+from cases import needs_compiler
+
+
+@pytest.mark.kernels
+@needs_compiler
+@pytest.mark.parametrize("seed", range(40))
+def test_random_networks(seed):
+    case = draw(seed, [weight for weight in WEIGHTS if weight < 1e20])
+    assert compare(case) == [], case.words
+
+
+def test_what_counts_as_a_difference():
+    exact = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.double)
+    assert not _difference(exact + 1e-6, exact, exact)
+    assert not _difference(exact + 1e-3, exact - 5e-4, exact)
+    assert "off by" in _difference(exact + 1e-3, exact, exact)
+    for odd in (torch.nan, torch.inf, -torch.inf):
+        broken = exact.clone()
+        broken[1, 0] = odd
+        assert "finite in one alone, first in row 1" in _difference(broken, exact, exact)
+        assert not _difference(broken, broken, exact)
+    assert _difference("expected", exact, exact)
+    assert not _difference("expected", "expected", exact)
