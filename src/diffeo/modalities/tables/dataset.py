@@ -86,6 +86,8 @@ class TableDataset(Dataset):
         self.features, self.context_size = self.schema.features, self.schema.context_size
         self.description = self.schema.to_json()
         self.notes = [*self.table.notes, *self.schema.notes()]
+        if isinstance(self.x, TableStream):
+            self.notes.append(self.x.note(rows.LARGE))
         if self.rows < self.batch_size:
             self.notes.append(
                 f"a batch of {self.batch_size} is larger than the {self.rows} training rows: all of them make one"

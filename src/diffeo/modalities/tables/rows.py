@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,9 +17,10 @@ from diffeo.modalities.tables.table import Table
 from diffeo.training.batches import fingerprint, in_proportion
 from diffeo.training.splitting import Parts, count_test, split_rows
 
-__all__ = ["LARGE", "Split", "TableStream", "draw_rows", "split_table", "too_large"]
+__all__ = ["LARGE", "Sample", "Split", "TableStream", "draw_rows", "split_table", "too_large"]
 
 LARGE = 2**31  # bytes of encoded rows; beyond it they are streamed
+SAMPLED = 64  # row groups of such a table that are looked at
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,53 @@ def split_table(
     return Split(*parts[0], *parts[1], *parts[2], len(parts[0][0]), fingerprint(x, context), *weighted)
 
 
-def too_large(schema: Schema) -> bool:
-    """Whether the rows of a table do not fit into memory, and are streamed."""
-    return 4 * schema.rows * (schema.features + schema.context_size) > LARGE
+def too_large(schema: Schema, rows: int | None = None) -> bool:
+    """Whether so many rows of a table, by default all, do not fit into memory, and are streamed."""
+    return 4 * (schema.rows if rows is None else rows) * (schema.features + schema.context_size) > LARGE
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some row groups of a table that is larger than memory, in the order in which they are read.
+
+    Attributes:
+        groups: their numbers.
+        total: how many the table has.
+        wanted: which of a group's rows, given the number of the group and theirs within it, from 1 ``(n,)``; or None
+            for all. Groups are then read until there are enough.
+    """
+
+    groups: list[int]
+    total: int
+    wanted: Callable[[int, np.ndarray], np.ndarray] | None = None
+
+    @classmethod
+    def of(
+        cls, table: Table, schema: Schema, seed: int, wanted: Callable[[int, np.ndarray], np.ndarray] | None = None
+    ) -> Sample | None:
+        """Draw it; None of a table that is not so large, or has no row groups."""
+        groups = table.row_groups
+        if not groups or not too_large(schema, table.num_rows):
+            return None
+        order = np.random.default_rng((seed, 3)).permutation(np.flatnonzero(groups)).tolist()
+        return cls(order if wanted is not None else sorted(order[:SAMPLED]), len(groups), wanted)
+
+    def read(self, table: Table, names: Sequence[str]) -> Iterator[tuple[Table, np.ndarray, np.ndarray]]:
+        """Yield each row group, the numbers of its rows in it, and their values, batch by batch."""
+        for group in self.groups:
+            part = table.row_group(group)
+            for numbers, values in part.numbered(names):
+                chosen = slice(None) if self.wanted is None else self.wanted(group, numbers)
+                yield part, numbers[chosen], values[chosen]
 
 
 def draw_rows(
-    table: Table, schema: Schema, limit: int, seed: int, gaps: bool | None = None
+    table: Table, schema: Schema, limit: int, seed: int, gaps: bool | None = None, sample: Sample | None = None
 ) -> tuple[Tensor, Tensor | None, dict[str, int], int, int]:
     """Return at most ``limit`` rows of a table, drawn at random, without those that the schema calls impossible.
 
-    ``gaps`` says whether the model knows missing cells, as ``Schema.encode`` takes it.
+    ``gaps`` says whether the model knows missing cells, as ``Schema.encode`` takes it; the ``sample`` which row groups
+    to draw from.
 
     Returns:
         x, context, the number of impossible rows by column and in all, and the number of rows read.
@@ -114,17 +152,20 @@ def draw_rows(
             keys, parts[:] = keys[chosen], [Block.join(parts).choose(chosen)]
 
     context = [schema.names.index(name) for name in schema.context]
-    for numbers, values in table.numbered(schema.names):
-        with naming_rows(table):
+    everything = ((table, *each) for each in table.numbered(schema.names))
+    for part, numbers, values in everything if sample is None else sample.read(table, schema.names):
+        with naming_rows(part):
             if context:
-                schema.check_context(values[:, context], table, numbers)
-            encoded = schema.encode(values, table.dictionaries, gaps)
+                schema.check_context(values[:, context], part, numbers)
+            encoded = schema.encode(values, part.dictionaries, gaps)
         for column, count in encoded.reasons.items():
             reasons[column] = reasons.get(column, 0) + count
         rows += len(values)
         impossible += int(encoded.impossible.sum())
         parts.append(Block(encoded.x, encoded.context).choose(~encoded.impossible))
-        keys = np.concatenate([keys, generator.random(len(parts[-1].x))])
+        keys = np.concatenate([keys, generator.random(len(parts[-1]))])
+        if sample is not None and sample.wanted is not None and len(keys) >= limit:
+            break
         if len(keys) > 2 * limit:  # not every time: joining copies
             thin()
     thin()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,10 @@ from diffeo.inference.calibration import Calibration, calibration_of
 from diffeo.mixture import Mixture
 from diffeo.modalities.base import ENOUGH, Chunk, Draw, Examples, OpenRun, Scoring, Words, choose
 from diffeo.modalities.tables.dataset import READING
-from diffeo.modalities.tables.rows import draw_rows, too_large
+from diffeo.modalities.tables.rows import Sample, draw_rows, too_large
 from diffeo.modalities.tables.schema import Column, Schema, naming_rows
 from diffeo.modalities.tables.seen import NEW, TEST, TRAIN, VALID, SeenRows
+from diffeo.modalities.tables.stream import parts_of
 from diffeo.modalities.tables.table import Table, open_table
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.check import FEWEST, by_fold, check
@@ -572,11 +573,20 @@ class TableRun(OpenRun):
         schema, table = self.schema, self._open("check", source, options)
         # Of a small table take all rows, for those that are known from the training may not be the ones to judge by.
         limit = most if too_large(schema) else max(most, schema.rows)
-        x, context, reasons, impossible, read = draw_rows(table, schema, limit, seed, self._gaps)
+        held_out = self._held_out_of(table)
+        sample = Sample.of(table, schema, seed, held_out)
+        x, context, reasons, impossible, read = draw_rows(table, schema, limit, seed, self._gaps, sample)
         part = torch.full((len(x),), NEW) if self.seen is None else self.seen.parts(x, context)
+        if sample is not None and held_out is not None:
+            part[:] = TEST if self.tested() else VALID
         judged, which, in_sample = _judged(part)
-        if self.seen is None and read == schema.rows:  # nothing is known of the rows, but that these are as many
+        whole = read if sample is None else table.num_rows
+        if self.seen is None and held_out is None and whole == schema.rows:
+            # nothing is known of the rows, but that these are as many
             which, in_sample = "rows of a table as long as that of training", True
+        if sample is not None:
+            among = "" if sample.wanted else f" {len(sample.groups):,} of"
+            which += f", from a seeded sample of{among} its {sample.total:,} row groups"
         rows, which = choose(len(judged), most, which, seed)
         rows = judged[rows]
         if len(rows) < FEWEST:
@@ -590,6 +600,19 @@ class TableRun(OpenRun):
             None if context is None else context[known] if known.any() else context, reasons,
             x[known] if known.any() and not in_sample else None, part[rows], read=read, impossible=impossible,
         )  # fmt: skip
+
+    def _held_out_of(self, table: Table) -> Callable[[int, np.ndarray], np.ndarray] | None:
+        """Which rows of the large table that the run was trained on, by row group and number, were held out of it.
+
+        None of another table, or one that was in memory.
+        """
+        settings, seed = self.provenance.get("settings"), self.provenance.get("seed")
+        if not too_large(self.schema) or not table.identity or table.identity != self.trained_on():
+            return None
+        if not isinstance(seed, int) or not isinstance(settings, dict) or "distillation" in self.provenance:
+            return None
+        test, which = settings.get("test", 0.0), TEST if self.tested() else VALID
+        return lambda group, numbers: parts_of(self.schema, numbers, seed, group, test) == which
 
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
         """Numerics, latents, samples and likelihood, beside a Gaussian and independent columns."""

@@ -22,7 +22,7 @@ from diffeo.modalities.tables.block import Block
 from diffeo.modalities.tables.schema import Schema
 from diffeo.modalities.tables.seen import TEST, TRAIN, VALID
 from diffeo.modalities.tables.table import ROWS, Table
-from diffeo.training.batches import fingerprint
+from diffeo.training.batches import EXAMPLES, fingerprint
 from diffeo.training.seeding import derive
 from diffeo.training.splitting import MOST_HELD_OUT, held_out_of_stream
 from diffeo.training.stream import BatchStream, Item
@@ -94,6 +94,22 @@ class TableStream(BatchStream):
 
     def __len__(self) -> int:
         return self.rows // self.batch_size
+
+    def note(self, limit: int) -> str:
+        """Say how the rows are read, of which those beyond a limit of so many bytes are not kept in memory."""
+        size = 4 * self.schema.rows * (self.schema.features + self.schema.context_size)
+        order = (
+            f"{self.units:,} row groups in an order that the seed decides, {len(self.lanes)} of them at a time"
+            if self._grouped
+            else f"in their order, shuffled {self.pool:,} at a time, so shuffle a file that is sorted once yourself"
+        )
+        seen = f"described from all rows, standardised by {min(EXAMPLES, self.rows):,} of them"
+        held = f"{len(self.valid_x):,} rows are held out for validation"
+        tested = f" and {len(self.test_x):,} for the test" if len(self.test_x) else ""
+        return (
+            f"{self.schema.rows:,} rows take {_size(size)}, more than {_size(limit)}, and are read in every epoch:"
+            f" {order}; columns are {seen}; {held}{tested}"
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -215,6 +231,13 @@ class TableStream(BatchStream):
             part = parts_of(self.schema, numbers, self.seed, unit, self.test)
             used = ~encoded.impossible if weights is None else ~encoded.impossible & (weights > 0)
             yield Block(encoded.x, encoded.context, weights).choose(used), part[used]
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
 
 
 def parts_of(schema: Schema, numbers: np.ndarray, seed: int, unit: int, test: float) -> np.ndarray:
