@@ -20,6 +20,7 @@ from diffeo.modalities.tables.delimited import drop
 __all__ = ["PARQUET", "ParquetSource", "find_files"]
 
 PARQUET = ".parquet"
+BUFFER = 2**16  # bytes of a column that are read at a time: without it all of a row group's are
 
 
 class RowGroup(NamedTuple):
@@ -215,7 +216,7 @@ class ParquetSource(Columnar):
         for place, groups in groupby(self.groups, key=lambda group: group.file):
             numbers = [group.number for group in groups]
             try:
-                with pq.ParquetFile(self.paths[place], pre_buffer=False) as file:
+                with pq.ParquetFile(self.paths[place], pre_buffer=False, buffer_size=BUFFER) as file:
                     for batch in file.iter_batches(batch_size=rows, row_groups=numbers, columns=names):
                         yield self._alike(batch.select(names))
             except (pa.ArrowException, OSError, ValueError) as error:

@@ -32,6 +32,7 @@ __all__ = ["TableStream", "parts_of"]
 LANES = 16
 POOL = 2**21  # rows in the pools of all lanes together, and bytes of them at most
 POOL_BYTES = 2**28
+READERS, PAGE = 2**30, 2**20  # bytes that reading all lanes at once may take; of a page, which a column is decoded by
 FEWEST = 1024  # rows that are decoded at a time, of a table of thousands of columns
 HELD_OUT_BYTES = 2**28  # of the rows held out for validation, and of those for the test
 
@@ -69,7 +70,7 @@ class TableStream(BatchStream):
         self.table, self.schema, self.batch_size, self.seed, self.test = table, schema, batch_size, seed, test
         width = 4 * max(1, schema.features + schema.context_size)
         self.pool = max(FEWEST, min(POOL, POOL_BYTES // width))
-        self.block = max(FEWEST, min(ROWS, self.pool // LANES))
+        self.block = max(FEWEST, min(ROWS, self.pool // LANES // 4))
         self._grouped = bool(table.row_groups)
         self.units = len(table.row_groups) or 1
         self.counts: list[np.ndarray] = []  # training rows of each unit, block by block
@@ -123,7 +124,9 @@ class TableStream(BatchStream):
     def lanes(self) -> list[list[int]]:
         """The units of each lane, dealt so that lanes have about as many rows: the largest first, to the emptiest."""
         rows = [int(counts.sum()) for counts in self.counts]
-        lanes = 1 << (min(LANES, max(1, sum(count > 0 for count in rows))).bit_length() - 1)
+        page = min(PAGE, 8 * max(self.table.row_groups, default=1))
+        readers = max(2, READERS // (2 * page * len(self.schema.names)))
+        lanes = 1 << (min(LANES, readers, max(1, sum(count > 0 for count in rows))).bit_length() - 1)
         while True:
             dealt: list[list[int]] = [[] for _ in range(lanes)]
             total = [0] * lanes
@@ -196,9 +199,10 @@ class TableStream(BatchStream):
                 continue
             for planned, block in zip(blocks, self._train(unit), strict=True):
                 if planned.pool > number:
-                    if pending:
-                        yield self._shuffled(pending, lane, epoch, number).choose(slice(skip, None))
-                    pending, number, skip = [], planned.pool, 0
+                    rows, pending = pending, []
+                    if rows:
+                        yield self._shuffled(rows, lane, epoch, number).choose(slice(skip, None))
+                    number, skip = planned.pool, 0
                 if planned.pool >= first:
                     pending.append(block)
         if pending:
@@ -206,6 +210,7 @@ class TableStream(BatchStream):
 
     def _shuffled(self, blocks: list[Block], lane: int, epoch: int, pool: int) -> Block:
         rows = Block.join(blocks)
+        blocks.clear()  # memory that whoever asked holds on to
         return rows.choose(np.random.default_rng(derive(self.seed, "rows", epoch, lane, pool)).permutation(len(rows)))
 
     def _train(self, unit: int) -> Iterator[Block]:
@@ -282,4 +287,5 @@ class _Tap:
         blocks.append(self._rows.choose(slice(self._at, self._at + left)))
         self._at += left
         rows = Block.join(blocks)
+        blocks.clear()  # memory that whoever asked holds on to
         return rows.choose(slice(count * self._part // self._of, count * (self._part + 1) // self._of))
