@@ -6,8 +6,8 @@
 
 Generates rows of 8 columns in files of a million, sorted by the first column. Prints, for each number of rows, peak
 memory and rows per second: of scoring all of them into a folder, and of training for some minutes, a part of an epoch;
-then the slopes of memory against rows. The limit beyond which a table is read by row groups is lowered to 128 MiB
-(--limit), so that all of these are.
+then the slopes of memory against rows. Training keeps 128 MiB of rows in memory (--memory), less than any of these
+folders has, so that it reads all of them by row groups.
 """
 
 import argparse
@@ -27,13 +27,6 @@ import pyarrow.parquet as pq
 COLUMNS = 8
 FILE = 1_000_000  # rows
 MODEL = ("--model", "maf", "--transforms", 1, "--hidden", 32, "--set", "univariate=affine")
-COMMAND = """
-import sys
-from diffeo.modalities.tables import rows
-rows.LARGE = {limit}
-from diffeo.cli.main import main
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 def write_files(folder: Path, files: range, group: int, total: int) -> None:
@@ -79,15 +72,12 @@ def family(process: int) -> list[int]:
     return members
 
 
-def run(limit: int, processes: int, *argv: object) -> tuple[dict, float, float]:
+def run(processes: int, *argv: object) -> tuple[dict, float, float]:
     """Run a command of diffeo: what it reports, the peak memory of a process in MB, and seconds."""
-    with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
-        script.write(COMMAND.replace("{limit}", str(limit)))
-        script.flush()
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        words = [sys.executable, *(launch if processes > 1 else []), script.name, *map(str, argv), "--json"]
-        started = time.monotonic()
-        printed, peak = watch(words)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    words = [sys.executable, *(launch if processes > 1 else []), "-m", "diffeo", *map(str, argv), "--json"]
+    started = time.monotonic()
+    printed, peak = watch(words)
     return json.loads(printed), peak, time.monotonic() - started
 
 
@@ -102,7 +92,7 @@ def main() -> None:
     parser.add_argument("--rows", type=float, nargs="+", default=[1e7, 3e7, 1e8], help="multiples of a million")
     parser.add_argument("--group", type=int, default=100_000, help="rows of a row group")
     parser.add_argument("--minutes", type=float, default=1.0, help="of training, for each number of rows")
-    parser.add_argument("--limit", type=int, default=2**27, help="bytes of rows that are kept in memory")
+    parser.add_argument("--memory", type=float, default=0.125, help="GiB of rows that training may keep")
     parser.add_argument("--processes", type=int, default=1, help="that train together, by torchrun")
     parser.add_argument("--folder", type=Path, help="where the files go for the while")
     options = parser.parse_args()
@@ -119,8 +109,8 @@ def main() -> None:
             size = sum(path.stat().st_size for path in (folder / "data").iterdir()) / 1e9
             print(f"{count * FILE:,} rows of {COLUMNS} columns in {count} files, {size:.1f} GB", flush=True)
             trained, memory, seconds = run(
-                options.limit, options.processes, "fit", folder / "data", "--out", folder / "run", "--force",
-                "--minutes", options.minutes, "--batch-size", 4096, "--no-figures", *MODEL,
+                options.processes, "fit", folder / "data", "--out", folder / "run", "--force", "--no-figures",
+                "--memory", options.memory, "--minutes", options.minutes, "--batch-size", 4096, *MODEL,
             )  # fmt: skip
             training.append(memory)
             before, rows = seconds - trained["seconds"], trained["steps"] * 4096
@@ -129,9 +119,7 @@ def main() -> None:
                 f" after {before:.0f} s of looking at all of them, peak memory {memory:,.0f} MB",
                 flush=True,
             )
-            report, memory, _ = run(
-                options.limit, 1, "score", folder / "run", folder / "data", "--out", folder / "scored", "--force"
-            )
+            report, memory, _ = run(1, "score", folder / "run", folder / "data", "--out", folder / "scored", "--force")
             written = sum(pq.read_metadata(path).num_rows for path in (folder / "scored").iterdir())
             assert report["rows"] == written == count * FILE
             scoring.append(memory)

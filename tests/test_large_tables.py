@@ -1,10 +1,12 @@
 """Tables larger than memory: training on them, killed and resumed, by one process or two, and what is said of it."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -219,3 +221,26 @@ def test_two_processes_give_the_weights_of_one(folder, together, tmp_path, small
 def test_two_killed_processes_resume_to_the_same_bits(together):
     whole, resumed = weights_of(together / "plain"), weights_of(together / "killed")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.slow
+def test_ray_train_learns_a_folder(folder, tmp_path):
+    """Its two workers come to the weights of one process."""
+    pytest.importorskip("ray.train.torch", reason="could not import 'ray[train]'")
+    example = Path(__file__).parents[1] / "examples" / "ray_train.py"
+    (tmp_path / "data").mkdir()
+    for file in (folder / "data").iterdir():
+        frame = pd.read_parquet(file, columns=["a", "b", "c"])
+        frame.to_parquet(tmp_path / "data" / file.name, row_group_size=GROUP)
+    argv = [sys.executable, example, tmp_path / "data", tmp_path / "run"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "nats per row" in done.stdout
+    described = commands.info(tmp_path / "run")
+    assert described["metrics"]["epochs"] == 3
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["schema"]["rows"] == ROWS
+    commands.fit(tmp_path / "data", tmp_path / "one", epochs=3, memory=0, figures=False)
+    one, both = weights_of(tmp_path / "one"), weights_of(tmp_path / "run")
+    for key, tensor in one.items():
+        assert torch.allclose(tensor, both[key], rtol=1e-3, atol=1e-3), key

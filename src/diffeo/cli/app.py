@@ -177,6 +177,10 @@ def fit(
         int | None,
         Option(help="Hold out so many parts of a table in turn, each of one model.  [default: 5; of large tables 1]"),
     ] = None,
+    memory: Annotated[
+        float | None,
+        Option(help="Of a table, keep so much in memory; of more, nothing.  [default: 2]", metavar="GIB"),
+    ] = None,
     size: Annotated[str | None, Option(help="Bring pictures to this side, or height,width.", metavar="N[,N]")] = None,
     rate: Annotated[int | None, Option(help="Bring audio to so many samples per second.", metavar="HZ")] = None,
     crop: Annotated[

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,9 @@ from diffeo.modalities.tables.table import Table
 from diffeo.training.batches import fingerprint, in_proportion
 from diffeo.training.splitting import Parts, count_test, split_rows
 
-__all__ = ["LARGE", "Sample", "Split", "TableStream", "draw_rows", "split_table", "too_large"]
+__all__ = ["LARGE", "Sample", "Split", "TableStream", "draw_rows", "limit_of", "split_table", "too_large"]
 
-LARGE = 2**31  # bytes of encoded rows; beyond it they are streamed
+LARGE = 2**31  # bytes of encoded rows; beyond it, or what the setting "memory" says, they are streamed
 SAMPLED = 64  # row groups of such a table that are looked at
 
 
@@ -57,14 +58,22 @@ class Split:
 
 
 def split_table(
-    table: Table, schema: Schema, batch_size: int, seed: int, test: float = 0.0, validates: bool = True
+    table: Table,
+    schema: Schema,
+    batch_size: int,
+    seed: int,
+    test: float = 0.0,
+    validates: bool = True,
+    limit: int | None = None,
 ) -> Split:
     """Read a table and hold out a fraction of its rows for a test, a tenth of the others for validation or nothing.
+
+    ``limit`` is that of bytes in memory, ``LARGE`` by default.
 
     Raises:
         UserError: for bad input.
     """
-    if too_large(schema):
+    if too_large(schema, limit=limit):
         stream = TableStream(table, schema, batch_size, seed, test)
         valid, tested = (stream.valid_x, stream.valid_context), (stream.test_x, stream.test_context)
         known = table.identity or stream.fingerprint
@@ -84,9 +93,15 @@ def split_table(
     return Split(*parts[0], *parts[1], *parts[2], len(parts[0][0]), fingerprint(x, context), *weighted)
 
 
-def too_large(schema: Schema, rows: int | None = None) -> bool:
+def limit_of(settings: Mapping[str, Any]) -> int:
+    """Return how many bytes of encoded rows a training with these settings keeps in memory."""
+    return LARGE if "memory" not in settings else round(settings["memory"] * 2**30)
+
+
+def too_large(schema: Schema, rows: int | None = None, limit: int | None = None) -> bool:
     """Whether so many rows of a table, by default all, do not fit into memory, and are streamed."""
-    return 4 * (schema.rows if rows is None else rows) * (schema.features + schema.context_size) > LARGE
+    size = 4 * (schema.rows if rows is None else rows) * (schema.features + schema.context_size)
+    return size > (LARGE if limit is None else limit)
 
 
 @dataclass(frozen=True)
@@ -108,9 +123,9 @@ class Sample:
     def of(
         cls, table: Table, schema: Schema, seed: int, wanted: Callable[[int, np.ndarray], np.ndarray] | None = None
     ) -> Sample | None:
-        """Draw it; None of a table that is not so large, or has no row groups."""
+        """Draw it; None of a table that is not so large unless some rows are wanted, or that has no row groups."""
         groups = table.row_groups
-        if not groups or not too_large(schema, table.num_rows):
+        if not groups or not (wanted or too_large(schema, table.num_rows)):
             return None
         order = np.random.default_rng((seed, 3)).permutation(np.flatnonzero(groups)).tolist()
         return cls(order if wanted is not None else sorted(order[:SAMPLED]), len(groups), wanted)

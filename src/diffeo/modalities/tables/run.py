@@ -20,7 +20,7 @@ from diffeo.inference.calibration import Calibration, calibration_of
 from diffeo.mixture import Mixture
 from diffeo.modalities.base import ENOUGH, Chunk, Draw, Examples, OpenRun, Scoring, Words, choose
 from diffeo.modalities.tables.dataset import READING
-from diffeo.modalities.tables.rows import Sample, draw_rows, too_large
+from diffeo.modalities.tables.rows import Sample, draw_rows, limit_of, too_large
 from diffeo.modalities.tables.schema import Column, Schema, naming_rows
 from diffeo.modalities.tables.seen import NEW, TEST, TRAIN, VALID, SeenRows
 from diffeo.modalities.tables.stream import parts_of
@@ -607,9 +607,10 @@ class TableRun(OpenRun):
         None of another table, or one that was in memory.
         """
         settings, seed = self.provenance.get("settings"), self.provenance.get("seed")
-        if not too_large(self.schema) or not table.identity or table.identity != self.trained_on():
-            return None
         if not isinstance(seed, int) or not isinstance(settings, dict) or "distillation" in self.provenance:
+            return None
+        streamed = too_large(self.schema, limit=limit_of(settings))
+        if not streamed or not table.identity or table.identity != self.trained_on():
             return None
         test, which = settings.get("test", 0.0), TEST if self.tested() else VALID
         return lambda group, numbers: parts_of(self.schema, numbers, seed, group, test) == which
