@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.0, help="of training, for each number of rows")
     parser.add_argument("--memory", type=float, default=0.125, help="GiB of rows that training may keep")
     parser.add_argument("--processes", type=int, default=1, help="that train together, by torchrun")
+    parser.add_argument("--no-scoring", action="store_true", help="train only")
     parser.add_argument("--folder", type=Path, help="where the files go for the while")
     options = parser.parse_args()
     counts = sorted({max(1, round(rows / FILE)) for rows in options.rows})
@@ -119,6 +120,8 @@ def main() -> None:
                 f" after {before:.0f} s of looking at all of them, peak memory {memory:,.0f} MB",
                 flush=True,
             )
+            if options.no_scoring:
+                continue
             report, memory, _ = run(1, "score", folder / "run", folder / "data", "--out", folder / "scored", "--force")
             written = sum(pq.read_metadata(path).num_rows for path in (folder / "scored").iterdir())
             assert report["rows"] == written == count * FILE
@@ -130,10 +133,9 @@ def main() -> None:
             )
     if len(counts) > 1:
         rows_of = [count * FILE for count in counts]
-        print(
-            f"slope of peak memory: training {slope(rows_of, training):+.2f} and scoring {slope(rows_of, scoring):+.2f}"
-            f" bytes per row, where a row of data is {4 * COLUMNS} bytes"
-        )
+        for what, peaks in (("training", training), ("scoring", scoring)):
+            if peaks:
+                print(f"slope of peak memory, {what}: {slope(rows_of, peaks):+.2f} bytes a row, of {4 * COLUMNS}")
 
 
 if __name__ == "__main__":

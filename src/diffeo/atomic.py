@@ -100,6 +100,7 @@ def atomic_folder(path: str | os.PathLike[str], names: str, force: bool = False)
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f"{target.name}.{os.getpid()}{SUFFIX}")
     try:
+        _remove_orphans(target)
         held = [entry.relative_to(target).as_posix() for entry in target.rglob("*")] if target.exists() else []
         if held and not force:
             raise UserError(f"{os.fspath(path)}: holds files already; choose another folder or replace it with --force")
@@ -147,12 +148,12 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 
 
 def _remove_orphans(target: Path) -> None:
-    """Delete the temporary files of ``target`` whose writers were killed."""
+    """Delete the temporary files and folders of ``target`` whose writers were killed."""
     for leftover in target.parent.glob(f"{glob.escape(target.name)}.*{SUFFIX}"):
         number = leftover.name[len(target.name) + 1 : -len(SUFFIX)]
         if number.isdecimal() and not _alive(int(number)):
             with suppress(OSError):
-                leftover.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def _alive(process: int) -> bool:
