@@ -182,6 +182,14 @@ def test_folds_do_not_apply(folder, tmp_path, small, capsys):
     assert "is too large to train several times over; leave out --folds" in capsys.readouterr().err
 
 
+def test_a_limit_that_is_none(folder, tmp_path, capsys):
+    argv = ["fit", str(folder / "data"), "--out", str(tmp_path / "run"), "--memory", "-1"]
+    assert main(argv) == 2
+    assert "expected memory (GiB) of at least 0, got -1" in capsys.readouterr().err
+    assert main(["fit", "digits", "--out", str(tmp_path / "run"), "--memory", "1"]) == 2
+    assert "--memory is for tables, and these data are images; leave it out" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def together(folder):
     """The runs of two processes."""

@@ -165,6 +165,9 @@ def test_an_output_that_cannot_be(data, run, tmp_path):
     for place in (data, data.parent):
         with pytest.raises(UserError, match="holds the data themselves"):
             commands.score(run, data, place, force=True)
+    killed = tmp_path / f"scored.{2**22 + 1}.tmp"  # of a process that is no more
+    (killed / "sub").mkdir(parents=True)
+    (killed / "sub" / "2.parquet").write_text("half")
     commands.score(run, data, tmp_path / "scored")
     with pytest.raises(UserError, match="holds files already"):
         commands.score(run, data, tmp_path / "scored")

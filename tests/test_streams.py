@@ -237,6 +237,18 @@ def test_what_was_trained_on_is_not_read_again(monkeypatch):
     assert len(late) < 0.6 * stream.units
 
 
+def test_a_training_begins_where_it_was(monkeypatch):
+    stream = files(0)
+    units = set()
+    monkeypatch.setattr(stream, "_unit", lambda unit: (units.add(unit), stream.table.row_group(unit))[1])
+    whole = [batch.x for batch in source(stream).shuffled(0, 3)]
+    assert len(units) > 0.8 * stream.units
+    units.clear()
+    late = [batch.x for batch in source(stream).shuffled(0, 3, start=len(stream) - 1)]
+    assert torch.equal(torch.cat(late), whole[-1])
+    assert len(units) < 0.6 * stream.units
+
+
 def test_a_batch_has_rows_of_many_places():
     """Of a table that is sorted, too."""
     stream = files(0)

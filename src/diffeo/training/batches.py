@@ -227,7 +227,7 @@ class Stream:
     def shuffled(self, seed: int, epoch: int, start: int = 0, share: Share = everything) -> Iterator[Batch]:
         """Yield the batches of an epoch from number ``start`` on, in the stream's own order."""
         self.stream.set_epoch(epoch)
-        parts = None if share.size == 1 else self.stream.part(start, share.rank, share.size)
+        parts = self.stream.part(start, share.rank, share.size)
         if parts is None:
             for batch in islice(self._batches(), start, None):
                 yield batch.take(share(batch.total)).map(self._place)
@@ -235,8 +235,10 @@ class Stream:
         for (x, context, *rest), total in parts:
             batch = Batch(x, context, total, None)
             if rest and rest[0] is not None:
-                if not self.unit:
-                    next(self._batches())
+                if not self.unit and share.size == 1:
+                    self.unit = check_weights(rest[0], len(x)).mean().item()
+                elif not self.unit:
+                    next(self._batches())  # as one process would
                 batch = batch._replace(weights=check_weights(rest[0], len(x)) / self.unit)
             yield batch.map(self._place)
 
