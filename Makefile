@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 DOCS := build/docs
 
-.PHONY: demo test test-processors check docs translations bench format clean
+.PHONY: demo test test-processors check docs translations bench wheel format clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +64,19 @@ bench:  ## speed beside the other flow libraries for each instruction set at han
 	set -e; for isa in $$(.venv-bench/bin/python benchmarks/speed.py --isas); do \
 	    .venv-bench/bin/python benchmarks/speed.py --isa $$isa --slow --profile --seconds 2 --rounds 4 --out docs/speed-$$isa.md; \
 	done
+
+$(VENV)/.ready-release: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[release]'
+	touch $@
+
+wheel: $(VENV)/.ready-release  ## dist/: the sdist, and a wheel that carries the kernels for this machine's processor family
+	rm -rf build/kernels build/wheel dist
+	$(BIN)/python -c 'from diffeo.ops.cpu import prebuilt; prebuilt.build("build/kernels")'
+	DIFFEO_PREBUILT=$(CURDIR)/build/kernels $(BIN)/python -m build --outdir build/wheel
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl  # names the oldest C library that will do
+	mv build/wheel/*.tar.gz dist/
+	$(BIN)/twine check --strict dist/*
+	ls -l dist
 
 clean:
 	rm -rf $(VENV) .venv-bench demo .pytest_cache .ruff_cache .mypy_cache

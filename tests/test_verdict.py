@@ -14,7 +14,7 @@ from diffeo.flow import Flow
 from diffeo.modalities.base import Examples
 from diffeo.modalities.tables.run import TableRun
 from diffeo.report.check import IMAGES, THRESHOLDS, check, judge
-from diffeo.report.compare import atom_test, classifier_test, sign_test
+from diffeo.report.compare import atom_test, classifier_test, shuffle_columns, sign_test
 from diffeo.report.privacy import repeats
 from diffeo.report.verdict import CARE, DISTRUST, IN_SAMPLE, TOO_FEW, TRUST, Limits, Verdict, gravest
 from diffeo.transforms import Transform
@@ -154,6 +154,28 @@ def test_models_of_shuffled_columns_and_of_permuted_weights_are_not_trusted():
         for weight in flow.parameters():
             weight.copy_(weight.flatten()[torch.randperm(weight.numel())].view_as(weight))
     assert check(flow, x)["verdict"] == DISTRUST
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5])
+def test_a_model_of_each_column_alone_is_not_trusted(share):
+    """Both columns are normal and uncorrelated, so that a Gaussian is no better, and no classifier is sure."""
+    x = normal(4000, 2, seed=8)
+    same = (x[:, 0].abs() > 1.538)[:, None] == torch.tensor([False, True])
+    follows = torch.where(same[:, 1], x[:, 0], -x[:, 0])
+    x[:, 1] = torch.where(torch.rand(4000, generator=torch.Generator().manual_seed(9)) < share, follows, x[:, 1])
+    report = check(gaussian(torch.eye(2)), x)
+    assert 0.45 < report["samples"]["classifier"]["auc"] < 0.8
+    assert abs(report["samples"]["classifier"]["auc"] - report["samples"]["shuffled"]["auc"]) < 0.05
+    assert report["verdict"] == (DISTRUST if share else TRUST), report["reasons"]
+    assert ("little is known of how the columns depend" in said(report)) == bool(share)
+
+
+def test_shuffled_columns_are_each_as_before():
+    rows = np.random.default_rng(0).normal(size=(300, 3)) @ MIX.double().numpy()
+    rows[::7, 1] = np.nan
+    shuffled = shuffle_columns(rows, 1)
+    assert np.array_equal(np.sort(shuffled, 0), np.sort(rows, 0), equal_nan=True)
+    assert not np.array_equal(shuffled, rows, equal_nan=True)
 
 
 def test_an_overfitted_model_is_not_trusted():
@@ -298,6 +320,10 @@ def report():
     return check(gaussian(), correlated(500), train=correlated(500, seed=1))
 
 
+def beside_shuffled(auc, of_shuffled):
+    return {"classifier": {"auc": auc, "stderr": 0.012}, "shuffled": {"auc": of_shuffled, "stderr": 0.012}}
+
+
 @pytest.mark.parametrize(
     ("change", "verdict", "reason"),
     [
@@ -305,6 +331,9 @@ def report():
         ({"samples": {"classifier": {"auc": 0.47, "stderr": 0.006}}}, CARE, "rows are not independent"),
         ({"samples": {"classifier": {"auc": 0.9, "stderr": 0.02}}}, DISTRUST, "with AUC 0.90"),
         ({"samples": {"classifier": {"auc": 0.52, "stderr": 0.006}}}, TRUST, ""),
+        ({"samples": beside_shuffled(0.72, 0.99)}, CARE, "with AUC 0.72"),
+        ({"samples": beside_shuffled(0.72, 0.74)}, DISTRUST, "shuffled columns are told from rows with AUC 0.74"),
+        ({"samples": beside_shuffled(0.54, 0.56)}, TRUST, ""),
         ({"samples": {"projections": {"distance": 0.03, "p": 1e-7}}}, CARE, "in distribution function"),
         ({"samples": {"projections": {"distance": 0.03, "p": 5e-4}}}, TRUST, ""),
         ({"latents": {"radius_distance": 0.05, "radius_p": 1e-9}}, CARE, "distances from 0 are 0.05 away"),

@@ -264,7 +264,7 @@ def machine(summary: Mapping[str, Any]) -> str:
     if kernels["reason"] is None:
         lanes = words.when(kernels["lanes"], ", {} numbers a vector")
         threads = "" if kernels["openmp"] else ", without OpenMP: one thread"
-        built = f"for {kernels['instructions']}{lanes}{threads}, built in {words.duration(kernels['seconds'])}"
+        built = f"for {kernels['instructions']}{lanes}{threads}, made in {words.duration(kernels['seconds'])}"
     figures = {"torch": "PyTorch", "dense": "kernels", "masked": "kernels, masked"}
     used = [
         (

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffeo.flow import Flow
 from diffeo.mixture import Mixture, OutOfFold
 from diffeo.report.baselines import held_out
-from diffeo.report.compare import compare_samples, projection_test
+from diffeo.report.compare import compare_samples, projection_test, shuffle_columns
 from diffeo.report.latents import FAR, normal_scores, normality
 from diffeo.report.numerics import consistency, continuous_part, log_det_error, off_data, round_trip
 from diffeo.report.privacy import nearest_records
@@ -88,8 +88,8 @@ REPORTED = (math.inf, math.inf)  # a limit that nothing exceeds
 # No flow draws images that a classifier cannot tell from real ones, nor makes a thousand latents independent. Such
 # tests are reported, but what decides is whether the numbers are those of a density.
 IMAGES = Thresholds(
-    auc=REPORTED, signs=REPORTED, atoms=REPORTED, projection=REPORTED, latents=REPORTED, radius=REPORTED,
-    covariance=REPORTED,
+    auc=REPORTED, dependence=REPORTED, signs=REPORTED, atoms=REPORTED, projection=REPORTED, latents=REPORTED,
+    radius=REPORTED, covariance=REPORTED,
 )  # fmt: skip
 
 
@@ -182,9 +182,17 @@ def check(
     contexts = None if context is None else context[kept]
     if len(drawn) >= FEWEST:
         rows, sampled, seen = _array(x[kept]), _array(drawn), None if train is None else _array(train)
+        shuffled = shuffle_columns(rows, seed)
+        independent = torch.from_numpy(shuffled).to(x).view_as(x[kept])
         with torch.no_grad():
-            of_samples = _evaluate(*continuous_part(flow, drawn), contexts)
-        features = _features(rows, log_prob[kept], z[kept]), _features(sampled, *of_samples)
+            of_samples, of_shuffled = (
+                _evaluate(*continuous_part(flow, part), contexts) for part in (drawn, independent)
+            )
+        features = (
+            _features(rows, log_prob[kept], z[kept]),
+            _features(sampled, *of_samples),
+            _features(shuffled, *of_shuffled),
+        )
         report["samples"] |= _compare(rows, sampled, contexts, features, seen, names, seed)
         if seen is not None and context is None:
             report["privacy"] = nearest_records(sampled, seen, rows, np.zeros(rows.shape[1], dtype=bool), seed)
@@ -232,7 +240,7 @@ def _compare(
     rows: np.ndarray,
     sampled: np.ndarray,
     context: Tensor | None,
-    features: tuple[np.ndarray, np.ndarray],
+    features: tuple[np.ndarray, np.ndarray, np.ndarray],
     train: np.ndarray | None,
     names: list[str],
     seed: int,

@@ -15,7 +15,7 @@ from diffeo.flow import Flow
 from diffeo.mixture import Mixture, OutOfFold
 from diffeo.report.baselines import factor_log_prob, mixed_held_out
 from diffeo.report.check import LEAST_SAMPLES, by_fold
-from diffeo.report.compare import compare_samples, marginal_test
+from diffeo.report.compare import compare_samples, marginal_test, shuffle_columns
 from diffeo.report.latents import normality
 from diffeo.report.privacy import nearest_records
 from diffeo.report.statistics import mean_and_error
@@ -136,7 +136,7 @@ def check_mixed(
         if contexts is not None:  # row i and sample i have the same
             real, contexts = rows[~infinite], contexts[~infinite]
         seen, marginals = None if train is None else _array(train), marginal_test(rows, drawn, [*map(bool, discrete)])
-        features = _for_trees(real, drawn, discrete)
+        features = _for_trees((real, drawn, shuffle_columns(real, seed)), discrete)
         report["samples"] |= {
             **compare_samples(real, drawn, names, seed, context=contexts, features=features, train=seen),
             "marginals": {**marginals, "column": names[marginals["column"]]},
@@ -227,10 +227,12 @@ def _round_trip(rows: np.ndarray, again: np.ndarray, factors: Sequence[Factor]) 
     return {"rows": int(kept.sum()), "lost": int((lost & kept).sum())}
 
 
-def _for_trees(rows: np.ndarray, drawn: np.ndarray, discrete: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and samples as a classifier sees them: a gap is a category, or a median and a mark."""
+def _for_trees(
+    tables: tuple[np.ndarray, np.ndarray, np.ndarray], discrete: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Three tables as a classifier sees them, coded alike: a gap is a category, or a median and a mark."""
     columns: list[np.ndarray] = []
-    for cells, categories in zip(np.concatenate([rows, drawn]).T, discrete, strict=True):
+    for cells, categories in zip(np.concatenate(tables).T, discrete, strict=True):
         missing = np.isnan(cells)
         met = np.unique(cells[~missing])
         if categories and len(met) <= LEVELS:
@@ -239,8 +241,9 @@ def _for_trees(rows: np.ndarray, drawn: np.ndarray, discrete: np.ndarray) -> tup
             filler = -1.0 if categories or missing.all() else np.median(cells[~missing])
             columns.append(np.where(missing, filler, cells))
         columns.append(missing)
-    both = np.stack(columns, 1).astype(np.float64)
-    return both[: len(rows)], both[len(rows) :]
+    coded = np.stack(columns, 1).astype(np.float64)
+    first, second, third = np.split(coded, np.cumsum([len(table) for table in tables[:-1]]))
+    return first, second, third
 
 
 def _likelihood(in_orders: Tensor, independent: np.ndarray, names: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 __all__ = ["CARE", "DISTRUST", "FEWEST", "IN_SAMPLE", "TOO_FEW", "TRUST", "Limits", "Verdict", "gravest"]
 
+CLEAR = 0.05  # an AUC beyond one half that is worth a comparison
 FEWEST = 20  # rows below which statistics say nothing
 TRUST, CARE, DISTRUST = "trustworthy", "usable with care", "not trustworthy"
 TOO_FEW = "too few rows to tell"
@@ -25,6 +26,9 @@ class Limits:
         errors: standard errors, or the p-value of as many, from which on any deviation calls for care, however small.
         impossible: fraction of the rows that have no likelihood.
         auc: of a classifier that tells samples from rows, or one less that; two standard errors are granted.
+        dependence: how far such an AUC is above one half, if at all, as a share of how far that of a classifier which
+            tells rows of shuffled columns from rows is. Near 1, the model knows nothing of how the columns depend on
+            each other; two standard errors of each are granted.
         signs: difference between rows and samples in the mean product of some columns' signs, where significant.
         atoms: share of the rows, beyond that of the samples, at a single value of a column, where significant.
         repeated: share of the rows, beyond that of the samples, that repeat others, or are equal to training rows; two
@@ -41,6 +45,7 @@ class Limits:
     errors: float = 4.0
     impossible: tuple[float, float] = (0.0, 0.01)
     auc: tuple[float, float] = (0.6, 0.8)
+    dependence: tuple[float, float] = (0.4, 0.6)
     signs: tuple[float, float] = (0.1, 0.5)
     atoms: tuple[float, float] = (0.005, 0.2)
     repeated: tuple[float, float] = (0.05, 0.5)
@@ -92,6 +97,12 @@ class Verdict:
         if abs(auc - 0.5) > limits.errors * stderr and limit[0] < math.inf:
             limit = (0.0, limit[1])
         self.weigh(0.5 + abs(auc - 0.5) - 2 * stderr, limit, text)
+        least = auc - 0.5 - 2 * stderr
+        if "shuffled" in samples and least > CLEAR:
+            part = samples["shuffled"]
+            text = f"shuffled columns are told from rows with AUC {part['auc']:.2f}, samples with {auc:.2f}: little is"
+            text += " known of how the columns depend on each other"
+            self.weigh(least / max(part["auc"] - 0.5 + 2 * part["stderr"], CLEAR), limits.dependence, text)
         if "signs" in samples:
             part = samples["signs"]
             what = ", ".join(part["columns"])

@@ -425,6 +425,8 @@ def _densities(likelihood: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 def _samples(samples: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     if "classifier" in samples:
         yield "samples or rows?", _classifier(samples)
+    if "shuffled" in samples:
+        yield "  rows, shuffled", "each column in another order: " + _classifier({"classifier": samples["shuffled"]})
     if "projections" in samples:
         p = samples["projections"]
         column = f"worst column {p['column']}: {p['column_distance']:.3f}"

@@ -1,6 +1,9 @@
-"""Builds, proves and loads the C kernels: by the machine's compiler at first use, kept in the user's cache.
+"""Builds, proves and loads the C kernels at first use, and keeps them in the user's cache.
 
-Nothing depends on it. Where there is no compiler, where building fails (said once), or with ``DIFFEO_NATIVE=0`` in the
+They are those that the wheel carries for this processor, or else the machine's compiler builds them, as it does
+where ``CC`` names it.
+
+Nothing depends on it. Where there is neither, where building fails (said once), or with ``DIFFEO_NATIVE=0`` in the
 environment, the reference computes, and gives the same results to rounding. What is built is raced against it once, in
 another process; kinds of kernels that lose are not used, unless by ``DIFFEO_NATIVE=force``.
 """
@@ -29,18 +32,8 @@ import torch
 from diffeo import __version__
 from diffeo.ops.cpu import cache
 from diffeo.ops.cpu.binding import TYPES
-from diffeo.ops.cpu.compiler import (
-    FLAGS,
-    BuildError,
-    Compiler,
-    compile_library,
-    ended,
-    features,
-    find,
-    one_line,
-    run,
-    torch_openmp,
-)
+from diffeo.ops.cpu.compiler import FLAGS, BuildError, Compiler, ended, find, one_line, run, sources, torch_openmp
+from diffeo.ops.cpu.prebuilt import Prebuilt, shipped
 
 __all__ = ["KINDS", "BuildError", "Kernels", "adopt", "kernels", "library", "usable"]
 
@@ -108,14 +101,17 @@ def kernels() -> Kernels:
         return Kernels(None, "switched off by DIFFEO_NATIVE=0")
     if not hasattr(os, "geteuid"):
         return Kernels(None, "not built on this system")
-    named = os.environ.get("CC", "")
+    named = os.environ.get("CC", "").strip()
     try:
-        compiler = find()
-        if compiler is None:
-            return Kernels(None, "no C compiler found: neither cc, gcc nor clang")
-        named = str(compiler)
-        with _LOCK:
-            built = _open(compiler)
+        carried = None if named else shipped(_sources())
+        built = None if carried is None else _open_shipped(carried)
+        if built is None:
+            compiler = find()
+            if compiler is None:
+                return Kernels(None, "no C compiler found: neither cc, gcc nor clang")
+            named = str(compiler)
+            with _LOCK:
+                built = _open(compiler)
     except (BuildError, OSError) as error:
         reason = one_line(str(error), 500) or type(error).__name__
         _warn(
@@ -124,6 +120,16 @@ def kernels() -> Kernels:
         )
         return Kernels(None, reason)
     return built._replace(lost=frozenset()) if asked == "force" else built
+
+
+def _open_shipped(carried: Prebuilt) -> Kernels | None:
+    """Load what the wheel carries; None, and a line in the log, where this machine cannot: its compiler may do."""
+    try:
+        with _LOCK:
+            return _open(carried)
+    except (BuildError, OSError) as error:
+        _LOG.warning("diffeo: %s is not used: %s", carried, one_line(str(error)))
+        return None
 
 
 def library() -> Any:
@@ -143,50 +149,47 @@ def adopt(path: str) -> None:
     kernels.cache_clear()
 
 
-def _open(compiler: Compiler) -> Kernels:
-    """Load what the cache holds of this compiler, sources and processor, or build it."""
+def _open(maker: Compiler | Prebuilt) -> Kernels:
+    """Load what the cache holds of this compiler or wheel, sources and processor, or build it."""
     try:
         folder = cache.open_folder()
     except OSError as error:
         _warn(f"the kernels are built for this process alone, for they cannot be kept: {one_line(str(error))}")
-        return _build_privately(compiler)
-    path = folder / f"kernels-{_key(compiler)}"
+        return _build_privately(maker)
+    path = folder / f"kernels-{_key(maker)}"
     loaded = _load(path)
     if loaded is not None:
         return loaded
     with cache.lock(folder, _SECONDS + _RACE_SECONDS, lambda: _show("another process builds the kernels ...")) as alone:
         if not alone:
             _warn(f"the kernels are built for this process alone: another one holds {folder / 'lock'}")
-            return _build_privately(compiler)
+            return _build_privately(maker)
         loaded = _load(path)  # another process may have built it meanwhile
         if loaded is not None:
             return loaded
         cache.remove_leftovers(folder)
-        return _build(path, compiler)
+        return _build(path, maker)
 
 
-def _build_privately(compiler: Compiler) -> Kernels:
+def _build_privately(maker: Compiler | Prebuilt) -> Kernels:
     with tempfile.TemporaryDirectory(prefix="diffeo-") as folder:  # what is loaded stays, its file need not
-        return _build(Path(folder) / "kernels", compiler)._replace(path=None)
+        return _build(Path(folder) / "kernels", maker)._replace(path=None)
 
 
-def _build(path: Path, compiler: Compiler) -> Kernels:
-    """Compile, prove and load; write the library and its manifest beside it, or in the manifest why there is none.
+def _build(path: Path, maker: Compiler | Prebuilt) -> Kernels:
+    """Make, prove and load; write the library and its manifest beside it, or in the manifest why there is none.
 
     Raises:
         BuildError: if there is none.
         OSError: if nothing can be written.
     """
     started = time.monotonic()
-    _show("building kernels for this machine, once; some seconds ...")
-    manifest: dict[str, Any] = {"compiler": str(compiler), "time": time.time()}
+    _show(f"{maker.task} for this machine, once; some seconds ...")
+    manifest: dict[str, Any] = {"compiler": str(maker), "time": time.time()}
     try:
         with tempfile.TemporaryDirectory(prefix=cache.PREFIX, dir=path.parent) as folder:
-            manifest["version"] = compiler.version()
-            asked = features(compiler, Path(folder))
-            manifest["instructions"], manifest["openmp"] = asked.instruction_set, bool(asked.threads)
-            manifest["flags"] = [*FLAGS, *asked.native, *asked.threads, *compiler.arguments]
-            built = compile_library(compiler, asked, _sources("*.c"), Path(folder), _SECONDS)
+            built, facts = maker.make(_sources(), Path(folder), _SECONDS)
+            manifest |= facts
             manifest["seconds"] = round(time.monotonic() - started, 2)
             content = built.read_bytes()
             proof = _prove(built)
@@ -285,19 +288,19 @@ def _say(race: Mapping[str, Mapping[str, Any]]) -> None:
         _LOG.warning("diffeo: kernels that take longer here than plain PyTorch are not used: %s", ", ".join(slow))
 
 
-def _key(compiler: Compiler) -> str:
+def _key(maker: Compiler | Prebuilt) -> str:
     """A digest of all that the library and its race depend on."""
     key = hashlib.sha256()
-    for source in _sources("*.[ch]"):
+    for source in _sources():
         key.update(f"{source.name}\0".encode() + source.read_bytes())
-    made_by = compiler.identity(), *FLAGS, *torch_openmp()
+    made_by = maker.identity(), *FLAGS, *torch_openmp()
     for part in (*made_by, platform.machine(), _processor(), torch.__version__, __version__, *KINDS):
         key.update(f"{part}\0".encode())
     return key.hexdigest()[:16]
 
 
-def _sources(pattern: str) -> list[Path]:
-    return sorted(_FOLDER.glob(pattern))
+def _sources() -> list[Path]:
+    return sources(_FOLDER)
 
 
 def _processor() -> str:

@@ -26,8 +26,11 @@ __all__ = [
     "ended",
     "features",
     "find",
+    "instruction_set",
     "one_line",
     "run",
+    "sources",
+    "torch_openmp",
 ]
 
 # -ffp-contract=fast fuses multiply and add; nothing here depends on errno or on traps.
@@ -63,6 +66,11 @@ class Compiler(NamedTuple):
     command: tuple[str, ...]
     arguments: tuple[str, ...] = ()
 
+    @property
+    def task(self) -> str:
+        """What it does, in words."""
+        return "building kernels"
+
     def __str__(self) -> str:
         return shlex.join([*self.command, *self.arguments])
 
@@ -78,6 +86,18 @@ class Compiler(NamedTuple):
     def version(self) -> str:
         """The first line of what it says of itself."""
         return one_line(run([*self.command, "--version"], _PROBE_SECONDS).output)
+
+    def make(self, sources: Sequence[Path], folder: Path, seconds: float) -> tuple[Path, dict[str, Any]]:
+        """Compile the sources for this machine into an empty folder: the library, and how it was made.
+
+        Raises:
+            BuildError: if the compiler fails, writes nothing or takes longer than so many seconds.
+        """
+        version, asked = self.version(), features(self, folder)
+        library = compile_library(self, asked, sources, folder, seconds)
+        flags = [*FLAGS, *asked.native, *asked.threads, *self.arguments]
+        facts = {"version": version, "instructions": asked.instruction_set, "openmp": bool(asked.threads)}
+        return library, {**facts, "flags": flags}
 
 
 class Features(NamedTuple):
@@ -132,15 +152,10 @@ def features(compiler: Compiler, folder: Path) -> Features:
     """
     named = any(word.startswith(("-march=", "-mcpu=")) for word in compiler.arguments)
     for native in [[]] if named else _NATIVE:
-        macros = run(
-            [*compiler.command, *FLAGS, *native, *compiler.arguments, "-dM", "-E", "-x", "c", os.devnull],
-            _PROBE_SECONDS, folder,
-        )  # fmt: skip
+        macros = _macros(compiler, native, folder)
         if macros.code == 0:
             break
-    _must_succeed(macros)
-    known = set(re.findall(r"^#define (\w+)", macros.output, re.MULTILINE))
-    instruction_set = next((name for macro, name in _INSTRUCTION_SETS.items() if macro in known), "unknown")
+    known = _defined(macros)
     probe = folder / "probe.c"
     probe.write_text("int n;\nvoid f(void) {\n#pragma omp parallel\n    n++;\n}\n")
     threads, link = ["-fopenmp"], ["-fopenmp", *torch_openmp()]
@@ -150,24 +165,55 @@ def features(compiler: Compiler, folder: Path) -> Features:
         if run([*compiler.command, *FLAGS, *compiler.arguments, *step], _PROBE_SECONDS, folder).code:
             threads, link = [], []  # clang may come without OpenMP
             break
-    return Features(native, threads, link, instruction_set)
+    return Features(native, threads, link, _instructions(known))
+
+
+def instruction_set(compiler: Compiler, options: list[str], folder: Path) -> str:
+    """The name of the instruction set that a compiler uses with these options.
+
+    Raises:
+        BuildError: if it does not know them.
+    """
+    return _instructions(_defined(_macros(compiler, options, folder)))
+
+
+def _macros(compiler: Compiler, options: list[str], folder: Path) -> Done:
+    return run(
+        [*compiler.command, *FLAGS, *options, *compiler.arguments, "-dM", "-E", "-x", "c", os.devnull],
+        _PROBE_SECONDS, folder,
+    )  # fmt: skip
+
+
+def _defined(macros: Done) -> set[str]:
+    _must_succeed(macros)
+    return set(re.findall(r"^#define (\w+)", macros.output, re.MULTILINE))
+
+
+def _instructions(known: set[str]) -> str:
+    return next((name for macro, name in _INSTRUCTION_SETS.items() if macro in known), "unknown")
+
+
+def sources(folder: Path) -> list[Path]:
+    """The C files of a folder and their headers."""
+    return sorted(folder.glob("*.[ch]"))
 
 
 def compile_library(compiler: Compiler, asked: Features, sources: Sequence[Path], folder: Path, seconds: float) -> Path:
-    """Compile the sources side by side into an empty folder, link them, and return the library.
+    """Compile the C files among the sources side by side into an empty folder, link them, and return the library.
 
     Raises:
         BuildError: if the compiler fails, writes nothing or takes longer than so many seconds.
     """
-    if not sources:
+    units = [source for source in sources if source.suffix == ".c"]
+    if not units:
         raise BuildError("there are no sources")
     end = time.monotonic() + seconds
     options = [*FLAGS, *asked.native, *asked.threads, *compiler.arguments]
-    objects = [f"{source.stem}.o" for source in sources]
+    objects = [f"{unit.stem}.o" for unit in units]
     with ExitStack() as stack:
         started = [
-            stack.enter_context(_started([*compiler.command, *options, "-c", "-o", target, str(source)], folder))
-            for source, target in zip(sources, objects, strict=True)
+            stack.enter_context(_started([*compiler.command, *options, "-c", "-o", target, str(unit)], folder))
+            for unit, target in zip(units, objects, strict=True)
         ]
         for finish in started:
             _must_succeed(finish(end - time.monotonic()))
