@@ -90,7 +90,8 @@ def atomic_folder(path: str | os.PathLike[str], names: str, force: bool = False)
 
     Args:
         path: a folder that does not exist, or is empty.
-        names: a regular expression; with ``force`` a folder is replaced that holds nothing but files with such names.
+        names: a regular expression; with ``force`` a folder is replaced that holds nothing but files with such names,
+            those in sub-folders with / between.
         force: replace it.
 
     Raises:
@@ -99,10 +100,12 @@ def atomic_folder(path: str | os.PathLike[str], names: str, force: bool = False)
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f"{target.name}.{os.getpid()}{SUFFIX}")
     try:
-        held = [entry.name for entry in target.iterdir()] if target.exists() else []
+        _remove_orphans(target)
+        held = [entry.relative_to(target).as_posix() for entry in target.rglob("*")] if target.exists() else []
         if held and not force:
             raise UserError(f"{os.fspath(path)}: holds files already; choose another folder or replace it with --force")
-        if strange := next((name for name in held if not re.fullmatch(names, name)), None):
+        files = [name for name in held if not (target / name).is_dir()]
+        if strange := next((name for name in files if not re.fullmatch(names, name)), None):
             raise UserError(f"{os.fspath(path)}: holds {strange!r}, so it is not replaced; choose another folder")
         temporary.mkdir(parents=True)
         yield temporary
@@ -145,12 +148,12 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> None:
 
 
 def _remove_orphans(target: Path) -> None:
-    """Delete the temporary files of ``target`` whose writers were killed."""
+    """Delete the temporary files and folders of ``target`` whose writers were killed."""
     for leftover in target.parent.glob(f"{glob.escape(target.name)}.*{SUFFIX}"):
         number = leftover.name[len(target.name) + 1 : -len(SUFFIX)]
         if number.isdecimal() and not _alive(int(number)):
             with suppress(OSError):
-                leftover.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def _alive(process: int) -> bool:

@@ -61,6 +61,7 @@ def fit(
     decimal: str | None = None,
     test: float | None = None,
     folds: int | None = None,
+    memory: float | None = None,
     size: Sequence[int] = (),
     rate: int | None = None,
     crop: float | None = None,
@@ -83,6 +84,9 @@ def fit(
     """Learn the density of a table, of images or of audio and write a run directory.
 
     A tenth of the rows, drawn by the seed, is for validation: it decides when to stop and which weights to keep.
+
+    Under ``torchrun``, or in workers of Ray Train, the processes train together: each has a part of every batch, and of
+    a table that is not kept in memory it reads that part alone.
 
     Args:
         source: what ``open_table``, ``open_images`` or ``open_audio`` takes: a path, the name of a built-in set, an
@@ -111,6 +115,9 @@ def fit(
         folds: of a table, how many parts of the rows are held out in turn, each of another flow; these and simpler
             densities are stacked by what they held out (``diffeo.fit_folds``). 1 for a single model; by default 5 for
             tables of 50 to 20,000 rows, of 5,000 with text, dates or gaps.
+        memory: of a table, how many GiB of its rows are kept in memory, at 4 bytes for a number; 2 by default. A larger
+            one is read in every epoch: of Parquet files row group by row group, in an order that the seed decides, with
+            at most 200,000 rows held out for validation, and for the test. The process takes a few times as much.
         size: side, or height and width, that pictures are brought to.
         rate: samples per second that audio is brought to; by default what most files have.
         crop: seconds of audio in an example; 1 by default.

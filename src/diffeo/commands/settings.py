@@ -19,11 +19,12 @@ _TYPES: dict[str, Any] = {
     "categorical": list, "integer": list, "continuous": list, "dates": list, "bounds": dict, "weights": str, "na": list,
     "method": str, "sep": str, "decimal": str, "label_pattern": str, "test": _NUMBER, "folds": int, "rate": int,
     "crop": _NUMBER, "mels": int, "epochs": int, "minutes": _NUMBER, "batch_size": int, "accumulate": int,
-    "lr": _NUMBER, "seed": int,
+    "lr": _NUMBER, "seed": int, "memory": _NUMBER,
     "power": _NUMBER, "contrast": _NUMBER, "forward_share": _NUMBER,
 }  # fmt: skip
 _RANGES: list[tuple[str, str, Callable[[float], bool]]] = [
     ("epochs batch_size accumulate folds rate mels transforms", "of at least 1", lambda value: value >= 1),
+    ("memory", "(GiB) of at least 0", lambda value: 0 <= value < math.inf),
     ("seed", "of at least 0", lambda value: value >= 0),
     ("minutes lr crop", "above 0", lambda value: 0 < value < math.inf),
     ("test", "in (0, 1)", lambda value: 0 < value < 1),

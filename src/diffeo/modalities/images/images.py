@@ -182,7 +182,8 @@ def _open_folder(folder: Path, size: tuple[int, int] | None, cache: Path | None,
     files = [path for path in pictures if path.parent != folder]
     if not files and not outside:
         raise UserError(
-            f"{folder}: holds no pictures ({' '.join(PICTURES)}), nor do its sub-folders; name the folder that does"
+            f"{folder}: holds no pictures ({' '.join(PICTURES)}), nor do its sub-folders; name the folder that does,"
+            " or one of .parquet files"
         )
     if files and outside:
         raise UserError(

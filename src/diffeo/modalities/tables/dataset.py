@@ -13,12 +13,11 @@ from diffeo.errors import UserError
 from diffeo.flow import DRAWS, Flow
 from diffeo.inference.posterior import METHODS, usual_batch
 from diffeo.modalities.base import Dataset
-from diffeo.modalities.tables import rows
 from diffeo.modalities.tables.defaults import check_bounds, default_model, preprocessing
 from diffeo.modalities.tables.figures import plot_figures
 from diffeo.modalities.tables.infer import infer_schema
 from diffeo.modalities.tables.mixed import factors
-from diffeo.modalities.tables.rows import Split, TableStream, split_table, too_large
+from diffeo.modalities.tables.rows import Split, TableStream, limit_of, split_table, too_large
 from diffeo.modalities.tables.seen import TEST, TRAIN, VALID, SeenRows, looks, noise_of, smoothed
 from diffeo.modalities.tables.table import open_table
 from diffeo.training.folds import FoldsResult, assign_folds, out_of_fold
@@ -49,7 +48,8 @@ class TableDataset(Dataset):
         self.table = open_table(source, missing=settings.get("missing", "error" if numbers else "keep"), **reading)
         self.name = self.table.name
         # Infer the schema, and hold out rows for validation and, where asked, for a test: from one reading, if it fits.
-        self.table.hold(rows.LARGE)
+        limit = limit_of(settings)
+        self.table.hold(limit)
         chosen = {name: settings[name] for name in CHOSEN if name in settings}
         self.schema = infer_schema(self.table, numbers=numbers, **chosen)
         self.bounds = settings.get("bounds", {})
@@ -59,7 +59,7 @@ class TableDataset(Dataset):
             raise UserError("--bounds and --set preprocess exclude each other; choose one")
         check_bounds(self.table, self.schema, self.bounds)
         most = MOST_MIXED if self.mixed else MOST_ROWS
-        small = FEWEST_ROWS <= self.schema.rows <= most and not too_large(self.schema)
+        small = FEWEST_ROWS <= self.schema.rows <= most and not too_large(self.schema, limit=limit)
         self.folds = settings.get("folds", FOLDS if small else 1)
         # Equal rows are copies where some column is continuous; where all are discrete, such rows just are so.
         self.together = any(column.kind == "continuous" for column in self.schema.feature_columns)
@@ -68,7 +68,7 @@ class TableDataset(Dataset):
             batch_size = usual_batch(self.schema.rows)
         self.batch_size = settings.get("batch_size", batch_size)
         self.split = split_table(
-            self.table, self.schema, self.batch_size, self.seed, self.settings.get("test", 0.0), self.folds == 1
+            self.table, self.schema, self.batch_size, seed, settings.get("test", 0.0), self.folds == 1, limit
         )
         self.x, self.context = self.split.x, self.split.context
         if self.folds > 1:  # before a run is made of them
@@ -86,6 +86,8 @@ class TableDataset(Dataset):
         self.features, self.context_size = self.schema.features, self.schema.context_size
         self.description = self.schema.to_json()
         self.notes = [*self.table.notes, *self.schema.notes()]
+        if isinstance(self.x, TableStream):
+            self.notes.append(self.x.note(limit))
         if self.rows < self.batch_size:
             self.notes.append(
                 f"a batch of {self.batch_size} is larger than the {self.rows} training rows: all of them make one"

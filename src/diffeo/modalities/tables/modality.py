@@ -21,6 +21,7 @@ MODALITY = Modality(
         "missing",
         "test",
         "folds",
+        "memory",
         "categorical",
         "integer",
         "continuous",

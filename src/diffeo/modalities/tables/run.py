@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +20,10 @@ from diffeo.inference.calibration import Calibration, calibration_of
 from diffeo.mixture import Mixture
 from diffeo.modalities.base import ENOUGH, Chunk, Draw, Examples, OpenRun, Scoring, Words, choose
 from diffeo.modalities.tables.dataset import READING
-from diffeo.modalities.tables.rows import draw_rows, too_large
+from diffeo.modalities.tables.rows import Sample, draw_rows, limit_of, too_large
 from diffeo.modalities.tables.schema import Column, Schema, naming_rows
 from diffeo.modalities.tables.seen import NEW, TEST, TRAIN, VALID, SeenRows
+from diffeo.modalities.tables.stream import parts_of
 from diffeo.modalities.tables.table import Table, open_table
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.check import FEWEST, by_fold, check
@@ -189,7 +190,8 @@ class TableRun(OpenRun):
             return counts | ({"unseen_by_column": unseen} if schema.mixed else {})
 
         chunks = self._chunks(table, names, [names.index(name) for name in keep], reasons, unseen, known, flow, parts)
-        return Scoring(table.num_rows, chunks, [ROW, *keep], types, facts, draws=DRAWS)
+        files = [(file, part.num_rows or 0) for file, part in zip(table.files, table.by_file(), strict=False)]
+        return Scoring(table.num_rows, chunks, [ROW, *keep], types, facts, draws=DRAWS, files=files)
 
     def _chunks(
         self,
@@ -202,24 +204,24 @@ class TableRun(OpenRun):
         flow: Flow | None,
         parts: dict[int, int],
     ) -> Iterator[Chunk]:
-        for number, (rows, values) in enumerate(table.numbered(names)):
+        for number, before, part, rows, values in _by_file(table, names):
             context_cells = values[:, [names.index(name) for name in self.schema.context]]
-            with naming_rows(table):
-                self.schema.check_context(context_cells, table, rows)
-                encoded = self.schema.encode(self._whole(values, names), table.dictionaries, self._gaps)
+            with naming_rows(part):
+                self.schema.check_context(context_cells, part, rows)
+                encoded = self.schema.encode(self._whole(values, names), part.dictionaries, self._gaps)
             _count(reasons, encoded.reasons)
             _count(unseen, encoded.unseen)
             context = None if encoded.context is None else torch.from_numpy(encoded.context)
-            cells = np.column_stack([rows, table.cells(values[:, kept], [names[i] for i in kept])])
+            cells = np.column_stack([before + rows, part.cells(values[:, kept], [names[i] for i in kept])])
             x = torch.from_numpy(encoded.x)
-            self._refuse_unknown_gaps(x, table, rows)
+            self._refuse_unknown_gaps(x, part, rows)
             each = None if known is None else known.expand(x.shape)
-            part = None
+            seen = None
             if self.seen is not None and flow is None:
-                part = self.seen.parts(x, context)
-                for code, count in zip(*np.unique(part, return_counts=True), strict=True):
+                seen = self.seen.parts(x, context)
+                for code, count in zip(*np.unique(seen, return_counts=True), strict=True):
                     parts[int(code)] = parts.get(int(code), 0) + int(count)
-            yield Chunk(number, x, context, cells, encoded.impossible, flow, each, part, encoded.blamed)
+            yield Chunk(number, x, context, cells, encoded.impossible, flow, each, seen, encoded.blamed)
 
     def _whole(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Rows (n, columns) of all columns of values of some of these; the others are NaN, or what is constant."""
@@ -291,8 +293,8 @@ class TableRun(OpenRun):
         if len(bad):
             row, place = bad[0].tolist()
             raise UserError(
-                f"{table.name}: row {rows[row]}: column {self.schema.feature_names[place]!r} is missing, where "
-                "training saw no gap; a model of one order cannot leave it out: leave such rows out with "
+                f"{table.name}: {table.where(int(rows[row]))}: column {self.schema.feature_names[place]!r} is missing,"
+                " where training saw no gap; a model of one order cannot leave it out: leave such rows out with "
                 "--drop-missing, or train with any_order"
             )
 
@@ -571,11 +573,20 @@ class TableRun(OpenRun):
         schema, table = self.schema, self._open("check", source, options)
         # Of a small table take all rows, for those that are known from the training may not be the ones to judge by.
         limit = most if too_large(schema) else max(most, schema.rows)
-        x, context, reasons, impossible, read = draw_rows(table, schema, limit, seed, self._gaps)
+        held_out = self._held_out_of(table)
+        sample = Sample.of(table, schema, seed, held_out)
+        x, context, reasons, impossible, read = draw_rows(table, schema, limit, seed, self._gaps, sample)
         part = torch.full((len(x),), NEW) if self.seen is None else self.seen.parts(x, context)
+        if sample is not None and held_out is not None:
+            part[:] = TEST if self.tested() else VALID
         judged, which, in_sample = _judged(part)
-        if self.seen is None and read == schema.rows:  # nothing is known of the rows, but that these are as many
+        whole = read if sample is None else table.num_rows
+        if self.seen is None and held_out is None and whole == schema.rows:
+            # nothing is known of the rows, but that these are as many
             which, in_sample = "rows of a table as long as that of training", True
+        if sample is not None:
+            among = "" if sample.wanted else f" {len(sample.groups):,} of"
+            which += f", from a seeded sample of{among} its {sample.total:,} row groups"
         rows, which = choose(len(judged), most, which, seed)
         rows = judged[rows]
         if len(rows) < FEWEST:
@@ -589,6 +600,20 @@ class TableRun(OpenRun):
             None if context is None else context[known] if known.any() else context, reasons,
             x[known] if known.any() and not in_sample else None, part[rows], read=read, impossible=impossible,
         )  # fmt: skip
+
+    def _held_out_of(self, table: Table) -> Callable[[int, np.ndarray], np.ndarray] | None:
+        """Which rows of the large table that the run was trained on, by row group and number, were held out of it.
+
+        None of another table, or one that was in memory.
+        """
+        settings, seed = self.provenance.get("settings"), self.provenance.get("seed")
+        if not isinstance(seed, int) or not isinstance(settings, dict) or "distillation" in self.provenance:
+            return None
+        streamed = too_large(self.schema, limit=limit_of(settings))
+        if not streamed or not table.identity or table.identity != self.trained_on():
+            return None
+        test, which = settings.get("test", 0.0), TEST if self.tested() else VALID
+        return lambda group, numbers: parts_of(self.schema, numbers, seed, group, test) == which
 
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
         """Numerics, latents, samples and likelihood, beside a Gaussian and independent columns."""
@@ -658,6 +683,20 @@ def _judged(part: Tensor) -> tuple[Tensor, str, bool]:
     if valid.sum() >= ENOUGH:
         return everything[valid], "rows held out of training", False
     return everything, "the rows of training", True
+
+
+def _by_file(table: Table, names: Sequence[str]) -> Iterator[tuple[int, int, Table, np.ndarray, np.ndarray]]:
+    """Yield batches of a table: its number in its file, how many rows are before the file, the file, rows, values.
+
+    Each file is read as it would be alone, so that its rows get the same scores. ``table.dropped`` is that of all.
+    """
+    before = dropped = 0
+    for part in table.by_file():
+        for number, (rows, values) in enumerate(part.numbered(names)):
+            yield number, before, part, rows, values
+        before += part.num_rows or 0
+        dropped += part.dropped
+    table.dropped = dropped
 
 
 def _trained_on(parts: Mapping[int, int]) -> int:
