@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffeo.commands.runs import open_for, with_likelihood
 from diffeo.errors import UserError
-from diffeo.flow import Flow, bits_per_dim
+from diffeo.flow import BLOCK, Flow, bits_per_dim
 from diffeo.modalities.base import Chunk, OpenRun, chunks_of
 from diffeo.modalities.tables.write import TableWriter
 from diffeo.report.statistics import Moments, bound_facts, ratio_and_error
@@ -166,7 +166,8 @@ def scores(run: OpenRun, chunk: Chunk, draws: int) -> np.ndarray:
     """
     score_rows = partial(_nats, x=chunk.x, context=chunk.context, known=chunk.known, draws=draws)
     part = torch.full((len(chunk.x),), -1) if chunk.part is None else chunk.part
-    log_prob = out_of_fold(chunk.flow or run.flow, part, score_rows).numpy()
+    block = BLOCK if chunk.x.dim() == 2 else 1  # of images and recordings, whose batches are small, it would cost much
+    log_prob = out_of_fold(chunk.flow or run.flow, part, score_rows, block).numpy()
     if chunk.impossible is not None:
         log_prob[chunk.impossible] = -np.inf
     return log_prob
