@@ -90,7 +90,8 @@ def atomic_folder(path: str | os.PathLike[str], names: str, force: bool = False)
 
     Args:
         path: a folder that does not exist, or is empty.
-        names: a regular expression; with ``force`` a folder is replaced that holds nothing but files with such names.
+        names: a regular expression; with ``force`` a folder is replaced that holds nothing but files with such names,
+            those in sub-folders with / between.
         force: replace it.
 
     Raises:
@@ -99,10 +100,11 @@ def atomic_folder(path: str | os.PathLike[str], names: str, force: bool = False)
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f"{target.name}.{os.getpid()}{SUFFIX}")
     try:
-        held = [entry.name for entry in target.iterdir()] if target.exists() else []
+        held = [entry.relative_to(target).as_posix() for entry in target.rglob("*")] if target.exists() else []
         if held and not force:
             raise UserError(f"{os.fspath(path)}: holds files already; choose another folder or replace it with --force")
-        if strange := next((name for name in held if not re.fullmatch(names, name)), None):
+        files = [name for name in held if not (target / name).is_dir()]
+        if strange := next((name for name in files if not re.fullmatch(names, name)), None):
             raise UserError(f"{os.fspath(path)}: holds {strange!r}, so it is not replaced; choose another folder")
         temporary.mkdir(parents=True)
         yield temporary

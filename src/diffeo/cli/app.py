@@ -92,7 +92,8 @@ def _command(*, counts: str | None = None, trains: bool = False) -> Callable[[Ca
 
 def _interrupted(name: str, options: Mapping[str, Any], what: str) -> int:
     source, out = options.get("run") or options["source"], str(options["out"])
-    again = shlex.join(["diffeo", name, str(source), "--out", out, "--resume"])
+    words = map(str, source if isinstance(source, list) else [source])
+    again = shlex.join(["diffeo", name, *words, "--out", out, "--resume"])
     print(f"diffeo: interrupted; {what}; go on with: {again}", file=sys.stderr)
     return INTERRUPTED
 
@@ -301,7 +302,8 @@ def score(
 
     The result has the columns 'row', the number of the row in the table from 1, and 'log_likelihood', in nats and in
     the units of the table; images and recordings have their number or file instead. Rows with a value that the model
-    rules out (a level never seen, a fraction in a column of whole numbers) get -inf. A VAE has bounds of it instead:
+    rules out (a level never seen, a fraction in a column of whole numbers) get -inf. Of several .parquet files --out is
+    a folder for as many results of the same names, or one table. A VAE has bounds of it instead:
     'elbo', and 'bound', the importance-weighted one of --samples draws, with its standard error 'bound_stderr'.
     """
 

@@ -33,9 +33,10 @@ __all__ = [
 
 Run = Annotated[Path, Argument(help="A run directory, as 'diffeo fit' makes.", metavar="RUN")]
 Data = Annotated[
-    str,
+    list[str],
     Argument(
-        help="A table (.csv .csv.gz .tsv .parquet .feather .npy .npz), images (a folder of .png or .jpg, .npy or .npz "
+        help="A table (.csv .csv.gz .tsv .parquet .feather .npy .npz; several .parquet files, a folder of them or a "
+        "pattern are one table), images (a folder of .png or .jpg, .npy or .npz "
         "of rank 3 or 4), audio (a folder of .wav, .flac or .ogg, or a pattern of paths), or a built-in set: moons, "
         "rings, checkerboard, 8gaussians, pinwheel, spirals, wine, breast_cancer, flower; images: digits, mnist; "
         "audio: fsdd.",
@@ -162,5 +163,6 @@ PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "arguments": _assignments,
     "bounds": _bounds,
     "given": _context_values,
+    "source": lambda words: words[0] if isinstance(words, list) and len(words) == 1 else words,
     "missing": lambda dropped: "drop" if dropped else "error",
 }

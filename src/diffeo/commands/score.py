@@ -17,7 +17,7 @@ from diffeo.commands.runs import open_for, with_likelihood
 from diffeo.errors import UserError
 from diffeo.flow import BLOCK, Flow, bits_per_dim
 from diffeo.modalities.base import Chunk, OpenRun, chunks_of
-from diffeo.modalities.tables.write import TableWriter
+from diffeo.modalities.tables.write_files import writer_for
 from diffeo.report.statistics import Moments, bound_facts, ratio_and_error
 from diffeo.training.folds import out_of_fold
 from diffeo.transforms.ode import watched_solves
@@ -59,7 +59,9 @@ def score(
     Args:
         run: a run directory.
         source: data of the run's kind: what ``open_table``, ``open_images`` or ``open_audio`` takes.
-        out: a table to write, whose name decides the format; None or ``-`` is csv on standard output.
+        out: a table to write, whose name decides the format; None or ``-`` is csv on standard output. Of a table of
+            several files (a folder, a pattern, a list of paths) also a folder: it gets a file for each of them, of its
+            name, with as many rows, numbered from 1 in each; all of them, or none if the command does not end well.
         keep: of a table, columns of numbers to pass through, an identifier for instance.
         drop: of a table, columns to ignore, which it may lack. A mixed density then scores the others alone: what is
             dropped is left out of every condition, and of the sum.
@@ -109,7 +111,8 @@ def score(
     columns = [*scoring.columns, *scored, *([] if scoring.bits is None else [name])]
     types = [*scoring.types, *["float64"] * (len(columns) - len(scoring.columns))]
     rows = 0
-    with TableWriter(out, columns, types, force=force) as writer, watched_solves() as solves:
+    writer_of = writer_for(out, source, scoring.files, columns, types, force=force)
+    with writer_of as writer, watched_solves() as solves:
         for chunk in chunks_of(opened, scoring, seed, progress):
             if isinstance(opened.flow, VAE):
                 bounds.append(opened.flow.bound(chunk.x, draws))

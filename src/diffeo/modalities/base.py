@@ -174,6 +174,8 @@ class Scoring:
         facts: what else the summary says, once all chunks were taken.
         bits: the step between neighbouring values, where bits per dimension are asked for, or None.
         draws: of the noise that discrete values are spread by: the same for all; 1 for one that the seed decides.
+        files: of data in several files, the name and the number of examples of each; else empty. No chunk has examples
+            of two of them, and each file's are scored as if there were no other.
     """
 
     total: int | None
@@ -183,6 +185,7 @@ class Scoring:
     facts: Callable[[], dict[str, Any]] = dict
     bits: float | None = None
     draws: int = 1
+    files: Sequence[tuple[Path, int]] = ()
 
 
 @dataclass(frozen=True)

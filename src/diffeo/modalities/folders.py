@@ -10,7 +10,7 @@ import numpy as np
 
 from diffeo.errors import UserError
 
-__all__ = ["Progress", "Reader", "Unusable", "in_order", "is_among", "name_within"]
+__all__ = ["Progress", "Reader", "Unusable", "holds", "in_order", "is_among", "name_within"]
 
 TOLERATED = 0.01  # the share of bad files above which something is wrong with all of them
 _AHEAD = 256  # files under way at a time, so that memory stays bounded
@@ -28,6 +28,11 @@ class Unusable(Exception):
 def is_among(path: Path, suffixes: Sequence[str]) -> bool:
     """Return whether a path within a folder has one of these suffixes, and nothing in it is hidden."""
     return path.suffix.lower() in suffixes and not any(part.startswith(".") for part in path.parts)
+
+
+def holds(folder: Path, suffixes: Sequence[str]) -> bool:
+    """Return whether a folder, or one of its sub-folders, has a file with one of these suffixes."""
+    return any(is_among(path.relative_to(folder), suffixes) for path in folder.rglob("*"))
 
 
 def in_order(function: Callable[[P], T], items: Sequence[P] | np.ndarray) -> Iterator[T]:

@@ -15,8 +15,10 @@ from torch import Tensor
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.modalities.base import Dataset
+from diffeo.modalities.folders import holds
 from diffeo.modalities.images import figures as image_figures
 from diffeo.modalities.images import latent
+from diffeo.modalities.images.decoding import PICTURES
 from diffeo.modalities.images.images import IMAGE_SETS, Images, open_images
 from diffeo.nets.resnet import ResNet
 from diffeo.nets.unet import UNet
@@ -33,12 +35,14 @@ ALPHA = 2e-3  # margin of the logit: small enough to tell the lowest levels apar
 
 
 def shows_images(source: Any) -> bool:
-    """Tell whether ``fit`` should take this for images, not for a table."""
+    """Tell whether ``fit`` should take this for images, not for a table; of a folder, unless it holds tables alone."""
     if isinstance(source, Images) or (isinstance(source, str) and source in IMAGE_SETS):
         return True
     if isinstance(source, str | Path):
         path = Path(source)
-        return path.is_dir() or path.suffix.lower() in (".png", ".jpg", ".jpeg") or _rank(path) > 2
+        if path.is_dir():
+            return holds(path, PICTURES) or not holds(path, [".parquet"])
+        return path.suffix.lower() in (".png", ".jpg", ".jpeg") or _rank(path) > 2
     return getattr(source, "ndim", 0) > 2
 
 

@@ -1,4 +1,4 @@
-"""Parquet, Feather and every object that speaks the Arrow PyCapsule interface, read batch by batch."""
+"""Feather and every object that speaks the Arrow PyCapsule interface, read batch by batch, and what all such share."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -12,16 +12,16 @@ from diffeo.errors import UserError
 from diffeo.modalities.tables.delimited import REMEDIES, complaint, floats, leave_out
 from diffeo.modalities.tables.dictionary import Dictionary
 
-__all__ = ["ArrowSource", "FeatherSource", "ParquetSource"]
+__all__ = ["ArrowSource", "Columnar", "FeatherSource", "kind_of", "unreadable"]
 
 
 _NUMBERS = ("float", "integer", "bool")
 
 
-def _kind(type_: pa.DataType) -> str:
+def kind_of(type_: pa.DataType) -> str:
     """Return one of ``_NUMBERS`` for what is read as float64, "date", "text", or "other" for what cannot be read."""
     if pa.types.is_dictionary(type_):
-        return _kind(type_.value_type)
+        return kind_of(type_.value_type)
     if pa.types.is_boolean(type_):
         return "bool"
     if pa.types.is_integer(type_) or (pa.types.is_decimal(type_) and type_.scale == 0):
@@ -37,18 +37,18 @@ def _kind(type_: pa.DataType) -> str:
 
 def _declared(type_: pa.DataType) -> str:
     """Return the type that samples are to have where "text" or "date" does not say it."""
-    if pa.types.is_dictionary(type_) and _kind(type_) == "text":
+    if pa.types.is_dictionary(type_) and kind_of(type_) == "text":
         return "ordered" if type_.ordered else "category"
     if pa.types.is_dictionary(type_):
         return _declared(type_.value_type)
-    return str(type_) if _kind(type_) == "date" else ""
+    return str(type_) if kind_of(type_) == "date" else ""
 
 
 def _narrow(type_: pa.DataType) -> str:
     """Return the type of numbers that are narrower than 64 bits, or decimal."""
     if pa.types.is_dictionary(type_):
         return _narrow(type_.value_type)
-    wide = type_ in (pa.int64(), pa.float64(), pa.null()) or _kind(type_) not in ("integer", "float")
+    wide = type_ in (pa.int64(), pa.float64(), pa.null()) or kind_of(type_) not in ("integer", "float")
     return "" if wide else str(type_)
 
 
@@ -68,8 +68,8 @@ def _seconds(column: pa.Array) -> np.ndarray:
     return values * size if size >= 1 else values / round(1 / size)  # the nearest float to the decimal number
 
 
-class _Columnar:
-    """What the three have in common: a schema that is known beforehand, and record batches."""
+class Columnar:
+    """What these sources have in common: a schema that is known beforehand, and record batches."""
 
     kind = "table"
     has_names = True
@@ -83,7 +83,7 @@ class _Columnar:
         self._position = [i for i, column in enumerate(names) if not _is_index(column)]
         self.names = tuple(names[i] or f"c{i}" for i in self._position)
         types = [schema.field(i).type for i in self._position]
-        self.types = tuple(map(_kind, types))
+        self.types = tuple(map(kind_of, types))
         self.declared = tuple(map(_declared, types))
         self.narrow = tuple(map(_narrow, types))
         self.notes: list[str] = []
@@ -168,45 +168,20 @@ class _Columnar:
         raise NotImplementedError
 
     def _unreadable(self, error: Exception) -> UserError:
-        return _unreadable(self.name, self.kind, error)
+        return unreadable(self.name, self.kind, error)
 
 
 def _is_index(column: str) -> bool:
     return column.startswith("__index_level_") and column.endswith("__")
 
 
-def _unreadable(name: str, kind: str, error: Exception) -> UserError:
+def unreadable(name: str, kind: str, error: Exception) -> UserError:
+    """Return the error of a source of this name that is not what it should be, with the reason that pyarrow gives."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return UserError(f"{name}: cannot be read as {kind}, it is damaged, incomplete or something else ({reason})")
 
 
-class ParquetSource(_Columnar):
-    """A .parquet file: only the columns asked for are read and decoded."""
-
-    kind = "Parquet"
-
-    def __init__(self, path: Path, na: Sequence[str] = ()) -> None:
-        import pyarrow.parquet as pq
-
-        self._path = path
-        try:
-            with pq.ParquetFile(path) as file:
-                super().__init__(str(path), file.schema_arrow, na)
-                self.num_rows = file.metadata.num_rows
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise _unreadable(str(path), self.kind, error) from error
-
-    def _batches(self, positions: list[int], rows: int) -> Iterator[pa.RecordBatch]:
-        import pyarrow.parquet as pq
-
-        known = self._schema.names
-        names = [known[i] for i in positions]
-        with pq.ParquetFile(self._path, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=rows, columns=names):
-                yield batch.select(names)
-
-
-class FeatherSource(_Columnar):
+class FeatherSource(Columnar):
     """A .feather or .arrow file, mapped into memory: uncompressed columns are not even copied."""
 
     kind = "Feather"
@@ -225,7 +200,7 @@ class FeatherSource(_Columnar):
                     if hasattr(reader, "count_rows"):
                         self.num_rows = reader.count_rows()
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise _unreadable(str(path), self.kind, error) from error
+            raise unreadable(str(path), self.kind, error) from error
 
     def _batches(self, positions: list[int], rows: int) -> Iterator[pa.RecordBatch]:
         known = self._schema.names
@@ -248,7 +223,7 @@ def _of_several_types(data: Any, error: Exception) -> UserError:
     kind = type(data).__name__
     named = re.search(r"Conversion failed for column (.*) with type object", str(error))
     if named is None:
-        return _unreadable(kind, f"a table ({kind})", error)
+        return unreadable(kind, f"a table ({kind})", error)
     values = next(data[column] for column in data.columns if str(column) == named[1])
     known = [(row, value) for row, value in enumerate(values, start=1) if value is not None and value == value]
     first = type(known[0][1]).__name__
@@ -259,7 +234,7 @@ def _of_several_types(data: Any, error: Exception) -> UserError:
     )
 
 
-class ArrowSource(_Columnar):
+class ArrowSource(Columnar):
     """A data frame of pandas or polars, a relation of duckdb, a table of pyarrow: whatever exports Arrow data.
 
     What can be exported once only (a ``RecordBatchReader``) is read into memory, because a table is read several times.
@@ -280,7 +255,7 @@ class ArrowSource(_Columnar):
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise _of_several_types(data, error) from error
         except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-            raise _unreadable(type(data).__name__, self.kind, error) from error
+            raise unreadable(type(data).__name__, self.kind, error) from error
 
     def _batches(self, positions: list[int], rows: int) -> Iterator[pa.RecordBatch]:
         for batch in pa.RecordBatchReader.from_stream(self._data):

@@ -189,7 +189,8 @@ class TableRun(OpenRun):
             return counts | ({"unseen_by_column": unseen} if schema.mixed else {})
 
         chunks = self._chunks(table, names, [names.index(name) for name in keep], reasons, unseen, known, flow, parts)
-        return Scoring(table.num_rows, chunks, [ROW, *keep], types, facts, draws=DRAWS)
+        files = [(file, part.num_rows or 0) for file, part in zip(table.files, table.by_file(), strict=False)]
+        return Scoring(table.num_rows, chunks, [ROW, *keep], types, facts, draws=DRAWS, files=files)
 
     def _chunks(
         self,
@@ -202,24 +203,24 @@ class TableRun(OpenRun):
         flow: Flow | None,
         parts: dict[int, int],
     ) -> Iterator[Chunk]:
-        for number, (rows, values) in enumerate(table.numbered(names)):
+        for number, before, part, rows, values in _by_file(table, names):
             context_cells = values[:, [names.index(name) for name in self.schema.context]]
-            with naming_rows(table):
-                self.schema.check_context(context_cells, table, rows)
-                encoded = self.schema.encode(self._whole(values, names), table.dictionaries, self._gaps)
+            with naming_rows(part):
+                self.schema.check_context(context_cells, part, rows)
+                encoded = self.schema.encode(self._whole(values, names), part.dictionaries, self._gaps)
             _count(reasons, encoded.reasons)
             _count(unseen, encoded.unseen)
             context = None if encoded.context is None else torch.from_numpy(encoded.context)
-            cells = np.column_stack([rows, table.cells(values[:, kept], [names[i] for i in kept])])
+            cells = np.column_stack([before + rows, part.cells(values[:, kept], [names[i] for i in kept])])
             x = torch.from_numpy(encoded.x)
-            self._refuse_unknown_gaps(x, table, rows)
+            self._refuse_unknown_gaps(x, part, rows)
             each = None if known is None else known.expand(x.shape)
-            part = None
+            seen = None
             if self.seen is not None and flow is None:
-                part = self.seen.parts(x, context)
-                for code, count in zip(*np.unique(part, return_counts=True), strict=True):
+                seen = self.seen.parts(x, context)
+                for code, count in zip(*np.unique(seen, return_counts=True), strict=True):
                     parts[int(code)] = parts.get(int(code), 0) + int(count)
-            yield Chunk(number, x, context, cells, encoded.impossible, flow, each, part, encoded.blamed)
+            yield Chunk(number, x, context, cells, encoded.impossible, flow, each, seen, encoded.blamed)
 
     def _whole(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Rows (n, columns) of all columns of values of some of these; the others are NaN, or what is constant."""
@@ -291,8 +292,8 @@ class TableRun(OpenRun):
         if len(bad):
             row, place = bad[0].tolist()
             raise UserError(
-                f"{table.name}: row {rows[row]}: column {self.schema.feature_names[place]!r} is missing, where "
-                "training saw no gap; a model of one order cannot leave it out: leave such rows out with "
+                f"{table.name}: {table.where(int(rows[row]))}: column {self.schema.feature_names[place]!r} is missing,"
+                " where training saw no gap; a model of one order cannot leave it out: leave such rows out with "
                 "--drop-missing, or train with any_order"
             )
 
@@ -658,6 +659,20 @@ def _judged(part: Tensor) -> tuple[Tensor, str, bool]:
     if valid.sum() >= ENOUGH:
         return everything[valid], "rows held out of training", False
     return everything, "the rows of training", True
+
+
+def _by_file(table: Table, names: Sequence[str]) -> Iterator[tuple[int, int, Table, np.ndarray, np.ndarray]]:
+    """Yield batches of a table: its number in its file, how many rows are before the file, the file, rows, values.
+
+    Each file is read as it would be alone, so that its rows get the same scores. ``table.dropped`` is that of all.
+    """
+    before = dropped = 0
+    for part in table.by_file():
+        for number, (rows, values) in enumerate(part.numbered(names)):
+            yield number, before, part, rows, values
+        before += part.num_rows or 0
+        dropped += part.dropped
+    table.dropped = dropped
 
 
 def _trained_on(parts: Mapping[int, int]) -> int:

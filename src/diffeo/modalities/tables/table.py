@@ -12,10 +12,11 @@ import numpy as np
 from diffeo.errors import UserError
 from diffeo.modalities.arrays import ArraySource, read_npy, read_npz
 from diffeo.modalities.builtin import BUILTIN, load_builtin
-from diffeo.modalities.tables.columnar import ArrowSource, FeatherSource, ParquetSource
+from diffeo.modalities.tables.columnar import ArrowSource, FeatherSource
 from diffeo.modalities.tables.dates import to_temporal
 from diffeo.modalities.tables.delimited import DelimitedSource
 from diffeo.modalities.tables.dictionary import Dictionary
+from diffeo.modalities.tables.parquet import ParquetSource, find_files
 
 __all__ = ["EXTENSIONS", "ROWS", "Table", "extension", "open_table"]
 
@@ -68,6 +69,7 @@ class Table:
         missing: what happens to rows with NaN, infinity or an empty cell: "error", "drop" or "keep".
         dropped: rows left out by the last full reading with ``missing="drop"``.
         gaps: what was missing or infinite in the last full reading with ``missing="keep"``, None if nothing was.
+        files: of a table of several files, their paths within the folder that holds them all; else empty.
     """
 
     def __init__(self, source: Source, missing: str = "error", na: Sequence[str] = ()) -> None:
@@ -90,6 +92,8 @@ class Table:
         self._memory = _Memory()
         self.gaps: Gaps | None = None
         self.na = tuple(na)
+        self._whole = True  # a part of a table may be without rows that are of use
+        self.files: tuple[Path, ...] = ()
         self._select(source.names, range(len(source.names)))
         if not source.names:
             raise UserError(f"{self.name}: has no columns; give a table of numbers")
@@ -302,14 +306,52 @@ class Table:
             pending, held = [(which[whole:], block[whole:])], held - whole
         if report is not None and self.missing == "error":
             raise UserError(f"{self.name}: {self.complaint(report)}")
-        if not seen:
+        if not seen and self._whole:
             raise UserError(f"{self.name}: has columns but no rows; give a table with data")
-        if dropped == seen:
+        if dropped == seen and self._whole:
             remedy = "use --drop on the columns at fault" if "drop" in self._source.remedies else "fill them"
             raise UserError(f"{self.name}: every row has a missing or infinite value; {remedy}")
         self.dropped, self.gaps = dropped, report
         if held:
             yield _joined(pending)
+
+    def by_file(self) -> Iterator["Table"]:
+        """Yield the rows of each file, in order, as a table; of what is no table of several files all of them."""
+        if not self.files or not isinstance(self._source, ParquetSource):
+            yield self
+            return
+        for _, source in self._source.files():
+            yield self._part(source)
+
+    @property
+    def row_groups(self) -> list[int]:
+        """The number of rows in each of the parts that can be read alone: row groups of Parquet, or else none."""
+        return [group.rows for group in self._source.groups] if isinstance(self._source, ParquetSource) else []
+
+    def row_group(self, *numbers: int) -> "Table":
+        """Return the rows of some row groups as a table; it may be without any.
+
+        Args:
+            *numbers: their places in ``row_groups``.
+        """
+        assert isinstance(self._source, ParquetSource)
+        return self._part(self._source.part([self._source.groups[number] for number in numbers]))
+
+    @property
+    def identity(self) -> str:
+        """What tells this table from others without reading its rows, a SHA-256; of what is not Parquet empty."""
+        return self._source.identity if isinstance(self._source, ParquetSource) else ""
+
+    def _part(self, source: ParquetSource) -> "Table":
+        part = copy.copy(self)
+        part._source, part.num_rows, part._memory, part._whole, part.files = (
+            source,
+            source.num_rows,
+            _Memory(),
+            False,
+            (),
+        )
+        return part
 
     def complaint(self, gaps: "Gaps") -> str:
         """Say what is missing, where the first of it is, and the remedy."""
@@ -325,7 +367,8 @@ class Table:
 
         A file is then parsed once where two readings follow each other. Nothing is kept of what is in memory anyway.
         """
-        if not isinstance(self._source, ArraySource | ArrowSource):
+        known = (self.num_rows or 0) * len(self.names) * 8
+        if not isinstance(self._source, ArraySource | ArrowSource) and known <= most:
             self._memory.limit = most
 
     def _blocks(self, places: Sequence[int], rows: int) -> Iterator[np.ndarray]:
@@ -422,10 +465,13 @@ def open_table(
 ) -> Table:
     """Open a table: a path, a built-in set's name, an array, or an object with the Arrow PyCapsule interface.
 
+    A folder of .parquet files, a pattern such as ``data/*.parquet``, or a list of such files is one table: its rows are
+    those of the files, one after the other, in the order of their names (of a list, in its order).
+
     Args:
         source: a path that ends in .csv .csv.gz .tsv .tsv.gz .parquet .feather .arrow .npy or .npz; the name of a
             built-in set, which comes before a file or folder of that name (give these as ./moons, or as a ``Path``); a
-            numpy array; a data frame of pandas, polars, duckdb or pyarrow.
+            numpy array; a data frame of pandas, polars, duckdb or pyarrow; several Parquet files, as above.
         columns: the columns wanted, in order; all by default.
         key: which array of a .npz file; else X, x or the only table in it.
         missing: rows with NaN, infinity or an empty cell: "error" (by default), "drop" (counted in ``Table.dropped``)
@@ -440,9 +486,18 @@ def open_table(
         UserError: if the source cannot be opened as a table.
     """
     if isinstance(source, Table):
-        table = Table(source._source, missing or source.missing, source.na)
-        table._memory = source._memory
-        table = table.select(source.names)
+        table = copy.copy(source).select(source.names)
+        table.missing, table.gaps = missing or source.missing, None
+        if table.missing not in _MISSING:
+            raise ValueError(f"expected missing to be one of {', '.join(_MISSING)}, got {missing!r}")
+    elif (several := _find_files(source)) is not None:
+        name, folder, paths = several
+        table = Table(ParquetSource(paths, na, name), missing or "error", na)
+        table.files = tuple(path.absolute().relative_to(folder.absolute()) for path in paths)
+    elif isinstance(source, list | tuple) and len(source) == 1:
+        return open_table(
+            source[0], columns=columns, key=key, missing=missing, header=header, sep=sep, decimal=decimal, na=na
+        )
     elif isinstance(source, str | Path):
         table = Table(_open_path(source, key, header, sep, decimal, na), missing or "error", na)
     elif hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
@@ -491,7 +546,7 @@ def _open_path(
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror or error})") from error
     if kind == ".parquet":
-        return ParquetSource(path, na)
+        return ParquetSource([path], na)
     if kind in (".feather", ".arrow"):
         return FeatherSource(path, na)
     if kind == ".npy":
@@ -499,6 +554,11 @@ def _open_path(
     if kind == ".npz":
         return read_npz(path, key)
     return DelimitedSource(path, "\t" if kind.startswith(".tsv") else ",", header, sep, decimal, na)
+
+
+def _find_files(source: Any) -> tuple[str, Path, list[Path]] | None:
+    """Return the Parquet files that a source stands for, unless it is a built-in set, or a single file."""
+    return None if isinstance(source, str) and source in BUILTIN else find_files(source)
 
 
 def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
