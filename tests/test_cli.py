@@ -328,7 +328,7 @@ def test_figures_of_a_fit(tmp_path):
 def test_large_tables_stream(tmp_path, monkeypatch):
     """A table beyond the limit is trained on from the file, with the same kind of result."""
     monkeypatch.setattr("diffeo.modalities.tables.rows.LARGE", 1000)
-    monkeypatch.setattr("diffeo.modalities.tables.rows.POOL", 200)
+    monkeypatch.setattr("diffeo.modalities.tables.stream.POOL", 200)
     mixed(1000).drop(columns="id").to_parquet(tmp_path / "x.parquet")
     options = {"epochs": 2, "batch_size": 64, "accumulate": 2, "arguments": {"hidden": [8], "transforms": 1}}
     summary = commands.fit(tmp_path / "x.parquet", tmp_path / "run", **options)

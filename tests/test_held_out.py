@@ -9,12 +9,12 @@ import torch
 from diffeo import commands
 from diffeo.cli.main import main
 from diffeo.commands.check import IN_SAMPLE
-from diffeo.data import open_images
+from diffeo.data import infer_schema, open_images, open_table
 from diffeo.errors import UserError
 from diffeo.modalities.images.dataset import hold_out
 from diffeo.modalities.tables import rows as rows_module
 from diffeo.training.batches import split
-from diffeo.training.splitting import held_out_of_block, split_evenly, split_rows
+from diffeo.training.splitting import held_out_of_stream, split_evenly, split_rows
 
 SMALL = {"folds": 1, "epochs": 3, "arguments": {"hidden": [16], "transforms": 1}, "figures": False}
 PICTURES = {name: value for name, value in SMALL.items() if name != "folds"}
@@ -73,12 +73,26 @@ def test_a_seed_divides_as_it_always_did(parts, expected):
 
 
 def test_a_stream_holds_out_a_tenth_or_what_suffices():
-    drawn = [held_out_of_block(5000, 10_000, 3, block) for block in (0, 1)]
-    for block, held in enumerate(drawn):
-        assert np.array_equal(held, np.random.default_rng((3, block)).random(5000) < 0.1)
-        assert 400 < held.sum() < 600
-    assert not np.array_equal(*drawn)
-    assert 60 < held_out_of_block(10_000, 200_000 * 100, 3, 0).sum() < 140
+    numbers = np.arange(1, 5001)
+    drawn = [held_out_of_stream(numbers, 10_000, key) for key in (3, 4)]
+    for valid, tested in drawn:
+        assert 400 < valid.sum() < 600
+        assert not tested.any()
+    assert 20 < (drawn[0][0] & drawn[1][0]).sum() < 90  # one has nothing to do with the other
+    valid, tested = held_out_of_stream(np.arange(1, 10_001), 200_000 * 100, 3, test=0.5)
+    assert all(60 < part.sum() < 140 for part in (valid, tested))
+    assert not (valid & tested).any()
+
+
+def test_a_row_of_a_stream_is_held_out_whatever_is_read_with_it():
+    numbers = np.arange(1, 5001)
+    together = held_out_of_stream(numbers, 5000, 3, test=0.2)
+    backwards = held_out_of_stream(numbers[::-1], 5000, 3, test=0.2)
+    for part, other, low in zip(together, backwards, (300, 900), strict=True):
+        assert np.array_equal(part, other[::-1])
+        assert low < part.sum() < low + 200  # a tenth of what the test leaves, and a fifth
+    known = b"|".join(np.flatnonzero(part).astype("<i8").tobytes() for part in together)
+    assert hashlib.sha256(known).hexdigest()[:16] == "013afe95e1ef9961"
 
 
 @pytest.mark.parametrize(("count", "labels"), [(100, None), (100, 5), (37, 3), (2, None), (10, 10)])
@@ -194,7 +208,20 @@ def test_rows_must_be_left(tmp_path):
         commands.fit(correlated(50), tmp_path / "run", test=0.99, **SMALL)
 
 
-def test_a_table_that_is_streamed_has_no_test_rows(tmp_path, monkeypatch):
+def test_a_table_that_is_streamed_has_test_rows(tmp_path, monkeypatch):
+    """No more than suffice, and in no batch."""
     monkeypatch.setattr(rows_module, "LARGE", 0)
-    with pytest.raises(UserError, match="put some of its rows into a file of their own"):
-        commands.fit(correlated(50), tmp_path / "run", test=0.2, **SMALL)
+    x = correlated(1000)
+    summary = commands.fit(x, tmp_path / "run", test=0.2, **{**SMALL, "epochs": 1})
+    sizes = summary["rows"]
+    assert sum(sizes.values()) == 1000
+    assert 150 < sizes["test"] < 250
+    assert 40 < sizes["validation"] < 120
+    assert summary["test"]["nll"] > 0
+    stream = rows_module.split_table(table := open_table(x), infer_schema(table), 50, 0, 0.2).x
+    seen = {row.tobytes() for batch, _ in stream for row in batch.numpy()}
+    for held in (stream.valid_x, stream.test_x):
+        assert seen.isdisjoint(row.tobytes() for row in held.numpy())
+    monkeypatch.setattr("diffeo.modalities.tables.stream.MOST_HELD_OUT", 30)
+    stream = rows_module.split_table(table, infer_schema(table), 50, 0, 0.2).x
+    assert 10 < len(stream.test_x) < 60

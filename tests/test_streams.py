@@ -1,17 +1,23 @@
 """The laws of data in batches, held to every ``BatchStream`` there is and to what is made one."""
 
+import tempfile
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import diffeo
 from diffeo.data import infer_schema, open_table
 from diffeo.distillation.sequence import _TeacherSounds
+from diffeo.errors import UserError
 from diffeo.modalities.audio.audio import Audio
 from diffeo.modalities.audio.crops import Crops, SoundFormat
-from diffeo.modalities.tables import rows
+from diffeo.modalities.tables import stream as table_stream
 from diffeo.training.batches import Iterated, Stream, fingerprint
 from diffeo.training.sampled import SampleStream
 from diffeo.training.stream import BatchStream
@@ -29,7 +35,23 @@ def table(seed, source=None):
     """A thousand rows, no two alike, whose first column is the row's number."""
     x = np.random.default_rng(0).normal(size=(1000, 2))
     opened = open_table(np.column_stack([np.arange(1000), x]) if source is None else source)
-    return rows.TableStream(opened, infer_schema(opened, context=["c2"]), batch_size=64, seed=seed)
+    return table_stream.TableStream(opened, infer_schema(opened, context=["c2"]), batch_size=64, seed=seed)
+
+
+@cache
+def folder():
+    """The rows of ``table``, sorted, in files of row groups of 16 to 96 rows, one of them empty."""
+    place = tempfile.TemporaryDirectory()
+    x = np.column_stack([np.arange(1000), np.random.default_rng(0).normal(size=(1000, 2))])
+    for number, (start, end, group) in enumerate([(0, 400, 96), (400, 400, 64), (400, 640, 16), (640, 1000, 64)]):
+        columns = {f"c{i}": x[start:end, i] for i in range(3)}
+        pq.write_table(pa.table(columns), f"{place.name}/{number}.parquet", row_group_size=group)
+    return place
+
+
+def files(seed):
+    """The same rows from Parquet files."""
+    return table(seed, Path(folder().name))
 
 
 def crops(seed, labelled=True):
@@ -72,6 +94,7 @@ class Shuffled:
 
 STREAMS = {
     "table": table,
+    "files": files,
     "crops": crops,
     "crops without context": lambda seed: crops(seed, labelled=False),
     "teacher": teacher_sounds,
@@ -86,7 +109,8 @@ STREAMS = {
 @pytest.fixture(autouse=True)
 def small_pools(monkeypatch):
     """So that a table of a thousand rows takes several."""
-    monkeypatch.setattr(rows, "POOL", 300)
+    monkeypatch.setattr(table_stream, "POOL", 300)
+    monkeypatch.setattr(table_stream, "FEWEST", 50)
 
 
 @pytest.fixture(params=STREAMS)
@@ -154,9 +178,10 @@ def test_fingerprints_tell_data_apart_and_do_not_change(make):
     assert make(2).fingerprint != known
 
 
-def test_every_row_of_a_table_comes_at_most_once_an_epoch():
+@pytest.mark.parametrize("make", [table, files])
+def test_every_row_of_a_table_comes_at_most_once_an_epoch(make):
     """And all of them do, but what does not fill a batch, and those held out, which never do."""
-    stream = table(0)
+    stream = make(0)
     held = set(stream.valid_x[:, 0].tolist())
     low = min(*held, *(x[:, 0].min().item() for x, _ in stream))
     for number in range(3):
@@ -165,6 +190,71 @@ def test_every_row_of_a_table_comes_at_most_once_an_epoch():
         assert stream.rows - len(seen) < stream.batch_size
         assert {value - low for value in held}.isdisjoint(seen.tolist())
     assert stream.rows + len(held) == 1000
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 11])
+@pytest.mark.parametrize("make", [table, files])
+def test_processes_share_the_batches_of_a_table(make, size):
+    """From any batch on, together and in their order they have the very batches that one process has."""
+    stream = make(0)
+    for number, start in ((0, 0), (1, 5), (2, len(stream) - 1), (0, len(stream))):
+        whole = epoch(stream, number)[start:]
+        shares = [list(stream.part(start, rank, size)) for rank in range(size)]
+        assert all(len(share) == len(whole) for share in shares)
+        for i, (x, context) in enumerate(whole):
+            parts = [share[i][0] for share in shares]
+            assert torch.equal(torch.cat([part[0] for part in parts]), x)
+            assert torch.equal(torch.cat([part[1] for part in parts]), context)
+            assert {share[i][1] for share in shares} == {len(x)}
+
+
+def read_units(stream, monkeypatch, *part):
+    """The row groups that are read for a process's part of an epoch."""
+    units = set()
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "_unit", lambda unit: (units.add(unit), stream.table.row_group(unit))[1])
+        list(stream.part(*part))
+    return units
+
+
+def test_processes_read_row_groups_of_their_own(monkeypatch):
+    stream = files(0)
+    every = {unit for unit, counts in enumerate(stream.counts) if counts.sum()}
+    assert len(stream.lanes) == 8  # of sixteen the largest row group would make one of twice as many rows
+    assert set().union(*stream.lanes) == set(range(stream.units))
+    for size in (2, 4):
+        units = [read_units(stream, monkeypatch, 0, rank, size) for rank in range(size)]
+        assert set().union(*units) == every
+        assert sum(map(len, units)) == len(every)
+        rows = [sum(int(stream.counts[unit].sum()) for unit in each) for each in units]
+        assert max(rows) < 1.3 * min(rows)
+
+
+def test_what_was_trained_on_is_not_read_again(monkeypatch):
+    """Whoever resumes late in an epoch reads a row group or two of each lane, and no more."""
+    stream = files(0)
+    late = read_units(stream, monkeypatch, len(stream) - 1, 0, 1)
+    assert len(late) < 0.6 * stream.units
+
+
+def test_a_batch_has_rows_of_many_places():
+    """Of a table that is sorted, too."""
+    stream = files(0)
+    places = torch.cat([x[:, 0] for x, _ in stream])
+    low, span = places.min(), places.max() - places.min()
+    for x, _ in epoch(stream, 1):
+        quarters = ((x[:, 0] - low) / span * 3.999).long().unique()
+        assert len(quarters) >= 3
+
+
+def test_a_table_that_changes_meanwhile_is_refused(tmp_path):
+    x = np.random.default_rng(0).normal(size=(300, 2))
+    pq.write_table(pa.table({"a": x[:, 0], "b": x[:, 1]}), tmp_path / "x.parquet", row_group_size=100)
+    opened = open_table(tmp_path / "x.parquet")
+    stream = table_stream.TableStream(opened, infer_schema(opened), 10, seed=0)
+    pq.write_table(pa.table({"a": x[:290, 0], "b": x[:290, 1]}), tmp_path / "x.parquet", row_group_size=100)
+    with pytest.raises(UserError, match="has changed while it was trained on"):
+        list(stream)
 
 
 def test_every_sample_of_a_recording_comes_at_most_once_an_epoch():

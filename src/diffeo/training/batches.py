@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffeo.training.parallel import Share
 from diffeo.training.seeding import derive
 from diffeo.training.splitting import divide
 from diffeo.training.stream import BatchStream, Item
@@ -36,19 +37,14 @@ STEPS_PER_EPOCH = 100  # of a training without data
 EXAMPLE_ELEMENTS = 2**20  # numbers in them at most, unless a batch has more
 
 
-Share = Callable[[int], slice]  # which of so many rows of a batch are this process's
-
-
-def everything(rows: int) -> slice:
-    """Return the share of one that is alone."""
-    return slice(rows)
+everything = Share()  # of a batch: that of a process that is alone
 
 
 class Batch(NamedTuple):
     """This process's share of a batch: x (n, *event), context (n, *context) or None, and their place in the data.
 
     ``total`` counts the rows over all processes; ``rows`` are the indices of x in the data, or None in a stream.
-    ``weights`` (n,) are those of the rows, or None where all count alike; ``weight`` is the mean over ``total`` rows.
+    ``weights`` (n,) are those of the rows, or None where all count alike.
     """
 
     x: Tensor
@@ -56,10 +52,14 @@ class Batch(NamedTuple):
     total: int
     rows: Tensor | None
     weights: Tensor | None = None
-    weight: float = 1.0
+
+    @property
+    def weight(self) -> float:
+        """What these rows add to the mean weight of all ``total`` rows; of all of them it is this mean."""
+        return (len(self.x) if self.weights is None else self.weights.double().sum().item()) / self.total
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        """Return the batch with a function applied to each tensor of rows; ``total`` and ``weight`` stay."""
+        """Return the batch with a function applied to each tensor of rows; ``total`` stays."""
         mapped: dict[str, Any] = {
             name: function(part) for name, part in self._asdict().items() if isinstance(part, Tensor)
         }
@@ -146,7 +146,7 @@ class Rows:
         batch = Batch(self._pick(self.x, mine), context, len(rows), mine)
         if self.weights is None:
             return batch
-        return batch._replace(weights=self._pick(self.weights, mine), weight=self.weights[rows].mean().item())
+        return batch._replace(weights=self._pick(self.weights, mine))
 
     def _order(self, seed: int, epoch: int) -> Tensor:
         """The places of the rows, as seed and epoch shuffle them."""
@@ -227,8 +227,18 @@ class Stream:
     def shuffled(self, seed: int, epoch: int, start: int = 0, share: Share = everything) -> Iterator[Batch]:
         """Yield the batches of an epoch from number ``start`` on, in the stream's own order."""
         self.stream.set_epoch(epoch)
-        for batch in islice(self._batches(), start, None):
-            yield batch.take(share(batch.total)).map(self._place)
+        parts = None if share.size == 1 else self.stream.part(start, share.rank, share.size)
+        if parts is None:
+            for batch in islice(self._batches(), start, None):
+                yield batch.take(share(batch.total)).map(self._place)
+            return
+        for (x, context, *rest), total in parts:
+            batch = Batch(x, context, total, None)
+            if rest and rest[0] is not None:
+                if not self.unit:
+                    next(self._batches())
+                batch = batch._replace(weights=check_weights(rest[0], len(x)) / self.unit)
+            yield batch.map(self._place)
 
     def _batches(self) -> Iterator[Batch]:
         """Yield the epoch's batches, without rows of weight 0.
@@ -245,9 +255,8 @@ class Stream:
                 if not len(weights):
                     left_out = True
                     continue
-                mean = weights.mean().item()
-                self.unit = self.unit or mean
-                batch = batch._replace(total=len(weights), weights=weights / self.unit, weight=mean / self.unit)
+                self.unit = self.unit or weights.mean().item()
+                batch = batch._replace(total=len(weights), weights=weights / self.unit)
             yielded = True
             yield batch
         if left_out and not yielded:

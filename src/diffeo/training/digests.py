@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-__all__ = ["digests"]
+__all__ = ["digests", "mixed"]
 
 
 def digests(x: Tensor, context: Tensor | None = None) -> np.ndarray:
@@ -21,11 +21,11 @@ def digests(x: Tensor, context: Tensor | None = None) -> np.ndarray:
         for column in (column for part in parts for column in part.T):
             values = np.where(np.isnan(column), np.float32(np.nan), column + np.float32(0))  # -0.0 + 0.0 is 0.0
             bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
-            result = _mixed(result + _mixed(bits + np.uint64(0x9E3779B97F4A7C15)))
+            result = mixed(result + mixed(bits + np.uint64(0x9E3779B97F4A7C15)))
     return result.view(np.int64)
 
 
-def _mixed(bits: np.ndarray) -> np.ndarray:
+def mixed(bits: np.ndarray) -> np.ndarray:
     """Spread every bit over all 64: the finaliser of SplitMix64 (Steele et al. 2014)."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

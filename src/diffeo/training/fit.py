@@ -326,8 +326,8 @@ def fit(
                     losses.backward(shares)
                     loss += losses.detach() @ shares
                     del losses  # and what its graph holds on to
-                loss_value, norm_value, state.seconds, stop = world.agree(
-                    loss, update.norm(), time.monotonic() - started, interrupt.pressed
+                loss_value, norm_value, weight, state.seconds, stop = world.agree(
+                    loss, update.norm(), batch.weight, time.monotonic() - started, interrupt.pressed
                 )
                 if math.isfinite(loss_value) and math.isfinite(norm_value):
                     limit = clip * state.typical_norm if state.typical_norm else math.inf
@@ -338,7 +338,7 @@ def fit(
                     world.copy_from_leader(moving)
                     state.good += 1
                     state.loss += loss_value
-                    state.weight += batch.weight
+                    state.weight += weight
                     state.norm += norm_value
                     state.bad_in_a_row = 0
                 else:

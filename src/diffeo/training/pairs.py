@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from diffeo.training.batches import Batch, Rows, Share, Stream, everything, in_proportion, place
+from diffeo.training.batches import Batch, Rows, Stream, everything, in_proportion, place
+from diffeo.training.parallel import Share
 from diffeo.training.seeding import derive, seed_noise
 
 __all__ = ["Pairs"]
@@ -63,7 +64,7 @@ class Pairs(Rows):
         noise = self.coupled[1]
         z = noise[places[share(len(places))].to(noise.device)]
         x = torch.stack([place(z, batch.x.device, None), batch.x.to(z.dtype)], 1)
-        return batch._replace(x=x, weights=None, weight=1.0)
+        return batch._replace(x=x, weights=None)
 
     @torch.no_grad()
     def _couple(self, seed: int, number: int) -> None:

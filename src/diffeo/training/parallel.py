@@ -4,6 +4,7 @@ import atexit
 import os
 import warnings
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diffeo.errors import UserError
 
-__all__ = ["World", "choose_device"]
+__all__ = ["Share", "World", "choose_device"]
 
 
 def choose_device(name: str | torch.device | None) -> torch.device:
@@ -29,6 +30,17 @@ def choose_device(name: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {str(name)!r} cannot be used here ({str(error).splitlines()[0]}); use cpu") from error
     return device
+
+
+class Share(NamedTuple):
+    """Which rows of a batch are this process's: of ``size`` processes the ``rank``-th contiguous share."""
+
+    rank: int = 0
+    size: int = 1
+
+    def __call__(self, rows: int) -> slice:
+        """Return the share of so many rows."""
+        return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
 
 
 class World:
@@ -56,9 +68,10 @@ class World:
         """Whether this process is the one that writes files and reports progress."""
         return self.rank == 0
 
-    def share(self, rows: int) -> slice:
-        """Return this process's contiguous share of a batch of so many rows."""
-        return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
+    @property
+    def share(self) -> Share:
+        """This process's share of a batch."""
+        return Share(self.rank, self.size)
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return the module, in ``DistributedDataParallel`` if there are several processes."""
@@ -90,16 +103,18 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def agree(self, loss: Tensor, norm: Tensor, elapsed: float, pressed: bool) -> tuple[float, float, float, bool]:
-        """Return what all processes use of a step, in one synchronisation: loss, norm, time and whether to stop.
+    def agree(
+        self, loss: Tensor, norm: Tensor, weight: float, elapsed: float, pressed: bool
+    ) -> tuple[float, float, float, float, bool]:
+        """Return what all processes use of a step, in one synchronisation: loss, norm, weight, time, whether to stop.
 
-        The loss is the mean over the processes; the norm needs no exchange, since the averaged gradients are the same
-        everywhere; the time is the leader's; one process that was interrupted is enough.
+        The loss is the mean over the processes, the weight the sum; the norm needs no exchange, since the averaged
+        gradients are the same everywhere; the time is the leader's; one process that was interrupted is enough.
         """
         if self.size == 1:
             loss_value, norm_value = torch.stack((loss, norm)).tolist()
-            return loss_value, norm_value, elapsed, pressed
-        local = loss.new_tensor([0.0, elapsed if self.leads else 0.0, float(pressed)], dtype=torch.float64)
+            return loss_value, norm_value, weight, elapsed, pressed
+        local = loss.new_tensor([0.0, weight, elapsed if self.leads else 0.0, float(pressed)], dtype=torch.float64)
         local[0] = loss / self.size
-        loss_value, elapsed, stops, norm_value = torch.cat((self.sum(local), norm.double().reshape(1))).tolist()
-        return loss_value, norm_value, elapsed, stops > 0
+        loss_value, weight, elapsed, stops, norm_value = torch.cat((self.sum(local), norm.double().reshape(1))).tolist()
+        return loss_value, norm_value, weight, elapsed, stops > 0

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from diffeo.errors import UserError
+from diffeo.training.digests import mixed
 
-__all__ = ["HELD_OUT", "Parts", "count_test", "divide", "held_out_of_block", "split_evenly", "split_rows"]
+__all__ = ["HELD_OUT", "Parts", "count_test", "divide", "held_out_of_stream", "split_evenly", "split_rows"]
 
 HELD_OUT = 0.1  # the fraction for validation, of what the test leaves
-MOST_HELD_OUT = 200_000  # of a stream; more would only cost time
+MOST_HELD_OUT = 200_000  # of a stream, for validation and for the test each; more would only cost time
 
 
 class Parts(NamedTuple):
@@ -58,9 +59,29 @@ def split_evenly(count: int, seed: int, labels: np.ndarray | None = None) -> Par
     return divide(torch.from_numpy(np.concatenate([spaced, np.setdiff1d(order, spaced)])))
 
 
-def held_out_of_block(rows: int, total: int, seed: int, block: int) -> np.ndarray:
-    """Draw which rows (rows,) of a block of a stream of about ``total`` rows are for validation: about a tenth."""
-    return np.random.default_rng((seed, block)).random(rows) < min(HELD_OUT, MOST_HELD_OUT / total)
+def held_out_of_stream(
+    numbers: np.ndarray, total: int, key: int, test: float = 0.0, most: int = MOST_HELD_OUT
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw which rows of a stream of about ``total`` rows are for validation and which for a test, about so many.
+
+    Each row is drawn by a hash of its number alone, so it does not matter which others are read with it.
+
+    Args:
+        numbers: of the rows ``(n,)``.
+        total: of all rows.
+        key: decides which.
+        test: the fraction for the test; a tenth of the others is for validation.
+        most: of either.
+
+    Returns:
+        Which are for validation, and which for the test, ``(n,)`` each.
+    """
+    with np.errstate(over="ignore"):
+        bits = mixed(mixed(numbers.astype(np.uint64) + np.uint64(1)) + np.uint64(key))
+    uniform = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    tested = min(test, most / total)
+    held = min(HELD_OUT * (1 - test), most / total)
+    return (uniform >= tested) & (uniform < tested + held), uniform < tested
 
 
 def count_test(count: int, fraction: float) -> int:

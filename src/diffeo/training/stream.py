@@ -40,6 +40,19 @@ class BatchStream(ABC):
         context may not.
         """
 
+    def part(self, start: int, rank: int, size: int) -> Iterator[tuple[Item, int]] | None:
+        """Yield one process's rows of each batch, and how many rows the whole batch has, from number ``start`` on.
+
+        For streams that can read these rows alone; None, as by default, where only whole batches can be had. All
+        processes' rows together, in the order of the processes, are the batches that ``iter`` gives.
+
+        Args:
+            start: the number of the first batch.
+            rank: which of the processes, from 0.
+            size: how many there are.
+        """
+        return None
+
     @abstractmethod
     def __len__(self) -> int:
         """Return the number of batches, the same in every epoch."""

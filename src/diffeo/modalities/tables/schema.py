@@ -11,7 +11,7 @@ import numpy as np
 
 from diffeo.errors import UserError
 from diffeo.modalities.tables.dates import DAY, find_formats, is_number_type, parse_dates, show_dates, to_temporal
-from diffeo.modalities.tables.table import Table, open_table
+from diffeo.modalities.tables.table import ROWS, Table, open_table
 
 __all__ = [
     "NUMBERS",
@@ -508,17 +508,23 @@ class Schema:
             blamed[bad] = -1
         return Encoded(x, context, blamed >= 0, reasons, unseen, blamed)
 
-    def weighted(self, table: Table) -> Iterator[tuple[Encoded, np.ndarray | None]]:
-        """Yield the rows of a table to train on, batch by batch, and their weights (n,), or None where all count alike.
+    def weighted(self, table: Table, rows: int = ROWS) -> Iterator[tuple[np.ndarray, Encoded, np.ndarray | None]]:
+        """Yield the rows of a table to train on, batch by batch.
+
+        They come with their numbers in the table, from 1 (n,), and their weights (n,), or None where all count alike.
+
+        Args:
+            table: has the schema's columns, and that of the weights.
+            rows: of a batch.
 
         Raises:
             UserError: for bad input.
         """
         count = len(self.names)
-        for values in table.batches([*self.names, *([self.weights] if self.weights else [])]):
+        for numbers, values in table.numbered([*self.names, *([self.weights] if self.weights else [])], rows):
             with naming_rows(table):
                 encoded = self.encode(values[:, :count], table.dictionaries)
-            yield encoded, values[:, count] if self.weights else None
+            yield numbers, encoded, values[:, count] if self.weights else None
 
     def read_context(self, cells: np.ndarray, dictionaries: Mapping[str, Sequence[str]] | None = None) -> np.ndarray:
         """Return the context columns' own values (n, len(context)), as ``Column.read`` does, of what a table yields."""
@@ -681,7 +687,7 @@ def load_weighted(table: Table, schema: Schema) -> tuple[np.ndarray, np.ndarray 
     """
     parts: list[Encoded] = []
     weights: list[np.ndarray] = []
-    for encoded, their in schema.weighted(table):
+    for _, encoded, their in schema.weighted(table):
         if encoded.impossible.any():
             column, count = next(iter(encoded.reasons.items()))
             rows_hold = "1 row holds" if count == 1 else f"{count} rows hold"
