@@ -22,6 +22,7 @@ from diffeo.modalities.base import Chunk, Scoring, chunks_of
 from diffeo.modalities.tables.anomalies import by_column
 from diffeo.modalities.tables.run import TableRun
 from diffeo.modalities.tables.schema import NUMBERS, Schema
+from diffeo.modalities.tables.table import Table
 from diffeo.modalities.tables.write import arrow_columns
 from diffeo.report.anomalies import ColumnShares
 from diffeo.training.seeding import derive, fork_rng, seed_noise
@@ -142,7 +143,7 @@ class Scorer:
         _refuse_taken(added, rows.names)
         with opened.in_use(self.threads) as run, fork_rng(run.device):
             source = _source(rows, _matched(self.columns, run.schema), run.schema)
-            scoring = run.scoring(source, self.options, "anomalies" if self._judges else "score")
+            scoring = run.scoring(source, self.options, "anomalies" if self._judges else "score", Table.as_part)
             chunks = chunks_of(run, scoring, self.seed, _silent) if rows.count else ()
             parts = [(chunk.cells[:, 0], self._scored(opened, scoring, chunk)) for chunk in chunks]
         which = np.concatenate([np.empty(0), *(numbers for numbers, _ in parts)]).astype(np.int64) - 1
