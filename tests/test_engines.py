@@ -1,6 +1,16 @@
 """Rows scored and drawn by other people's engines: what a row gets depends on the row alone."""
 
+import os
 import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +20,8 @@ import torch
 
 import diffeo
 from diffeo import commands
+from diffeo.cli import main
+from diffeo.commands import score_files as score_files
 from diffeo.errors import UserError
 
 ROWS = 700  # not a multiple of anything that is computed together
@@ -97,18 +109,17 @@ def test_a_batch_is_given_back_in_its_form_with_the_scores_that_the_commands_wri
         assert list(result.index) == list(batch.index)
 
 
-def test_what_a_row_gets_depends_neither_on_its_batch_nor_on_its_place_nor_on_threads(run, conditional, mixed):
-    for path in (run, conditional, mixed):
-        frame = table()
-        frame["kind"] = "low"
-        judged = {} if path == mixed else ALL
-        whole = diffeo.Scorer(path, **judged, threads=1)(frame)
-        assert whole["log_likelihood"].nunique() > ROWS // 2, "rows differ"
-        for size, threads in ((1, 1), (7, 2), (256, 1), (300, 2)):
-            last = {1: 20, 7: 210}.get(size, ROWS)
-            scorer = pickle.loads(pickle.dumps(diffeo.Scorer(path, **judged, threads=threads)))
-            parts = [scorer(frame[start : start + size]) for start in range(0, last, size)]
-            pd.testing.assert_frame_equal(pd.concat(parts), whole[:last], check_exact=True)
+@pytest.mark.parametrize("which", ["run", "conditional", "mixed"])
+def test_what_a_row_gets_depends_neither_on_its_batch_nor_on_its_place_nor_on_threads(which, request):
+    path, frame = request.getfixturevalue(which), table().assign(kind="low")
+    judged = {} if which == "mixed" else ALL
+    whole = diffeo.Scorer(path, **judged, threads=1)(frame)
+    assert whole["log_likelihood"].nunique() > ROWS // 2, "rows differ"
+    for size, rows in ((1, 4), (7, 28), (300, ROWS)):
+        threads = 2 if which == "run" and size == 7 else 1  # more of them is slow where other processes run beside
+        scorer = pickle.loads(pickle.dumps(diffeo.Scorer(path, **judged, threads=threads)))
+        parts = [scorer(frame[start : start + size]) for start in range(0, rows, size)]
+        pd.testing.assert_frame_equal(pd.concat(parts), whole[:rows], check_exact=True)
 
 
 def test_the_flow_itself_depends_on_the_batch_by_no_more_than_rounding(run, conditional):
@@ -207,7 +218,7 @@ def test_mistakes_are_said_as_the_commands_say_them(run, mixed, tmp_path):
 
 
 def test_a_row_that_is_drawn_depends_on_the_seed_and_its_number_alone(run, conditional, mixed):
-    count = 2500
+    count = 2100
     for path in (run, conditional, mixed):
         ids = pd.DataFrame({"id": np.arange(count)})
         if path == conditional:
@@ -255,3 +266,237 @@ def test_the_callers_own_random_numbers_and_threads_stay_as_they_are(run):
     diffeo.Sampler(run)({"id": np.arange(3)})
     assert torch.equal(torch.randn(3), expected)
     assert torch.get_num_threads() == threads
+
+
+# ---- A folder of results, by the workers of an engine ----------------------------------------------------------------
+
+LONG = 30_000
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def files(folder):
+    data = folder / "data"
+    data.mkdir()
+    for k in range(3):
+        frame = table(LONG + k, seed=k).assign(id=[f"{k}-{i}" for i in range(LONG + k)])
+        frame.to_parquet(data / f"part-{k}.parquet", row_group_size=7_000, index=False)
+    return data
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(score_files, "PART", 10_000)  # several in a file
+
+
+@pytest.fixture(scope="module")
+def expected(run, files, folder):
+    """The results of the command without an engine."""
+    commands.score(run, str(files), folder / "plain", keep=["id"])
+    return {path.name: path.read_bytes() for path in sorted((folder / "plain").iterdir())}
+
+
+def results(out):
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.name != "scores.json"}
+
+
+def killing(part):
+    """Score a part, after killing the process that it is scored in, once for each of some files that are there."""
+    for mark in Path(os.environ["DIFFEO_TEST_KILLS"]).iterdir():
+        with suppress(FileNotFoundError):
+            mark.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return score_files.score_part(part)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_bytes_do_not_depend_on_the_number_of_workers(workers, run, files, expected, tmp_path, small_parts):
+    summary = commands.score(run, f"{files}/*.parquet", tmp_path / "o", keep=["id"], engine="local", workers=workers)
+    assert results(tmp_path / "o") == expected
+    plain = commands.score(run, str(files), tmp_path / "all.parquet", keep=["id"])
+    assert summary["rows"] == plain["rows"] == 3 * LONG + 3
+    assert summary["files"] == 3
+    for name in ("mean", "stderr", "min"):
+        assert summary[name] == pytest.approx(plain[name], rel=1e-9)
+    for name in ("impossible", "impossible_by_column", "in_training", "ignored_columns", "dropped", "unit"):
+        assert summary[name] == plain[name], name
+
+
+def test_a_killed_worker_costs_no_row_and_repeats_none(run, files, expected, tmp_path, small_parts, monkeypatch):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    for k in range(2):
+        (marks / str(k)).touch()
+    monkeypatch.setenv("DIFFEO_TEST_KILLS", str(marks))
+    monkeypatch.setattr(score_files, "WORK", killing)
+    commands.score(run, str(files), tmp_path / "o", keep=["id"], engine="local", workers=2)
+    assert not [*marks.iterdir()], "workers were killed"
+    assert results(tmp_path / "o") == expected
+
+
+def test_a_part_that_kills_every_worker_ends_in_one_line(run, files, tmp_path, monkeypatch):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    for k in range(50):
+        (marks / str(k)).touch()
+    monkeypatch.setenv("DIFFEO_TEST_KILLS", str(marks))
+    monkeypatch.setattr(score_files, "WORK", killing)
+    with pytest.raises(UserError, match=r"killed at the same part \(part-0.parquet.*memory"):
+        commands.score(run, str(files), tmp_path / "o", engine="local", workers=1)
+    assert results(tmp_path / "o") == {}
+
+
+def test_what_is_finished_is_kept_and_what_has_changed_is_scored_again(
+    run, conditional, files, expected, tmp_path, small_parts, monkeypatch
+):
+    data, out = tmp_path / "data", tmp_path / "o"
+    shutil.copytree(files, data)
+
+    def score(source=data, **options):
+        return commands.score(run, str(source), out, keep=["id"], engine="local", workers=1, **options)
+
+    broken = data / "part-2.parquet"
+    whole = broken.read_bytes()
+    pd.read_parquet(broken).assign(b=np.nan).to_parquet(broken, row_group_size=7_000, index=False)
+    with pytest.raises(UserError, match=r"part-2.parquet.* missing .*column 'b'"):
+        score()
+    assert results(out) == {name: expected[name] for name in ("part-0.parquet", "part-1.parquet")}
+    first = (out / "part-0.parquet").stat().st_mtime_ns
+    broken.write_bytes(whole)
+    with pytest.raises(UserError, match="holds files already.*--resume"):
+        score()
+    with pytest.raises(UserError, match="another run or of other options"):
+        commands.score(run, str(data), out, engine="local", workers=1, resume=True)
+    with pytest.raises(UserError, match="another run or of other options"):
+        commands.score(conditional, str(data), out, keep=["id"], engine="local", workers=1, resume=True)
+    assert score(resume=True)["finished"] == 2
+    assert results(out) == expected
+    assert (out / "part-0.parquet").stat().st_mtime_ns == first, "what is finished is not touched"
+    table(100, seed=9).assign(id="x").to_parquet(data / "part-1.parquet", index=False)
+    summary = score(resume=True)
+    assert (summary["finished"], summary["rows"]) == (2, 2 * LONG + 102)
+    assert len(pd.read_parquet(out / "part-1.parquet")) == 100
+    (out / "part-0.parquet").unlink()
+    assert score(resume=True)["finished"] == 2
+    assert score(force=True)["finished"] == 0
+    (out / "scores.json").write_text("{")
+    with pytest.raises(UserError, match=r"no sound scores\.json"):
+        score(resume=True)
+
+
+def test_engines_are_refused_in_one_line_where_they_make_no_sense(run, files, tmp_path, monkeypatch, capsys):
+    def refused(match, *options):
+        argv = [
+            "score",
+            str(run),
+            str(files),
+            *(options if "--out" in options else ["--out", str(tmp_path / "o"), *options]),
+        ]
+        assert main(argv) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert re.search(match, error), error
+
+    refused("among local, ray, spark, dask", "--engine", "slurm")
+    refused("at least 1 worker", "--engine", "local", "--workers", "0")
+    refused("give --engine local", "--workers", "2")
+    refused("give --engine local", "--resume")
+    refused("give a folder", "--engine", "local", "--out", "-")
+    refused("holds the data themselves", "--engine", "local", "--force", "--out", str(files))
+    refused("it is a file|cannot write", "--engine", "local", "--out", str(files / "part-0.parquet"))
+    for engine, package in (("ray", "ray"), ("spark", "pyspark"), ("dask", "dask.distributed")):
+        monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
+        refused(re.escape(f"pip install 'diffeo[{engine}]'"), "--engine", engine)
+
+
+def test_other_tables_are_a_part_each(run, tmp_path):
+    for name in ("t.csv", "t.feather", "t.npy"):
+        frame = table(300)
+        if name == "t.npy":
+            np.save(tmp_path / name, frame.to_numpy())
+        else:
+            {"t.csv": frame.to_csv, "t.feather": frame.to_feather}[name](
+                tmp_path / name, **({"index": False} if name == "t.csv" else {})
+            )
+        commands.score(run, str(tmp_path / name), tmp_path / f"out-{name}", engine="local", workers=1)
+        commands.score(run, str(tmp_path / name), tmp_path / f"plain-{name}")
+        assert (tmp_path / f"out-{name}" / name).read_bytes() == (tmp_path / f"plain-{name}").read_bytes()
+
+
+# ---- The engines themselves, where they are installed ----------------------------------------------------------------
+
+
+def installed(package):
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed")
+
+
+REAL = [
+    pytest.param("ray", marks=installed("ray")),
+    pytest.param("spark", marks=installed("pyspark")),
+    pytest.param("dask", marks=installed("distributed")),
+]
+
+
+def started(argv, **environment):
+    """Run Python as a user does: an engine shall not meet what pytest has made of this process."""
+    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "PYTHONWARNINGS": "ignore", **environment}
+    done = subprocess.run(
+        [sys.executable, *map(str, argv)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", REAL)
+def test_the_bytes_do_not_depend_on_the_engine(engine, run, files, expected, tmp_path):
+    argv = ["-m", "diffeo", "score", run, files, "--out", tmp_path / "o", "--keep", "id", "--engine", engine]
+    started([*argv, "--workers", "2"])
+    assert results(tmp_path / "o") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", REAL)
+def test_an_engines_killed_worker_costs_no_row_and_repeats_none(engine, run, files, expected, tmp_path):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    (marks / "once").touch()
+    code = (
+        "import sys, test_engines; from diffeo import commands; from diffeo.commands import score_files\n"
+        "if __name__ == '__main__':\n"
+        "    score_files.PART, score_files.WORK = 10_000, test_engines.killing\n"
+        "    run, data, out, engine = sys.argv[1:]\n"
+        "    commands.score(run, data, out, keep=['id'], engine=engine, workers=2)\n"
+    )
+    (tmp_path / "script.py").write_text(code)
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    argv = [tmp_path / "script.py", run, files, tmp_path / "o", engine]
+    started(argv, DIFFEO_TEST_KILLS=str(marks), PYTHONPATH=paths)
+    assert not [*marks.iterdir()], "a worker was killed"
+    assert results(tmp_path / "o") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [*REAL, pytest.param("daft", marks=installed("daft"))])
+def test_the_recipes_of_the_guide_score_as_the_command_does(engine, run, files, expected, tmp_path):
+    started([ROOT / "examples" / f"engines_{engine}.py", run, files, tmp_path / "o"])
+    scored = pd.read_parquet(tmp_path / "o").sort_values("id")
+    plain = pd.concat([pd.read_parquet(BytesIO(each)) for each in expected.values()]).sort_values("id")
+    assert list(scored["id"]) == list(plain["id"]), "every row once"
+    assert np.array_equal(scored["log_likelihood"], plain["log_likelihood"])
+    rows = pd.concat([pd.read_parquet(path) for path in sorted(files.iterdir())]).sort_values("id")
+    assert np.array_equal(scored[["a", "b", "c"]], rows[["a", "b", "c"]])
+
+
+@pytest.mark.slow
+@installed("ray")
+def test_rows_are_drawn_on_ray_as_elsewhere(run, tmp_path):
+    (tmp_path / "draw.py").write_text(
+        "import sys, ray, diffeo\n"
+        "ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
+        "numbers = ray.data.range(3000, override_num_blocks=7)\n"
+        "numbers.map_batches(diffeo.Sampler(sys.argv[1], seed=2).__call__, batch_format='pyarrow', batch_size=300)"
+        ".write_parquet(sys.argv[2])\n"
+    )
+    started([tmp_path / "draw.py", run, tmp_path / "o"])
+    drawn = pd.read_parquet(tmp_path / "o").sort_values("id", ignore_index=True)
+    pd.testing.assert_frame_equal(drawn, diffeo.Sampler(run, seed=2)(pd.DataFrame({"id": np.arange(3000)})))

@@ -132,7 +132,7 @@ def score_files(
     done = sum(record.files[name]["tally"]["rows"] for name in finished)
     progress(done, table.num_rows)
     columns, types = [*scoring.columns, "log_likelihood"], [*scoring.types, "float64"]
-    results = in_order(score_part, parts(), engine, workers)
+    results = in_order(WORK, parts(), engine, workers)
     for name, group in groupby(results, key=lambda scored: scored.file):
         tally, facts, target = Tally(), dict[str, Any](), folder / name
         check_writable(target.parent)
@@ -178,6 +178,9 @@ def score_part(part: Part) -> Scored:
             cells[:, 0] += part.before
             lines.append(np.column_stack([cells, scores(run, chunk, scoring.draws)]))
         return Scored(part.file, np.concatenate(lines), scoring.facts())
+
+
+WORK = score_part  # of a worker
 
 
 def _part(table: Table) -> Table:
