@@ -20,7 +20,7 @@ from typing import Any
 
 from diffeo.errors import UserError
 
-__all__ = ["ENGINES", "granted", "in_order"]
+__all__ = ["ENGINES", "expect_engine", "granted", "in_order"]
 
 TRIES = 4  # of a task whose worker is lost
 AHEAD = 2  # results for each worker that wait for an earlier one, at most
@@ -41,10 +41,7 @@ def in_order(function: Callable[[Any], Any], tasks: Iterable[Any], engine: str, 
         UserError: for an unknown engine, one that is not installed, a task with which worker after worker was lost, or
             as the function does.
     """
-    if engine not in ENGINES:
-        raise UserError(f"expected an engine (--engine) among {', '.join(ENGINES)}, got {engine!r}")
-    if workers is not None and workers < 1:
-        raise UserError(f"expected at least 1 worker (--workers), got {workers}")
+    expect_engine(engine, workers)
     with ExitStack() as stack:
         call, count = stack.enter_context(ENGINES[engine](workers))
         threads = ThreadPoolExecutor(count)
@@ -56,6 +53,24 @@ def in_order(function: Callable[[Any], Any], tasks: Iterable[Any], engine: str, 
                 yield _result(waiting.popleft())
         while waiting:
             yield _result(waiting.popleft())
+
+
+def expect_engine(engine: str, workers: int | None) -> None:
+    """Refuse an engine that there is not, before any work.
+
+    Args:
+        engine: its name.
+        workers: how many, or None.
+
+    Raises:
+        UserError: for an unknown one, one that is not installed, or no workers.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"expected an engine (--engine) among {', '.join(ENGINES)}, got {engine!r}")
+    if workers is not None and workers < 1:
+        raise UserError(f"expected at least 1 worker (--workers), got {workers}")
+    for module in _MODULES[engine]:
+        _needed(engine, module)
 
 
 class _Caught:
@@ -94,7 +109,10 @@ def granted() -> int | None:
     return None if multiprocessing.parent_process() is None else 1
 
 
-def _needs(package: str, module: str, engine: str) -> Any:
+_MODULES = {"local": (), "ray": ("ray",), "spark": ("pyspark", "pyspark.sql"), "dask": ("dask", "dask.distributed")}
+
+
+def _needed(engine: str, module: str) -> Any:
     """Import what an engine needs.
 
     Raises:
@@ -103,8 +121,9 @@ def _needs(package: str, module: str, engine: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
+        name = module.split(".")[0]
         raise UserError(
-            f"--engine {engine} needs {package}, which is not installed; pip install 'diffeo[{engine}]'"
+            f"--engine {engine} needs {name}, which is not installed; pip install 'diffeo[{engine}]'"
         ) from error
 
 
@@ -155,7 +174,7 @@ def _local(workers: int | None) -> Iterator[tuple[Call, int]]:
 @contextmanager
 def _ray(workers: int | None) -> Iterator[tuple[Call, int]]:
     """Tasks of Ray: of the cluster that RAY_ADDRESS names or the program has joined, or of one on this machine."""
-    ray = _needs("Ray", "ray", "ray")
+    ray = _needed("ray", "ray")
     ours = not ray.is_initialized()
     if ours:
         here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers or _cores(), "include_dashboard": False}
@@ -180,8 +199,8 @@ def _ray(workers: int | None) -> Iterator[tuple[Call, int]]:
 @contextmanager
 def _spark(workers: int | None) -> Iterator[tuple[Call, int]]:
     """Jobs of one task each, of the session that the program has, or of one that Spark's configuration describes."""
-    pyspark = _needs("Spark", "pyspark", "spark")
-    sql = import_module("pyspark.sql")
+    pyspark = _needed("spark", "pyspark")
+    sql = _needed("spark", "pyspark.sql")
     active = sql.SparkSession.getActiveSession()
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = sql.SparkSession.builder.config("spark.ui.showConsoleProgress", "false")
@@ -205,8 +224,8 @@ def _spark(workers: int | None) -> Iterator[tuple[Call, int]]:
 @contextmanager
 def _dask(workers: int | None) -> Iterator[tuple[Call, int]]:
     """Tasks of Dask: of the client that the program has, the scheduler that is configured, or a cluster here."""
-    distributed = _needs("Dask", "dask.distributed", "dask")
-    dask = import_module("dask")
+    distributed = _needed("dask", "dask.distributed")
+    dask = _needed("dask", "dask")
     with ExitStack() as stack:
         try:
             client = distributed.get_client()

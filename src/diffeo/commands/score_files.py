@@ -23,7 +23,7 @@ from diffeo.modalities.tables.parquet import find_files
 from diffeo.modalities.tables.run import TableRun
 from diffeo.modalities.tables.table import ROWS, Table, open_table
 from diffeo.modalities.tables.write import TableWriter
-from diffeo.workers import in_order
+from diffeo.workers import expect_engine, in_order
 
 __all__ = ["score_files"]
 
@@ -105,10 +105,12 @@ def score_files(
         raise UserError(f"{opened.path}: was trained on {opened.words.data}; --engine is for tables, leave it out")
     if out is None or str(out) == "-":
         raise UserError("--engine writes a file for each file of the data; give a folder for them (--out FOLDER)")
+    expect_engine(engine, workers)
     started = time.monotonic()
     run, folder = place_of(opened.path), Path(out)
     files = _files(source)
     table = open_table([*files.values()] if len(files) > 1 else next(iter(files.values())), **opened.reading(options))
+    table.name = os.fspath(source) if isinstance(source, str | os.PathLike) else table.name  # not all of their paths
     scoring = opened.scoring(table, options)  # whose columns and types are those of all files
     if any(folder.resolve() in path.resolve().parents for path in files.values()):
         raise UserError(f"{folder}: holds the data themselves; choose another folder")
@@ -132,7 +134,7 @@ def score_files(
     done = sum(record.files[name]["tally"]["rows"] for name in finished)
     progress(done, table.num_rows)
     columns, types = [*scoring.columns, "log_likelihood"], [*scoring.types, "float64"]
-    results = in_order(WORK, parts(), engine, workers)
+    results = in_order(score_part, parts(), engine, workers)
     for name, group in groupby(results, key=lambda scored: scored.file):
         tally, facts, target = Tally(), dict[str, Any](), folder / name
         check_writable(target.parent)
@@ -141,7 +143,8 @@ def score_files(
             for lines, more in _in_blocks(group):
                 facts = _merged(facts, more)
                 tally.add(lines[:, -1].astype(np.float64))
-                writer.write(lines)
+                if len(lines):
+                    writer.write(lines)
                 progress(done + tally.rows, table.num_rows)
         done += tally.rows
         record.add(name, {"stamp": stamp, "tally": tally.to_json(), "facts": facts})
@@ -178,9 +181,6 @@ def score_part(part: Part) -> Scored:
             cells[:, 0] += part.before
             lines.append(np.column_stack([cells, scores(run, chunk, scoring.draws)]))
         return Scored(part.file, np.concatenate(lines), scoring.facts())
-
-
-WORK = score_part  # of a worker
 
 
 def _part(table: Table) -> Table:
