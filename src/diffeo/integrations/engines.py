@@ -71,7 +71,7 @@ class Scorer:
     Example:
         >>> _ = diffeo.commands.fit(torch.randn(200, 2).numpy(), "run", folds=1, epochs=1, figures=False)
         >>> scorer = diffeo.Scorer("run", columns="vector")
-        >>> batch = scorer({"id": [7, 8], "vector": np.zeros((2, 2))})
+        >>> batch = scorer({"id": [7, 8], "vector": torch.zeros(2, 2)})
         >>> list(batch), batch["log_likelihood"].shape
         (['id', 'vector', 'log_likelihood'], (2,))
     """
@@ -214,9 +214,9 @@ class Sampler:
         UserError: for a bad run directory, or one that is not of a table.
 
     Example:
-        >>> _ = diffeo.commands.fit(torch.randn(200, 2).numpy(), "run", folds=1, epochs=1, figures=False)
-        >>> sampler = diffeo.Sampler("run", seed=1)
-        >>> rows, again = sampler({"id": np.arange(5)}), sampler({"id": np.array([3])})
+        >>> _ = diffeo.commands.fit(torch.randn(200, 2).numpy(), "rows", folds=1, epochs=1, figures=False)
+        >>> sampler = diffeo.Sampler("rows", seed=1)
+        >>> rows, again = sampler({"id": torch.arange(5)}), sampler({"id": [3]})
         >>> list(rows), bool(rows["c0"][3] == again["c0"][0])
         (['id', 'c0', 'c1'], True)
     """
