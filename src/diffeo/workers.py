@@ -10,12 +10,13 @@ import multiprocessing
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from importlib import import_module
 from queue import Queue
+from threading import Event
 from typing import Any
 
 from diffeo.errors import UserError
@@ -28,7 +29,9 @@ AHEAD = 2  # results for each worker that wait for an earlier one, at most
 Call = Callable[[Callable[[Any], Any], Any], Any]
 
 
-def in_order(function: Callable[[Any], Any], tasks: Iterable[Any], engine: str, workers: int | None) -> Iterator[Any]:
+def in_order(
+    function: Callable[[Any], Any], tasks: Iterable[Any], engine: str, workers: int | None
+) -> Generator[Any, None, None]:
     """Yield what a function makes of tasks, in their order and each once, computed by the workers of an engine.
 
     Args:
@@ -143,6 +146,7 @@ def _local(workers: int | None) -> Iterator[tuple[Call, int]]:
     # A pool for each worker: where one process is killed, no other is affected.
     pools: Queue[Any] = Queue()
     made: list[Any] = []
+    closed = Event()
 
     def fresh() -> Any:
         made.append(ProcessPoolExecutor(1, env={"OMP_NUM_THREADS": "1"}))
@@ -157,6 +161,8 @@ def _local(workers: int | None) -> Iterator[tuple[Call, int]]:
             try:
                 return pool.submit(function, task).result()
             except BrokenProcessPool:
+                if closed.is_set():  # nobody waits for the result
+                    raise
                 made.remove(pool)
                 pool.shutdown(wait=False, kill_workers=True)
                 pool = fresh()
@@ -167,7 +173,8 @@ def _local(workers: int | None) -> Iterator[tuple[Call, int]]:
     try:
         yield call, count
     finally:
-        for pool in made:
+        closed.set()
+        for pool in [*made]:
             pool.shutdown(wait=True, kill_workers=True)
 
 

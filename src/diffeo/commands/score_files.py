@@ -7,8 +7,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Part:
         file: the name of the results.
         source: a table of these rows, or the path of one.
         before: how many rows of the file come before them.
+        last: whether none come after them.
     """
 
     run: str
@@ -50,6 +51,7 @@ class Part:
     file: str
     source: Table | str
     before: int = 0
+    last: bool = True
 
     def __str__(self) -> str:
         rows = "" if isinstance(self.source, str) else f", from row {self.before + 1:,}"
@@ -58,9 +60,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a worker says of its part: the file, lines of the result (n, columns), and what else the summary says."""
+    """What a worker says of its part: lines of the result (n, columns), and what else the summary says."""
 
     file: str
+    last: bool
     lines: np.ndarray
     facts: dict[str, Any]
 
@@ -128,26 +131,28 @@ def score_files(
             if of_file is None:
                 yield Part(*shared, str(path))
             else:
-                for numbers, before in _joined(of_file.row_groups):
-                    yield Part(*shared, of_file.row_group(*numbers), before)
+                joined = [*_joined(of_file.row_groups)]
+                for place, (numbers, before) in enumerate(joined, start=1):
+                    yield Part(*shared, of_file.row_group(*numbers), before, place == len(joined))
 
     done = sum(record.files[name]["tally"]["rows"] for name in finished)
     progress(done, table.num_rows)
     columns, types = [*scoring.columns, "log_likelihood"], [*scoring.types, "float64"]
-    results = in_order(score_part, parts(), engine, workers)
-    for name, group in groupby(results, key=lambda scored: scored.file):
-        tally, facts, target = Tally(), dict[str, Any](), folder / name
-        check_writable(target.parent)
-        stamp = _stamp(files[name])
-        with TableWriter(target, columns, types, force=True) as writer:
-            for lines, more in _in_blocks(group):
-                facts = _merged(facts, more)
-                tally.add(lines[:, -1].astype(np.float64))
-                if len(lines):
-                    writer.write(lines)
-                progress(done + tally.rows, table.num_rows)
-        done += tally.rows
-        record.add(name, {"stamp": stamp, "tally": tally.to_json(), "facts": facts})
+    with closing(in_order(score_part, parts(), engine, workers)) as results:
+        for first in results:
+            tally, facts, name = Tally(), dict[str, Any](), first.file
+            target = folder / name
+            check_writable(target.parent)
+            stamp = _stamp(files[name])
+            with TableWriter(target, columns, types, force=True) as writer:
+                for lines, more in _in_blocks(_of_file(first, results)):
+                    facts = _merged(facts, more)
+                    tally.add(lines[:, -1].astype(np.float64))
+                    if len(lines):
+                        writer.write(lines)
+                    progress(done + tally.rows, table.num_rows)
+            done += tally.rows
+            record.add(name, {"stamp": stamp, "tally": tally.to_json(), "facts": facts})
     whole, facts = Tally(), scoring.facts() | {"dropped": 0}
     for name in files:
         whole.join(Tally.of_json(record.files[name]["tally"]))
@@ -180,7 +185,7 @@ def score_part(part: Part) -> Scored:
             cells = chunk.cells
             cells[:, 0] += part.before
             lines.append(np.column_stack([cells, scores(run, chunk, scoring.draws)]))
-        return Scored(part.file, np.concatenate(lines), scoring.facts())
+        return Scored(part.file, part.last, np.concatenate(lines), scoring.facts())
 
 
 def _part(table: Table) -> Table:
@@ -211,6 +216,15 @@ def _joined(row_groups: list[int]) -> Iterator[tuple[list[int], int]]:
             numbers, before, held = [], before + held, 0
     if numbers or not row_groups:
         yield numbers, before
+
+
+def _of_file(first: Scored, results: Iterator[Scored]) -> Iterator[Scored]:
+    """Yield the parts of the file of the first, and ask for no more."""
+    part = first
+    yield part
+    while not part.last:
+        part = next(results)
+        yield part
 
 
 def _in_blocks(parts: Iterable[Scored]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
