@@ -18,6 +18,7 @@ _NAMES = {
     "training": "fit fit_folds load",
     "inpainting": "inpaint",
     "inference": "fit_target importance posterior",
+    "integrations.engines": "Sampler Scorer",
     "": "bases commands data nets objectives recipes sklearn training transforms",
 }
 _HOME = {name: home for home, names in _NAMES.items() for name in names.split()}
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from diffeo.inference.posterior import posterior
     from diffeo.inference.target import fit_target
     from diffeo.inpainting import inpaint
+    from diffeo.integrations.engines import Sampler, Scorer
     from diffeo.mixture import Mixture
     from diffeo.objectives import Distillation, FlowMatching, MaximumLikelihood
     from diffeo.recipes import flow_matching, glow, iaf, maf, nice, nsf, parallel_wavenet, realnvp, wavenet

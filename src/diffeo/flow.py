@@ -21,12 +21,14 @@ from diffeo.transforms.ode import ODE
 from diffeo.transforms.preprocess import Dequantize, Standardize
 from diffeo.transforms.supports import Support, as_support
 
-__all__ = ["DRAWS", "Flow", "FlowDistribution", "as_sample_shape", "bits_per_dim", "expect_ode"]
+__all__ = ["BLOCK", "DRAWS", "Flow", "FlowDistribution", "as_sample_shape", "bits_per_dim", "expect_ode"]
 
 # Without gradients, rows are taken in chunks of this many, so that memory does not grow with their number; of images
 # in fewer, of about this many elements, except in training mode, where the first chunk sets data-dependent layers.
 _CHUNK = 16384
 _ELEMENTS = 2**20
+
+BLOCK = 256  # in whole blocks of so many rows, the last bits of what is said of a row do not depend on the batch
 
 DRAWS = 16  # of the noise that discrete values are spread by, where their probability is asked for
 
@@ -665,6 +667,7 @@ class Flow(Summarised, nn.Module):
     ) -> list[Tensor]:
         """Call the function on chunks of the rows, unless gradients need them all at once, and join the results."""
         size = _CHUNK if self.training else max(1, min(_CHUNK, _ELEMENTS // rows.shape[1:].numel()))
+        size -= size % BLOCK if size > BLOCK else 0
         if torch.is_grad_enabled() or ops.tracing() or len(rows) <= size:
             return list(function(rows, *others))
         parts = [

@@ -297,6 +297,12 @@ def score(
     samples: Annotated[
         int | None, Option(help="Draws for each image of the bounds that a VAE has.  [default: 100]")
     ] = None,
+    engine: Annotated[
+        str | None,
+        Option(help="local, ray, spark or dask: who scores tables; --out is then a folder.", metavar="NAME"),
+    ] = None,
+    workers: Annotated[int | None, Option(help="Of an engine: how many parts at once.  [default: its cores]")] = None,
+    resume: Annotated[bool, Option("--resume", help="Of an engine: keep the files that are finished.")] = False,
     force: Force = False,
     seed: Seed = 0,
     device: Device = None,

@@ -6,24 +6,23 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from diffeo.commands.runs import open_for, with_likelihood
+from diffeo.commands.score_files import score_files
+from diffeo.commands.scoring import Tally, scores
 from diffeo.errors import UserError
-from diffeo.flow import Flow, bits_per_dim
-from diffeo.modalities.base import Chunk, OpenRun, chunks_of
+from diffeo.flow import bits_per_dim
+from diffeo.modalities.base import chunks_of
 from diffeo.modalities.tables.write_files import writer_for
-from diffeo.report.statistics import Moments, bound_facts, ratio_and_error
-from diffeo.training.folds import out_of_fold
+from diffeo.report.statistics import bound_facts, ratio_and_error
 from diffeo.transforms.ode import watched_solves
 from diffeo.variational import SAMPLES, VAE, Bound
 
-__all__ = ["score", "scores"]
+__all__ = ["score"]
 
 
 @torch.no_grad()
@@ -42,6 +41,9 @@ def score(
     samples: int | None = None,
     seed: int = 0,
     device: str | None = None,
+    engine: str | None = None,
+    workers: int | None = None,
+    resume: bool = False,
     force: bool = False,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> dict[str, Any]:
@@ -76,6 +78,10 @@ def score(
         samples: of a VAE, the draws of its posterior for each image, 100 by default.
         seed: of the dequantisation noise, and of a VAE's draws.
         device: where to compute; a GPU if there is one.
+        engine: of tables, who computes: "local" (processes of this machine), "ray", "spark" or "dask"; by default this
+            process. ``out`` is then a folder that gets a file for each file of the data, of the same name.
+        workers: of an engine, how many parts are scored at once; by default as many as it has cores.
+        resume: of an engine, keep the files that are finished, of the same run, options and data.
         force: replace ``out`` if it exists.
         progress: called with the number of examples done and the number of all, if known.
 
@@ -89,6 +95,8 @@ def score(
     Raises:
         UserError: for bad input, a bad run directory or an output that cannot be written.
     """
+    if engine is None and (workers is not None or resume):
+        raise UserError(f"{'--workers' if workers is not None else '--resume'} is for an engine; give --engine local")
     opened, options = open_for(
         "score", run, device, keep=list(keep) or None, drop=list(drop) or None, conditions=list(conditions) or None,
         missing=missing, na=list(na) or None, sep=sep, decimal=decimal, samples=samples,
@@ -98,11 +106,15 @@ def score(
         raise UserError(f"{opened.path}: has an exact likelihood, which takes no samples (--samples); leave them out")
     if samples is not None and samples < 1:
         raise UserError(f"expected a number of samples of at least 1 (--samples), got {samples}")
+    if engine is not None:
+        return score_files(
+            opened, source, out, options, engine=engine, workers=workers, device=device, resume=resume, force=force,
+            progress=progress,
+        )  # fmt: skip
     draws = samples or SAMPLES
     scoring = opened.scoring(source, options)
     started = time.monotonic()
-    moments = Moments()
-    low, impossible = math.inf, 0
+    tally = Tally()
     sizes: list[np.ndarray] = []
     bits: list[np.ndarray] = []
     name = f"bits_per_{opened.words.dimension}"
@@ -110,7 +122,6 @@ def score(
     scored = ["elbo", "bound", "bound_stderr"] if opened.flow.has_bound else ["log_likelihood"]
     columns = [*scoring.columns, *scored, *([] if scoring.bits is None else [name])]
     types = [*scoring.types, *["float64"] * (len(columns) - len(scoring.columns))]
-    rows = 0
     writer_of = writer_for(out, source, scoring.files, columns, types, force=force)
     with writer_of as writer, watched_solves() as solves:
         for chunk in chunks_of(opened, scoring, seed, progress):
@@ -129,21 +140,9 @@ def score(
                 sizes.append(np.full(len(chunk.x), size))
                 bits.append(written[-1])
             writer.write(np.concatenate([chunk.cells, np.stack(written, axis=1)], axis=1))
-            finite = log_prob[np.isfinite(log_prob)]
-            moments.add(finite)
-            impossible += len(log_prob) - len(finite)
-            low = min(low, float(log_prob.min()))
-            rows += len(log_prob)
+            tally.add(log_prob)
     seconds = time.monotonic() - started
-    summary = {
-        "rows": rows,
-        "unit": opened.words.one,
-        "units": opened.words.many,
-        "mean": moments.mean if moments.count else -math.inf,
-        "stderr": moments.stderr,
-        "min": low,
-        "impossible": impossible,
-    }
+    summary = tally.summary(opened.words)
     if bits:
         ratio = ratio_and_error(np.concatenate(bits), np.concatenate(sizes))
         summary |= {name: ratio["mean"], f"{name}_stderr": ratio["stderr"]}
@@ -153,31 +152,6 @@ def score(
         **summary,
         **scoring.facts(),
         "seconds": seconds,
-        "rows_per_second": rows / seconds if seconds else math.inf,
+        "rows_per_second": tally.rows / seconds if seconds else math.inf,
         **solves.summary(),
     }
-
-
-@torch.no_grad()
-def scores(run: OpenRun, chunk: Chunk, draws: int) -> np.ndarray:
-    """Log-likelihoods of examples (n,) in nats, of those that a fold held out by what was not trained on them.
-
-    Args:
-        run: what scores them.
-        chunk: the examples, as ``chunks_of`` yields them.
-        draws: of the noise that discrete values are spread by; see ``Scoring``.
-    """
-    score_rows = partial(_nats, x=chunk.x, context=chunk.context, known=chunk.known, draws=draws)
-    part = torch.full((len(chunk.x),), -1) if chunk.part is None else chunk.part
-    log_prob = out_of_fold(chunk.flow or run.flow, part, score_rows).numpy()
-    if chunk.impossible is not None:
-        log_prob[chunk.impossible] = -np.inf
-    return log_prob
-
-
-def _nats(flow: Flow, rows: Tensor, x: Tensor, context: Tensor | None, known: Tensor | None, draws: int) -> Tensor:
-    """Log-likelihoods of some of the rows: of what is not known given what is, or of discrete values at all points."""
-    x, context = x[rows], None if context is None else context[rows]
-    if known is not None:
-        return flow.log_prob_given(x, known[rows], context)
-    return flow.log_prob(x, context) if draws == 1 else flow.log_mass(x, context, draws=draws)

@@ -32,7 +32,7 @@ from sklearn.utils import Tags, check_array, check_consistent_length, check_rand
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from diffeo.commands.fit import learn, model_for
-from diffeo.commands.score import scores
+from diffeo.commands.scoring import scores
 from diffeo.commands.settings import settings_of
 from diffeo.errors import UserError
 from diffeo.flow import Flow

@@ -20,7 +20,7 @@ from diffeo.report.style import MODEL, OTHER, REAL, figure, heat, histogram, spa
 from diffeo.training.folds import out_of_fold
 from diffeo.transforms.mixed import Mixed
 
-__all__ = ["Worst", "column_shares", "plot_anomalies"]
+__all__ = ["ColumnShares", "Worst", "column_shares", "plot_anomalies"]
 
 DRAWN, PER_CONTEXT = 4_000, 128  # samples that a column's own density comes from; given a context so many of each
 ORDINARY = 64  # samples that say what is usual
@@ -30,9 +30,8 @@ TOGETHER = 256  # rows at a time
 WORST, WIDEST = 15, 12  # rows and columns plotted
 
 
-@torch.no_grad()
-def column_shares(flow: Flow, x: Tensor, context: Tensor | None = None, fold: Tensor | None = None) -> Tensor:
-    """How much each column adds to the strangeness of a row, in nats above what is usual: ``(n, D)``.
+class ColumnShares:
+    """How much each column adds to the strangeness of a row, in nats above what is usual.
 
     Of a mixed density these are the terms of the chain rule, -log p(x_i | those before it), averaged over its orders of
     the columns; they add up to -log p(x), averaged in the same way. Of any other density it is the mean of the first
@@ -44,40 +43,61 @@ def column_shares(flow: Flow, x: Tensor, context: Tensor | None = None, fold: Te
     and the integral from the values t that they have. What is usual is the mean of the same over samples.
 
     Args:
+        flow: a density of vectors; of ``fit_folds`` where there are folds.
+        context: of the rows, ``(n, *context)``, at least one, or None; the samples are drawn given these.
+    """
+
+    @torch.no_grad()
+    def __init__(self, flow: Flow, context: Tensor | None = None) -> None:
+        self._flow, self._context = flow, context
+        places = torch.arange(ORDINARY) % (1 if context is None else len(context))
+        contexts = None if context is None else context[places]
+        ordinary = flow.sample(ORDINARY) if contexts is None else flow.sample((), contexts)
+        self._mixed = all(isinstance(leaf.transform, Mixed) for _, leaf in _leaves(flow))
+        if self._mixed:
+            self._samples = ordinary[:0, None]
+        elif context is None:
+            self._samples = flow.sample((1, DRAWN))  # (1, S, D)
+        else:
+            self._samples = flow.sample(PER_CONTEXT, context).transpose(0, 1)  # (n, S, D)
+        self._columns = [_Values.of(column) for column in self._samples.flatten(0, 1).mT]
+        self._usual = self._terms(flow, ordinary, contexts, places).mean(0).cpu()
+
+    @torch.no_grad()
+    def of(self, x: Tensor, fold: Tensor | None = None) -> Tensor:
+        """The shares of rows: ``(n, D)``, double precision, infinite where a value is impossible.
+
+        Args:
+            x: ``(n, D)``, each with the context in the same place.
+            fold: in which each row was, negative for a row that no part of the flow has seen, ``(n,)``; each row's
+                shares are of the density that has not seen it.
+        """
+        context = self._context
+
+        def shares(density: Flow, rows: Tensor) -> Tensor:
+            parts = rows.to(x.device).split(TOGETHER)
+            return torch.cat([self._terms(density, x[i], None if context is None else context[i], i) for i in parts])
+
+        return out_of_fold(self._flow, torch.full((len(x),), -1) if fold is None else fold, shares) - self._usual
+
+    def _terms(self, density: Flow, x: Tensor, context: Tensor | None, rows: Tensor) -> Tensor:
+        if self._mixed:
+            return _by_orders(density, x, context)
+        drawn = self._samples if len(self._samples) == 1 else self._samples[rows]
+        first = [_alone(x[:, i], drawn[:, :, i], column) for i, column in enumerate(self._columns)]
+        return (torch.stack(first, 1) + _given_others(density, x, context, self._columns)) / 2
+
+
+def column_shares(flow: Flow, x: Tensor, context: Tensor | None = None, fold: Tensor | None = None) -> Tensor:
+    """The shares of the columns in rows, as ``ColumnShares`` has them: ``(n, D)``, double precision.
+
+    Args:
         flow: a density of vectors; of ``fit_folds`` where there is a fold.
         x: ``(n, D)``.
         context: ``(n, *context)``, or None.
-        fold: in which each row was, negative for a row that no part of the flow has seen, ``(n,)``; each row's shares
-            are of the density that has not seen it.
-
-    Returns:
-        Double precision; infinite where a value is impossible.
+        fold: in which each row was, negative for a row that no part of the flow has seen, ``(n,)``.
     """
-    if not len(x):
-        return x.new_zeros(x.shape, dtype=torch.float64)
-    places = torch.arange(ORDINARY, device=x.device) % len(x)
-    contexts = None if context is None else context[places]
-    ordinary = flow.sample(ORDINARY) if contexts is None else flow.sample((), contexts)
-    mixed = all(isinstance(leaf.transform, Mixed) for _, leaf in _leaves(flow))
-    if context is None or mixed:
-        samples = x[:0, None] if mixed else flow.sample((1, DRAWN))  # (1, S, D)
-    else:
-        samples = flow.sample(PER_CONTEXT, context).transpose(0, 1)  # (n, S, D)
-    columns = [_Values.of(column) for column in samples.flatten(0, 1).mT]
-
-    def terms(density: Flow, x: Tensor, context: Tensor | None, rows: Tensor) -> Tensor:
-        if mixed:
-            return _by_orders(density, x, context)
-        drawn = samples if len(samples) == 1 else samples[rows]
-        first = [_alone(x[:, i], drawn[:, :, i], column) for i, column in enumerate(columns)]
-        return (torch.stack(first, 1) + _given_others(density, x, context, columns)) / 2
-
-    def shares(density: Flow, rows: Tensor) -> Tensor:
-        parts = rows.to(x.device).split(TOGETHER)
-        return torch.cat([terms(density, x[i], None if context is None else context[i], i) for i in parts])
-
-    usual = terms(flow, ordinary, contexts, places).mean(0).cpu()
-    return out_of_fold(flow, torch.full((len(x),), -1) if fold is None else fold, shares) - usual
+    return ColumnShares(flow, context).of(x, fold) if len(x) else x.new_zeros(x.shape, dtype=torch.float64)
 
 
 def _leaves(flow: Flow, log_weight: float = 0.0) -> list[tuple[float, Any]]:

@@ -31,18 +31,24 @@ def ratio_and_error(values: np.ndarray, weights: np.ndarray) -> dict[str, float]
 class Moments:
     """Mean and standard error of independent values that come in parts (Chan et al. 1979)."""
 
-    def __init__(self) -> None:
-        self.count, self.mean, self._squares = 0, math.nan, 0.0
+    def __init__(self, count: int = 0, mean: float = math.nan, squares: float = 0.0) -> None:
+        self.count, self.mean, self.squares = count, mean, squares
 
     def add(self, values: np.ndarray) -> None:
         """Take in more values."""
-        if not len(values):
+        if len(values):
+            mean = float(values.mean(dtype=np.float64))
+            self.join(Moments(len(values), mean, float(((values - mean) ** 2).sum(dtype=np.float64))))
+
+    def join(self, other: Moments) -> None:
+        """Take in the values of another."""
+        if not other.count:
             return
-        mean, count = float(values.mean(dtype=np.float64)), self.count + len(values)
-        shift = mean - self.mean if self.count else 0.0
-        self._squares += float(((values - mean) ** 2).sum(dtype=np.float64))
-        self._squares += shift**2 * self.count * len(values) / count
-        self.mean = self.mean + shift * len(values) / count if self.count else mean
+        count = self.count + other.count
+        shift = other.mean - self.mean if self.count else 0.0
+        self.squares += other.squares
+        self.squares += shift**2 * self.count * other.count / count
+        self.mean = self.mean + shift * other.count / count if self.count else other.mean
         self.count = count
 
     @property
@@ -50,7 +56,7 @@ class Moments:
         """sqrt(sum (v - mean)^2 / (n - 1) / n); NaN of fewer than two values."""
         if self.count < 2:
             return math.nan
-        return math.sqrt(self._squares / (self.count - 1) / self.count)
+        return math.sqrt(self.squares / (self.count - 1) / self.count)
 
 
 def likelihood_facts(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffeo import recipes
-from diffeo.flow import Flow
+from diffeo.flow import BLOCK, Flow
 from diffeo.mixture import Mixture
 from diffeo.objectives import Objective, objective_of
 from diffeo.progress import Display, Relay, Training
@@ -35,7 +35,7 @@ from diffeo.training.journal import Journal
 from diffeo.training.parallel import World
 from diffeo.training.seeding import derive, seed_noise
 
-__all__ = ["FoldsResult", "assign_folds", "fit_folds", "out_of_fold", "stack"]
+__all__ = ["FoldsResult", "assign_folds", "fit_folds", "out_of_fold", "stack", "whole_blocks"]
 
 FLOOR = 1e-4  # the least weight of the broad density: no row is less likely than under it by more than 9.2 nats
 NEGLIGIBLE = 1e-4  # the weight below which a density is left out of the stack
@@ -306,20 +306,34 @@ def _as_one(results: Sequence[FitResult], seconds: float) -> FitResult:
     )
 
 
+def whole_blocks(rows: Tensor, block: int = BLOCK) -> Tensor:
+    """The numbers of rows, the last one repeated until they are a multiple of ``block``.
+
+    What a density says of a row depends, in the last bits, on whether the row is in a full vector of the processor or
+    among those left over at the end of a batch. Of batches of whole blocks, it does not depend on the batch.
+
+    Args:
+        rows: numbers ``(n,)``, at least one.
+        block: how many rows a batch has a multiple of.
+    """
+    return torch.cat([rows, rows[-1:].expand(-len(rows) % block)])
+
+
 @torch.no_grad()
-def out_of_fold(flow: Flow, fold: Tensor, score: Callable[[Flow, Tensor], Tensor]) -> Tensor:
+def out_of_fold(flow: Flow, fold: Tensor, score: Callable[[Flow, Tensor], Tensor], block: int = 1) -> Tensor:
     """What densities say of rows that they have not been trained on: ``(n, ...)``, in double precision.
 
     Args:
         flow: of ``fit_folds``; or any other, for rows that none of it has seen.
         fold: the fold that each row was in ``(n,)``, negative for a row that no part has seen.
         score: of a density and the numbers of rows (m,) makes values (m, ...), such as log-likelihoods.
+        block: how many rows are scored together is a multiple of this; see ``whole_blocks``.
     """
     result = torch.empty(0, dtype=torch.float64)
     for k in fold.unique().tolist():
         mine = (fold == k).nonzero()[:, 0]
         density = flow.members[k] if k >= 0 and isinstance(flow, Mixture) else flow
-        values = score(density, mine).double().cpu()
+        values = score(density, whole_blocks(mine, block))[: len(mine)].double().cpu()
         if not len(result):
             result = values.new_empty(len(fold), *values.shape[1:])
         result[mine] = values

@@ -15,7 +15,7 @@ from diffeo.modalities.tables.run import TableRun
 from diffeo.report.anomalies import Worst, column_shares
 from diffeo.training.seeding import derive, seed_noise
 
-__all__ = ["Anomalies", "Scored", "find_anomalies"]
+__all__ = ["Anomalies", "Scored", "by_column", "find_anomalies"]
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,24 @@ def _explained(run: TableRun, scored: Scored, rows: np.ndarray) -> tuple[np.ndar
     places = {row: k for k, row in enumerate(scored.low.tolist())}
     chosen = [places[row] for row in rows.tolist()]
     context = None if scored.context is None else scored.context[chosen].to(run.device)
-    shares = column_shares(run.flow, scored.x[chosen].to(run.device), context, scored.part[chosen]).numpy()
+    shares = column_shares(run.flow, scored.x[chosen].to(run.device), context, scored.part[chosen])
+    return by_column(run, shares, scored.blamed[chosen])
+
+
+def by_column(run: TableRun, shares: Tensor, blamed: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The shares of the columns ``(m, columns)``, of those of features, and the name of the column with the largest.
+
+    Args:
+        run: of a table.
+        shares: of rows ``(m, features)``.
+        blamed: the column that makes each of them impossible, as a chunk has it ``(m,)``.
+    """
     names = [column.name for column in run.schema.columns]
-    by_column = np.stack([shares[:, place].sum(1) for place in run.schema.places.values()], 1)
+    strange = np.stack([shares.numpy()[:, place].sum(1) for place in run.schema.places.values()], 1)
     columns = list(run.schema.places)
-    blamed = []
-    for share, wrong in zip(by_column, scored.blamed[chosen], strict=True):
+    largest = []
+    for share, wrong in zip(strange, blamed, strict=True):
         if wrong >= 0 and names[wrong] in columns:
             share[columns.index(names[wrong])] = np.inf
-        blamed.append(names[wrong] if wrong >= 0 else columns[int(share.argmax())])
-    return by_column, blamed
+        largest.append(names[wrong] if wrong >= 0 else columns[int(share.argmax())])
+    return strange, largest

@@ -15,6 +15,7 @@ from diffeo.modalities.base import Chunk
 from diffeo.modalities.tables.run import TableRun
 from diffeo.modalities.tables.seen import VALID, looks
 from diffeo.report.conformal import Conformal, Scatter
+from diffeo.training.folds import whole_blocks
 
 __all__ = ["HeldOut"]
 
@@ -90,8 +91,9 @@ class HeldOut:
         for k, member in enumerate(self.members):
             rows = ((chunk.part < 0) | (chunk.part == k)).nonzero()[:, 0]
             if len(rows):
-                context = None if chunk.context is None else chunk.context[rows]
-                each[rows, k] = looks(member, chunk.x[rows], context, self.noise, draws)
+                whole = whole_blocks(rows)
+                context = None if chunk.context is None else chunk.context[whole]
+                each[rows, k] = looks(member, chunk.x[whole], context, self.noise, draws)[: len(rows)]
         new = (chunk.part < 0)[:, None]
         log_prob = torch.where(new, torch.logsumexp(each, 1) - math.log(len(self.members)), each.amax(1))
         score = self.scatter.score(log_prob)

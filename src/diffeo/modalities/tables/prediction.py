@@ -130,7 +130,7 @@ class Prediction:
         schema = run.schema
         self.targets = [column.name for column in check_targets(run)]
         self._keep = list(options.get("keep", ()))
-        table = open_table(source, missing=options.get("missing", "error"), **run._reading(options))
+        table = open_table(source, missing=options.get("missing", "error"), **run.reading(options))
         self.judged = (
             set(self.targets) <= set(table.all_names)
             if table.has_names

@@ -154,16 +154,23 @@ class TableRun(OpenRun):
 
     # ---- Scoring ----------------------------------------------------------------------------------------------------
 
-    def scoring(self, source: Any, options: Mapping[str, Any], command: str = "score") -> Scoring:
+    def scoring(
+        self,
+        source: Any,
+        options: Mapping[str, Any],
+        command: str = "score",
+        part: Callable[[Table], Table] = lambda table: table,
+    ) -> Scoring:
         """Open a table, its columns matched by name: a line for each row, its number and the columns to ``keep``.
 
-        ``command`` is the one at hand, whose options messages may recommend.
+        ``command`` is the one at hand, whose options messages may recommend; ``part`` makes of the table what is to be
+        scored of it.
         """
         keep, drop, conditions = (options.get(name, ()) for name in ("keep", "drop", "conditions"))
         schema = self.schema
         names = [name for name in schema.names if name not in drop]
         flow = self._without([name for name in schema.names if name in drop])
-        table = self._open(command, source, options, names)
+        table = part(self._open(command, source, options, names))
         known = self._known(conditions, drop)
         extra = [name for name in table.extra if name not in (*keep, *drop)]
         for name in (*keep, *drop):
@@ -302,9 +309,9 @@ class TableRun(OpenRun):
         """Open a table for a command as the run's own was read; the flow decides whether missing cells are an error."""
         missing = options.get("missing", "keep" if self._mixed else "error")
         remedies = [name for name in self.options[command] if name != "drop" or self.flow.any_order]
-        return self.schema.open(source, names, missing=missing, remedies=remedies, **self._reading(options))
+        return self.schema.open(source, names, missing=missing, remedies=remedies, **self.reading(options))
 
-    def _reading(self, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    def reading(self, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
         """How a csv is read: as that of the training, where these options say nothing else."""
         settings = self.provenance.get("settings")
         settings = {**(settings if isinstance(settings, dict) else {}), **options}
@@ -348,7 +355,7 @@ class TableRun(OpenRun):
         if given and given_from is not None:
             raise UserError("context given twice, as values and as a table; choose one (--given or --given-file)")
         if given_from is not None:
-            table = schema.open(given_from, schema.context, remedies=self.options["sample"], **self._reading())
+            table = schema.open(given_from, schema.context, remedies=self.options["sample"], **self.reading())
             each = n or 1
             repeated = _repeated(self._contexts(table), each)
             return self._draws(repeated), table.num_rows and table.num_rows * each
@@ -367,7 +374,7 @@ class TableRun(OpenRun):
             batches = [self._read_given(given)]
             self._refuse_unlikely(*batches[0])
             return self._completed(((row.repeat(count, 0), texts) for row, texts in batches for count in _counts(n))), n
-        table = open_table(given_from, missing="keep", **self._reading())
+        table = open_table(given_from, missing="keep", **self.reading())
         table.recommend(self.options["sample"])
         names = [name for name in schema.names if name in table.all_names] if table.has_names else [*schema.names]
         if not names:

@@ -13,7 +13,18 @@ from diffeo.errors import UserError
 from diffeo.modalities.tables.dates import DAY, find_formats, is_number_type, parse_dates, show_dates, to_temporal
 from diffeo.modalities.tables.table import ROWS, Table, open_table
 
-__all__ = ["Column", "Encoded", "Grid", "NoDate", "Schema", "decimals", "load", "load_weighted", "naming_rows"]
+__all__ = [
+    "NUMBERS",
+    "Column",
+    "Encoded",
+    "Grid",
+    "NoDate",
+    "Schema",
+    "decimals",
+    "load",
+    "load_weighted",
+    "naming_rows",
+]
 
 KINDS = ("continuous", "integer", "levels", "categorical", "date", "constant")
 NUMBERS = ("float64", "int64", "bool")

@@ -337,6 +337,12 @@ class Table:
         assert isinstance(self._source, ParquetSource)
         return self._part(self._source.part([self._source.groups[number] for number in numbers]))
 
+    def as_part(self) -> "Table":
+        """Return the same table as a part of one: it may be without rows that are of use."""
+        part = copy.copy(self)
+        part._whole = False
+        return part
+
     @property
     def identity(self) -> str:
         """What tells this table from others without reading its rows, a SHA-256; of what is not Parquet empty."""

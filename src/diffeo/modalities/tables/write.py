@@ -25,7 +25,7 @@ from diffeo.errors import UserError
 from diffeo.modalities.tables.dates import arrow_type, is_number_type
 from diffeo.modalities.tables.table import EXTENSIONS, extension
 
-__all__ = ["TableWriter"]
+__all__ = ["TableWriter", "arrow_columns"]
 
 _ARROW = {
     "float64": pa.float64(),
@@ -171,35 +171,52 @@ class TableWriter:
             raise unwritable(self.path, error) from error
 
     def arrays(self, values: np.ndarray) -> list[pa.Array]:
-        """Return the columns as arrow arrays of their types; what is not finite among integers is null."""
-        arrays = []
-        for i, (name, dtype) in enumerate(zip(self.names, self.dtypes, strict=True)):
-            column, target = values[:, i], _arrow(dtype)
-            if dtype in ("category", "ordered"):
-                texts = pa.array(column.tolist(), pa.string())
-                codes = pc.index_in(texts, self._categories[name])
-                if codes.null_count > texts.null_count:
-                    raise ValueError(f"expected the categories of {name!r} alone, got others")
-                arrays.append(pa.DictionaryArray.from_arrays(codes, self._categories[name], ordered=dtype == "ordered"))
-            elif not _is_number(dtype):
-                arrays.append(pa.array(column.tolist(), type=target))
-            elif column.dtype == object and any(isinstance(cell, str) for cell in column):
-                arrays.append(pa.array(column.tolist(), pa.string()).cast(target))  # digits that no float holds
-            elif dtype == "bool" or pa.types.is_integer(target):
-                column = column.astype(np.float64)
-                finite = np.isfinite(column)
-                column = np.rint(np.where(finite, column, 0)).astype(bool if dtype == "bool" else np.int64)
-                arrays.append(pa.array(column, mask=~finite).cast(target))
-            elif column.dtype == object or pa.types.is_decimal(target):
-                arrays.append(pa.array(column.tolist(), pa.float64(), from_pandas=True).cast(target, safe=False))
-            else:
-                arrays.append(pa.array(column.astype(target.to_pandas_dtype())))
-        return arrays
+        """Return the columns as arrow arrays of their types."""
+        return arrow_columns(values, self.names, self.dtypes, self._categories)
 
     @property
     def schema(self) -> pa.Schema:
         """Names and types as arrow wants them."""
         return pa.schema([(name, _arrow(dtype)) for name, dtype in zip(self.names, self.dtypes, strict=True)])
+
+
+def arrow_columns(
+    values: np.ndarray, names: Sequence[str], dtypes: Sequence[str], categories: Mapping[str, pa.Array]
+) -> list[pa.Array]:
+    """Return columns as arrow arrays of their types; what is not finite among integers is null.
+
+    Args:
+        values: rows (n, columns), of objects where some are strings.
+        names: of the columns.
+        dtypes: of the columns, as ``TableWriter`` takes them.
+        categories: the texts of columns of a dictionary type.
+
+    Raises:
+        ValueError: for a text that is none of its column's.
+    """
+    arrays = []
+    for i, (name, dtype) in enumerate(zip(names, dtypes, strict=True)):
+        column, target = values[:, i], _arrow(dtype)
+        if dtype in ("category", "ordered"):
+            texts = pa.array(column.tolist(), pa.string())
+            codes = pc.index_in(texts, categories[name])
+            if codes.null_count > texts.null_count:
+                raise ValueError(f"expected the categories of {name!r} alone, got others")
+            arrays.append(pa.DictionaryArray.from_arrays(codes, categories[name], ordered=dtype == "ordered"))
+        elif not _is_number(dtype):
+            arrays.append(pa.array(column.tolist(), type=target))
+        elif column.dtype == object and any(isinstance(cell, str) for cell in column):
+            arrays.append(pa.array(column.tolist(), pa.string()).cast(target))  # digits that no float holds
+        elif dtype == "bool" or pa.types.is_integer(target):
+            column = column.astype(np.float64)
+            finite = np.isfinite(column)
+            column = np.rint(np.where(finite, column, 0)).astype(bool if dtype == "bool" else np.int64)
+            arrays.append(pa.array(column, mask=~finite).cast(target))
+        elif column.dtype == object or pa.types.is_decimal(target):
+            arrays.append(pa.array(column.tolist(), pa.float64(), from_pandas=True).cast(target, safe=False))
+        else:
+            arrays.append(pa.array(column.astype(target.to_pandas_dtype())))
+    return arrays
 
 
 class _Delimited:
