@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ __all__ = ["export"]
 
 ROWS = 1000  # to compare by, beside those made of them that lie further out
 TAILS = (3.0, 10.0)  # how many times further from the mean row
+STEPS = (32, 64, 128, 256, 512)  # tried of a continuous flow, until on some rows it is as close as
+TRIED, CLOSE = 96, 0.2  # of what is allowed
+UNROLLED = 160  # columns times layers
+SLOW = 60  # the same of a continuous flow, whose solves take long
 TIMED = 1000  # rows at a time where speed is measured
 
 
@@ -76,13 +80,18 @@ def export(
     opened = None if isinstance(run, Flow) else open_run(run, "cpu")
     flow = run if isinstance(run, Flow) else opened.flow  # type: ignore[union-attr]
     name = "the flow" if opened is None else opened.path
+    steps: int | None = None
     with atomic_write(out) as file:
         try:
-            program = Program(flow, what, None if opened is None else opened.plain()).eval()
+            plain = None if opened is None else opened.plain()
+            program = Program(flow, what, plain).eval()
             inputs, which = _inputs(program, opened, source, seed)
+            _check_length(program)
+            if program.solves:
+                program, steps = _in_steps(program, inputs)
             started = time.monotonic()
             graph = traced(program, {key: value[:3].contiguous() for key, value in inputs.items()})
-            described = {**program.described(), "diffeo": diffeo.__version__}
+            described = {**program.described(), "diffeo": diffeo.__version__, **({"steps": steps} if steps else {})}
             content = form.content(graph, program.output, described)
         except ValueError as error:
             raise UserError(f"{name}: cannot be exported: {error}") from error
@@ -97,13 +106,14 @@ def export(
                 f"{name}: {form.runtime} and diffeo disagree on {what}, in row {parity.row + 1} of {which} by "
                 f"{parity.worst:.3g} times what is allowed, {parity.allowed}; nothing was written"
             )
-    few = {key: _cycled(value, TIMED) for key, value in inputs.items()}
+    timed = SLOW if program.solves else TIMED
+    few = {key: _cycled(value, timed) for key, value in inputs.items()}
     return {
-        "run": name, "out": os.fspath(out), "to": form.name, "what": what, "runtime": form.runtime,
+        "steps": steps, "run": name, "out": os.fspath(out), "to": form.name, "what": what, "runtime": form.runtime,
         "inputs": described["inputs"], "output": program.output, "which": which, "parity": describe(parity),
-        "bytes": len(content), "seconds": seconds, "load_seconds": load_seconds, "rows": TIMED,
-        "rows_per_second": pace(lambda rows: loaded(few), TIMED),
-        "own_rows_per_second": pace(lambda rows: own(program, few), TIMED),
+        "bytes": len(content), "seconds": seconds, "load_seconds": load_seconds, "rows": timed,
+        "rows_per_second": pace(lambda rows: loaded(few), timed),
+        "own_rows_per_second": pace(lambda rows: own(program, few), timed),
     }  # fmt: skip
 
 
@@ -134,19 +144,49 @@ def _inputs(program: Program, opened: OpenRun | None, source: Any, seed: int) ->
     return {name: inputs[name].contiguous() for name in program.inputs}, which
 
 
+def _check_length(program: Program) -> None:
+    """Refuse what would be unrolled too far.
+
+    Raises:
+        ValueError: for more steps than ``UNROLLED``.
+    """
+    count = program.unrolled
+    if count > UNROLLED:
+        raise ValueError(
+            f"{program.what} goes over the columns one by one, in {count} steps of all layers, more than the {UNROLLED}"
+            " that are unrolled; export a student that does so in one pass: diffeo distill RUN --out STUDENT (of a run"
+            " trained with --folds 1)"
+        )
+
+
+def _in_steps(program: Program, inputs: Mapping[str, Tensor]) -> tuple[Program, int]:
+    """The same program solved in equal steps, as few as agree with diffeo's own on some of the rows; and how many.
+
+    Raises:
+        ValueError: if too many were needed.
+    """
+    places = torch.linspace(0, len(next(iter(inputs.values()))) - 1, TRIED).long()
+    some = {name: value[places] for name, value in inputs.items()}
+    for steps in STEPS:
+        stepped = Program(program.flow, program.what, program.plain, steps).eval()
+        if compared(stepped, lambda few, run=stepped: run(**few), some).worst < CLOSE:
+            return stepped, steps
+    raise ValueError(f"expected a flow that can be solved in {STEPS[-1]} equal steps, got one that takes more")
+
+
 def _rows(program: Program, opened: OpenRun | None, source: Any, seed: int) -> tuple[Tensor, Tensor | None, str]:
     """At most so many examples and contexts, as the flow takes them, and which they are in words."""
-    flow = program.flow
+    flow, most = program.flow, SLOW if program.solves else ROWS
     if opened is None and source is not None:
         x, context = source if isinstance(source, tuple) else (source, None)
-        return torch.as_tensor(x)[:ROWS].to(flow.base.device_marker), context, "the rows given"
+        return torch.as_tensor(x)[:most].to(flow.base.device_marker), context, "the rows given"
     if opened is not None:
         named = (opened.provenance.get("data") or {}).get("name") if source is None else source
         reading: Mapping[str, Any] = opened.provenance.get("settings") or {}
         options = {name: reading[name] for name in ("missing",) if name in reading}
         try:
             if named is not None:
-                examples = opened.examples(named, ROWS, seed, options)
+                examples = opened.examples(named, most, seed, options)
                 return examples.x.to(flow.base.device_marker), examples.context, examples.which
         except (UserError, OSError):
             if source is not None:
@@ -154,7 +194,7 @@ def _rows(program: Program, opened: OpenRun | None, source: Any, seed: int) -> t
     if flow.context_shape:
         raise UserError(f"{'the flow' if opened is None else opened.path}: is conditional; give data to compare by")
     with seeded(torch.device("cpu"), derive(seed, "export", "rows")):
-        return flow.sample(ROWS), None, "samples"
+        return flow.sample(most), None, "samples"
 
 
 def _cycled(value: Tensor, rows: int) -> Tensor:

@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.fx import Node
 from torch.fx.node import map_arg
 
 from diffeo.exporting.program import Program
 
-__all__ = ["END", "traced"]
+__all__ = ["traced"]
 
 aten = torch.ops.aten
 END = 2**63 - 1  # of a slice, for "to the end"
+WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
 @torch.no_grad()
@@ -29,50 +31,61 @@ def traced(program: Program, examples: Mapping[str, Tensor]) -> ExportedProgram:
     """
     rows = Dim("rows", min=1)
     shapes = {name: {0: rows} for name in examples}
-    exported = torch.export.export(program, (), dict(examples), dynamic_shapes=shapes)
-    module = folded(exported.module(check_guards=False))
-    return torch.export.export(module, (), dict(examples), dynamic_shapes=shapes)
+    return folded(torch.export.export(program, (), dict(examples), dynamic_shapes=shapes))
 
 
-def folded(module: GraphModule) -> GraphModule:
-    """The same graph with everything computed that depends on no input.
+def folded(exported: ExportedProgram) -> ExportedProgram:
+    """The same program with everything computed that depends on no input, and with slices that say where they end.
 
     Args:
-        module: is changed.
+        exported: a program that changes nothing but its output.
     """
-    for node in [*module.graph.nodes]:
-        if node.target is aten.detach_.default:  # of a constant just made; else a mutation, which nothing may be
-            source: Any = node.args[0]
+    graph, signature = exported.graph_module.graph, exported.graph_signature
+    specs = {spec.arg.name: spec for spec in signature.input_specs}
+    for node in [*graph.nodes]:
+        source: Any = node.args[0] if node.args else None
+        if node.target is aten.detach_.default:  # of a constant just made
             node.replace_all_uses_with(source)
         if node.target in (aten.detach_.default, aten._assert_tensor_metadata.default):
-            module.graph.erase_node(node)
+            graph.erase_node(node)
+        elif node.target is aten.slice.Tensor:
+            _bound(node)
     known: dict[Node, Any] = {}
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            value = _attribute(module, str(node.target))
-            if isinstance(value, Tensor):
-                known[node] = value.detach()
+    for node in graph.nodes:
+        if node.op == "placeholder" and specs[node.name].kind in WEIGHTS:
+            target = str(specs[node.name].target)
+            weight = exported.state_dict[target] if target in exported.state_dict else exported.constants[target]
+            known[node] = weight.detach()
         elif node.op == "call_function" and _pure(node) and all(each in known for each in node.all_input_nodes):
             arguments, keywords = map_arg((node.args, node.kwargs), lambda each: known[each])
-            known[node] = node.target(*arguments, **keywords)  # type: ignore[operator]
-    count = 0
-    for node in [*module.graph.nodes]:
-        wanted = node.op != "get_attr" and any(user not in known for user in node.users)
-        if node in known and wanted and isinstance(known[node], Tensor):
-            name = f"constant_{count}"
-            count += 1
-            module.register_buffer(name, known[node].contiguous().clone())
-            with module.graph.inserting_before(node):
-                constant = module.graph.get_attr(name)
+            known[node] = node.target(*arguments, **keywords)
+    constants: dict[str, Tensor] = {}
+    first = next(node for node in graph.nodes if node.op == "placeholder")
+    for node, value in known.items():
+        if isinstance(value, Tensor) and any(user not in known for user in node.users):
+            name = f"constant_{len(constants)}"
+            constants[name] = value.contiguous().clone()
+            with graph.inserting_before(first):
+                constant = graph.placeholder(name)
             constant.meta.update(node.meta)
-            node.replace_all_uses_with(constant)
-    for node in [*module.graph.nodes]:
-        if node.target is aten.slice.Tensor:
-            _bound(node)
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.recompile()
-    return module
+            node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in known)
+    graph.eliminate_dead_code()
+    for node in [*graph.nodes]:
+        if node.op == "placeholder" and node in known:
+            graph.erase_node(node)
+    kind = InputKind.CONSTANT_TENSOR
+    inputs = [
+        InputSpec(kind, TensorArgument(node.name), node.name) if node.name in constants else specs[node.name]
+        for node in graph.nodes
+        if node.op == "placeholder"
+    ]
+    graph.lint()
+    exported.graph_module.recompile()
+    return ExportedProgram(
+        exported.graph_module, graph, ExportGraphSignature(inputs, signature.output_specs), {},
+        exported.range_constraints, exported.module_call_graph, exported.example_inputs, constants,
+        verifiers=exported.verifiers,
+    )  # fmt: skip
 
 
 def _bound(node: Node) -> None:
@@ -85,13 +98,6 @@ def _bound(node: Node) -> None:
             node.replace_all_uses_with(source)
         elif isinstance(size, int):
             node.args = (source, dim, start, size, step)
-
-
-def _attribute(module: GraphModule, path: str) -> Any:
-    value: Any = module
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _pure(node: Node) -> bool:

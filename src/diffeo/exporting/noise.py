@@ -7,7 +7,7 @@ sample, in double precision, which chooses among members or components.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
 
 import torch
@@ -25,40 +25,40 @@ from diffeo.bases import (
 from diffeo.flow import Flow
 from diffeo.mixture import Mixture
 
-__all__ = ["KINDS", "drawn", "kinds_of"]
+__all__ = ["KINDS", "Leaves", "drawn", "kinds_of", "leaves_of"]
 
 KINDS = {
     "normal": "independent standard normal numbers",
     "uniform": "independent numbers, uniform in [0, 1)",
     "choice": "a number for each row, uniform in [0, 1)",
 }
+Leaves = Sequence[tuple[float, Flow]]  # weights that add up to 1, and flows
 EXPONENTIAL = 2.0  # degrees of freedom of a Student's t whose chi-squared variable is an exponential one
 
 
-def kinds_of(flow: Flow) -> list[str]:
-    """Which kinds of noise a sample of a flow takes, in the order of ``KINDS``.
+def kinds_of(leaves: Leaves) -> list[str]:
+    """Which kinds of noise a sample takes, in the order of ``KINDS``.
 
     Args:
-        flow: any, a mixture too.
+        leaves: of the flow, as ``leaves_of`` lists them.
 
     Raises:
         ValueError: for a base whose noise is not made of these.
     """
-    leaves = _leaves(flow)
     wanted = {kind for _, leaf in leaves for kind in _wanted(leaf.base)}
     return [kind for kind in KINDS if kind in wanted or (kind == "choice" and len(leaves) > 1)]
 
 
-def drawn(flow: Flow, context: Tensor | None, noise: Mapping[str, Tensor]) -> Tensor:
+def drawn(leaves: Leaves, context: Tensor | None, noise: Mapping[str, Tensor]) -> Tensor:
     """Samples ``(n, *event)`` of a flow made of noise; of a mixture every member's, of which ``choice`` takes one.
 
     Args:
-        flow: any, a mixture too.
+        leaves: of the flow, as ``leaves_of`` lists them.
         context: ``(n, *context)``, or None.
         noise: of each kind in ``kinds_of``: ``(n, *base event)``, or ``(n,)`` of the choice.
     """
-    leaves = _leaves(flow)
     if len(leaves) == 1:
+        ((_, flow),) = leaves
         return flow.decode(_of_base(flow.base, noise), context)
     choice, start, result = noise["choice"], 0.0, None
     for weight, leaf in leaves:
@@ -71,12 +71,16 @@ def drawn(flow: Flow, context: Tensor | None, noise: Mapping[str, Tensor]) -> Te
     return result
 
 
-def _leaves(flow: Flow) -> list[tuple[float, Flow]]:
-    """The flows that a mixture is made of, with their weights; those without any are left out."""
+def leaves_of(flow: Flow) -> list[tuple[float, Flow]]:
+    """The flows that a mixture is made of, with their weights; those without any are left out.
+
+    Args:
+        flow: any; one that is no mixture is its only leaf.
+    """
     if not isinstance(flow, Mixture):
         return [(1.0, flow)]
     members = zip(flow.weights, flow.members, strict=True)
-    return [(weight * share, leaf) for weight, member in members if weight > 0 for share, leaf in _leaves(member)]
+    return [(weight * share, leaf) for weight, member in members if weight > 0 for share, leaf in leaves_of(member)]
 
 
 def _wanted(base: Base) -> tuple[str, ...]:

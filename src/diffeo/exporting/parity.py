@@ -16,6 +16,7 @@ __all__ = ["BATCHES", "Parity", "compared", "inputs_like", "own"]
 BATCHES = (1, 7, 1000)
 LIKELIHOOD = 1e-5  # of 1 + |log p|: how far likelihoods may be apart
 VALUES = 1e-4  # of a column's standard deviation and the value: how far others may be
+SOLVED = 1e-3  # likewise of log p and of values, of continuous flows, which are solved in equal steps
 MISSED = 1e-3  # the share of cells that may be further apart: values that rounding brings to the next cell
 
 
@@ -68,7 +69,8 @@ def own(program: Program, inputs: Mapping[str, Tensor]) -> Tensor:
         inputs: a tensor for each of its inputs.
     """
     if program.what != "log-prob" or "uniform" in inputs:
-        result: Tensor = program(**inputs)
+        exact = Program(program.flow, program.what, program.plain).eval() if program.solves else program
+        result: Tensor = exact(**inputs)
         return result
     x, impossible = program.plain.inwards(inputs["x"])
     context = program.plain.context_inwards(inputs["context"]) if "context" in inputs else None
@@ -90,11 +92,12 @@ def compared(program: Program, run: Callable[[Mapping[str, Tensor]], Tensor], in
     parts += [slice(0, size) for size in BATCHES[:-1] if size <= count]
     worst, row, missed, total = 0.0, 0, 0, 0
     likelihood = program.what == "log-prob"
+    scale = SOLVED if program.solves else LIKELIHOOD if likelihood else VALUES
     if likelihood:
-        allowed = LIKELIHOOD * (1 + reference.abs())
+        allowed = scale * (1 + reference.abs())
     else:
         finite = torch.where(reference.isfinite(), reference, 0)
-        allowed = VALUES * (finite.std(0, correction=0) + finite.abs()).clamp_min(1e-30)
+        allowed = scale * (finite.std(0, correction=0) + finite.abs()).clamp_min(1e-30)
     for part in parts:
         got = run({name: value[part].contiguous() for name, value in inputs.items()}).double()
         distance = (
@@ -108,9 +111,9 @@ def compared(program: Program, run: Callable[[Mapping[str, Tensor]], Tensor], in
             worst, row = float(each.max()), part.start + int(each.argmax())
     share = missed / max(1, total)
     words = (
-        f"{LIKELIHOOD:g} (1 + |log p|)"
+        f"{scale:g} (1 + |log p|)"
         if likelihood
-        else f"{VALUES:g} (standard deviation + |value|) for all but {MISSED:.1%} of the values"
+        else f"{scale:g} (standard deviation + |value|) for all but {MISSED:.1%} of the values"
     )
     return Parity(count, worst, row, share, words, share <= (0 if likelihood else MISSED))
 
@@ -128,5 +131,5 @@ def describe(parity: Parity) -> dict[str, Any]:
     """Plain data of what was found."""
     return {
         "rows": parity.rows, "worst": parity.worst, "missed": parity.missed, "allowed": parity.allowed,
-        "batches": list(BATCHES),
+        "batches": [size for size in BATCHES if size < parity.rows] + [parity.rows] * (parity.rows <= BATCHES[-1]),
     }  # fmt: skip

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffeo.exporting.noise import KINDS, drawn, kinds_of
+from diffeo.exporting.noise import KINDS, Leaves, drawn, kinds_of, leaves_of
 from diffeo.flow import Flow, sobol_points
+from diffeo.mixture import Mixture
 from diffeo.modalities.base import Plain
+from diffeo.transforms import Autoregressive, Inverse, Mixed
 
 __all__ = ["WHAT", "Input", "PlainTensors", "Program"]
 
@@ -79,6 +81,8 @@ class Program(nn.Module):
         flow: in evaluation mode.
         what: one of ``WHAT``.
         plain: how the data's own numbers are those that the flow takes; by default they are.
+        steps: in how many equal steps of the classical Runge-Kutta method a continuous flow is solved, whose own steps
+            would follow from the numbers.
 
     Raises:
         ValueError: for another ``what``, or a flow that has it not.
@@ -86,14 +90,19 @@ class Program(nn.Module):
 
     points: Tensor
 
-    def __init__(self, flow: Flow, what: str, plain: Plain | None = None) -> None:
+    def __init__(self, flow: Flow, what: str, plain: Plain | None = None, steps: int | None = None) -> None:
         super().__init__()
         if what not in WHAT:
             raise ValueError(f"expected one of {', '.join(WHAT)}, got {what!r}")
         if what == "log-prob" and not flow.has_log_prob:
             raise ValueError("expected a flow that has a likelihood, got one that has samples alone")
         self.flow, self.what = flow, what
-        self.spreads = flow.spreads  # asked once: numbers are not known while a graph is made
+        # What numbers decide is asked for once: they are not known while a graph is made.
+        self.principal = flow.principal if isinstance(flow, Mixture) else flow
+        whole = leaves_of(flow if what in ("log-prob", "sample") else self.principal)
+        self.solves = any(_adaptive(leaf) for _, leaf in whole)
+        self.leaves: Leaves = [(weight, solved(leaf, steps)) for weight, leaf in whole]
+        self.spreads = flow.spreads
         self.plain = PlainTensors(flow) if plain is None else plain
         self.inputs: dict[str, Input] = dict(self._inputs())
         event, draws = flow.event_shape, self.plain.draws
@@ -113,12 +122,18 @@ class Program(nn.Module):
         elif self.what == "decode":
             inputs["z"] = Input(tuple(flow.base.event_shape), dtype, f"noise of {type(flow.base).__name__}")
         else:
-            for kind in kinds_of(flow):
+            for kind in kinds_of(self.leaves):
                 shape = () if kind == "choice" else tuple(flow.base.event_shape)
                 inputs[kind] = Input(shape, torch.float64 if kind == "choice" else dtype, KINDS[kind])
         if flow.context_shape:
             inputs["context"] = Input(plain.context_shape, plain.dtype, "what the density is conditional on")
         return inputs
+
+    @property
+    def unrolled(self) -> int:
+        """Over how many elements of all layers it goes one by one."""
+        way = "inverse" if self.what in ("log-prob", "encode") else "forward"
+        return sum(_steps(leaf.transform, way, leaf.event_shape.numel()) for _, leaf in self.leaves)
 
     @property
     def output(self) -> str:
@@ -162,26 +177,37 @@ class Program(nn.Module):
                 else self._log_prob(rows, contexts, uniform, impossible)
             )
         if z is not None:
-            return self.plain.outwards(self.flow.decode(z, contexts), context)
+            return self.plain.outwards(self._one.decode(z, contexts), context)
         given = {"uniform": uniform, "normal": normal, "choice": choice}
         noise = {name: value for name, value in given.items() if value is not None}
-        return self.plain.outwards(drawn(self.flow, contexts, noise), context)
+        return self.plain.outwards(drawn(self.leaves, contexts, noise), context)
 
     def _encode(self, x: Tensor, context: Tensor | None, uniform: Tensor | None) -> Tensor:
         if uniform is None:
-            return self.flow.encode(x, context)
+            return self._one.encode(x, context)
         with self.flow.spread_by(uniform):
-            return self.flow.encode(x, context)
+            return self._one.encode(x, context)
 
     def _log_prob(self, x: Tensor, context: Tensor | None, uniform: Tensor | None, impossible: Tensor | None) -> Tensor:
         if uniform is not None:
             with self.flow.spread_by(uniform):
-                log_prob = self.flow.log_prob(x, context, "propagate")
+                log_prob = self._density(x, context)
         elif self.spreads:
             log_prob = self._log_mass(x, context)
         else:
-            log_prob = self.flow.log_prob(x, context, "propagate")
+            log_prob = self._density(x, context)
         return log_prob if impossible is None else torch.where(impossible, -torch.inf, log_prob)
+
+    @property
+    def _one(self) -> Flow:
+        """The flow of which there is but one, as it is computed."""
+        ((_, flow),) = self.leaves
+        return flow
+
+    def _density(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """``Flow.log_prob``, NaN for rows that are not finite."""
+        each = [flow.log_prob(x, context, "propagate") + math.log(weight) for weight, flow in self.leaves]
+        return each[0] if len(each) == 1 else torch.logsumexp(torch.stack(each), 0)
 
     def _log_mass(self, x: Tensor, context: Tensor | None) -> Tensor:
         """``Flow.log_mass``, all draws in one pass."""
@@ -192,5 +218,38 @@ class Program(nn.Module):
 
         with self.flow.spread_by(repeated(self.points)):
             contexts = None if context is None else repeated(context[None])
-            log_prob = self.flow.log_prob(repeated(x[None]), contexts, "propagate")
+            log_prob = self._density(repeated(x[None]), contexts)
         return torch.logsumexp(log_prob.reshape(draws, -1), 0) - math.log(draws)
+
+
+def _steps(transform: nn.Module, way: str, elements: int) -> int:
+    """Over how many elements a transform goes one by one, forward or inverse."""
+    if isinstance(transform, Inverse):
+        return _steps(transform.transform, {"forward": "inverse", "inverse": "forward"}[way], elements)
+    if isinstance(transform, Autoregressive):
+        return elements if way == "forward" else 0
+    if isinstance(transform, Mixed) and way == "forward":
+        return elements * len(transform.orders)
+    return sum(_steps(child, way, elements) for child in transform.children())
+
+
+def _adaptive(flow: Flow) -> bool:
+    return flow.ode is not None and flow.ode.steps is None
+
+
+def solved(flow: Flow, steps: int | None) -> Flow:
+    """The flow, solved in so many steps if it is a continuous one whose steps follow from the numbers.
+
+    Args:
+        flow: any that is no mixture.
+        steps: how many; None leaves it as it is.
+
+    Raises:
+        ValueError: for one whose divergence is estimated from random probes.
+    """
+    ode = flow.ode
+    if ode is None or steps is None or not _adaptive(flow):
+        return flow
+    if ode.divergence != "exact":
+        raise ValueError("expected an exact divergence, got one that is estimated from random probes")
+    return flow.with_ode(solver="rk4", steps=steps)
