@@ -14,7 +14,7 @@ from diffeo.exporting.noise import KINDS, Leaves, drawn, kinds_of, leaves_of
 from diffeo.flow import Flow, sobol_points
 from diffeo.mixture import Mixture
 from diffeo.modalities.base import Plain
-from diffeo.transforms import Autoregressive, Inverse, Mixed
+from diffeo.transforms import Affine, Autoregressive, Inverse, Mixed, Scale, Shift
 
 __all__ = ["WHAT", "Input", "PlainTensors", "Program"]
 
@@ -24,6 +24,7 @@ WHAT = {
     "encode": "z",
     "decode": "x",
 }  # what a program may compute, and what its output is called
+SIMPLE, CURVED, SEARCHED = 25, 110, 460  # operations for an element: of an affine map, of a spline, of a root search
 
 
 class PlainTensors(Plain):
@@ -103,6 +104,9 @@ class Program(nn.Module):
         self.solves = any(_adaptive(leaf) for _, leaf in whole)
         self.leaves: Leaves = [(weight, solved(leaf, steps)) for weight, leaf in whole]
         self.spreads = flow.spreads
+        for part in flow.modules():
+            if isinstance(part, Mixed):
+                part.order_of_graphs = part.orders.tolist()
         self.plain = PlainTensors(flow) if plain is None else plain
         self.inputs: dict[str, Input] = dict(self._inputs())
         event, draws = flow.event_shape, self.plain.draws
@@ -131,7 +135,7 @@ class Program(nn.Module):
 
     @property
     def unrolled(self) -> int:
-        """Over how many elements of all layers it goes one by one."""
+        """About how many operations take what goes over elements one by one."""
         way = "inverse" if self.what in ("log-prob", "encode") else "forward"
         return sum(_steps(leaf.transform, way, leaf.event_shape.numel()) for _, leaf in self.leaves)
 
@@ -223,13 +227,14 @@ class Program(nn.Module):
 
 
 def _steps(transform: nn.Module, way: str, elements: int) -> int:
-    """Over how many elements a transform goes one by one, forward or inverse."""
+    """About how many operations a transform takes to go over elements one by one, forward or inverse."""
     if isinstance(transform, Inverse):
         return _steps(transform.transform, {"forward": "inverse", "inverse": "forward"}[way], elements)
     if isinstance(transform, Autoregressive):
-        return elements if way == "forward" else 0
+        plain = isinstance(transform.univariate, Affine | Shift | Scale)
+        return elements * (SIMPLE if plain else CURVED) if way == "forward" else 0
     if isinstance(transform, Mixed) and way == "forward":
-        return elements * len(transform.orders)
+        return elements * len(transform.orders) * SEARCHED
     return sum(_steps(child, way, elements) for child in transform.children())
 
 
