@@ -288,12 +288,12 @@ def test_nothing_is_written_where_the_file_does_not_agree(run: Path, monkeypatch
     form = FORMATS["pt2"]
     program = Program(open_run(run, "cpu").flow, "log-prob", open_run(run, "cpu").plain()).eval()
 
-    def off(content: bytes, threads: int):  # noqa: ANN202
+    def off(content: bytes, threads: int):
         return lambda inputs: program(**inputs).detach() + 0.01
 
     monkeypatch.setattr(form, "content", lambda *arguments: b"a program")
     monkeypatch.setattr(form, "loaded", off)
-    monkeypatch.setattr("diffeo.commands.export.traced", lambda *arguments: None)
+    monkeypatch.setattr(sys.modules["diffeo.commands.export"], "traced", lambda *arguments: None)
     out = run.parent / "off.pt2"
     with pytest.raises(UserError, match=r"disagree on log-prob, in row \d+ of .*nothing was written"):
         export(run, out)
@@ -331,9 +331,7 @@ def test_mixed_densities_with_categories_gaps_and_copies(orders: int) -> None:
     more = {"any_order": orders > 1, "orders": orders}
     arguments = {"features": 4, "columns": COLUMNS, "hidden": 16, "layers": 1, "components": 2, **more}
     flow = randomised(diffeo.recipes.build("mixed", arguments))
-    x = torch.stack(
-        [torch.arange(60) % 4.0, torch.randn(60), torch.randint(-3, 6, (60,)).float(), torch.randn(60)], 1
-    )
+    x = torch.stack([torch.arange(60) % 4.0, torch.randn(60), torch.randint(-3, 6, (60,)).float(), torch.randn(60)], 1)
     x[::7, 2] = torch.nan
     x[::5, 3] = 2 * x[::5, 1]
     program = Program(flow, "log-prob").eval()
@@ -344,11 +342,10 @@ def test_mixed_densities_with_categories_gaps_and_copies(orders: int) -> None:
 
 @pytest.mark.slow
 def test_a_continuous_flow_is_solved_in_a_loop() -> None:
-    flow = randomised(diffeo.flow_matching(2, hidden=(8,)), 0.2)
+    flow = randomised(diffeo.flow_matching(2, hidden=(4,)), 0.2)
     program = Program(flow, "log-prob", steps=64).eval()
     graph = traced(program, inputs_of(program, 3))
-    more = traced(Program(flow, "log-prob", steps=128).eval(), inputs_of(program, 3))
-    assert len(graph.graph.nodes) == len(more.graph.nodes)
+    assert len(graph.graph.nodes) < 64  # fewer than steps
     parity = compared(program, lambda few: graph.module()(**few), inputs_of(program, 30))
     assert parity.passed, parity
     buffer = io.BytesIO(FORMATS["pt2"].content(graph, "log_likelihood", {}))

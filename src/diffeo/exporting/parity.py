@@ -31,6 +31,7 @@ class Parity:
         missed: the share of numbers beyond what is allowed.
         allowed: in words.
         passed: whether all is well.
+        batches: the numbers of rows that it was given at a time.
     """
 
     rows: int
@@ -39,6 +40,7 @@ class Parity:
     missed: float
     allowed: str
     passed: bool
+    batches: tuple[int, ...]
 
 
 def inputs_like(program: Program, rows: int, seed: int) -> dict[str, Tensor]:
@@ -88,8 +90,10 @@ def compared(program: Program, run: Callable[[Mapping[str, Tensor]], Tensor], in
     """
     reference = own(program, inputs).double()
     count = len(reference)
-    parts = [slice(start, min(start + BATCHES[-1], count)) for start in range(0, count, BATCHES[-1])]
-    parts += [slice(0, size) for size in BATCHES[:-1] if size <= count]
+    every = torch.arange(count)
+    parts = [*every.split(BATCHES[-1]), *(every[:size] for size in BATCHES[:-1] if size <= count)]
+    if count < BATCHES[-1] and not program.solves:
+        parts.append(torch.arange(BATCHES[-1]) % count)
     worst, row, missed, total = 0.0, 0, 0, 0
     likelihood = program.what == "log-prob"
     scale = SOLVED if program.solves else LIKELIHOOD if likelihood else VALUES
@@ -100,22 +104,19 @@ def compared(program: Program, run: Callable[[Mapping[str, Tensor]], Tensor], in
         allowed = scale * (finite.std(0, correction=0) + finite.abs()).clamp_min(1e-30)
     for part in parts:
         got = run({name: value[part].contiguous() for name, value in inputs.items()}).double()
-        distance = (
-            _distance(got, reference[part], allowed[part]).flatten(1)
-            if got.dim() > 1
-            else _distance(got, reference[part], allowed[part]).unsqueeze(1)
-        )
+        distance = _distance(got, reference[part], allowed[part]).reshape(len(part), -1)
         missed, total = missed + int((distance > 1).sum()), total + distance.numel()
         each = distance.amax(1)
         if len(each) and float(each.max()) > worst:
-            worst, row = float(each.max()), part.start + int(each.argmax())
+            worst, row = float(each.max()), int(part[each.argmax()])
     share = missed / max(1, total)
     words = (
         f"{scale:g} (1 + |log p|)"
         if likelihood
         else f"{scale:g} (standard deviation + |value|) for all but {MISSED:.1%} of the values"
     )
-    return Parity(count, worst, row, share, words, share <= (0 if likelihood else MISSED))
+    passed = share <= (0 if likelihood else MISSED)
+    return Parity(count, worst, row, share, words, passed, tuple(sorted({len(part) for part in parts})))
 
 
 def _distance(got: Tensor, expected: Tensor, allowed: Tensor) -> Tensor:
@@ -131,5 +132,5 @@ def describe(parity: Parity) -> dict[str, Any]:
     """Plain data of what was found."""
     return {
         "rows": parity.rows, "worst": parity.worst, "missed": parity.missed, "allowed": parity.allowed,
-        "batches": [size for size in BATCHES if size < parity.rows] + [parity.rows] * (parity.rows <= BATCHES[-1]),
+        "batches": list(parity.batches),
     }  # fmt: skip
