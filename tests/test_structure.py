@@ -24,7 +24,7 @@ ORDER = [
     ["race", "report"],
     ["inference"],
     ["modalities", "data"],
-    ["distillation"],
+    ["distillation", "exporting"],
     ["commands"],
     ["integrations"],
     ["sklearn"],

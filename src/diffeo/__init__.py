@@ -17,6 +17,7 @@ _NAMES = {
     "objectives": "MaximumLikelihood FlowMatching Distillation",
     "training": "fit fit_folds load",
     "inpainting": "inpaint",
+    "commands": "export",
     "inference": "fit_target importance posterior",
     "integrations.engines": "Sampler Scorer",
     "": "bases commands data nets objectives recipes sklearn training transforms",
@@ -30,6 +31,7 @@ from diffeo.errors import UserError
 if TYPE_CHECKING:
     from diffeo import bases, commands, data, nets, objectives, recipes, sklearn, training, transforms
     from diffeo.bases import StandardNormal
+    from diffeo.commands.export import export
     from diffeo.flow import Flow
     from diffeo.inference.importance import importance
     from diffeo.inference.posterior import posterior

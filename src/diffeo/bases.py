@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffeo import ops
 from diffeo.arguments import KnowsArguments
 from diffeo.transforms.base import as_shape, sum_event
 
@@ -260,7 +261,7 @@ class Gaussians(Base):
         """Log-density by a stable sum over the components."""
         rows = z.reshape(-1, z.shape[-1]).to(self.means.dtype)
         size, step = z.shape[-1], max(1, _PAIRS // len(self.means))
-        parts = [self._summed(part) for part in rows.split(step)]
+        parts = [self._summed(part) for part in ([rows] if ops.tracing() else rows.split(step))]
         total = torch.cat(parts) if parts else rows.new_zeros(0)
         return (total - 0.5 * size * math.log(2 * math.pi)).reshape(z.shape[:-1]).to(z.dtype)
 

@@ -6,6 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Literal
 
@@ -21,7 +22,16 @@ from diffeo.transforms.ode import ODE
 from diffeo.transforms.preprocess import Dequantize, Standardize
 from diffeo.transforms.supports import Support, as_support
 
-__all__ = ["BLOCK", "DRAWS", "Flow", "FlowDistribution", "as_sample_shape", "bits_per_dim", "expect_ode"]
+__all__ = [
+    "BLOCK",
+    "DRAWS",
+    "Flow",
+    "FlowDistribution",
+    "as_sample_shape",
+    "bits_per_dim",
+    "expect_ode",
+    "sobol_points",
+]
 
 # Without gradients, rows are taken in chunks of this many, so that memory does not grow with their number; of images
 # in fewer, of about this many elements, except in training mode, where the first chunk sets data-dependent layers.
@@ -56,8 +66,13 @@ def bits_per_dim(log_prob: Tensor, dims: int, step: float = 1.0) -> Tensor:
     return -log_prob / (dims * math.log(2)) - math.log2(step)
 
 
-def _sobol(size: int, draws: int) -> Tensor:
-    """So many points (draws, size) in (0, 1); beyond the dimensions that there are, coordinates repeat."""
+def sobol_points(size: int, draws: int) -> Tensor:
+    """So many points (draws, size) in (0, 1), always the same; beyond the dimensions that there are, they repeat.
+
+    Args:
+        size: how many coordinates.
+        draws: how many points.
+    """
     known = min(size, torch.quasirandom.SobolEngine.MAXDIM)
     points = torch.quasirandom.SobolEngine(known, scramble=True, seed=0).draw(draws)
     return points[:, torch.arange(size) % known]
@@ -384,7 +399,7 @@ class Flow(Summarised, nn.Module):
             ValueError: as ``log_prob``, or for less than one draw.
         """
         _expect_draws(draws)
-        if not any((part.step > 0).any() for part in self.modules() if isinstance(part, Dequantize)):
+        if not self.spreads:
             return self.log_prob(x, context, nan)
         return torch.logsumexp(self._at_points(x, context, nan, draws), 0) - math.log(draws)
 
@@ -433,23 +448,38 @@ class Flow(Summarised, nn.Module):
     ) -> Tensor:
         """log p at points around each row, the same for all, ``(S, *batch)``: in its cell, and moved by noise."""
         size = self.event_shape.numel()
-        points = _sobol(size if scale is None else 2 * size, draws)
+        points = sobol_points(size if scale is None else 2 * size, draws)
+        each = []
+        for point in points:
+            if scale is None:
+                here = x
+            else:
+                noise = torch.special.ndtri(point[size:].double()).reshape(self.event_shape)
+                here = x + scale * noise.to(scale)
+            with self.spread_by(point[:size].reshape(self.event_shape)):
+                each.append(self.log_prob(here, context, nan))
+        return torch.stack(each)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether discrete values are spread over their cells, by noise (``Dequantize``)."""
+        return any(bool((part.step > 0).any()) for part in self.modules() if isinstance(part, Dequantize))
+
+    @contextmanager
+    def spread_by(self, noise: Tensor) -> Iterator[None]:
+        """Within this block spread discrete values by this noise in place of draws.
+
+        Args:
+            noise: in [0, 1), of the shape of an example, the same for all rows, or ``(n, *event)``.
+        """
         spreading = [part for part in self.modules() if isinstance(part, Dequantize)]
         try:
-            each = []
-            for point in points:
-                for part in spreading:
-                    part.noise = point[:size].reshape(self.event_shape)
-                if scale is None:
-                    here = x
-                else:
-                    noise = torch.special.ndtri(point[size:].double()).reshape(self.event_shape)
-                    here = x + scale * noise.to(scale)
-                each.append(self.log_prob(here, context, nan))
+            for part in spreading:
+                part.noise = noise
+            yield
         finally:
             for part in spreading:
                 part.noise = None
-        return torch.stack(each)
 
     def sample(self, shape: int | Sequence[int] = (), context: Tensor | None = None) -> Tensor:
         """Draw samples, without gradients (``sample_and_log_prob`` keeps them).

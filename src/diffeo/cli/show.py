@@ -13,6 +13,7 @@ __all__ = [
     "anomalies",
     "check",
     "distill",
+    "export",
     "fit",
     "info",
     "inpaint",
@@ -99,6 +100,27 @@ def _read(summary: Mapping[str, Any]) -> words.Rows:
         ("notes", "; ".join(summary.get("notes", ()))),
         ("solver", _solver(summary["solver"]) if "solver" in summary else ""),
     ]
+
+
+def export(summary: Mapping[str, Any]) -> str:
+    """Describe a file that runs without diffeo."""
+    inputs = ", ".join(
+        f"{name} ({', '.join(map(str, each['shape']))}) {each['dtype']}" for name, each in summary["inputs"].items()
+    )
+    parity, own, theirs = summary["parity"], summary["own_rows_per_second"], summary["rows_per_second"]
+    batches = ", ".join(f"{size:,}" for size in parity["batches"])
+    return _page(
+        f"{summary['out']}: {summary['what']} of {summary['run']}, for {summary['runtime']}",
+        [
+            ("inputs", inputs),
+            ("output", summary["output"]),
+            ("agrees", f"to {parity['worst']:.2g} of {parity['allowed']}"),
+            ("rows", f"{parity['rows']:,} ({summary['which']}), in batches of {batches}"),
+            ("speed", f"{theirs:,.0f} rows/s, diffeo's own {own:,.0f}; {summary['rows']:,} rows at a time"),
+            ("size", f"{summary['bytes'] / 1e6:.2f} MB, loaded in {summary['load_seconds']:.2f} s"),
+            ("time", words.duration(summary["seconds"])),
+        ],
+    )
 
 
 def anomalies(summary: Mapping[str, Any]) -> str:

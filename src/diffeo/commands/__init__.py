@@ -3,6 +3,7 @@
 from diffeo.commands.anomalies import anomalies
 from diffeo.commands.check import check
 from diffeo.commands.distill import distill
+from diffeo.commands.export import export
 from diffeo.commands.fit import fit
 from diffeo.commands.impute import impute
 from diffeo.commands.info import info
@@ -18,6 +19,7 @@ __all__ = [
     "anomalies",
     "check",
     "distill",
+    "export",
     "fit",
     "impute",
     "info",

@@ -29,6 +29,7 @@ __all__ = [
     "Examples",
     "Modality",
     "OpenRun",
+    "Plain",
     "Scoring",
     "Words",
     "choose",
@@ -233,6 +234,41 @@ class Examples:
     part: Tensor | None = None
 
 
+class Plain(ABC):
+    """Examples as plain numbers in the data's own units, and as a flow takes them: what a program has of diffeo.
+
+    All in PyTorch's operations, of any number of rows, so that it can be traced.
+
+    Attributes:
+        shape: of one example in the data's own units; ``context_shape``: of one context, ``()`` for none.
+        dtype: of both.
+        draws: of the noise that discrete values are spread by, the same for all; 0 where a program takes it as input.
+        described: what the numbers mean, plain data for a file.
+    """
+
+    shape: tuple[int, ...]
+    context_shape: tuple[int, ...]
+    dtype: torch.dtype
+    draws: int
+    described: Mapping[str, Any]
+
+    @abstractmethod
+    def inwards(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the flow takes of examples ``(n, *shape)``, and which of them the model rules out ``(n,)``."""
+
+    @abstractmethod
+    def context_inwards(self, context: Tensor) -> Tensor:
+        """What the flow takes of contexts ``(n, *context_shape)``."""
+
+    @abstractmethod
+    def outwards(self, x: Tensor, context: Tensor | None, exact: bool = False) -> Tensor:
+        """Samples in the data's own units ``(n, *shape)``; ``exact`` moves none into the range of the data."""
+
+    @abstractmethod
+    def context_outwards(self, context: Tensor) -> Tensor:
+        """The inverse of ``context_inwards``."""
+
+
 @dataclass(frozen=True)
 class OpenRun(ABC):
     """A run directory, opened for use: its flow on a device, in evaluation mode, and what its data are like.
@@ -312,6 +348,14 @@ class OpenRun(ABC):
     @abstractmethod
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
         """Return what a check finds, with a verdict."""
+
+    def plain(self) -> Plain:
+        """Return what an exported program has to know of the data.
+
+        Raises:
+            UserError: for data of no fixed shape.
+        """
+        raise UserError(f"{self.path}: {self.words.data} have no fixed shape, and cannot be exported")
 
     def hand_on(self, run: Path) -> None:
         """Write into the run directory of a student what is known of the examples that this one was trained on."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffeo import ops
 from diffeo.arguments import KnowsArguments
 
 __all__ = ["AnyOrder", "Ordered"]
@@ -91,12 +92,21 @@ class AnyOrder(KnowsArguments, nn.Module):
             The last hidden layer, ``(n, H)``.
         """
         rows = torch.where(known & (levels >= 0), levels + self.offsets, self.nothing)
-        h = F.embedding_bag(rows, self._weight("table.weight"), mode="sum", padding_idx=self.nothing)
+        h = self._looked_up(rows)
         there = known[:, self.numeric] & ~torch.isnan(numbers)
         h = torch.addmm(h + self.bias, self._encoded(numbers, there).flatten(1), self._weight("pieces"))
         if self.context is not None:
             h = h + self.context(context)
         return self._layers(h)
+
+    def _looked_up(self, rows: Tensor) -> Tensor:
+        """The sum of the table's rows of these numbers ``(n, columns)``: ``(n, H)``."""
+        weight = self._weight("table.weight")
+        if not ops.tracing():
+            return F.embedding_bag(rows, weight, mode="sum", padding_idx=self.nothing)
+        numbers = torch.arange(self.nothing, device=rows.device)  # by comparing, which every runtime knows
+        column = (numbers.unsqueeze(1) >= self.offsets).sum(1) - 1
+        return (rows.index_select(1, column) == numbers).to(weight.dtype) @ weight[: self.nothing]
 
     def start(self, rows: int, context: Tensor | None = None) -> list[Tensor]:
         """The state of a reading column by column, of which nothing has been read yet.
@@ -120,7 +130,10 @@ class AnyOrder(KnowsArguments, nn.Module):
         """
         rows = torch.where(known & (levels >= 0), levels + self.offsets[column], self.nothing)
         weight = self._weight("table.weight")
-        state[0] = state[0] + F.embedding_bag(rows[:, None], weight, mode="sum", padding_idx=self.nothing)
+        if ops.tracing():
+            state[0] = state[0] + torch.where(rows.unsqueeze(1) < self.nothing, weight[rows], 0)
+        else:
+            state[0] = state[0] + F.embedding_bag(rows[:, None], weight, mode="sum", padding_idx=self.nothing)
         if numbers is not None:
             place, width = self._places[column], self.edges.numel() + 1
             weight = self._weight("pieces")[place * width : (place + 1) * width]

@@ -95,6 +95,19 @@ class MADE(Feedforward):
         """
         return ops.invert_network(self.spec, univariate, z, self._shared(context), self._tensors())
 
+    def unroll(self, univariate: ops.Univariate, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Solve as ``invert`` does, in operations that anything can differentiate and trace.
+
+        Args:
+            univariate: the map f.
+            z: ``(features, rows)``.
+            context: ``(rows, context)``, or None.
+
+        Returns:
+            x ``(features, rows)`` and log|det dx/dz| ``(rows,)``.
+        """
+        return reference.unroll_network(self.spec, univariate, z, self._shared(context), self._tensors())
+
     def solve_transposed(
         self, x: Tensor, context: Tensor | None, by_params: Tensor, diagonal: Tensor, grad: Tensor
     ) -> Tensor:

@@ -25,7 +25,7 @@ from diffeo.ops.specs import (
     WaveNetSpec,
     Wiring,
 )
-from diffeo.ops.tracing import tracing
+from diffeo.ops.tracing import numbers_are_known, tracing
 
 __all__ = [
     "FieldSpec",
@@ -45,6 +45,7 @@ __all__ = [
     "mapped_network",
     "matching",
     "network",
+    "numbers_are_known",
     "release",
     "tracing",
     "using",

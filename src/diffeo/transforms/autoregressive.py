@@ -156,7 +156,13 @@ class Autoregressive(Transform):
         return mapped
 
     def _unrolled(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Generate by one parallel pass per element, ``(n, rows)``: plain operations, which anything can trace."""
+        """Generate element by element, ``(n, rows)``: plain operations, which anything can trace.
+
+        Where the network cannot be unrolled, by one parallel pass per element.
+        """
+        if hasattr(self.net, "unroll"):
+            unrolled: tuple[Tensor, Tensor] = self.net.unroll(self.univariate, z, context)
+            return unrolled
         x, index = torch.zeros_like(z), torch.arange(len(z), device=z.device)[:, None]
         for i in range(len(z)):
             x = torch.where(index == i, self.univariate.generate(z, self.net(x, context))[0], x)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffeo import ops
 from diffeo.transforms.base import DataDependent
 from diffeo.transforms.factor import Factor, as_factors
 from diffeo.transforms.preprocess import Gaussianize, Standardize
@@ -135,6 +136,8 @@ class Mixed(DataDependent):
         self.register_buffer("origins", origins, persistent=False)
         dense = torch.tensor([factors[i].continuous for i in self.smooth], dtype=torch.bool)
         self.register_buffer("dense", dense, persistent=False)
+        self.order_of_graphs = [[*range(len(factors))]]  # by which ones a graph generates, as plain numbers
+        self.all_dense = all(factors[i].continuous for i in self.smooth)
         size = (max(1, len(self.smooth)),)
         self.scale, self.curve = Standardize(size), Gaussianize(size, max_slope=1000.0)
 
@@ -294,6 +297,28 @@ class Mixed(DataDependent):
                 known, usable = self._and(known, i), now
         return torch.stack(shares, 1), z
 
+    def _in_all_orders(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """log p(x) ``(n,)``, all orders of one column side by side: as many operations as columns.
+
+        For graphs, in which no number can say which column is next.
+        """
+        count, (n, columns) = len(self.orders), x.shape
+        places = self.orders.argsort(1)  # where each column stands in each order (R, D)
+
+        def repeated(value: Tensor) -> Tensor:
+            return value.expand(count, *value.shape).flatten(0, 1)
+
+        cells, contexts = self._cells(x), None if context is None else repeated(context)
+        many = _Cells(*(repeated(getattr(cells, field.name)) for field in fields(_Cells)))
+        x, total = repeated(x), x.new_zeros(count, n)
+        for i in range(columns):
+            before = places < places[:, i : i + 1]
+            known = self._usable(before.unsqueeze(1).expand(count, n, columns).flatten(0, 1), many)
+            h = self.network(many.levels, many.numbers, known, contexts)
+            joint, totals = self._parts(x, many, known, h, [i])
+            total = total + self._log_prob(joint, totals, many, [i]).reshape(count, n)
+        return total.logsumexp(0) - math.log(count)
+
     def _start(self, levels: Tensor, numbers: Tensor, usable: Tensor, context: Tensor | None) -> list[Tensor]:
         """The network's state when it has read what is known."""
         state: list[Tensor] = self.network.start(len(levels), context)
@@ -307,9 +332,11 @@ class Mixed(DataDependent):
 
     def log_prob(self, noise: Callable[[Tensor], Tensor], x: Tensor, context: Tensor | None = None) -> Tensor:
         """log p(x) of uniform noise, which need not be drawn: its density is 1."""
-        rows = _flat(x)
+        rows, contexts = _flat(x), None if context is None else _flat(context)
+        if self.any_order and not ops.numbers_are_known():
+            return self._in_all_orders(rows, contexts).reshape(x.shape[:-1])
         nothing = torch.zeros_like(rows, dtype=torch.bool)
-        log_prob = self.log_prob_given(rows, nothing, None if context is None else _flat(context))
+        log_prob = self.log_prob_given(rows, nothing, contexts)
         return log_prob.reshape(x.shape[:-1])
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -342,9 +369,38 @@ class Mixed(DataDependent):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """x = F^-1(z)."""
-        rows = _flat(z)
+        rows, contexts = _flat(z), None if context is None else _flat(context)
+        if not ops.numbers_are_known():
+            return self._by_all_orders(rows, contexts).reshape(z.shape)
         nothing = torch.zeros_like(rows, dtype=torch.bool)
-        return self.complete(rows, nothing, None if context is None else _flat(context), z=rows).reshape(z.shape)
+        return self.complete(rows, nothing, contexts, z=rows).reshape(z.shape)
+
+    def _by_all_orders(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """x = F^-1(z) ``(n, D)``, by every order, of which z_1 says which one counts; in graphs, as above."""
+        count = len(self.orders)
+        first = z[:, 0] * count
+        which = first.floor().clamp(0, count - 1)
+        z = torch.cat([(first - which).unsqueeze(1), z[:, 1:]], 1)
+        result = torch.zeros_like(z)
+        for r, order in enumerate(self.order_of_graphs):
+            drawn = self._by_order(z, context, order)
+            result = torch.where((which == r).unsqueeze(1), drawn, result)
+        return result
+
+    def _by_order(self, z: Tensor, context: Tensor | None, order: Sequence[int]) -> Tensor:
+        """The columns in one order, each by a pass of the network: nothing is changed in place."""
+        nothing, columns = torch.zeros_like(z[:, 0]), len(self.factors)
+        x, levels, numbers = [nothing] * columns, [nothing.long() - 1] * columns, [nothing] * columns
+        for t, i in enumerate(order):
+            known = torch.tensor([j in order[:t] for j in range(columns)], device=z.device).expand_as(z)
+            smooth = [numbers[j] for j in self.smooth]
+            shown = torch.stack(smooth, 1) if smooth else z[:, :0]
+            h = self.network(torch.stack(levels, 1), shown, known, context)
+            x[i] = self._decode(i, torch.stack(x, 1), z[:, i], known, h, True)
+            levels[i] = self._level(i, x[i])
+            number = self._number(i, x[i])
+            numbers[i] = nothing if number is None else number
+        return torch.stack(x, 1)
 
     @torch.no_grad()
     def complete(
@@ -401,8 +457,12 @@ class Mixed(DataDependent):
         factor, level = self.factors[i], torch.full_like(value, -1, dtype=torch.long)
         if factor.values:
             table = self.get_buffer(self._tables[i])
-            nearest = torch.searchsorted(table, value.contiguous()).clamp_max(len(table) - 1)
-            level = torch.where(table[nearest] == value, nearest, level)
+            if ops.tracing():
+                places = torch.arange(len(table), device=value.device)
+                level = torch.where(value.unsqueeze(-1) == table, places, -1).amax(-1)
+            else:
+                nearest = torch.searchsorted(table, value.contiguous()).clamp_max(len(table) - 1)
+                level = torch.where(table[nearest] == value, nearest, level)
         if factor.gaps:
             level = torch.where(torch.isnan(value), len(factor.values), level)
         return level
@@ -419,7 +479,7 @@ class Mixed(DataDependent):
         rounding = 0.01 * self.steps[:, :1] + 4e-7 * exact.abs()
         on = ((points - exact).abs() <= rounding) & self.there
         low = high = numbers.unsqueeze(-1).expand(on.shape)
-        if not self.dense.all():
+        if not self.all_dense:
             half = torch.where(dense, 0, self.steps / 2)
             low, high = self._normal(torch.stack([points - half, points + half]).movedim(-1, 1))[0].movedim(1, -1)
         numbers = torch.where(torch.isnan(value), torch.nan, numbers)
@@ -462,7 +522,7 @@ class Mixed(DataDependent):
         whole = len(columns) == len(self.factors)
         params = self.network.head(h, None if whole else torch.cat([self._which(i) for i in columns]))
         logits, rest = params.split([sum(masses), params.shape[1] - sum(masses)], 1)
-        rest = rest.reshape(len(h), len(smooth), self.grids + 2, self.components)
+        rest = rest.reshape(h.shape[0], len(smooth), self.grids + 2, self.components)
         there = self.there[[self._place[i] for i in smooth]]
         weights = torch.where(there.unsqueeze(-1), rest[:, :, :-2], NEVER)
         return list(logits.split(masses, 1)), weights, rest[:, :, -2], rest[:, :, -1].clamp(-SHARPEST, 4.0)
@@ -520,14 +580,14 @@ class Mixed(DataDependent):
     def _likelihood(self, cells: _Cells, means: Tensor, log_scales: Tensor, smooth: Sequence[int]) -> Tensor:
         """Log density, or log mass of the cell, of every logistic: ``(n, S, G, K)``."""
         if not smooth:
-            return means.new_zeros(len(means), 0, self.grids, self.components)
+            return means.new_zeros(means.shape[0], 0, self.grids, self.components)
         rates = torch.exp(-log_scales)
         numbers, slopes = (part[:, smooth, None].nan_to_num(0.0) for part in (cells.numbers, cells.slopes))
         t = (numbers - means) * rates
         density = F.logsigmoid(t) + F.logsigmoid(-t) - log_scales + slopes  # (n, S, K)
         dense = self.dense[smooth]
         result = density.unsqueeze(2).expand(*density.shape[:2], self.grids, -1)
-        if not dense.all():
+        if not self.all_dense and not all(self.factors[self.smooth[s]].continuous for s in smooth):
             low, high = (
                 (end[:, smooth, :, None] - means.unsqueeze(2)) * rates.unsqueeze(2) for end in (cells.low, cells.high)
             )
@@ -594,7 +654,8 @@ class Mixed(DataDependent):
         g = (part - first).clamp_min(0)
         size = parts.double().gather(1, part[:, None])[:, 0]
         within = (z.double() * ends[:, -1] - ends.gather(1, part[:, None])[:, 0] + size) / size
-        params = logistics[torch.arange(len(z)), g].flatten(1).double().mT  # (3 K, n)
+        here = g.reshape(-1, 1, 1, 1).expand(-1, 1, *logistics.shape[2:])
+        params = logistics.gather(1, here).flatten(1).double().mT  # (3 K, n)
         noise = torch.logit(within.clamp(RESOLUTION / 2, 1 - RESOLUTION / 2))
         s = MixtureOfLogistics(self.components, 1e9).generate(noise, params)[0].to(z.dtype)
         place = self._place[i]

@@ -132,6 +132,10 @@ class Whiten(DataDependent):
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = L^-1 (x - mean), by substitution."""
         self._see(x)
+        if torch.compiler.is_exporting():  # the inverse is a constant there, and other runtimes know no substitution
+            eye = torch.eye(len(self.mean), dtype=x.dtype, device=x.device)
+            inverse = torch.linalg.solve_triangular(self.factor, eye, upper=False)
+            return F.linear(x - self.mean, inverse), -self._log_diagonal(x)
         centred = (x - self.mean).unsqueeze(-1)
         return torch.linalg.solve_triangular(self.factor, centred, upper=False).squeeze(-1), -self._log_diagonal(x)
 

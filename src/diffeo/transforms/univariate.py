@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 
+_PARTS, _SECTIONS = 32, 8  # where all rounds are made: each cuts a bracket to a part
 _ROUNDS = 100  # of a root search: Newton's takes fewer than ten, halving a bracket at most sixty
 
 
@@ -394,6 +395,8 @@ class MixtureOfLogistics(Univariate):
         _, means, log_scales = self._parts(params)
         each = means + torch.exp(log_scales) * z
         low, high = each.amin(0), each.amax(0)
+        if not ops.numbers_are_known():
+            return self._sectioned(z, params, low, high)
         x = (low + high) / 2
         for _ in range(_ROUNDS):
             reached, log_slope = self.normalize(x, params)
@@ -404,6 +407,20 @@ class MixtureOfLogistics(Univariate):
             x = new
             if done.all():
                 break
+        return x
+
+    def _sectioned(self, z: Tensor, params: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Close in on x in a fixed number of rounds: a bracket becomes one of its parts, and in the end Newton's."""
+        ladder = torch.arange(1, _PARTS, dtype=z.dtype, device=z.device).reshape(-1, *(1,) * z.dim()) / _PARTS
+        for _ in range(_SECTIONS):
+            width = (high - low) / _PARTS
+            reached = self.normalize(low + ladder * (high - low), params.unsqueeze(1))[0]
+            passed = (reached < z).sum(0)
+            low, high = low + passed * width, low + (passed + 1) * width
+        x = (low + high) / 2
+        for _ in range(2):
+            reached, log_slope = self.normalize(x, params)
+            x = torch.minimum(torch.maximum(x + (z - reached) * torch.exp(-log_slope), low), high)
         return x
 
     def specs(self) -> tuple[MapSpec, ...] | None:

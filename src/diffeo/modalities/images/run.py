@@ -17,6 +17,7 @@ from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Word
 from diffeo.modalities.images.dataset import describe_images, hold_out, one_hot
 from diffeo.modalities.images.gallery import save_grid, save_npz, save_pngs
 from diffeo.modalities.images.images import Images, open_images
+from diffeo.modalities.images.plain import PlainPixels
 from diffeo.report import bounds
 from diffeo.report.check import FEWEST, IMAGES, check
 from diffeo.training.run import Run as StoredRun
@@ -54,6 +55,10 @@ class ImageRun(OpenRun):
         if tuple(stored.flow.event_shape) != shape or stored.flow.context_shape != context:
             raise UserError(f"{stored.path}: model.json is damaged: its model does not fit its images; train again")
         return cls(path, stored.flow, stored.metrics, stored.provenance, device, shape, levels, classes)
+
+    def plain(self) -> PlainPixels:
+        """Pixels as they are stored."""
+        return PlainPixels(self.shape, self.levels, self.classes)
 
     @property
     def description(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from diffeo.inference.calibration import Calibration, calibration_of
 from diffeo.mixture import Mixture
 from diffeo.modalities.base import ENOUGH, Chunk, Draw, Examples, OpenRun, Scoring, Words, choose
 from diffeo.modalities.tables.dataset import READING
+from diffeo.modalities.tables.plain import PlainRows
 from diffeo.modalities.tables.rows import Sample, draw_rows, limit_of, too_large
 from diffeo.modalities.tables.schema import Column, Schema, naming_rows
 from diffeo.modalities.tables.seen import NEW, TEST, TRAIN, VALID, SeenRows
@@ -141,6 +142,10 @@ class TableRun(OpenRun):
                 for j, times, plus in factor.copies
             ],
         }
+
+    def plain(self) -> PlainRows:
+        """Rows of numbers, one for each column."""
+        return PlainRows(self.schema, self._mixed or self.schema.mixed)
 
     @cached_property
     def seen(self) -> SeenRows | None:

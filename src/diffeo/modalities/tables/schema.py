@@ -11,6 +11,7 @@ import numpy as np
 
 from diffeo.errors import UserError
 from diffeo.modalities.tables.dates import DAY, find_formats, is_number_type, parse_dates, show_dates, to_temporal
+from diffeo.modalities.tables.numbers import Numbers, below, entries, floats, numbers_of
 from diffeo.modalities.tables.table import ROWS, Table, open_table
 
 __all__ = [
@@ -85,6 +86,8 @@ class Encoded(NamedTuple):
 @dataclass(frozen=True)
 class Column:
     """One column of a table.
+
+    ``encode`` and ``decode`` compute with NumPy's arrays, or with PyTorch's tensors for a program that is exported.
 
     Its values are numbers: those of the table, categories as codes 0, 1, ..., dates and times as seconds since 1970 or
     midnight; missing ones are NaN. A date becomes up to two features: the day, counted from the first, and the second
@@ -201,50 +204,69 @@ class Column:
             )
         return seconds
 
-    def encode(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, values: Numbers) -> tuple[Numbers, Numbers]:
         """Return the encoded values in float64, (n,) or of a date (n, features), and which are impossible (n,)."""
+        xp = numbers_of(values)
         if self.kind == "constant":
-            return values, np.abs(values - self.low) > (1e-6 if self.format else _ROUNDING * abs(self.low))
+            return values, xp.abs(values - self.low) > (1e-6 if self.format else _ROUNDING * abs(self.low))
         if self.kind == "integer":
-            k = np.rint((values - self.low) / self.step)
+            k = xp.round((values - self.low) / self.step)
             nearest = self.low + k * self.step
-            off = np.abs(values - nearest) > self.slack * self.step + _ROUNDING * np.abs(values)
+            off = xp.abs(values - nearest) > self.slack * self.step + _ROUNDING * xp.abs(values)
             # A whole number of steps from the origin, so that equal values stay equal after rounding.
             return (self.low - self.origin) + k * self.step, off
         if self.kind == "levels":
             levels = np.array(self.values)
-            code = np.searchsorted((levels[1:] + levels[:-1]) / 2, values)
-            gap = np.diff(levels).min()
-            tolerance = np.minimum(1e-6 * gap + _ROUNDING * np.abs(values), gap / 4)
-            off = np.abs(values - levels[code]) > tolerance
-            return np.where(np.isnan(values), np.nan, code.astype(np.float64)), off
+            code = below((levels[1:] + levels[:-1]) / 2, values)
+            gap = float(np.diff(levels).min())
+            tolerance = xp.clip(1e-6 * gap + _ROUNDING * xp.abs(values), None, gap / 4)
+            off = xp.abs(values - entries(levels, code)) > tolerance
+            return xp.where(xp.isnan(values), np.nan, floats(code)), off
         if self.kind == "date":
-            day, second = np.divmod(values, DAY)
+            day, second = xp.floor_divide(values, DAY), xp.remainder(values, DAY)
             first, last = self.values or (self.low % DAY,) * 2
             nearest = second
             if self.step:
-                nearest = first + np.rint((second - first) / self.step) * self.step
+                nearest = first + xp.round((second - first) / self.step) * self.step
             elif first == last:
-                nearest = np.full_like(second, first)
-            off = np.abs(second - nearest) > 1e-3 * self.step + 1e-6
+                nearest = xp.full_like(second, first)
+            off = xp.abs(second - nearest) > 1e-3 * self.step + 1e-6
             varying = [day - self.low // DAY] if self.low // DAY != self.high // DAY else []
             if not varying:
-                off |= day != self.low // DAY
-            return np.stack([*varying, *([nearest] if self.values else [])], axis=1), off
+                off = off | (day != self.low // DAY)
+            return xp.stack([*varying, *([nearest] if self.values else [])], 1), off
         if self.kind == "categorical":
-            return values, np.zeros(len(values), dtype=bool)
-        return values - self.origin, np.zeros(len(values), dtype=bool)
+            return values, xp.zeros_like(values) > 0
+        return values - self.origin, xp.zeros_like(values) > 0
 
-    def encode_context(self, values: np.ndarray) -> np.ndarray:
+    def features_of(self, values: Numbers, gaps: bool) -> tuple[Numbers, Numbers]:
+        """Return the features (n, features) that a model sees of values (n,), and which are impossible (n,).
+
+        Args:
+            values: as ``read`` returns them.
+            gaps: whether the model knows missing cells; see ``Schema.encode``.
+        """
+        xp = numbers_of(values)
+        encoded, off = self.encode(values)
+        off = off & xp.isfinite(values)
+        if gaps:
+            huge = xp.abs(values) > _BEYOND
+            off = off | huge
+            encoded = xp.where(huge if encoded.ndim == 1 else huge[:, None], np.nan, encoded)
+        largest = _BEYOND if gaps else _LARGEST
+        return xp.clip(encoded[:, None] if encoded.ndim == 1 else encoded, -largest, largest), off
+
+    def encode_context(self, values: Numbers) -> Numbers:
         """Return the numbers (n, context_size) of values in a context: categories one-hot, numbers only shifted."""
         if self.kind == "categorical":
-            one_hot = values[:, None] == np.arange(len(self.categories))
-            return np.where(np.isnan(values)[:, None], np.nan, one_hot)
+            xp = numbers_of(values)
+            one_hot = values[:, None] == xp.arange(len(self.categories))
+            return xp.where(xp.isnan(values)[:, None], np.nan, floats(one_hot))
         if self.kind == "date":
             return self.encode(values)[0]
         return values[:, None] - self.origin
 
-    def decode(self, encoded: np.ndarray, clip: bool = True) -> np.ndarray:
+    def decode(self, encoded: Numbers, clip: bool = True) -> Numbers:
         """Return values (n,) of the column, inside the observed range, discrete ones on their grid.
 
         A density has no walls: a little of its mass lies where no value can be (a length of -0.01, a fraction of 1.002)
@@ -252,33 +274,34 @@ class Column:
         n rows, one holds the smallest value, and about one in n samples of a good model comes to hold it. Without
         ``clip`` continuous columns keep what the density says.
         """
+        xp = numbers_of(encoded)
         if self.kind == "integer":
-            k = np.rint((encoded - (self.low - self.origin)) / self.step)
+            k = xp.round((encoded - (self.low - self.origin)) / self.step)
             last = round((self.high - self.low) / self.step)
-            values = self.low + np.clip(k, 0, last) * self.step
+            values = self.low + xp.clip(k, 0, last) * self.step
             for wider in self.steps[1:]:  # thirds and whole numbers, say: these are exact
-                point = np.rint(values / wider) * wider
-                values = np.where(np.abs(values - point) < 1e-6 * wider, point, values)
+                point = xp.round(values / wider) * wider
+                values = xp.where(xp.abs(values - point) < 1e-6 * wider, point, values)
             places = max(decimals(self.low), decimals(self.step))
-            return np.round(values, places) + 0.0 if places <= 12 else values  # + 0: never -0
+            return xp.round(values, decimals=places) + 0.0 if places <= 12 else values  # + 0: never -0
         if self.kind == "levels":
             last = len(self.values) - 1
-            code = np.rint(np.clip(np.nan_to_num(encoded, nan=0.0, posinf=last, neginf=0), 0, last)).astype(int)
-            return np.where(np.isnan(encoded), np.nan, np.array(self.values)[code])
+            code = xp.round(xp.clip(xp.nan_to_num(encoded, nan=0.0, posinf=last, neginf=0), 0, last))
+            return xp.where(xp.isnan(encoded), np.nan, entries(np.array(self.values), code))
         if self.kind == "categorical":
-            return np.rint(np.clip(encoded, 0, len(self.categories) - 1))
+            return xp.round(xp.clip(encoded, 0, len(self.categories) - 1))
         if self.kind == "date":
-            parts = [np.clip(part, grid.low, grid.high) for part, grid in zip(encoded.T, self.grids, strict=True)]
-            day = np.rint(parts[0]) if self.low // DAY != self.high // DAY else np.zeros(len(encoded))
-            second = parts[-1] if self.values else np.full(len(encoded), self.low % DAY)
+            parts = [xp.clip(part, grid.low, grid.high) for part, grid in zip(encoded.T, self.grids, strict=True)]
+            day = xp.round(parts[0]) if self.low // DAY != self.high // DAY else xp.zeros_like(parts[0])
+            second = parts[-1] if self.values else xp.full_like(parts[0], self.low % DAY)
             if self.values and self.step:
-                second = self.values[0] + np.rint((second - self.values[0]) / self.step) * self.step
+                second = self.values[0] + xp.round((second - self.values[0]) / self.step) * self.step
             values = (self.low // DAY + day) * DAY + second
-            return np.clip(np.rint(values * 1e6) / 1e6, self.low, self.high)  # to the microsecond
+            return xp.clip(xp.round(values * 1e6) / 1e6, self.low, self.high)  # to the microsecond
         if not clip:
             return encoded + self.origin
-        values = np.where(np.isfinite(encoded), np.clip(encoded + self.origin, self.low, self.high), encoded)
-        return np.round(values, decimals(self.unit)) if self.unit else values
+        values = xp.where(xp.isfinite(encoded), xp.clip(encoded + self.origin, self.low, self.high), encoded)
+        return xp.round(values, decimals=decimals(self.unit)) if self.unit else values
 
     def cells(self, values: np.ndarray) -> list[Any]:
         """Return the column's values as Python has them: numbers, texts, dates and times; None for missing ones."""
@@ -478,26 +501,21 @@ class Schema:
         blamed = np.full(len(values), -1)
         reasons: dict[str, int] = {}
         unseen: dict[str, int] = {}
-        places, largest = self.places, _BEYOND if gaps else _LARGEST
+        places = self.places
         x = np.empty((len(values), self.features), dtype=np.float32)
         for i, column in enumerate(self.columns):
             if column.name in self.context:
                 continue
             cells = column.read(values[:, i], (dictionaries or {}).get(column.name))
             with np.errstate(all="ignore"):  # what overflows is off the grid
-                encoded, off = column.encode(cells)
-            off &= np.isfinite(cells)
-            if gaps:
-                huge = np.abs(cells) > _BEYOND
-                off |= huge
-                encoded = np.where(huge.reshape(-1, *[1] * (encoded.ndim - 1)), np.nan, encoded)
+                features, off = column.features_of(cells, gaps)
             if off.any():
                 blamed[off & (blamed < 0)] = i
                 reasons[column.name] = int(off.sum())
             if column.kind == "categorical" and (cells == len(column.categories)).any():
                 unseen[column.name] = int((cells == len(column.categories)).sum())
             if column.name in places:
-                x[:, places[column.name]] = np.clip(encoded.reshape(len(x), column.features), -largest, largest)
+                x[:, places[column.name]] = features
         context = None
         if self.context:
             cells = values[:, [self.names.index(name) for name in self.context]]

@@ -3,7 +3,13 @@
 The other backends must equal it, by test.
 """
 
-from diffeo.ops.reference.network import invert_network, mapped_network, network, solve_transposed_network
+from diffeo.ops.reference.network import (
+    invert_network,
+    mapped_network,
+    network,
+    solve_transposed_network,
+    unroll_network,
+)
 from diffeo.ops.reference.solvers import adaptive
 from diffeo.ops.reference.wavenet import invert_wavenet, solve_transposed_wavenet, wavenet
 
@@ -15,5 +21,6 @@ __all__ = [
     "network",
     "solve_transposed_network",
     "solve_transposed_wavenet",
+    "unroll_network",
     "wavenet",
 ]

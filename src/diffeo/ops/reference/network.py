@@ -24,6 +24,7 @@ __all__ = [
     "network",
     "soft_bound",
     "solve_transposed_network",
+    "unroll_network",
 ]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -148,6 +149,54 @@ def invert_network(
         layers[-1].sources.append((0, tensors[-1]))
     evaluate_incrementally(layers, step, len(x), 1, noise)
     return x.mT, log_det
+
+
+def unroll_network(
+    spec: NetworkSpec, univariate: Univariate, z: Tensor, shared: Tensor | None, tensors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Solve as ``invert_network`` does, in operations that change nothing: anything can differentiate and trace it.
+
+    Args:
+        spec: a masked network, its outputs ordered element by element.
+        univariate: the map f.
+        z: ``(elements, rows)``.
+        shared: as in ``network``.
+        tensors: likewise.
+
+    Returns:
+        x ``(elements, rows)`` and log|det dx/dz| ``(rows,)``.
+    """
+    activation, last = ACTIVATIONS[spec.activation], len(spec.layers)
+    ends = [[*range(len(z) + 1)], *(list(wiring.ends or ()) for wiring in spec.layers)]
+    values: list[list[Tensor]] = [[] for _ in ends]  # of each layer, the inputs' first, what is known so far
+    x: list[Tensor] = []
+    logs: list[Tensor] = []
+    for k, noise in enumerate(z.unbind(0)):
+        params = z.new_zeros(0)
+        for index in range(1, last + 1):
+            units = slice(ends[index][k - 1] if k else 0, ends[index][k])
+            if units.start == units.stop:
+                continue
+            weight, bias = tensors[2 * index - 2][units], tensors[2 * index - 1][units, None]
+            known = torch.cat(values[index - 1]) if values[index - 1] else None
+            if known is None:
+                total = bias.expand(-1, z.shape[1])
+            else:
+                total = torch.addmm(bias, weight[:, : ends[index - 1][k]], known)
+            if index == 1 and shared is not None:
+                total = total + shared.mT[units]
+            if index == last:
+                if spec.direct is not None and k:
+                    total = total + tensors[-1][units, :k] @ torch.cat(values[0])
+                params = total
+                continue
+            new = activation(total)
+            values[index].append(new if known is None or not spec.residual[index - 1] else known[units] + new)
+        value, log_derivative = univariate.generate(noise, params)
+        x.append(value)
+        logs.append(log_derivative)
+        values[0].append(soft_bound(value, spec.bound)[None])
+    return torch.stack(x), torch.stack(logs).sum(0)
 
 
 def solve_transposed_network(

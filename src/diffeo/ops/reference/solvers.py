@@ -7,7 +7,8 @@ rows they are (indices, or None for all of them).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -129,11 +130,28 @@ def fixed(f: Derivative, y: Tensor, start: float, stop: float, method: str, step
     """
     rows = y.shape[:1]
     tableau, h = FIXED[method], y.new_full(rows, (stop - start) / steps)
+    if torch.compiler.is_exporting():
+        return _looped(f, y, start, stop, tableau, steps)
     for index in range(steps):
         t = y.new_full(rows, start + index * (stop - start) / steps)
         y = _add(y, h, tableau.weights, _stages(f, tableau, t, h, y, f(t, y, None), None))
         _check_finite(y, t, None)
     return y
+
+
+def _looped(f: Derivative, y: Tensor, start: float, stop: float, tableau: Tableau, steps: int) -> Tensor:
+    """``fixed`` as a loop in the graph, whose size does not grow with the steps."""
+    scan: Any = import_module("torch._higher_order_ops.scan").scan
+
+    def step(y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        t = t.expand(y.shape[0])
+        h = torch.full_like(t, (stop - start) / steps)
+        new = _add(y, h, tableau.weights, _stages(f, tableau, t, h, y, f(t, y, None), None))
+        return new, t[:1].clone()  # a loop has to have results of its steps
+
+    times = start + torch.arange(steps, dtype=y.dtype, device=y.device) * ((stop - start) / steps)
+    result: Tensor = scan(step, y, times)[0]
+    return result
 
 
 def adaptive(f: Derivative, y: Tensor, control: Control) -> AdaptiveSolution:

@@ -1,0 +1,1 @@
+"""Runs as programs that need no diffeo: flow and preprocessing as plain operations, in files of other runtimes."""

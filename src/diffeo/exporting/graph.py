@@ -1,0 +1,109 @@
+"""From a program to a graph of plain operations of any number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from diffeo.exporting.program import Program
+
+__all__ = ["traced"]
+
+aten = torch.ops.aten
+END = 2**63 - 1  # of a slice, for "to the end"
+WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+@torch.no_grad()
+def traced(program: Program, examples: Mapping[str, Tensor]) -> ExportedProgram:
+    """The graph of a program: the reference implementation, its weights and what follows from them constants.
+
+    Args:
+        program: in evaluation mode.
+        examples: a tensor for each of its inputs.
+    """
+    rows = Dim("rows", min=1)
+    shapes = {name: {0: rows} for name in examples}
+    return folded(torch.export.export(program, (), dict(examples), dynamic_shapes=shapes))
+
+
+def folded(exported: ExportedProgram) -> ExportedProgram:
+    """The same program with everything computed that depends on no input, and with slices that say where they end.
+
+    Args:
+        exported: a program that changes nothing but its output.
+    """
+    graph, signature = exported.graph_module.graph, exported.graph_signature
+    specs = {spec.arg.name: spec for spec in signature.input_specs}
+    for node in [*graph.nodes]:
+        source: Any = node.args[0] if node.args else None
+        if node.target is aten.detach_.default:  # of a constant just made
+            node.replace_all_uses_with(source)
+        if node.target in (aten.detach_.default, aten._assert_tensor_metadata.default):
+            graph.erase_node(node)
+        elif node.target is aten.slice.Tensor:
+            _bound(node)
+    known: dict[Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder" and specs[node.name].kind in WEIGHTS:
+            target = str(specs[node.name].target)
+            weight = exported.state_dict[target] if target in exported.state_dict else exported.constants[target]
+            known[node] = weight.detach()
+        elif node.op == "call_function" and _pure(node) and all(each in known for each in node.all_input_nodes):
+            arguments, keywords = map_arg((node.args, node.kwargs), lambda each: known[each])
+            known[node] = node.target(*arguments, **keywords)
+    constants: dict[str, Tensor] = {}
+    first = next(node for node in graph.nodes if node.op == "placeholder")
+    for node, value in known.items():
+        if isinstance(value, Tensor) and any(user not in known for user in node.users):
+            name = f"constant_{len(constants)}"
+            constants[name] = value.contiguous().clone()
+            with graph.inserting_before(first):
+                constant = graph.placeholder(name)
+            constant.meta.update(node.meta)
+            node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in known)
+    graph.eliminate_dead_code()
+    for node in [*graph.nodes]:
+        if node.op == "placeholder" and node in known:
+            graph.erase_node(node)
+    kind = InputKind.CONSTANT_TENSOR
+    inputs = [
+        InputSpec(kind, TensorArgument(node.name), node.name) if node.name in constants else specs[node.name]
+        for node in graph.nodes
+        if node.op == "placeholder"
+    ]
+    graph.lint()
+    exported.graph_module.recompile()
+    return ExportedProgram(
+        exported.graph_module, graph, ExportGraphSignature(inputs, signature.output_specs), {},
+        exported.range_constraints, exported.module_call_graph, exported.example_inputs, constants,
+        verifiers=exported.verifiers,
+    )  # fmt: skip
+
+
+def _bound(node: Node) -> None:
+    """Say where a slice ends: "to the end", a number beyond all sizes, is not understood everywhere."""
+    arguments: Any = node.args
+    source, dim, start, end, step = (*arguments, *(0, 0, END, 1)[len(arguments) - 1 :])
+    size = source.meta["val"].shape[dim]
+    if end is None or (isinstance(end, int) and end >= END):
+        if start in (0, None) and step == 1:
+            node.replace_all_uses_with(source)
+        elif isinstance(size, int):
+            node.args = (source, dim, start, size, step)
+
+
+def _pure(node: Node) -> bool:
+    target = node.target
+    if not callable(target) or node.is_impure():
+        return False
+    if isinstance(target, torch._ops.OpOverload):
+        return target.namespace == "aten" and torch.Tag.nondeterministic_seeded not in target.tags
+    return getattr(target, "__name__", "") == "getitem"

@@ -1,0 +1,39 @@
+"""Operations on numbers that are an array of NumPy's or a tensor of PyTorch's, where the two have other names for them.
+
+So what a column's values become is written once, and an exported program computes the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["Numbers", "below", "entries", "floats", "numbers_of"]
+
+Numbers = Any  # np.ndarray or torch.Tensor
+
+
+def numbers_of(values: Numbers) -> Any:
+    """The library whose these are: ``numpy`` or ``torch``, for all that has one name in both."""
+    return torch if isinstance(values, torch.Tensor) else np
+
+
+def below(edges: np.ndarray, values: Numbers) -> Numbers:
+    """How many of the ascending edges lie below each value, as ``np.searchsorted`` counts; for tensors by comparing."""
+    if isinstance(values, torch.Tensor):
+        return (values[..., None] > torch.as_tensor(edges, device=values.device)).sum(-1)
+    return np.searchsorted(edges, values)
+
+
+def entries(table: np.ndarray, places: Numbers) -> Numbers:
+    """The entries of a table at these places, which are whole numbers of any type."""
+    if isinstance(places, torch.Tensor):
+        return torch.as_tensor(table, device=places.device)[places.long()]
+    return table[places.astype(int)]
+
+
+def floats(values: Numbers) -> Numbers:
+    """The same values in double precision."""
+    return values.double() if isinstance(values, torch.Tensor) else values.astype(np.float64)
