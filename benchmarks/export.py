@@ -40,9 +40,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0.1, help="of training, for each recipe")
     arguments = parser.parse_args()
     print(f"{torch.get_num_threads()} threads; agrees: largest difference, of what is allowed")
-    print(
-        f"{'recipe':<22}{'what':<10}{'to':<6}{'agrees':>8}{'MB':>8}{'export s':>10}{'load s':>8}{'rows/s':>12}{'own':>12}"
-    )
+    print(f"{'recipe':<22}{'what':<10}{'to':<6}{'agrees':>8}{'MB':>8}", end="")
+    print(f"{'export s':>10}{'load s':>8}{'rows/s':>12}{'own':>12}")
     with TemporaryDirectory() as folder:
         for name in arguments.models:
             kind, _, model = name.rpartition(":")
