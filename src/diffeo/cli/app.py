@@ -32,6 +32,7 @@ from diffeo.cli.parse import (
     arguments_of,
 )
 from diffeo.errors import UserError
+from diffeo.legible import legible
 from diffeo.progress import Rows
 
 app = Typer(
@@ -93,7 +94,7 @@ def _command(*, counts: str | None = None, trains: bool = False) -> Callable[[Ca
 def _interrupted(name: str, options: Mapping[str, Any], what: str) -> int:
     source, out = options.get("run") or options["source"], str(options["out"])
     again = shlex.join(["diffeo", name, str(source), "--out", out, "--resume"])
-    print(f"diffeo: interrupted; {what}; go on with: {again}", file=sys.stderr)
+    print(legible(f"diffeo: interrupted; {what}; go on with: {again}"), file=sys.stderr)
     return INTERRUPTED
 
 
@@ -102,9 +103,10 @@ def _print(name: str, summary: Mapping[str, Any], as_json: bool, results_on_stdo
     from diffeo.training.run import plain
 
     if as_json:
-        print(json.dumps(plain(summary), indent=2))
+        print(json.dumps(plain(summary), indent=2).replace("\x7f", "\\u007f"))  # all else is escaped already
     else:
-        print(getattr(show, name)(summary), file=sys.stderr if results_on_stdout else sys.stdout)
+        said = getattr(show, name)(summary)
+        print("\n".join(map(legible, said.split("\n"))), file=sys.stderr if results_on_stdout else sys.stdout)
 
 
 def _open(page: str) -> None:
@@ -117,7 +119,7 @@ def _open(page: str) -> None:
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {legible(text)}", file=sys.stderr)
 
 
 def _version(asked: bool) -> None:

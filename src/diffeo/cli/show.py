@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from diffeo.legible import legible
 from diffeo.report import words
 
 __all__ = [
@@ -23,6 +24,9 @@ __all__ = [
     "sample",
     "score",
 ]
+
+
+LONGEST, CELL = 400, 60  # characters of a fact in a line, and of a cell of a table
 
 
 def fit(summary: Mapping[str, Any]) -> str:
@@ -317,18 +321,18 @@ def _parts(parts: Iterable[words.Rows | words.Columns]) -> list[str]:
 
 
 def _page(head: str, rows: words.Rows, *rest: str) -> str:
-    return "\n".join([head, *_table(rows), *rest])
+    return "\n".join([legible(head), *_table(rows), *rest])
 
 
 def _table(rows: words.Rows) -> list[str]:
-    rows = [row for row in rows if row[1]]
+    rows = [(legible(name, CELL), text) for name, text in rows if text]
     width = max((len(name) for name, _ in rows), default=0)
-    return [f"  {name:<{width}}  {text}" for name, text in rows]
+    return [f"  {name:<{width}}  {legible(text, LONGEST)}" for name, text in rows]
 
 
 def _below(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
     """A table of several columns after an empty line; nothing where it has no rows."""
-    table = [head, *rows]
+    table = [head, *(tuple(legible(cell, CELL) for cell in row) for row in rows)]
     if len(table) == 1:
         return []
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
