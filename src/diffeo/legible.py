@@ -1,4 +1,4 @@
-"""Text from elsewhere, made fit to be shown: names of files and columns, what a run directory says, others' messages."""
+"""Text from elsewhere, made fit to be shown: names of files and columns, what a run says, other programs' messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ def legible(text: object, longest: int | None = LINE) -> str:
     r"""Return a text on one line in which nothing steers a terminal, turns the direction of writing, or is endless.
 
     Control and escape characters, line ends, marks of direction and what is no character are shown escaped, as Python
-    does; so are the bytes of a file's name that are no UTF-8. What is too long is cut in the middle, and its length named.
+    does; so are the bytes of a file's name that are no UTF-8. What is too long is cut in the middle, and its length
+    named.
 
     Args:
         text: from a file, say.

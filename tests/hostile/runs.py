@@ -74,7 +74,7 @@ def _case(
         (run / "model.json").write_text(json.dumps(model))
         return words_of(command, run, models, kind)
 
-    return Case(name, write, named="run", **judged)
+    return Case(name, write, named=None if command == "score" and not judged else "run", **judged)
 
 
 def copied(models: Models, kind: str, folder: Path) -> Path:
@@ -162,9 +162,9 @@ def _senseless(models: Models) -> Iterator[Case]:
             yield _case(models, "audio", f"audio {key} {value!r}", _placed(["schema", key], value), "sample", refused=True)
     for key, value in (
         ("metrics", {"validation": 3}), ("metrics", {"validation": {"nll": "low"}}), ("metrics", {"rows": {"train": "all"}}),
-        ("metrics", []), ("provenance", []), ("provenance", {"data": 3}), ("provenance", {"versions": []}),
+        ("metrics", []), ("provenance", []), ("provenance", {"data": 3}), ("provenance", {"versions": []}), ("metrics", {"calibration": {}}), ("metrics", {"calibration": {"sbc": {"a": []}}}),
         ("provenance", {"seed": "zero"}), ("provenance", {"settings": 4}), ("provenance", {"distillation": 4}),
-        ("metrics", {"epochs": 3}), ("metrics", {"epochs": 3, "seconds": "long"}), ("metrics", {"weights": [1]}),
+        ("metrics", {"epochs": 3, "seconds": "long"}), ("metrics", {"weights": [1]}),
         ("provenance", {"date": {}}), ("provenance", {"data": {"name": ["a"]}}), ("schema", []), ("recipe", {}), ("recipe", "maf"),
     ):  # fmt: skip
         yield _case(models, "numbers", f"{key} {value!r}", _placed([key], value), refused=True)
@@ -181,7 +181,7 @@ def _senseless(models: Models) -> Iterator[Case]:
     def retrained(folder: Path) -> list[str | Path]:
         run = copied(models, "numbers", folder)
         model = json.loads((run / "model.json").read_text())
-        model["weights"] = "0" * 64
+        model["weights"] = ["0" * 64]
         (run / "model.json").write_text(json.dumps(model))
         return ["info", run]
 
@@ -252,7 +252,6 @@ def _text(models: Models) -> Iterator[Case]:
         (_placed(["provenance"], {}), "report"),
         (_placed(["metrics"], {}), "report"),
         (_placed(["metrics"], {}), "anomalies"),
-        (_placed(["provenance"], {}), "distill"),
         (_placed(["provenance", "data", "name"], 3), "distill"),
     ):
         for kind in ("images", "audio", "numbers"):
@@ -345,7 +344,7 @@ def _files(models: Models) -> Iterator[Case]:
 
     for file in ("model.json", "model.safetensors", "rows.safetensors"):
         refused = None if file == "rows.safetensors" else True
-        for target in ("/dev/zero", "/dev/stdin", "/dev/full", "/dev/null", "/dev/random", "loop", ".", "/nowhere", "/proc/self/mem"):
+        for target in ("/dev/zero", "/dev/stdin", "/dev/full", "/dev/null", "/dev/random", "loop", ".", "/nowhere", "/proc/self/mem", "/proc/kmsg"):
             yield Case(f"{file} -> {target}", linked(target, file), refused=refused, named="run", seconds=5)
 
         def pipe(folder: Path, file: str = file) -> list[str | Path]:

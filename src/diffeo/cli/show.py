@@ -233,7 +233,7 @@ def info(summary: Mapping[str, Any]) -> str:
             ("arguments", ", ".join(f"{k}={v}" for k, v in summary["arguments"].items() if k not in words.LONG)),
             ("fast", " and ".join(summary["fast"]) or "neither log_prob nor sample"),
             *words.likelihoods(metrics),
-            ("trained", words.trained(metrics) if "epochs" in metrics else "not to the end"),
+            ("trained", words.trained(metrics) if metrics.keys() >= {"epochs", "seconds"} else "not to the end"),
             ("stack", words.stack(metrics.get("weights", {}))),
             ("data", f"{data.get('name', '?')}, {summary['rows']:,} {unit}"),
             ("weights", words.when(summary.get("weighted_by"), "column {!r}, which is not modelled")),

@@ -355,7 +355,7 @@ def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, A
     try:
         flow = build(name, {**arguments, **chosen, **sizes})
     except ValueError as error:
-        raise UserError(f"model {name!r}: {error}") from error
+        raise UserError(f"{dataset.name}: model {name!r}: {error}; change or leave out that option") from error
     if not (flow.has_log_prob or flow.has_bound):
         raise UserError(
             f"model {name!r}: a few fixed steps have no likelihood to report; leave steps out, and make a sampler of "

@@ -98,7 +98,14 @@ def report(
     result = checked(opened, examples, seed) if examples is not None and likelihood else None
     with tempfile.TemporaryDirectory() as folder:
         shown = kind(opened, Path(folder), examples, source, options, seed)
-        document = _document(opened, facts, result, shown)
+        try:
+            document = _document(opened, facts, result, shown)
+        except (KeyError, TypeError, AttributeError) as error:
+            if "distillation" not in facts["metrics"]:
+                raise
+            raise UserError(
+                f"{opened.path}: model.json is damaged: what it says of its distillation cannot be read; restore it"
+            ) from error
     text, notes = to_html(document)
     for path, content in (
         (page, text), (card, to_markdown(document, _front(document, opened, facts, shown), page.name)),
@@ -258,7 +265,7 @@ def _likelihood(
                 words.with_error(part[dimension], part.get(f"{dimension}_stderr")),
             )
         )
-        if "elbo" in part:
+        if part.keys() >= {"elbo", "elbo_stderr", "samples"}:
             elbo = words.with_error(-part["elbo"], part["elbo_stderr"])
             lines.append((f"{name}: -ELBO ({part['samples']:,} samples for the line above)", "", elbo, ""))
     blocks: list[Block] = []
@@ -344,12 +351,12 @@ def _calibration(result: Mapping[str, Any] | None, shown: RunReport) -> list[Blo
 
 def _training(opened: OpenRun, facts: Mapping[str, Any], shown: RunReport) -> list[Block]:
     metrics = facts["metrics"]
-    if "epochs" not in metrics:
+    if not metrics.keys() >= {"epochs", "seconds"}:
         return [Text("The training did not end.", warning=True)]
     skipped = metrics.get("skipped_batches")
     rows = [
         ("time", words.trained(metrics)),
-        ("end", words.stopped(metrics) if "best_epoch" in metrics else ""),
+        ("end", words.stopped(metrics) if metrics.keys() >= {"best_epoch", "stopped"} else ""),
         ("skipped", f"{skipped:,} batches were not finite" if skipped else ""),
     ]
     pictures = shown.training(opened)

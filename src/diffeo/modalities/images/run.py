@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffeo.errors import UserError
+from diffeo.fields import Fields, ListOf, Number, Text, problem
 from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Words, choose, held_out
 from diffeo.modalities.images.dataset import describe_images, hold_out, one_hot
 from diffeo.modalities.images.gallery import save_grid, save_npz, save_pngs
@@ -26,6 +27,13 @@ __all__ = ["ImageRun"]
 
 CHUNK = 500  # images at a time
 MOST = 2_000  # to check by: drawing and classifying more would take minutes
+
+SCHEMA = Fields(
+    required={
+        "kind": Text(("images",)), "shape": ListOf(Number(1, 2**20, whole=True), 3, 3),
+        "levels": Number(2, 256, whole=True), "classes": ListOf(Text()),
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,13 +51,12 @@ class ImageRun(OpenRun):
     def restore(cls, stored: StoredRun, path: str, device: torch.device) -> Self:
         """Read what the images are like, and prove that the flow fits them."""
         schema = stored.schema or {}
-        try:
-            channels, height, width = schema["shape"]
-            shape, levels, classes = (channels, height, width), schema["levels"], tuple(schema["classes"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise UserError(
-                f"{stored.path}: model.json is damaged: its images are not described; train again"
-            ) from error
+        if fault := problem(schema, SCHEMA):
+            raise UserError(f"{stored.path}: model.json is damaged: of its images {fault}; restore it or train again")
+        channels, height, width = schema["shape"]
+        shape, levels, classes = (channels, height, width), schema["levels"], tuple(schema["classes"])
+        if len(set(classes)) != len(classes):
+            raise UserError(f"{stored.path}: model.json is damaged: classes are named twice; restore it or train again")
         context = (len(classes),) if classes else ()
         if tuple(stored.flow.event_shape) != shape or stored.flow.context_shape != context:
             raise UserError(f"{stored.path}: model.json is damaged: its model does not fit its images; train again")

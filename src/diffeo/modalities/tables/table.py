@@ -221,7 +221,9 @@ class Table:
         absent = [name for name in columns if name not in order]
         if self.has_names or (positions is None and not absent):
             if absent:
-                raise UserError(f"{self.name}: lacks {_columns(absent)}; it has {_listed(self.all_names)}")
+                raise UserError(
+                    f"{self.name}: lacks {_columns(absent)}; it has {_listed(self.all_names)}: check the names"
+                )
             places = [order[name] for name in columns]
         else:
             places = self._by_position(columns, positions or columns)
