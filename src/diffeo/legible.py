@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["LINE", "encodable", "legible"]
+__all__ = ["LINE", "legible"]
 
 LINE = 450  # characters of a line in a terminal
 _STEERING = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # controls, directions of writing, surrogates, no characters
@@ -36,11 +36,6 @@ def legible(text: object, longest: int | None = LINE) -> str:
     tail = (longest - len(note)) // 3
     head = longest - len(note) - tail
     return _escaped(text[:head])[:head] + note + _escaped(text[-tail:])[-tail:]
-
-
-def encodable(text: str) -> str:
-    """Return a name, whose bytes need not be text, as one that any file can hold: these bytes are escaped."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _escaped(text: str) -> str:

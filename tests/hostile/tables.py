@@ -65,7 +65,7 @@ def _cells(models: Models) -> Iterator[Case]:
         half = [(cell if i % 2 else row[0], *row[1:]) for i, row in enumerate(PLAIN)]
         yield Case(f"{name}, once, scored", _file("data.csv", _csv("a,b,k", one), _score(models)), named="data.csv")
         yield Case(f"{name}, once", _file("data.csv", _csv("a,b,k", one), _fit), named="data.csv")
-        yield Case(f"{name}, in every row", _file("data.csv", _csv("a,b,k", column), _fit), named="data.csv")
+        yield Case(f"{name}, in every row", _file("data.csv", _csv("a,b,k", column), _learn), named="data.csv")
         yield Case(f"{name}, in every other row", _file("data.csv", _csv("a,b,k", half), _learn), named="data.csv")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shlex
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 from typer import Argument, Exit, Option, Typer
 
 from diffeo.cli.parse import (
+    LIMITS,
     Data,
     Decimal,
     Device,
@@ -33,6 +35,7 @@ from diffeo.cli.parse import (
 )
 from diffeo.errors import UserError
 from diffeo.legible import legible
+from diffeo.limits import raised
 from diffeo.progress import Rows
 
 app = Typer(
@@ -43,6 +46,11 @@ app = Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 INTERRUPTED = 130  # the exit code
+LIMITED = {
+    "columns": ("fit", "posterior"),
+    "pixels": ("fit", "score", "inpaint", "distill", "check", "report"),
+    "bytes": None,
+}
 
 
 def _command(*, counts: str | None = None, trains: bool = False) -> Callable[[Callable[..., None]], Callable[..., int]]:
@@ -56,9 +64,13 @@ def _command(*, counts: str | None = None, trains: bool = False) -> Callable[[Ca
     def decorate(signature: Callable[..., None]) -> Callable[..., int]:
         name = signature.__name__
 
-        @app.command()
         @wraps(signature)
         def command(*, as_json: bool, **options: Any) -> int:
+            given = {name: options.pop(f"max_{name}") for name in allowed}
+            with raised(**{name: number for name, number in given.items() if number is not None}):
+                return run(as_json, options)
+
+        def run(as_json: bool, options: dict[str, Any]) -> int:
             results_on_stdout = counts is not None and str(options["out"] or "-") == "-"
             if as_json and results_on_stdout:
                 raise UserError("rows and JSON cannot both go to stdout; give --out FILE with --json")
@@ -86,7 +98,19 @@ def _command(*, counts: str | None = None, trains: bool = False) -> Callable[[Ca
                 return 0
             return _interrupted(name, options, f"the best so far is in {options['out']}")
 
-        return command
+        # Options that every command has that reads data of a kind; typer reads the signature and the annotations.
+        allowed = [limit for limit, commands in LIMITED.items() if commands is None or name in commands]
+        shape = inspect.signature(signature, eval_str=True)
+        added = [
+            inspect.Parameter(
+                f"max_{limit}", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=LIMITS[limit]
+            )
+            for limit in allowed
+        ]
+        parameters = [*shape.parameters.values(), *added]
+        command.__signature__ = shape.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {each.name: each.annotation for each in parameters} | {"return": int}
+        return app.command()(command)
 
     return decorate
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffeo.atomic import atomic_write
 from diffeo.errors import UserError
+from diffeo.paths import openable
 
 __all__ = ["digest", "hash_tensor", "load_tensors", "read_shapes", "save_tensors"]
 
@@ -106,7 +107,7 @@ def read_shapes(path: str | os.PathLike[str], remedy: str) -> dict[str, tuple[in
 def _opened(path: str | os.PathLike[str], remedy: str) -> Iterator[Any]:
     """A safetensors file open for reading; what cannot be read is a ``UserError`` that ends in ``remedy``."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with openable(path) as name, safe_open(name, framework="pt") as file:
             yield file
     except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
         name = os.fspath(path)

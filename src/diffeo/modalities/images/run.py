@@ -81,7 +81,9 @@ class ImageRun(OpenRun):
         _, height, width = self.shape
         images = open_images(source, (height, width) if _is_pictures(source) else None)
         if images.shape != self.shape:
-            raise UserError(f"{images.name}: {self.path} knows images of {size(self.shape)}, got {size(images.shape)}")
+            raise UserError(
+                f"{images.name}: {self.path} knows images of {size(self.shape)}, got {size(images.shape)}; convert them"
+            )
         if images.levels != self.levels:
             raise UserError(
                 f"{images.name}: {self.path} knows {self.levels} levels of grey, got {images.levels}; an .npz says how"
@@ -101,7 +103,7 @@ class ImageRun(OpenRun):
             raise UserError(f"{images.name}: {self.path} is conditional on labels; give images that have them")
         if images.classes != self.classes:
             known, got = (", ".join(names) for names in (self.classes, images.classes))
-            raise UserError(f"{images.name}: {self.path} knows the classes {known}, got {got}")
+            raise UserError(f"{images.name}: {self.path} knows the classes {known}, got {got}; rename them")
         return one_hot(images.labels, len(self.classes)).to(self.device)
 
     def scoring(self, source: Any, options: Mapping[str, Any]) -> Scoring:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from diffeo.errors import UserError
 from diffeo.modalities.tables.delimited import REMEDIES, complaint, floats, leave_out
 from diffeo.modalities.tables.dictionary import Dictionary
+from diffeo.paths import openable
 
 __all__ = ["ArrowSource", "FeatherSource", "ParquetSource"]
 
@@ -177,7 +178,9 @@ def _is_index(column: str) -> bool:
 
 def _unreadable(name: str, kind: str, error: Exception) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return UserError(f"{name}: cannot be read as {kind}, it is damaged, incomplete or something else ({reason})")
+    return UserError(
+        f"{name}: cannot be read as {kind}, it is damaged, incomplete or something else ({reason}); get it anew"
+    )
 
 
 class ParquetSource(_Columnar):
@@ -190,7 +193,7 @@ class ParquetSource(_Columnar):
 
         self._path = path
         try:
-            with pq.ParquetFile(path) as file:
+            with openable(path) as name, pq.ParquetFile(name) as file:
                 super().__init__(str(path), file.schema_arrow, na)
                 self.num_rows = file.metadata.num_rows
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -201,7 +204,7 @@ class ParquetSource(_Columnar):
 
         known = self._schema.names
         names = [known[i] for i in positions]
-        with pq.ParquetFile(self._path, pre_buffer=False) as file:
+        with openable(self._path) as name, pq.ParquetFile(name, pre_buffer=False) as file:
             for batch in file.iter_batches(batch_size=rows, columns=names):
                 yield batch.select(names)
 
@@ -214,7 +217,7 @@ class FeatherSource(_Columnar):
     def __init__(self, path: Path, na: Sequence[str] = ()) -> None:
         self._path = path
         try:
-            with pa.memory_map(str(path)) as file:
+            with openable(path) as name, pa.memory_map(name) as file:
                 self._stream = file.read(6) != b"ARROW1"  # the file format, or a stream saved as it came
                 file.seek(0)
                 if self._stream:
@@ -231,7 +234,7 @@ class FeatherSource(_Columnar):
         known = self._schema.names
         names = [known[i] for i in positions]
         options = pa.ipc.IpcReadOptions(included_fields=sorted(positions))
-        with pa.memory_map(str(self._path)) as file:
+        with openable(self._path) as name, pa.memory_map(name) as file:
             if self._stream:
                 for batch in pa.ipc.open_stream(file, options=options):
                     yield batch.select(names)

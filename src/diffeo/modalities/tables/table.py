@@ -16,6 +16,7 @@ from diffeo.modalities.tables.columnar import ArrowSource, FeatherSource, Parque
 from diffeo.modalities.tables.dates import to_temporal
 from diffeo.modalities.tables.delimited import DelimitedSource
 from diffeo.modalities.tables.dictionary import Dictionary
+from diffeo.paths import encodable
 
 __all__ = ["EXTENSIONS", "ROWS", "Table", "extension", "open_table"]
 
@@ -441,6 +442,7 @@ def open_table(
     Raises:
         UserError: if the source cannot be opened as a table.
     """
+    na = [mark for mark in na if encodable(mark) == mark]  # no cell is what cannot be text
     if isinstance(source, Table):
         table = Table(source._source, missing or source.missing, source.na)
         table._memory = source._memory
