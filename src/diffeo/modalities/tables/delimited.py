@@ -7,7 +7,7 @@ import re
 import shlex
 import zlib
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from diffeo.errors import UserError
-from diffeo.limits import check_expansion
+from diffeo.limits import EXPANDED, check_expansion
 from diffeo.modalities.tables.dictionary import Dictionary
 from diffeo.paths import openable
 
@@ -160,6 +160,8 @@ class DelimitedSource:
             self._gzip = file.read(2) == b"\x1f\x8b"
         if path.suffix.lower() == ".gz" and not self._gzip:
             raise UserError(f"{self.name}: is not compressed by gzip; name it {path.stem}, or compress it")
+        if self._gzip:
+            self._check_expansion()
         with self._bytes() as file:
             self._encoding = _encoding(file.read(4))
         try:
@@ -521,6 +523,16 @@ class DelimitedSource:
     def _take_latin(self) -> None:
         self._encoding = "latin-1"
         self.notes.append("the file is no UTF-8 text and was read as Latin-1")
+
+    def _check_expansion(self) -> None:
+        """Refuse a compressed file that begins as one that expands without end, and does."""
+        size = 0
+        with suppress(OSError, EOFError, zlib.error), self._path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as file:
+            while chunk := file.read(BLOCK):  # whose error comes with its remedy when the table is read
+                size += len(chunk)
+                if size <= EXPANDED * raw.tell():
+                    return
+                check_expansion(self.name, size, raw.tell())
 
     @contextmanager
     def _text(self, errors: str = "replace") -> Iterator[TextIO]:
