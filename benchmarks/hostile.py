@@ -36,7 +36,9 @@ def main() -> None:
             models = make(place)
         counts = []
         for kind in options.kinds:
-            cases = [case for case in importlib.import_module(f"hostile.{kind}").cases(models) if options.only in case.name]
+            cases = [
+                case for case in importlib.import_module(f"hostile.{kind}").cases(models) if options.only in case.name
+            ]
             began, short = time.monotonic(), 0
             for number, case in enumerate(cases):
                 faults = judged(case, place / f"{kind}-{number}")

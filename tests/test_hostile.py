@@ -19,7 +19,7 @@ from diffeo.errors import UserError
 from diffeo.legible import LINE, legible
 from diffeo.training.run import save_weights
 from hostile.judge import judged
-from hostile.models import make
+from hostile.models import SMALL, make
 
 KINDS = {"runs": 400, "tables": 250, "pictures": 100, "recordings": 60}
 BOMBS = """
@@ -57,7 +57,10 @@ def test_bombs(models):
         limit = 8 << 30
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [Path(diffeo.__file__).parents[1], Path(__file__).parent]))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, [Path(diffeo.__file__).parents[1], Path(__file__).parent])),
+    }
     done = subprocess.run(
         [sys.executable, "-c", BOMBS, str(models.folder)], env=environment, preexec_fn=bounded, capture_output=True,
         text=True, timeout=280,
@@ -117,7 +120,7 @@ def test_limits_can_be_raised(models, tmp_path, capsys):
     from hostile.bombs import wide
 
     (tmp_path / "wide.csv").write_bytes(wide(40))
-    words = ["fit", str(tmp_path / "wide.csv"), "--out", str(tmp_path / "run"), "--folds", "1", "--epochs", "1", "--no-figures"]
+    words = ["fit", str(tmp_path / "wide.csv"), "--out", str(tmp_path / "run"), "--folds", "1", *SMALL]
     assert main([*words, "--max-columns", "39"]) == 2
     assert "wide.csv: has 40 columns" in (said := capsys.readouterr().err)
     assert "--max-columns 40" in said
@@ -136,6 +139,6 @@ def test_formulas_are_text(tmp_path):
 
     data, out = tmp_path / "data.csv", tmp_path / "out.csv"
     data.write_text("t,x\n" + "".join(f"=cmd{i % 2},{i}.5\n" for i in range(40)))
-    assert main(["fit", str(data), "--out", str(tmp_path / "run"), "--folds", "1", "--epochs", "1", "--no-figures"]) == 0
+    assert main(["fit", str(data), "--out", str(tmp_path / "run"), "--folds", "1", *SMALL]) == 0
     assert main(["sample", str(tmp_path / "run"), "-n", "20", "--out", str(out)]) == 0
     assert {line.split(",")[0].strip('"') for line in out.read_text().splitlines()[1:]} <= {"=cmd0", "=cmd1"}

@@ -64,8 +64,9 @@ def _cells(models: Models) -> Iterator[Case]:
         column = [(cell, *row[1:]) for row in PLAIN]
         half = [(cell if i % 2 else row[0], *row[1:]) for i, row in enumerate(PLAIN)]
         yield Case(f"{name}, once, scored", _file("data.csv", _csv("a,b,k", one), _score(models)), named="data.csv")
-        if k % 2:
+        if k % 3 == 0:
             yield Case(f"{name}, once", _file("data.csv", _csv("a,b,k", one), _fit), named="data.csv")
+        elif k % 3 == 1:
             yield Case(f"{name}, in every row", _file("data.csv", _csv("a,b,k", column), _learn), named="data.csv")
         else:
             yield Case(f"{name}, in every other row", _file("data.csv", _csv("a,b,k", half), _learn), named="data.csv")
@@ -129,7 +130,7 @@ def _texts(models: Models) -> Iterator[Case]:
     }  # fmt: skip
     for name, data in contents.items():
         yield Case(f"text: {name}", _file("data.csv", data, _learn), named="data.csv")
-    for name in ("zeros", "UTF-16", "UTF-32", "an open quote", "a cell of a megabyte", "5000 cells in a row", "surrogates", "escapes", "categories of escapes"):
+    for name in ("UTF-16", "a cell of a megabyte", "5000 cells in a row", "surrogates", "categories of escapes"):
         yield Case(f"text: {name}, scored", _file("data.csv", contents[name], _score(models)), named="data.csv")
         yield Case(f"text: {name}, scored by a mixed density", _file("data.csv", contents[name], _score(models, "mixed")), named="data.csv")
     packed = gzip.compress(plain)
@@ -185,10 +186,10 @@ def _binary(models: Models) -> Iterator[Case]:
     """Files of numbers: cut short, with flipped bits, with headers that lie."""
     for kind in ("parquet", "feather", "arrow", "npy", "npz"):
         whole = _whole(kind)
-        for k in range(3):
-            cut = len(whole) * k // 3
+        for k in range(2):
+            cut = len(whole) * (3 * k + 1) // 5
             yield Case(f"{kind}: cut at {cut}", _file(f"data.{kind}", whole[:cut], _score(models)), refused=True, named=f"data.{kind}")
-            for at in (len(whole) * k // 3 + 3, len(whole) * (2 * k + 1) // 6):
+            for at in (len(whole) * k // 2 + 3, len(whole) * (2 * k + 1) // 4):
                 data = whole[:at] + bytes([whole[at] ^ (1 << k)]) + whole[at + 1 :]
                 yield Case(f"{kind}: byte {at}", _file(f"data.{kind}", data, _score(models)), named=f"data.{kind}")
         yield Case(f"{kind}: text", _file(f"data.{kind}", _csv("a,b,k", PLAIN), _fit), refused=True, named=f"data.{kind}")
@@ -252,7 +253,7 @@ def _typed(models: Models) -> Iterator[Case]:
         "intervals": pa.array([pa.MonthDayNano([1, 2, 3])] * 40), "one bit": pa.array([i == 7 for i in range(40)]),
     }  # fmt: skip
     for k, (name, column) in enumerate(columns.items()):
-        for kind in ("parquet", "feather")[: 1 + (k % 4 == 0)]:
+        for kind in ("parquet", "feather")[k % 4 == 0 :][:1]:
             file = io.BytesIO()
             try:
                 table = pa.table({"a": x, "t": column})
