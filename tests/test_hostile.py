@@ -1,6 +1,6 @@
 """Hostile and broken files: refused in one line or read, in bounded time and memory, with nothing left behind.
 
-``tests/hostile/`` makes them, and has the judge; ``python benchmarks/hostile.py`` prints how many fall short.
+``tests/hostile/`` makes them, and has the judge; ``python benchmarks/hostile_files.py`` prints how many fall short.
 """
 
 import importlib

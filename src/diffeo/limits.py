@@ -37,7 +37,7 @@ def limits() -> Limits:
 
 
 @contextmanager
-def raised(**given: int) -> Iterator[None]:
+def raised(**changes: int) -> Iterator[None]:
     """Change limits, by name, for all threads, within a block.
 
     Example:
@@ -48,7 +48,7 @@ def raised(**given: int) -> Iterator[None]:
     """
     global _current
     before = _current
-    _current = replace(before, **given)
+    _current = replace(before, **changes)
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ LINE = 500  # characters of a line on a terminal
 SECONDS, MEGABYTES = 20.0, 400.0  # of an ordinary case
 REMEDIES = re.compile(
     r"\b(give|use|take|restore|train|resume|upgrade|check|correct|fix|choose|convert|name|leave|rescale|rename|read|write"
-    r"|encode|save|export|remove|replace|get it anew|raise|drop|fill|compress|diffeo reads|close|let|separate|make|expected"
+    r"|encode|save|export|remove|replace|get it anew|raise|drop|fill|compress|diffeo reads|diffeo writes|close|let|separate|make|expected"
     r"|needs|copy|move|start again|see diffeo|complete|crop|lower|create|shorten|normalise|reshape)\b|--[a-z]"
 )
 

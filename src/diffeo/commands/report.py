@@ -256,13 +256,13 @@ def _likelihood(
         part = metrics.get(name)
         if not isinstance(part, Mapping) or "nll" not in part:
             continue
-        dimension = next(key for key in part if key.startswith("bits_per_") and not key.endswith("_stderr"))
+        dimension = next((key for key in part if key.startswith("bits_per_") and not key.endswith("_stderr")), "")
         lines.append(
             (
                 text,
                 f"{part['rows']:,}" if "rows" in part else "",
                 words.with_error(part["nll"], part["stderr"]),
-                words.with_error(part[dimension], part.get(f"{dimension}_stderr")),
+                words.with_error(part.get(dimension), part.get(f"{dimension}_stderr")),
             )
         )
         if part.keys() >= {"elbo", "elbo_stderr", "samples"}:

@@ -82,7 +82,7 @@ class Reader:
         def attempt(path: Path) -> tuple[T | None, str]:
             try:
                 if not path.stat().st_size:  # of what has no size, such as /proc/kmsg, reading may never end
-                    return None, "is empty"
+                    return None, self.what
                 return function(path), ""
             except self.foreign:
                 return None, self.what

@@ -140,8 +140,10 @@ def _likelihood(part: Mapping[str, Any]) -> str:
     if "bits_per_dim" in part:
         return f"{with_error(part['nll'], part['stderr'])} nats per image, {_places(part['bits_per_dim'])} bits/dim"
     if "bits_per_sample" in part:
-        return f"{with_error(part['bits_per_sample'], part['bits_per_sample_stderr'])} bits per 16-bit sample"
-    dimension = next(name for name in part if name.startswith("bits_per_") and not name.endswith("_stderr"))
+        return f"{with_error(part['bits_per_sample'], part.get('bits_per_sample_stderr'))} bits per 16-bit sample"
+    dimension = next((name for name in part if name.startswith("bits_per_") and not name.endswith("_stderr")), "")
+    if not dimension or "bits" not in part:
+        return f"{with_error(part['nll'], part['stderr'])} nats"
     return (
         f"{with_error(part['nll'], part['stderr'])} nats per row"
         f" ({number(part['bits'])} bits, {number(part[dimension])} per {dimension.removeprefix('bits_per_')})"

@@ -16,19 +16,10 @@ _TEXTS = ListOf(Text())
 _RECIPE = Fields({"name": Text(), "arguments": MapOf()})
 
 
-def _likelihood(*names: str) -> Fields:
-    """What is reported of a mean log-likelihood: nll and stderr, and what else must be there."""
-    return Fields(
-        {"nll": _FIGURE, "stderr": _FIGURE, **dict.fromkeys(names, _FIGURE)},
-        {"rows": _COUNT, "samples": _COUNT, "elbo": Number()},
-        _FIGURE,
-    )
-
-
-_LIKELIHOOD = Either(
-    _likelihood("bits", "bits_per_column"),
-    _likelihood("bits", "bits_per_dim"),
-    _likelihood("bits_per_sample", "bits_per_sample_stderr"),
+_LIKELIHOOD = Fields(
+    required={"nll": _FIGURE, "stderr": _FIGURE},
+    optional={"rows": _COUNT, "samples": _COUNT, "elbo": Number()},
+    others=_FIGURE,
 )
 _DISTANCE = Fields({"distance": Number(), "p": Number(0, 1)}, others=Anything())
 _METRICS = Fields(

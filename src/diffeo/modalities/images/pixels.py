@@ -78,7 +78,7 @@ def complete(labels: np.ndarray, count: int, name: str) -> np.ndarray:
             f" {missing[0] + 1}; complete them, or leave them all out"
         )
     if labels.dtype.kind == "f" and ((labels != np.rint(labels)) | (np.abs(labels) > 2.0**53)).any():
-        raise UserError(f"{name}: expected labels that are whole numbers or text, got others; round them")
+        raise UserError(f"{name}: expected labels that are whole numbers or text, got fractions; round them")
     return labels.astype(np.str_ if labels.dtype.kind in "UO" else np.int64)
 
 

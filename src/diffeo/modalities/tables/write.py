@@ -119,7 +119,7 @@ class TableWriter:
         target = Path(self.path)
         kind = extension(target)
         if kind is None and (target.is_file() or not target.exists()):
-            raise UserError(f"{self.path}: unknown extension {target.suffix!r}; choose one of {' '.join(EXTENSIONS)}")
+            raise UserError(f"{self.path}: unknown extension {target.suffix!r}; diffeo writes {' '.join(EXTENSIONS)}")
         texts = [name for name, dtype in zip(self.names, self.dtypes, strict=True) if not _is_number(dtype)]
         if texts and kind in (".npy", ".npz"):
             text = texts[0]

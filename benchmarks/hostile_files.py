@@ -4,7 +4,7 @@ The files are made by `tests/hostile/`, and `tests/hostile/judge.py` says what i
 one line of error that names the file and a remedy, no traceback, nothing that steers a terminal, no line of more than
 500 characters, bounded time and memory, nothing left behind by a refusal, and no input changed.
 
-    python benchmarks/hostile.py [runs tables pictures recordings bombs] [--only TEXT]
+    python benchmarks/hostile_files.py [runs tables pictures recordings bombs] [--only TEXT]
 """
 
 import argparse
