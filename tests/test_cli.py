@@ -18,7 +18,7 @@ import diffeo
 from diffeo import commands
 from diffeo.cli import main
 from diffeo.cli.app import COMMANDS as CLI_COMMANDS
-from diffeo.cli.parse import MODEL, arguments_of
+from diffeo.cli.parse import LIMITS, MODEL, arguments_of
 from diffeo.data import infer_schema, open_table
 from diffeo.errors import UserError
 from diffeo.modalities.tables.defaults import preprocessing
@@ -96,7 +96,8 @@ def test_every_option_is_a_parameter_of_the_function():
         known = set(inspect.signature(getattr(commands, command.__name__)).parameters)
         if "arguments" in known:
             known |= set(MODEL)
-        unused = {"as_json", *(("machine", "seed", "device") if command.__name__ == "info" else ())}
+        limited = {f"max_{name}" for name in LIMITS}  # for all that a command reads
+        unused = {"as_json", *limited, *(("machine", "seed", "device") if command.__name__ == "info" else ())}
         assert set(inspect.signature(command).parameters) - unused <= known, command.__name__
 
 

@@ -110,6 +110,16 @@ def test_a_flattened_transform_sees_rows_of_pixels():
             "recipe 'iaf' takes no argument 'preset'",
         ),
         (lambda: diffeo.recipes.build("realnvp", {"features": [1, 4, "4"]}), "recipe 'realnvp' cannot be made"),
+        (
+            lambda: diffeo.recipes.build("realnvp", {"features": 3, "transforms": True}),
+            "a whole number from 1 on as trans",
+        ),
+        (
+            lambda: diffeo.recipes.build("maf", {"features": 3, "univariate": {"name": "affine", "bound": 1e308}}),
+            "1e-6",
+        ),
+        (lambda: Rescale((1,), high=1e308), "expected ends within"),
+        (lambda: diffeo.transforms.Dequantize((2,), [0.0, 0.0]), "nothing to spread"),
     ],
 )
 def test_mistakes_are_named(call, message):

@@ -20,6 +20,7 @@ from browser import CHROMIUM, Browser
 from diffeo import commands
 from diffeo.cli import app, main
 from diffeo.errors import UserError
+from diffeo.legible import legible
 from diffeo.modalities import modalities
 from diffeo.report import words
 from diffeo.report.card import to_markdown, to_yaml
@@ -32,7 +33,6 @@ from diffeo.report.page import (
     Section,
     Sound,
     Text,
-    cleaned,
     to_html,
     wav_of,
 )
@@ -116,10 +116,10 @@ def test_foreign_text_is_text(name):
     whole = document(*blocks, title=name, lead=name, verdict=name, foot=name, grade=name)
     text, _ = to_html(whole)
     page = self_contained(text)
-    assert page.text.count(cleaned(name, 100).rstrip("…")) >= 8
+    assert page.text.count(legible(name, None)[:60]) >= 8
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202e]", text)
     card = to_markdown(whole, {"name": name, "tags": [name]}, name)
-    assert front_matter(card) == {"name": cleaned(name), "tags": [cleaned(name)]}
+    assert front_matter(card) == {"name": legible(name), "tags": [legible(name)]}
     assert "<script" not in card.split("```")[0]
     table = [line for line in card.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {3}
@@ -322,7 +322,7 @@ def test_the_numbers_are_those_of_a_check(made, written, name):
     assert written(name, True)["reasons"] == result["reasons"]
     shown = page.text
     assert f"Verdict: {result['verdict']}" in shown
-    assert all(cleaned(reason) in shown for reason in result["reasons"])
+    assert all(legible(reason) in shown for reason in result["reasons"])
     assert words.pair(result["likelihood"]["flow"]) in shown
     for other in ("gaussian", "marginals"):
         if other in result["likelihood"]:
@@ -376,7 +376,7 @@ def test_names_from_elsewhere(tmp_path):
     summary = commands.report(run, data)
     page = words_of(summary)
     assert "<b>run" in page.text
-    assert all(cleaned(name, 60).rstrip("…") in page.text for name in names)
+    assert all(legible(name, None)[:39] in page.text for name in names)
     front = front_matter(text_of(summary["card"]))
     assert front["model-index"][0]["name"] == "<b>run"
 

@@ -319,10 +319,16 @@ def test_half_written(run):
         ("{}", "no format number"),
         ('{"format": "1"}', "no format number"),
         ('{"format": 99, "diffeo": "7.0"}', r"has format 99, written by diffeo 7.0; .* upgrade diffeo"),
-        ('{"format": 1}', "its recipe is missing"),
-        ('{"format": 1, "recipe": {"name": 3, "arguments": {}}}', "its recipe is missing or of a wrong type"),
-        ('{"format": 1, "recipe": {"name": "maf", "arguments": []}}', "its recipe is missing or of a wrong type"),
-        ('{"format": 1, "recipe": {"name": "maf", "arguments": {}}, "schema": 3}', "its schema"),
+        ('{"format": 1}', "expected an object as recipe, got none"),
+        (
+            '{"format": 1, "recipe": {"name": 3, "arguments": {}}, "schema": null}',
+            "expected a text as recipe.name, got 3",
+        ),
+        ('{"format": 1, "recipe": {"name": "maf", "arguments": []}, "schema": null}', "object as recipe.arguments"),
+        (
+            '{"format": 1, "recipe": {"name": "maf", "arguments": {}}, "schema": 3}',
+            "expected an object or null as schema, got 3",
+        ),
     ],
 )
 def test_damaged_descriptions(run, text, message):

@@ -11,7 +11,7 @@ ROOT = Path(diffeo.__file__).parent
 
 # Lower may never import higher. What a line names is a module or a package of diffeo.
 ORDER = [
-    ["errors", "atomic", "arguments", "summary", "progress", "workers"],
+    ["legible", "fields", "paths", "errors", "limits", "atomic", "arguments", "summary", "progress", "workers"],
     ["ops", "spectral"],
     ["nets", "transforms.univariate"],
     ["transforms"],

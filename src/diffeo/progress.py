@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from diffeo.legible import legible
 from diffeo.summary import Curve, bar, curves
 
 __all__ = ["ENDED", "Display", "Relay", "Rows", "Training", "reported"]
@@ -38,7 +39,7 @@ class View:
     curves: Sequence[Curve] = ()
 
     def __repr__(self) -> str:
-        return "  ".join([self.label, *self.words])
+        return legible("  ".join([self.label, *self.words]))
 
     def _repr_html_(self) -> str:
         words = f'<div style="white-space:pre-wrap">{escape(repr(self))}</div>'
@@ -101,7 +102,11 @@ class Terminal:
             self.task = self.bar.add_task("", label=view.label, total=None)
         total = None if view.fraction is None else 1.0
         self.bar.update(
-            self.task, total=total, completed=view.fraction or 0.0, label=view.label, description="  ".join(view.words)
+            self.task,
+            total=total,
+            completed=view.fraction or 0.0,
+            label=view.label,
+            description=legible("  ".join(view.words)),
         )
 
     def close(self, view: View | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shlex
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 from typer import Argument, Exit, Option, Typer
 
 from diffeo.cli.parse import (
+    LIMITS,
     Data,
     Decimal,
     Device,
@@ -32,6 +34,8 @@ from diffeo.cli.parse import (
     arguments_of,
 )
 from diffeo.errors import UserError
+from diffeo.legible import legible
+from diffeo.limits import raised
 from diffeo.progress import Rows
 
 app = Typer(
@@ -42,6 +46,11 @@ app = Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 INTERRUPTED = 130  # the exit code
+LIMITED = {
+    "columns": ("fit", "posterior"),
+    "pixels": ("fit", "score", "inpaint", "distill", "check", "report"),
+    "bytes": None,
+}
 
 
 def _command(*, counts: str | None = None, trains: bool = False) -> Callable[[Callable[..., None]], Callable[..., int]]:
@@ -55,9 +64,13 @@ def _command(*, counts: str | None = None, trains: bool = False) -> Callable[[Ca
     def decorate(signature: Callable[..., None]) -> Callable[..., int]:
         name = signature.__name__
 
-        @app.command()
         @wraps(signature)
         def command(*, as_json: bool, **options: Any) -> int:
+            given = {name: options.pop(f"max_{name}") for name in allowed}
+            with raised(**{name: number for name, number in given.items() if number is not None}):
+                return run(as_json, options)
+
+        def run(as_json: bool, options: dict[str, Any]) -> int:
             results_on_stdout = counts is not None and str(options["out"] or "-") == "-"
             if as_json and results_on_stdout:
                 raise UserError("rows and JSON cannot both go to stdout; give --out FILE with --json")
@@ -85,7 +98,19 @@ def _command(*, counts: str | None = None, trains: bool = False) -> Callable[[Ca
                 return 0
             return _interrupted(name, options, f"the best so far is in {options['out']}")
 
-        return command
+        # Options that every command has that reads data of a kind; typer reads the signature and the annotations.
+        allowed = [limit for limit, commands in LIMITED.items() if commands is None or name in commands]
+        shape = inspect.signature(signature, eval_str=True)
+        added = [
+            inspect.Parameter(
+                f"max_{limit}", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=LIMITS[limit]
+            )
+            for limit in allowed
+        ]
+        parameters = [*shape.parameters.values(), *added]
+        command.__signature__ = shape.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {each.name: each.annotation for each in parameters} | {"return": int}
+        return app.command()(command)
 
     return decorate
 
@@ -94,7 +119,7 @@ def _interrupted(name: str, options: Mapping[str, Any], what: str) -> int:
     source, out = options.get("run") or options["source"], str(options["out"])
     words = map(str, source if isinstance(source, list) else [source])
     again = shlex.join(["diffeo", name, *words, "--out", out, "--resume"])
-    print(f"diffeo: interrupted; {what}; go on with: {again}", file=sys.stderr)
+    print(legible(f"diffeo: interrupted; {what}; go on with: {again}"), file=sys.stderr)
     return INTERRUPTED
 
 
@@ -103,9 +128,10 @@ def _print(name: str, summary: Mapping[str, Any], as_json: bool, results_on_stdo
     from diffeo.training.run import plain
 
     if as_json:
-        print(json.dumps(plain(summary), indent=2))
+        print(json.dumps(plain(summary), indent=2).replace("\x7f", "\\u007f"))  # all else is escaped already
     else:
-        print(getattr(show, name)(summary), file=sys.stderr if results_on_stdout else sys.stdout)
+        said = getattr(show, name)(summary)
+        print("\n".join(map(legible, said.split("\n"))), file=sys.stderr if results_on_stdout else sys.stdout)
 
 
 def _open(page: str) -> None:
@@ -118,7 +144,7 @@ def _open(page: str) -> None:
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {legible(text)}", file=sys.stderr)
 
 
 def _version(asked: bool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffeo.errors import UserError
+from diffeo.legible import legible
 
 __all__ = ["main"]
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain("interrupted", INTERRUPTED)
     except usage as error:
         known = words and words[0] in {command.__name__ for command in COMMANDS}
-        text = error.format_message().rstrip(".")
+        text = " ".join(error.format_message().split()).rstrip(".")
         return _complain(f"{text}; see diffeo {words[0] + ' ' if known else ''}--help")
     except UserError as error:
         return _complain(str(error))
@@ -62,10 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """One line, without the line of code that gave the warning."""
-    _complain(f"warning: {message}")
+    _complain(f"warning: {' '.join(str(message).split())}")
 
 
 def _complain(text: str, code: int = MISTAKE) -> int:
-    line = " ".join(text.split())
-    print(f"diffeo: {line}", file=sys.stderr)
+    print(f"diffeo: {legible(text)}", file=sys.stderr)
     return code

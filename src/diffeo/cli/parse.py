@@ -14,6 +14,7 @@ from typer import Argument, Option
 from diffeo.errors import UserError
 
 __all__ = [
+    "LIMITS",
     "Data",
     "Decimal",
     "Device",
@@ -62,6 +63,16 @@ TrainingSeed = Annotated[int | None, Option(help="Decides all that is random.  [
 Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1 ...; a GPU if there is one.")]
 Json = Annotated[bool, Option("--json", help="Print the results as JSON on stdout.")]
 
+LIMITS = {  # of what a file may ask for, by name
+    "columns": Annotated[int | None, Option(help="Columns that are modelled at most.  [default: 4096]", min=1)],
+    "pixels": Annotated[int | None, Option(help="Pixels of a picture at most.  [default: 50000000]", min=1)],
+    "bytes": Annotated[
+        int | None,
+        Option(
+            help="Bytes that a compressed file of suspicious size expands to at most.  [default: 2147483648]", min=1
+        ),
+    ],
+}
 MODEL = ("hidden", "transforms")  # arguments of the model that have options of their own
 
 
@@ -119,7 +130,7 @@ def _assignments(words: Sequence[str]) -> dict[str, Any]:
 def _json_or_text(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from diffeo.legible import legible
 from diffeo.report import words
 
 __all__ = [
@@ -24,6 +25,9 @@ __all__ = [
     "sample",
     "score",
 ]
+
+
+LONGEST, CELL = 400, 60  # characters of a fact in a line, and of a cell of a table
 
 
 def fit(summary: Mapping[str, Any]) -> str:
@@ -251,7 +255,7 @@ def info(summary: Mapping[str, Any]) -> str:
             ("arguments", ", ".join(f"{k}={v}" for k, v in summary["arguments"].items() if k not in words.LONG)),
             ("fast", " and ".join(summary["fast"]) or "neither log_prob nor sample"),
             *words.likelihoods(metrics),
-            ("trained", words.trained(metrics) if "epochs" in metrics else "not to the end"),
+            ("trained", words.trained(metrics) if metrics.keys() >= {"epochs", "seconds"} else "not to the end"),
             ("stack", words.stack(metrics.get("weights", {}))),
             ("data", f"{data.get('name', '?')}, {summary['rows']:,} {unit}"),
             ("weights", words.when(summary.get("weighted_by"), "column {!r}, which is not modelled")),
@@ -339,18 +343,18 @@ def _parts(parts: Iterable[words.Rows | words.Columns]) -> list[str]:
 
 
 def _page(head: str, rows: words.Rows, *rest: str) -> str:
-    return "\n".join([head, *_table(rows), *rest])
+    return "\n".join([legible(head), *_table(rows), *rest])
 
 
 def _table(rows: words.Rows) -> list[str]:
-    rows = [row for row in rows if row[1]]
+    rows = [(legible(name, CELL), text) for name, text in rows if text]
     width = max((len(name) for name, _ in rows), default=0)
-    return [f"  {name:<{width}}  {text}" for name, text in rows]
+    return [f"  {name:<{width}}  {legible(text, LONGEST)}" for name, text in rows]
 
 
 def _below(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
     """A table of several columns after an empty line; nothing where it has no rows."""
-    table = [head, *rows]
+    table = [head, *(tuple(legible(cell, CELL) for cell in row) for row in rows)]
     if len(table) == 1:
         return []
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

@@ -194,7 +194,7 @@ def _student(method: Method, chosen: Mapping[str, Any], seed: int) -> Flow:
     try:
         flow = build(recipe, {**arguments, **chosen, **shared})
     except ValueError as error:
-        raise UserError(f"student {method.student!r}: {error}") from error
+        raise UserError(f"student {method.student!r}: {error}; change or leave out that option") from error
     method.check(flow)
     flow.to(method.flow.base.device_marker)
     for part, original in zip(method.inherited(flow), method.inherited(method.flow), strict=True):

@@ -27,6 +27,7 @@ from diffeo.report.statistics import bound_facts, likelihood_facts
 from diffeo.training import FitResult, create_run, provenance, read_model, save_metrics
 from diffeo.training.fit import fit as train
 from diffeo.training.folds import FoldsResult, fit_folds
+from diffeo.training.initialise import Breakdown
 from diffeo.training.parallel import World, choose_device
 from diffeo.training.place import claimed, place
 from diffeo.training.run import plain, save_model, trained_recipe
@@ -333,14 +334,17 @@ def learn(
     make: Callable[[Flow], Objective] = partial(objective_of, **_objective_settings(flow, settings))
     assert flow.recipe is not None
     name = flow.recipe["name"]
-    if dataset.folds == 1:
-        result = train(make(flow), dataset.x, dataset.context, validation=held_out, **how)
-        return Learned(flow, result, name, None)
-    flows = {name: flow, **_beside(dataset, settings, earlier, seed)}
-    stacked = fit_folds(
-        flows, dataset.x, dataset.context, folds=dataset.folds, together=dataset.together, objective=make, jobs=jobs,
-        say=say, **how,
-    )  # fmt: skip
+    try:
+        if dataset.folds == 1:
+            result = train(make(flow), dataset.x, dataset.context, validation=held_out, **how)
+            return Learned(flow, result, name, None)
+        flows = {name: flow, **_beside(dataset, settings, earlier, seed)}
+        stacked = fit_folds(
+            flows, dataset.x, dataset.context, folds=dataset.folds, together=dataset.together, objective=make,
+            jobs=jobs, say=say, **how,
+        )  # fmt: skip
+    except Breakdown as error:
+        raise UserError(f"{dataset.name}: {error}") from error
     return Learned(stacked.flow, stacked.training, name, stacked)
 
 
@@ -362,7 +366,7 @@ def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, A
     try:
         flow = build(name, {**arguments, **chosen, **sizes})
     except ValueError as error:
-        raise UserError(f"model {name!r}: {error}") from error
+        raise UserError(f"{dataset.name}: model {name!r}: {error}; change or leave out that option") from error
     if not (flow.has_log_prob or flow.has_bound):
         raise UserError(
             f"model {name!r}: a few fixed steps have no likelihood to report; leave steps out, and make a sampler of "

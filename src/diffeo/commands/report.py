@@ -15,6 +15,7 @@ from diffeo.commands.check import ROWS, checked
 from diffeo.commands.info import info
 from diffeo.commands.runs import open_for
 from diffeo.errors import UserError
+from diffeo.legible import legible
 from diffeo.modalities import modality_of
 from diffeo.modalities.base import OpenRun, RunReport
 from diffeo.report import words
@@ -29,7 +30,6 @@ from diffeo.report.page import (
     Section,
     Sound,
     Text,
-    cleaned,
     to_html,
 )
 from diffeo.report.verdict import CARE, DISTRUST, IN_SAMPLE, TOO_FEW, TRUST
@@ -98,7 +98,14 @@ def report(
     result = checked(opened, examples, seed) if examples is not None and likelihood else None
     with tempfile.TemporaryDirectory() as folder:
         shown = kind(opened, Path(folder), examples, source, options, seed)
-        document = _document(opened, facts, result, shown)
+        try:
+            document = _document(opened, facts, result, shown)
+        except (KeyError, TypeError, AttributeError) as error:
+            if "distillation" not in facts["metrics"]:
+                raise
+            raise UserError(
+                f"{opened.path}: model.json is damaged: what it says of its distillation cannot be read; restore it"
+            ) from error
     text, notes = to_html(document)
     for path, content in (
         (page, text), (card, to_markdown(document, _front(document, opened, facts, shown), page.name)),
@@ -150,7 +157,7 @@ def _document(
     if result is None and shown.examples is not None:
         verdict = "not checked: the model has no likelihood"
     return Document(
-        title=cleaned(_run_name(opened)),
+        title=legible(_run_name(opened)),
         lead=_lead(opened, facts),
         verdict=f"Verdict: {verdict}",
         grade="" if result is None else GRADES[result["verdict"]],
@@ -183,9 +190,9 @@ def _lead(opened: OpenRun, facts: Mapping[str, Any]) -> str:
         kind = "samples"
     of = f"{facts['rows']:,} {facts['units']}" if facts.get("rows") else facts["units"]
     student = ", a student of a slower model" if "distillation" in facts["provenance"] else ""
-    conditional = f", given {words.listed([cleaned(name, 40) for name in context])}" if context else ""
+    conditional = f", given {words.listed([legible(name, 40) for name in context])}" if context else ""
     return (
-        f"A model of {kind} of {of} of {cleaned(_base_name(data.get('name')), 80)}{conditional}:"
+        f"A model of {kind} of {of} of {legible(_base_name(data.get('name')), 80)}{conditional}:"
         f" {facts['model']}, {facts['parameters']:,} parameters{student}."
     )
 
@@ -200,7 +207,7 @@ def _model(facts: Mapping[str, Any]) -> list[Block]:
         Facts(
             [
                 ("recipe", facts["model"]),
-                ("arguments", cleaned(arguments, 600)),
+                ("arguments", legible(arguments, 600)),
                 ("stack", words.stack(metrics.get("weights") or {})),
                 ("parameters", f"{facts['parameters']:,} ({facts['bytes'] / 1e6:.2f} MB)"),
                 ("in one pass", one_pass or "neither likelihoods nor samples"),
@@ -220,10 +227,10 @@ def _origin(facts: Mapping[str, Any]) -> list[Block]:
     return [
         Facts(
             [
-                ("data", cleaned(_base_name(data.get("name")), 120)),
+                ("data", legible(_base_name(data.get("name")), 120)),
                 (facts["units"], f"{facts['rows']:,}" if facts.get("rows") else ""),
                 ("divided", ", ".join(split)),
-                ("weighted by", cleaned(facts.get("weighted_by") or "", 120)),
+                ("weighted by", legible(facts.get("weighted_by") or "", 120)),
             ]
         )
     ]
@@ -249,16 +256,16 @@ def _likelihood(
         part = metrics.get(name)
         if not isinstance(part, Mapping) or "nll" not in part:
             continue
-        dimension = next(key for key in part if key.startswith("bits_per_") and not key.endswith("_stderr"))
+        dimension = next((key for key in part if key.startswith("bits_per_") and not key.endswith("_stderr")), "")
         lines.append(
             (
                 text,
                 f"{part['rows']:,}" if "rows" in part else "",
                 words.with_error(part["nll"], part["stderr"]),
-                words.with_error(part[dimension], part.get(f"{dimension}_stderr")),
+                words.with_error(part.get(dimension), part.get(f"{dimension}_stderr")),
             )
         )
-        if "elbo" in part:
+        if part.keys() >= {"elbo", "elbo_stderr", "samples"}:
             elbo = words.with_error(-part["elbo"], part["elbo_stderr"])
             lines.append((f"{name}: -ELBO ({part['samples']:,} samples for the line above)", "", elbo, ""))
     blocks: list[Block] = []
@@ -266,7 +273,7 @@ def _likelihood(
         unit = dimension.removeprefix("bits_per_")
         head = ("part", many, f"nats per {one}", f"bits per {UNITS.get(unit, unit)}")
         bound = "Bounds of the negative" if any("-ELBO" in line[0] for line in lines) else "Negative"
-        weighted = f", weighted by {cleaned(metrics['weighted_by'], 80)!r}" if metrics.get("weighted_by") else ""
+        weighted = f", weighted by {legible(metrics['weighted_by'], 80)!r}" if metrics.get("weighted_by") else ""
         text = f"{bound} log-likelihood in the data's own units{weighted}; lower is better. ± is one standard error."
         blocks += [Text(text), Columns(head, lines)]
     elif not (opened.flow.has_log_prob or opened.flow.has_bound):
@@ -307,7 +314,7 @@ def _check(opened: OpenRun, result: Mapping[str, Any] | None, shown: RunReport) 
             return [Text("Nothing says how good the model is on new data: give data to have it checked.", warning=True)]
         return [Text("The model has no likelihood, and is not checked. Check the one that it was distilled from.")]
     blocks: list[Block] = [
-        Text(f"On {cleaned(_base_name(result['data']), 80)}: {result['which']}; {result['rows']:,} in all."),
+        Text(f"On {legible(_base_name(result['data']), 80)}: {result['which']}; {result['rows']:,} in all."),
         Text(f"Verdict: {result['verdict']}{':' if result['reasons'] else '.'}"),
     ]
     if result["in_sample"]:
@@ -344,12 +351,12 @@ def _calibration(result: Mapping[str, Any] | None, shown: RunReport) -> list[Blo
 
 def _training(opened: OpenRun, facts: Mapping[str, Any], shown: RunReport) -> list[Block]:
     metrics = facts["metrics"]
-    if "epochs" not in metrics:
+    if not metrics.keys() >= {"epochs", "seconds"}:
         return [Text("The training did not end.", warning=True)]
     skipped = metrics.get("skipped_batches")
     rows = [
         ("time", words.trained(metrics)),
-        ("end", words.stopped(metrics) if "best_epoch" in metrics else ""),
+        ("end", words.stopped(metrics) if metrics.keys() >= {"best_epoch", "stopped"} else ""),
         ("skipped", f"{skipped:,} batches were not finite" if skipped else ""),
     ]
     pictures = shown.training(opened)
@@ -436,7 +443,7 @@ def _front(document: Document, opened: OpenRun, facts: Mapping[str, Any], shown:
             for key in ("bits_per_dim", "bits_per_sample")
             if _finite(part.get(key))
         ]
-    name = cleaned(_base_name(data.get("name")), 80)
+    name = legible(_base_name(data.get("name")), 80)
     results = {
         "task": {"type": "density-estimation", "name": "Density estimation"},
         "dataset": {"type": name, "name": name},

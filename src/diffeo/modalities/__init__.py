@@ -54,13 +54,18 @@ def open_run(run: str | os.PathLike[str], device: str | torch.device | None = No
         UserError: if it is damaged, or none.
     """
     from diffeo.errors import UserError
+    from diffeo.fields import problem
+    from diffeo.training.contents import REPORTED
     from diffeo.training.parallel import choose_device
+    from diffeo.training.place import MODEL
     from diffeo.training.run import load_run
 
     place = choose_device(device)
     stored = load_run(run, place)
     if stored.schema is None:
         raise UserError(f"{stored.path}: describes no data; give a run directory made by diffeo fit")
+    if fault := problem({"metrics": stored.metrics, "provenance": stored.provenance}, REPORTED):
+        raise UserError(f"{stored.path / MODEL} is damaged: {fault}; restore it or train again")
     kind = stored.schema.get("kind", "table")
     modality = next((each for each in modalities() if each.name == kind), None)
     if kind == "posterior":
@@ -68,5 +73,5 @@ def open_run(run: str | os.PathLike[str], device: str | torch.device | None = No
             f"{stored.path}: is a posterior that was made in Python; take it by diffeo.load({os.fspath(run)!r})"
         )
     if modality is None:
-        raise UserError(f"{stored.path}: was trained on {kind!r}, which this diffeo does not know")
+        raise UserError(f"{stored.path}: was trained on {kind!r}, which this diffeo does not know; upgrade it")
     return modality.run.restore(stored, os.fspath(run), place)

@@ -3,16 +3,20 @@
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from diffeo.errors import UserError
+from diffeo.limits import check_expansion
 from diffeo.modalities.tables.delimited import REMEDIES
 from diffeo.modalities.tables.dictionary import Dictionary
 
 __all__ = ["ArraySource", "check_numbers", "map_npy", "open_npz", "read_npy", "read_npz"]
 
 
+MOST = 1 << 20  # columns whose names are made
+HEADER = 1 << 16  # bytes of the description of an array; numpy reads 10,000
 _ARROW = {"float16": "halffloat", "float32": "float", "float128": "", "longdouble": ""}  # other names are the same
 
 
@@ -30,6 +34,8 @@ class ArraySource:
         self._array = array
         self.num_rows: int | None = len(array)
         count = len(fields) if fields else array.shape[1]
+        if count > MOST:
+            raise UserError(f"{name}: has {count:,} columns, more than any table; transpose it, or make several tables")
         if names is not None and len(names) != count:
             raise ValueError(f"expected {count} names, got {len(names)}")
         names = names or fields
@@ -81,7 +87,10 @@ def map_npy(path: Path) -> np.ndarray:
         UserError: if it is damaged or a pickle.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            _check_header(file)
+        with np.errstate(over="ignore"):  # of a shape beyond all memory, which is an error of its own
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # damaged bytes raise whatever zip, zlib, ast and numpy stumble over
         raise _damaged(path, error) from error
     if not isinstance(array, np.ndarray):  # an archive under a wrong name
@@ -101,11 +110,24 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if isinstance(archive, np.ndarray):
                 raise UserError(f"{path}: is a single array; name it {path.stem}.npy")
+            for entry in archive.zip.infolist():
+                check_expansion(f"{path}: {entry.filename}", entry.file_size, entry.compress_size)
+                if entry.filename.endswith(".npy"):
+                    with archive.zip.open(entry) as part:
+                        _check_header(part)
             yield archive
     except UserError:
         raise
     except Exception as error:
         raise _damaged(path, error) from error
+
+
+def _check_header(file: IO[bytes]) -> None:
+    """Refuse an array whose description is so long that reading it would fill the memory."""
+    start = file.read(12)
+    size = int.from_bytes(start[8:10] if start[6:7] == b"\1" else start[8:12], "little")
+    if start[:6] == b"\x93NUMPY" and size > HEADER:
+        raise ValueError(f"its header has {size:,} bytes")
 
 
 def read_npy(path: Path) -> ArraySource:
@@ -127,10 +149,10 @@ def read_npz(path: Path, key: str | None = None) -> ArraySource:
     """
     with open_npz(path) as archive:
         chosen = _choose(archive, path, key)
-        array = archive[chosen]
+        array = _array(archive, chosen)
         names = None
         if "names" in archive.files and chosen != "names" and array.ndim == 2:
-            label = archive["names"]
+            label = _array(archive, "names")
             if label.dtype.kind == "U" and label.shape == array.shape[1:]:
                 names = [str(name) for name in label]
         others = [name for name in archive.files if name != chosen and (name != "names" or names is None)]
@@ -140,6 +162,14 @@ def read_npz(path: Path, key: str | None = None) -> ArraySource:
             f"{', '.join(others[:10])} {'is' if len(others) == 1 else 'are'} left out, {chosen} is read"
         )
     return source
+
+
+def _array(archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """Return an array of an archive, which may hold other files, too."""
+    array = archive[name]
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{name} is no array")
+    return array
 
 
 def _choose(archive: np.lib.npyio.NpzFile, path: Path, key: str | None) -> str:
@@ -152,7 +182,7 @@ def _choose(archive: np.lib.npyio.NpzFile, path: Path, key: str | None) -> str:
     for usual in ("X", "x"):
         if usual in names:
             return usual
-    tables = names if len(names) == 1 else [name for name in names if archive[name].ndim == 2]
+    tables = names if len(names) == 1 else [name for name in names if _array(archive, name).ndim == 2]
     if len(tables) != 1:
         what = "several tables" if tables else "no two-dimensional array"
         raise UserError(f"{path}: holds {what}, expected one, or one called X; its arrays: {listed}")
@@ -163,4 +193,6 @@ def _damaged(path: Path, error: BaseException) -> UserError:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     if "allow_pickle" in reason or "Python objects" in reason:
         reason = "not an array of numbers, or pickled objects, which are never loaded"
-    return UserError(f"{path}: cannot be read as {path.suffix}, it is damaged, incomplete or something else ({reason})")
+    return UserError(
+        f"{path}: cannot be read as {path.suffix}, it is damaged, incomplete or something else ({reason}); get it anew"
+    )

@@ -9,6 +9,8 @@ from typing import TypeVar
 import numpy as np
 
 from diffeo.errors import UserError
+from diffeo.legible import legible
+from diffeo.paths import encodable
 
 __all__ = ["Progress", "Reader", "Unusable", "holds", "in_order", "is_among", "name_within"]
 
@@ -47,7 +49,7 @@ def in_order(function: Callable[[P], T], items: Sequence[P] | np.ndarray) -> Ite
 
 def name_within(path: Path, root: Path) -> str:
     """Return how messages call a file: relative to the folder, with / between folders, or its name."""
-    return path.relative_to(root).as_posix() if path != root and path.is_relative_to(root) else path.name
+    return encodable(path.relative_to(root).as_posix() if path != root and path.is_relative_to(root) else path.name)
 
 
 class Reader:
@@ -84,6 +86,8 @@ class Reader:
 
         def attempt(path: Path) -> tuple[T | None, str]:
             try:
+                if not path.stat().st_size:  # of what has no size, such as /proc/kmsg, reading may never end
+                    return None, self.what
                 return function(path), ""
             except self.foreign:
                 return None, self.what
@@ -117,9 +121,10 @@ class Reader:
         skipped, total = self.skipped, len(self.files)
         if len(skipped) <= TOLERATED * total:
             return
-        named = "; ".join(f"{name}: {reason}" for name, reason in skipped[:_SHOWN])
+        named = "; ".join(f"{legible(name, 60)}: {legible(reason, 80)}" for name, reason in skipped[:_SHOWN])
         if self.root.is_file():
-            raise UserError(f"{self.root}: {skipped[0][1]}")
+            reason = skipped[0][1]
+            raise UserError(f"{self.root}: {reason}{'' if ';' in reason else '; replace or remove it'}")
         more = f"; and {len(skipped) - _SHOWN} more" if len(skipped) > _SHOWN else ""
         raise UserError(
             f"{self.root}: {len(skipped)} of {total} {self.noun} cannot be used, more than {TOLERATED:.0%}; fix or"

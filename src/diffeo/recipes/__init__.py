@@ -6,7 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from diffeo.fields import Fields, problem
 from diffeo.flow import Flow
+from diffeo.recipes.assembly import kind_of
 from diffeo.recipes.audio import parallel_wavenet, wavenet
 from diffeo.recipes.continuous import flow_matching
 from diffeo.recipes.images import glow
@@ -54,6 +56,10 @@ def build(name: str, arguments: Mapping[str, Any]) -> Flow:
     if unknown:
         raise ValueError(f"recipe {name!r} takes no argument {', '.join(map(repr, unknown))}")
     try:
-        return RECIPES[name](**arguments)
-    except (TypeError, AttributeError, RuntimeError, KeyError) as error:
+        flow = RECIPES[name](**arguments)
+    except (TypeError, AttributeError, RuntimeError, KeyError, IndexError, OverflowError) as error:
         raise ValueError(f"recipe {name!r} cannot be made from these arguments: {error}") from error
+    kinds = {argument: kind_of(RECIPES[name], argument) for argument in arguments}
+    if fault := problem(dict(arguments), Fields(kinds)):  # true for 1, say, which Python does not mind
+        raise ValueError(f"recipe {name!r}: {fault}")
+    return flow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast
@@ -12,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 
 from diffeo.bases import Base
+from diffeo.fields import Anything, Either, Kind, ListOf, MapOf, Nothing, Number, PairOf, Text
 from diffeo.flow import Flow
 from diffeo.transforms import (
     Bounded,
@@ -31,7 +33,7 @@ from diffeo.transforms import (
     describe,
 )
 
-__all__ = ["Features", "Preprocess", "assemble", "by_shape", "event_shape", "preprocessing", "recipe"]
+__all__ = ["Features", "Preprocess", "assemble", "by_shape", "event_shape", "kind_of", "preprocessing", "recipe"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -194,3 +196,37 @@ def assemble(base: Base, layers: Sequence[Transform], context: int, preprocess: 
     if not context:
         return Flow(base, chain)
     return Flow(base, chain, context_shape=(context,), context_transform=Standardize(torch.Size((context,))))
+
+
+_SIZE = Number(1, 2**31 - 1, whole=True)
+_STEP = Either(Text(tuple(PREPROCESS)), PairOf(Text(tuple(PREPROCESS)), MapOf()))
+_KINDS: dict[str, Kind] = {  # of an annotation, and of arguments whose annotation does not say all
+    "int": _SIZE,
+    "float": Number(-1e30, 1e30),
+    "bool": Nothing(flag=True),
+    "str": Text(),
+    "Sequence[int]": ListOf(_SIZE, 1, 1000),
+    "Features": Either(_SIZE, ListOf(_SIZE, 3, 3)),
+    "Preprocess": ListOf(_STEP, 0, 100),
+    "context": Number(0, 2**31 - 1, whole=True),
+}
+
+
+def kind_of(make: Callable[..., Any], argument: str) -> Kind:
+    """What a recipe's argument may be, as its annotation says; of what that leaves open, anything.
+
+    Args:
+        make: the recipe.
+        argument: the name of one that it has.
+    """
+    annotation = str(inspect.signature(make).parameters[argument].annotation)
+    if argument in _KINDS:
+        return _KINDS[argument]
+    if choice := re.fullmatch(r"Literal\[(.*?)\]( \| None)?", annotation):
+        among = Text(tuple(word.strip(" '\"") for word in choice[1].split(",")))
+        return Either(among, Nothing()) if choice[2] else among
+    parts = [_KINDS.get(part) for part in annotation.split(" | ") if part != "None"]
+    if None in parts:
+        return Anything()
+    kinds = [part for part in parts if part is not None] + [Nothing()] * annotation.endswith("| None")
+    return kinds[0] if len(kinds) == 1 else Either(*kinds)

@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffeo.report.page import Bullets, Code, Document, Facts, Picture, Section, Sound, Text, cleaned, cleaned_line
+from diffeo.legible import legible
+from diffeo.report.page import Bullets, Code, Document, Facts, Picture, Section, Sound, Text
 from diffeo.report.words import Columns
 
 __all__ = ["to_markdown", "to_yaml"]
@@ -47,14 +48,14 @@ def _section(section: Section, page: str) -> list[str]:
             parts += [_table(block.head, block.rows[:ROWS])] if block.rows else []
             parts += [f"... and {more:,} more rows."] if more > 0 else []
         elif isinstance(block, Code):
-            lines = [cleaned_line(line) for line in block.text.strip("\n").split("\n")]
+            lines = [legible(line, None) for line in block.text.strip("\n").split("\n")]
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", block.text)), default=0))
             parts.append("\n".join([fence + block.language, *lines, fence]))
         else:
             assert isinstance(block, Picture | Sound)
             shown += 1
     if shown:
-        parts.append(f"{shown} figures or sounds are in `{cleaned(page).replace('`', '')}`.")
+        parts.append(f"{shown} figures or sounds are in `{legible(page).replace('`', '')}`.")
     return parts
 
 
@@ -67,7 +68,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _escaped(text: str) -> str:
     """A text in which no letter means anything to Markdown or to HTML."""
-    plain = html.escape(cleaned(text, None), quote=False)
+    plain = html.escape(legible(text, None), quote=False)
     plain = re.sub(r"([\\`*\[\]|~$])|(?<!\w)_|_(?!\w)", lambda match: "\\" + match[0], plain)
     return re.sub(r"^(\d+)(?=[.)](?:\s|$))|^(?=[-+#=])", lambda match: f"{match[0]}\\", plain)
 
@@ -100,5 +101,5 @@ def _scalar(value: Any) -> str:
         text = repr(value) if math.isfinite(value) else "null"
         mantissa, e, power = text.partition("e")
         return f"{mantissa}.0e{power}" if e and "." not in mantissa else text  # 1e-05 would be a text
-    text = json.dumps(cleaned(value) if isinstance(value, str) else value, ensure_ascii=False)
+    text = json.dumps(legible(value) if isinstance(value, str) else value, ensure_ascii=False)
     return text.replace("<", "\\u003c")  # no reader takes it for a tag

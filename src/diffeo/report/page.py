@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import re
-import unicodedata
 import wave
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffeo.legible import legible
 from diffeo.report.words import Columns, Rows
 
 __all__ = [
@@ -27,8 +27,6 @@ __all__ = [
     "Section",
     "Sound",
     "Text",
-    "cleaned",
-    "cleaned_line",
     "to_html",
     "wav_of",
 ]
@@ -165,21 +163,9 @@ def wav_of(x: np.ndarray, rate: int) -> bytes:
     return result.getvalue()
 
 
-def cleaned(text: str, longest: int | None = LONGEST) -> str:
-    """Return a text on one line, without characters that steer a terminal or turn the direction of writing.
-
-    Args:
-        text: from a file, say.
-        longest: letters that are kept; None for all.
-    """
-    shown = "".join(c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn") else " " for c in str(text))
-    shown = " ".join(shown.split())
-    return shown if longest is None or len(shown) <= longest else f"{shown[: longest - 1]}…"
-
-
 def _escaped(text: str) -> str:
     """The only way for a text into the page."""
-    return html.escape(cleaned(text, 20 * LONGEST), quote=True)
+    return html.escape(legible(text, 20 * LONGEST), quote=True)
 
 
 def to_html(document: Document, largest: int = LARGEST) -> tuple[str, list[str]]:
@@ -352,7 +338,7 @@ def _columns(block: Columns) -> str:
 
 def _cell(text: str, number: bool, tag: str = "td") -> str:
     """A cell; numbers stand at the right, and what is short is not broken."""
-    text = cleaned(text, CELL)
+    text = legible(text, CELL)
     mark = "number" if number else "short" if len(text) <= SHORT else "long"
     return f'<{tag} class="{mark}">{_escaped(text)}</{tag.split()[0]}>'
 
@@ -362,13 +348,8 @@ def _is_number(cell: str) -> bool:
 
 
 def _code(block: Code) -> str:
-    lines = "\n".join(html.escape(cleaned_line(line), quote=True) for line in block.text.strip("\n").split("\n"))
+    lines = "\n".join(html.escape(legible(line, None), quote=True) for line in block.text.strip("\n").split("\n"))
     return f'<pre class="scroll" tabindex="0"><code>{lines}</code></pre>'
-
-
-def cleaned_line(line: str) -> str:
-    """Return a line of code, whose spaces count, without what steers a terminal."""
-    return "".join(c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn") else " " for c in line)
 
 
 def _picture(block: Picture) -> str:

@@ -132,20 +132,26 @@ def _used(used: int | None, rows: int | None) -> str:
 
 
 def _likelihood(part: Mapping[str, Any]) -> str:
-    if "elbo" in part:
+    if part.keys() >= {"elbo", "elbo_stderr", "samples", "bits_per_dim"}:
         return (
             f"at most {with_error(part['nll'], part['stderr'])} nats per image by {part['samples']:,} samples"
-            f" (-ELBO {with_error(-part['elbo'], part['elbo_stderr'])}), {part['bits_per_dim']:.4f} bits/dim"
+            f" (-ELBO {with_error(-part['elbo'], part['elbo_stderr'])}), {_places(part['bits_per_dim'])} bits/dim"
         )
     if "bits_per_dim" in part:
-        return f"{with_error(part['nll'], part['stderr'])} nats per image, {part['bits_per_dim']:.4f} bits/dim"
+        return f"{with_error(part['nll'], part['stderr'])} nats per image, {_places(part['bits_per_dim'])} bits/dim"
     if "bits_per_sample" in part:
-        return f"{with_error(part['bits_per_sample'], part['bits_per_sample_stderr'])} bits per 16-bit sample"
-    dimension = next(name for name in part if name.startswith("bits_per_") and not name.endswith("_stderr"))
+        return f"{with_error(part['bits_per_sample'], part.get('bits_per_sample_stderr'))} bits per 16-bit sample"
+    dimension = next((name for name in part if name.startswith("bits_per_") and not name.endswith("_stderr")), "")
+    if not dimension or "bits" not in part:
+        return f"{with_error(part['nll'], part['stderr'])} nats"
     return (
         f"{with_error(part['nll'], part['stderr'])} nats per row"
         f" ({number(part['bits'])} bits, {number(part[dimension])} per {dimension.removeprefix('bits_per_')})"
     )
+
+
+def _places(value: float | None) -> str:
+    return number(value) if value is None else f"{value:.4f}"
 
 
 def most_shares(shares: Mapping[str, float], column: str) -> str:

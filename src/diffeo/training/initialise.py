@@ -55,10 +55,14 @@ def _in_proportion(batch: Batch) -> Batch:
     return batch if batch.weights is None else batch.take(in_proportion(batch.weights))
 
 
+class Breakdown(UserError):
+    """A training ended because its losses or gradients were no numbers."""
+
+
 def breakdown(objective: nn.Module, batch: Batch, what: str) -> UserError:
     """Return the error that ends a training: what happened, and where in the last bad batch it began."""
     with torch.enable_grad():
         where = locate(objective, batch)
-    return UserError(
+    return Breakdown(
         f"training stopped: {what}; the first non-finite value {where}; clean the data or lower the learning rate"
     )

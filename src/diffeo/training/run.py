@@ -20,13 +20,16 @@ import diffeo
 from diffeo import recipes
 from diffeo.atomic import atomic_write, remove_leftovers
 from diffeo.errors import UserError
+from diffeo.fields import Number, problem
 from diffeo.flow import Flow
+from diffeo.legible import legible
 from diffeo.recipes.stored import completed
 from diffeo.structure import described, rebuilt
+from diffeo.training.contents import FORMAT, MODEL_JSON
 from diffeo.training.guard import Allowance
 from diffeo.training.parallel import choose_device
 from diffeo.training.place import MODEL, WEIGHTS, claim, claimed
-from diffeo.training.weights import load_tensors, read_shapes, save_tensors
+from diffeo.training.weights import digest, load_tensors, read_shapes, save_tensors
 
 __all__ = [
     "Run",
@@ -43,7 +46,6 @@ __all__ = [
     "trained_recipe",
 ]
 
-FORMAT = 1
 BY_HAND = "by hand"  # instead of a recipe's name: the arguments are the flow's structure
 LARGEST_MODEL_BYTES = 2**26
 
@@ -120,9 +122,13 @@ def create_run(
         "metrics": {},
         "provenance": plain(provenance or {}),
     }
+    _write_model(folder, model)
+    return folder
+
+
+def _write_model(folder: Path, model: Mapping[str, Any]) -> None:
     with atomic_write(folder / MODEL) as temporary:
         temporary.write_text(json.dumps(model, indent=2) + "\n")
-    return folder
 
 
 def plain(data: Any) -> Any:
@@ -139,7 +145,7 @@ def plain(data: Any) -> Any:
 
 
 def save_weights(path: StrPath, flow: nn.Module) -> str:
-    """Write the flow's weights into its run directory, atomically.
+    """Write the flow's weights into its run directory, atomically, and bind ``model.json`` to them by their digest.
 
     Args:
         path: the run directory.
@@ -151,11 +157,16 @@ def save_weights(path: StrPath, flow: nn.Module) -> str:
     Raises:
         UserError: if it cannot be written.
     """
-    return save_tensors(Path(path) / WEIGHTS, flow.state_dict(), {"format": str(FORMAT)})
+    folder, metadata = Path(path), {"format": str(FORMAT)}
+    model = read_model(folder)
+    sha256 = digest(flow.state_dict(), metadata)
+    # The weights that are there still belong to the run until they are replaced: a kill leaves a run that loads.
+    _write_model(folder, {**model, "weights": [sha256, *model.get("weights", [])[:1]]})
+    return save_tensors(folder / WEIGHTS, flow.state_dict(), metadata)
 
 
 def save_model(path: StrPath, flow: Flow) -> None:
-    """Write what came of the flow that a run directory was made for: the weights, then what it is.
+    """Write what came of the flow that a run directory was made for: what it is, and its weights.
 
     ``trained_recipe`` still says what the run was made for.
 
@@ -170,9 +181,8 @@ def save_model(path: StrPath, flow: Flow) -> None:
     model = read_model(path)
     model["provenance"]["trained"] = trained_recipe(model)
     model["recipe"] = _recipe(flow)
+    _write_model(Path(path), model)
     save_weights(path, flow)
-    with atomic_write(Path(path) / MODEL) as temporary:
-        temporary.write_text(json.dumps(model, indent=2) + "\n")
 
 
 def trained_recipe(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,10 +193,6 @@ def trained_recipe(model: Mapping[str, Any]) -> dict[str, Any]:
     """
     recipe: dict[str, Any] = model["provenance"].get("trained", model.get("recipe"))
     return recipe
-
-
-def _is_recipe(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("name"), str) and isinstance(value.get("arguments"), dict)
 
 
 def _recipe(flow: Flow) -> dict[str, Any]:
@@ -208,8 +214,7 @@ def save_metrics(path: StrPath, metrics: Mapping[str, Any], settings: Mapping[st
     model["metrics"] = {**model["metrics"], **plain(metrics)}
     if settings is not None:
         model["provenance"]["settings"] = plain(settings)
-    with atomic_write(Path(path) / MODEL) as temporary:
-        temporary.write_text(json.dumps(model, indent=2) + "\n")
+    _write_model(Path(path), model)
 
 
 def read_model(path: StrPath) -> dict[str, Any]:
@@ -228,30 +233,25 @@ def read_model(path: StrPath) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{folder} is not a run directory: it has no {MODEL}; give one that diffeo fit made with --out")
     try:
-        if file.stat().st_size > LARGEST_MODEL_BYTES:
-            raise ValueError(f"it is larger than {LARGEST_MODEL_BYTES >> 20} MiB")
+        size = file.stat().st_size
+        if not 0 < size <= LARGEST_MODEL_BYTES:  # of what has no size, such as /proc/kmsg, reading may never end
+            raise ValueError(f"it is larger than {LARGEST_MODEL_BYTES >> 20} MiB" if size else "it is empty")
         model = json.loads(file.read_text(encoding="utf-8"))
     except PermissionError as error:
         raise UserError(f"{file} cannot be read: permission denied; change its permissions") from error
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{file} is damaged ({error}); restore it or train again") from error
-    if not isinstance(model, dict) or not isinstance(model.get("format"), int):
+    if not isinstance(model, dict) or Number(1, math.inf, whole=True).fault(model.get("format")):
         raise UserError(f"{file} is no description of a model: it has no format number; restore it or train again")
     if model["format"] > FORMAT:
         raise UserError(
-            f"{file} has format {model['format']}, written by diffeo {model.get('diffeo', '?')}; "
-            f"this is diffeo {diffeo.__version__}, which reads up to {FORMAT}: upgrade diffeo"
+            f"{file} has format {legible(model['format'], 24)}, written by diffeo"
+            f" {legible(model.get('diffeo', '?'), 24)}; this is diffeo {diffeo.__version__},"
+            f" which reads up to {FORMAT}: upgrade diffeo"
         )
-    expected = {
-        "recipe": _is_recipe(model.get("recipe")),
-        "schema": isinstance(model.get("schema"), dict | None),
-        "metrics": isinstance(model.setdefault("metrics", {}), dict),
-        "provenance": isinstance(model.setdefault("provenance", {}), dict),
-    }
-    expected["trained"] = not expected["provenance"] or _is_recipe(trained_recipe(model))
-    for name, good in expected.items():
-        if not good:
-            raise UserError(f"{file} is damaged: its {name} is missing or of a wrong type; restore it or train again")
+    model = {"metrics": {}, "provenance": {}, **model}
+    if fault := problem(model, MODEL_JSON):
+        raise UserError(f"{file} is damaged: {fault}; restore it or train again")
     model["recipe"]["arguments"] = completed(model["recipe"]["name"], model["recipe"]["arguments"])
     return model
 
@@ -325,17 +325,17 @@ def load_run(path: StrPath, device: str | torch.device = "cpu") -> Run:
     try:
         with Allowance(shapes), torch.random.fork_rng([]):  # the weights drawn here are thrown away
             flow = rebuilt(arguments) if name == BY_HAND else recipes.build(name, arguments)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError, OverflowError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, MemoryError, ArithmeticError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{folder / MODEL}: no model can be built from its recipe: {reason:.300}; {remedy}") from error
     expected = {key: tuple(tensor.shape) for key, tensor in flow.state_dict().items()}
-    for problem, keys in (
+    for fault, keys in (
         ("lacks", expected.keys() - shapes.keys()),
         ("has unexpectedly", shapes.keys() - expected.keys()),
     ):
         if keys:
             raise UserError(
-                f"{weights} {problem} the tensor {min(keys)} ({len(keys)} in all): "
+                f"{weights} {fault} the tensor {min(keys)} ({len(keys)} in all): "
                 f"it does not belong to {MODEL}; {remedy}"
             )
     for key, shape in expected.items():
@@ -345,7 +345,7 @@ def load_run(path: StrPath, device: str | torch.device = "cpu") -> Run:
                 f"it does not belong to {MODEL}; {remedy}"
             )
 
-    tensors, _ = load_tensors(weights, remedy)
+    tensors, metadata = load_tensors(weights, remedy)
     precisions = set()
     for key, entry in flow.state_dict(keep_vars=True).items():
         tensor = tensors[key]
@@ -356,6 +356,8 @@ def load_run(path: StrPath, device: str | torch.device = "cpu") -> Run:
             # A buffer may be infinite (an open bound), a learned weight never.
             if tensor.isnan().any() or (isinstance(entry, nn.Parameter) and tensor.isinf().any()):
                 raise UserError(f"{weights}: {key} holds values that are not finite; train again")
+    if "weights" in model and metadata["sha256"] not in model["weights"]:  # runs of before do not say it
+        raise UserError(f"{weights} is of another run: {MODEL} has another digest of its weights; {remedy}")
     if len(precisions) == 1:  # of a flow that was made double, say
         flow.to(precisions.pop())
     flow.load_state_dict(tensors)

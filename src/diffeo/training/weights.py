@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffeo.atomic import atomic_write
 from diffeo.errors import UserError
+from diffeo.paths import openable
 
 __all__ = ["digest", "hash_tensor", "load_tensors", "read_shapes", "save_tensors"]
 
@@ -79,7 +80,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def load_tensors(path: str | os.PathLike[str], remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what ``save_tensors`` wrote: the tensors (on the CPU) and the metadata.
+    """Read what ``save_tensors`` wrote: the tensors (on the CPU) and the metadata, ``sha256`` among them.
 
     Raises:
         UserError: ending in ``remedy``, if the file is missing, cut short, or differs by a single bit.
@@ -87,7 +88,7 @@ def load_tensors(path: str | os.PathLike[str], remedy: str) -> tuple[dict[str, T
     with _opened(path, remedy) as file:
         metadata = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if metadata.pop("sha256", None) != digest(tensors, metadata):
+    if metadata.get("sha256") != digest(tensors, {name: text for name, text in metadata.items() if name != "sha256"}):
         raise UserError(f"{os.fspath(path)} is corrupted: its contents do not match its SHA-256; {remedy}")
     return tensors, metadata
 
@@ -106,7 +107,7 @@ def read_shapes(path: str | os.PathLike[str], remedy: str) -> dict[str, tuple[in
 def _opened(path: str | os.PathLike[str], remedy: str) -> Iterator[Any]:
     """A safetensors file open for reading; what cannot be read is a ``UserError`` that ends in ``remedy``."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with openable(path) as name, safe_open(name, framework="pt") as file:
             yield file
     except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
         name = os.fspath(path)

@@ -15,6 +15,8 @@ from diffeo.transforms.univariate import rational_quadratic, rational_quadratic_
 
 __all__ = ["Dequantize", "Gaussianize", "Logit", "Rescale", "Standardize", "Whiten"]
 
+LARGEST = 1e30  # of the ends of a range: float32 has room for arithmetic
+
 
 class Standardize(DataDependent):
     r"""Each element with mean 0 and standard deviation 1 on the noise's side.
@@ -261,7 +263,7 @@ class Rescale(Transform):
         high: what becomes 1.
 
     Raises:
-        ValueError: unless low < high, both finite.
+        ValueError: unless low < high, both within 1e30.
     """
 
     preprocesses = True
@@ -286,6 +288,8 @@ class Rescale(Transform):
 def _check_range(low: float, high: float) -> None:
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"expected low < high, got {low} and {high}")
+    if max(abs(low), abs(high)) > LARGEST:
+        raise ValueError(f"expected ends within {LARGEST:g}, got {low} and {high}")
 
 
 class Logit(Transform):
@@ -305,7 +309,7 @@ class Logit(Transform):
         alpha: margin that keeps the ends finite, in (0, 0.5).
 
     Raises:
-        ValueError: unless low < high, both finite, or for another alpha.
+        ValueError: unless low < high, both within 1e30, or for another alpha.
     """
 
     preprocesses = True
@@ -361,7 +365,7 @@ class Dequantize(Transform):
         low: a value of the grid.
 
     Raises:
-        ValueError: for steps that are negative or not finite.
+        ValueError: for steps that are negative or not finite, or all 0.
     """
 
     preprocesses = True
@@ -380,6 +384,8 @@ class Dequantize(Transform):
             self.register_buffer(name, table)
         if not (torch.isfinite(self.step).all() and (self.step >= 0).all()):
             raise ValueError("expected steps that are finite and not negative")
+        if self.step.numel() and not (self.step > 0).any():
+            raise ValueError("expected a step above 0 for one element at least, got none: there is nothing to spread")
         self.noise: Tensor | None = None  # u for all rows alike, in place of draws; set by ``Flow.log_mass``
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

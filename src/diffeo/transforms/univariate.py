@@ -161,6 +161,12 @@ class Scale(Univariate):
         return (MapSpec("scale"),)
 
 
+def _check_bound(bound: float) -> None:
+    """Refuse a bound that binds nothing, or everything: float32 could not tell the map from none."""
+    if isinstance(bound, bool) or not 1e-6 <= bound <= 1e12:
+        raise ValueError(f"expected bound in [1e-6, 1e12], got {bound}")
+
+
 class Affine(Univariate):
     r"""Scale and shift, with a log-scale a that is softly bounded by B.
 
@@ -173,14 +179,13 @@ class Affine(Univariate):
         bound: the largest absolute log-scale B.
 
     Raises:
-        ValueError: unless bound > 0.
+        ValueError: for a bound that is not in [1e-6, 1e12].
     """
 
     size = 2
 
     def __init__(self, bound: float = 5.0) -> None:
-        if not bound > 0:
-            raise ValueError(f"expected bound > 0, got {bound}")
+        _check_bound(bound)
         self.bound = bound
 
     def generate(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,14 +221,13 @@ class Gated(Univariate):
         bound: how far the logit may be from the bias.
 
     Raises:
-        ValueError: unless bound > 0.
+        ValueError: for a bound that is not in [1e-6, 1e12].
     """
 
     size = 2
 
     def __init__(self, bias: float = 4.0, bound: float = 5.0) -> None:
-        if not bound > 0:
-            raise ValueError(f"expected bound > 0, got {bound}")
+        _check_bound(bound)
         self.bias = bias
         self.bound = bound
 
@@ -278,8 +282,7 @@ class RationalQuadraticSpline(Univariate):
     def __init__(self, bins: int = 8, bound: float = 5.0, min_bin: float = 0.03, max_bend: float = 4.0) -> None:
         if bins < 2:
             raise ValueError(f"expected bins >= 2, got {bins}")
-        if not bound > 0:
-            raise ValueError(f"expected bound > 0, got {bound}")
+        _check_bound(bound)
         if not 0 < min_bin * bins < 1:
             raise ValueError(f"expected 0 < min_bin < 1 / bins = {1 / bins:g}, got {min_bin}")
         if not max_bend > 1:
@@ -352,14 +355,13 @@ class MixtureOfLogistics(Univariate):
         bound: the largest absolute log-scale, a = bound tanh(a' / bound): a floor under the scale.
 
     Raises:
-        ValueError: for less than one component, or unless bound > 0.
+        ValueError: for less than one component, or a bound that is not in [1e-6, 1e12].
     """
 
     def __init__(self, components: int = 5, bound: float = 7.0) -> None:
         if components < 1:
             raise ValueError(f"expected components >= 1, got {components}")
-        if not bound > 0:
-            raise ValueError(f"expected bound > 0, got {bound}")
+        _check_bound(bound)
         self.components = components
         self.bound = bound
         self.size = 3 * components

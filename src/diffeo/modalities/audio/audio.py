@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffeo.errors import UserError
+from diffeo.legible import legible
 from diffeo.modalities.audio.fsdd import SPEAKERS, TEST_TAKES, find_fsdd
 from diffeo.modalities.audio.recordings import FULL_SCALE, SOUNDS, is_sound, read_recordings
 from diffeo.modalities.folders import Progress, name_within
@@ -107,8 +108,10 @@ class Audio:
         chosen = pattern or (FOLDER_PATTERN if nested else NAME_PATTERN)
         try:
             matches = [re.search(chosen, file.rsplit(".", 1)[0]) for file in self.files]
-        except re.error as error:
-            raise UserError(f"--label-pattern {chosen!r} is no regular expression: {error}") from error
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UserError(
+                f"--label-pattern {legible(chosen, 80)!r} is no regular expression ({error}); correct it"
+            ) from error
         unmatched = [file for file, match in zip(self.files, matches, strict=True) if match is None]
         if unmatched:
             raise UserError(

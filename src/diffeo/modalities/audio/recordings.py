@@ -19,6 +19,8 @@ __all__ = ["FULL_SCALE", "SOUNDS", "Recordings", "is_sound", "read_recordings", 
 SOUNDS = (".wav", ".flac", ".ogg")
 FULL_SCALE = 2**15  # 16-bit values are those of [-1, 1) times this
 _OTHERS = (".aac", ".aif", ".aiff", ".m4a", ".mp3", ".opus", ".wma")  # sound too: counted as bad, not overlooked
+RATES = (100, 1_000_000)  # samples per second of a recording
+_RESAMPLED = 64  # by such a factor at most
 _LOUD = 0.01  # the share of samples beyond full scale above which they are no accident
 _SHOWN = 3  # sampling rates named in a note
 
@@ -141,7 +143,9 @@ def _header(path: Path) -> _Header:
         pass  # the system's own words for what cannot be opened are better than libsndfile's
     info = soundfile.info(path)
     if not info.frames:
-        raise Unusable("holds no samples")
+        raise Unusable("holds no samples; remove it")
+    if not RATES[0] <= info.samplerate <= RATES[1]:
+        raise Unusable(f"a rate of {info.samplerate:,} Hz, expected {RATES[0]} to {RATES[1]:,}; correct its header")
     wide = info.subtype not in ("PCM_S8", "PCM_U8", "PCM_16", "ULAW", "ALAW", "VORBIS")
     return _Header(info.frames, info.samplerate, info.channels, wide)
 
@@ -150,7 +154,10 @@ def _decode(rate: int, path: Path) -> _Sound:
     import soundfile
     from scipy.signal import resample_poly
 
-    channels, own_rate = soundfile.read(path, dtype="float32", always_2d=True)  # (n, channels)
+    with path.open("rb") as file:
+        channels, own_rate = soundfile.read(file, dtype="float32", always_2d=True)  # (n, channels)
+    if not rate / _RESAMPLED <= own_rate <= rate * _RESAMPLED:
+        raise Unusable(f"a rate of {own_rate:,} Hz beside {rate:,} Hz; leave it out, or give another --rate")
     sound = channels.mean(1)
     if not np.isfinite(sound).all():
         raise Unusable("holds NaN or infinity; fix or remove it")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffeo.errors import UserError
+from diffeo.fields import Fields, ListOf, Number, Text, problem
 from diffeo.modalities.audio.audio import Audio, open_audio
 from diffeo.modalities.audio.check import check_sound
 from diffeo.modalities.audio.crops import STEP, Crops, SoundFormat, features
@@ -25,6 +26,13 @@ __all__ = ["AudioRun"]
 
 CHUNK = 64  # sounds drawn at a time
 MOST = 16  # crops to check by, which have thousands of samples each
+
+_SIZE = Number(0, 2**31 - 1, whole=True)
+_RATE, _FRAME = Number(1, 2**31 - 1, whole=True), Number(1, 2**31 - 1, whole=True)
+SCHEMA = Fields(
+    required={"kind": Text(("audio",)), "crop": _FRAME, "rate": _RATE, "hop": _FRAME, "classes": ListOf(Text())},
+    optional={"mels": _SIZE, "window": _SIZE, "pattern": Text()},
+)
 
 
 @dataclass(frozen=True)
@@ -40,17 +48,13 @@ class AudioRun(OpenRun):
     @classmethod
     def restore(cls, stored: StoredRun, path: str, device: torch.device) -> Self:
         """Read what the sounds are like, and prove that the flow fits them."""
+        if fault := problem(stored.schema, SCHEMA):
+            raise UserError(f"{stored.path}: model.json is damaged: of its sounds {fault}; restore it or train again")
         schema = {name: value for name, value in (stored.schema or {}).items() if name != "kind"}
-        try:
-            crop = schema.pop("crop")
-            form = SoundFormat(**{**schema, "classes": tuple(schema["classes"])})
-            shapes = (crop,), form.context_shape(crop) if form.hop >= 1 else None
-            fits = form.rate >= 1 and shapes == (stored.flow.event_shape, stored.flow.context_shape)
-        except (TypeError, KeyError) as error:
-            raise UserError(
-                f"{stored.path}: model.json is damaged: its sounds are not described; train again"
-            ) from error
-        if not fits:
+        crop = schema.pop("crop")
+        form = SoundFormat(**{**schema, "classes": tuple(schema["classes"])})
+        twice = len(set(form.classes)) != len(form.classes)
+        if twice or ((crop,), form.context_shape(crop)) != (stored.flow.event_shape, stored.flow.context_shape):
             raise UserError(f"{stored.path}: model.json is damaged: its model does not fit its sounds; train again")
         return cls(path, stored.flow, stored.metrics, stored.provenance, device, form, crop)
 

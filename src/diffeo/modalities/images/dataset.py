@@ -90,6 +90,8 @@ class ImageDataset(Dataset):
             raise UserError(f"{images.name}: no labels to condition on; put each class into a folder of its own")
         if (test := self.settings.get("test", 0.0)) and (images.test is not None or images.validation):
             raise UserError(f"{images.name}: has test images of its own; leave --test out")
+        if len(images) < 2:
+            raise UserError(f"{images.name}: holds a single picture; give at least two, since one is held out")
         self.tested = count_test(len(images), test)
         train, valid, self.test = hold_out(images, self.seed, self.tested)
         self.rows, self.total = len(train), len(images)

@@ -1,16 +1,20 @@
 """Pictures in png and jpg files: decoded by a pool of threads into one array, and resized."""
 
+import math
+import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffeo.errors import UserError
+from diffeo.limits import limits
 from diffeo.modalities.folders import Progress, Reader, Unusable, in_order, is_among, name_within
 from diffeo.modalities.storage import allocate
 
@@ -19,6 +23,8 @@ __all__ = ["PICTURES", "Decoded", "as_picture", "is_picture", "read_pictures", "
 PICTURES = (".png", ".jpg", ".jpeg")
 _OTHERS = (".bmp", ".gif", ".heic", ".tif", ".tiff", ".webp")  # pictures too: counted as bad, not overlooked
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3}  # of Pillow's modes with 8 bits or fewer
+_LARGE = 1 << 23  # pixels of pictures that are decoded one after the other
+_ONE_AT_A_TIME = Lock()
 _SHOWN = 3  # sizes named in a message
 
 
@@ -103,7 +109,13 @@ def resize(pixels: np.ndarray, size: tuple[int, int], levels: int = 256, cache: 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Yield the picture, of which only the header is read yet, if it is one that diffeo can use."""
-    with Image.open(path, formats=("PNG", "JPEG", "GIF")) as picture:
+    with _identified(path) as picture:
+        width, height = picture.size
+        if width * height > limits().pixels:
+            raise Unusable(
+                f"{width} x {height} pixels, more than {limits().pixels:,}; make it smaller, or raise the limit with"
+                f" --max-pixels {width * height}"
+            )
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and picture.format != "MPO":  # a jpg whose camera put a preview behind it
             raise Unusable(f"an animated {picture.format} of {frames} frames; save one of them as png")
@@ -115,6 +127,21 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if picture.mode not in _CHANNELS:
             raise Unusable(f"{picture.mode} colours; convert it to RGB")
         yield picture
+
+
+def _identified(path: Path) -> Any:
+    """Return a picture of which the header is read, as ``Image.open`` does, which has a limit of its own to pixels."""
+    Image.preinit()
+    with path.open("rb") as file:
+        start = file.read(16)
+    for kind in ("PNG", "JPEG", "GIF"):
+        make, accepts = Image.OPEN[kind]
+        if accepts is None or accepts(start) is True:
+            try:
+                return make(str(path), "")  # type: ignore[arg-type]  # a name, which it opens
+            except (SyntaxError, IndexError, TypeError, KeyError, struct.error) as error:
+                raise UnidentifiedImageError(f"cannot identify {path}") from error
+    raise UnidentifiedImageError(f"cannot identify {path}")
 
 
 def _header(path: Path) -> _Header:
@@ -130,7 +157,7 @@ def _header(path: Path) -> _Header:
 
 
 def _decode(channels: int, size: tuple[int, int], path: Path) -> _Picture:
-    with _opened(path) as opened:
+    with _opened(path) as opened, _ONE_AT_A_TIME if math.prod(opened.size) > _LARGE else nullcontext():
         picture: Image.Image = opened
         # A jpg decodes several times faster at 1/2, 1/4 or 1/8 of its size; what is left still has to shrink by 2.
         picture.draft(None, (2 * max(size), 2 * max(size)))

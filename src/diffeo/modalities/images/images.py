@@ -17,6 +17,7 @@ from diffeo.modalities.folders import Progress, name_within
 from diffeo.modalities.images.decoding import PICTURES, Decoded, is_picture, read_pictures, resize
 from diffeo.modalities.images.mnist import VALIDATION, load_mnist
 from diffeo.modalities.images.pixels import chunks, complete, gather, to_classes, to_pixels
+from diffeo.paths import encodable
 
 __all__ = ["IMAGE_SETS", "Images", "open_images"]
 
@@ -172,7 +173,7 @@ def _open_path(
     if kind == ".npy":
         return _from_arrays({"x": map_npy(path)}, str(path), cache)
     with open_npz(path) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+        arrays = {name: array for name in archive.files if isinstance(array := archive[name], np.ndarray)}
     return _from_arrays(arrays, str(path), cache)
 
 
@@ -194,7 +195,9 @@ def _open_folder(folder: Path, size: tuple[int, int] | None, cache: Path | None,
     images = _from_decoded(decoded, folder)
     if not files:
         return images
-    labels, classes = to_classes(np.array([path.relative_to(folder).parts[0] for path in decoded.files]), images.name)
+    labels, classes = to_classes(
+        np.array([encodable(path.relative_to(folder).parts[0]) for path in decoded.files]), images.name
+    )
     return replace(images, labels=labels, classes=classes)
 
 
@@ -212,7 +215,7 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], name: str, cache: Path | None
     if key is None:
         listed = ", ".join(list(arrays)[:10]) or "none"
         raise UserError(f"{name}: expected pictures in an array x or x_train, or in the only one; its arrays: {listed}")
-    levels = int(arrays["levels"]) if "levels" in arrays and arrays["levels"].ndim == 0 else 256
+    levels = _levels(arrays.get("levels"), name)
     pixels, notes = to_pixels(arrays[key], name, levels, cache)
     images = Images(pixels, levels=levels, name=name, notes=notes)
     if "x_test" in arrays:
@@ -232,6 +235,15 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], name: str, cache: Path | None
     both, classes = to_classes(np.concatenate([labels, unseen]), name)
     test = replace(images.test, labels=both[len(labels) :], classes=classes)
     return replace(images, labels=both[: len(labels)], classes=classes, test=test)
+
+
+def _levels(value: np.ndarray | None, name: str) -> int:
+    """How many values a pixel can take, as an archive says, or 256."""
+    if value is None or value.ndim:
+        return 256
+    if value.dtype.kind not in "iuf" or not 2 <= value <= 256 or value % 1:
+        raise UserError(f"{name}: expected levels to be a whole number from 2 to 256, got {value!r}; correct it")
+    return int(value)
 
 
 def _digits() -> Images:

@@ -18,7 +18,7 @@ def to_pixels(array: np.ndarray, name: str, levels: int, cache: Path | None) -> 
     check_numbers(array.dtype, name)
     array = _channels_first(array, name)
     if not array.size:
-        raise UserError(f"{name}: holds no pictures, its shape is {array.shape}")
+        raise UserError(f"{name}: holds no pictures, its shape is {array.shape}; give an array with some")
     if array.dtype == np.uint8 and levels == 256:
         return array, ()
     low, high = array.min(), array.max()
@@ -77,8 +77,8 @@ def complete(labels: np.ndarray, count: int, name: str) -> np.ndarray:
             f"{name}: labels are missing for {len(missing)} of {count} pictures, the first for picture"
             f" {missing[0] + 1}; complete them, or leave them all out"
         )
-    if labels.dtype.kind == "f" and (labels != np.rint(labels)).any():
-        raise UserError(f"{name}: expected labels that are whole numbers or text, got fractions")
+    if labels.dtype.kind == "f" and ((labels != np.rint(labels)) | (np.abs(labels) > 2.0**53)).any():
+        raise UserError(f"{name}: expected labels that are whole numbers or text, got fractions; round them")
     return labels.astype(np.str_ if labels.dtype.kind in "UO" else np.int64)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffeo.errors import UserError
+from diffeo.fields import Fields, ListOf, Number, Text, problem
 from diffeo.modalities.base import Chunk, Draw, Examples, OpenRun, Scoring, Words, choose, held_out
 from diffeo.modalities.images.dataset import describe_images, hold_out, one_hot
 from diffeo.modalities.images.gallery import save_grid, save_npz, save_pngs
@@ -27,6 +28,13 @@ __all__ = ["ImageRun"]
 
 CHUNK = 500  # images at a time
 MOST = 2_000  # to check by: drawing and classifying more would take minutes
+
+SCHEMA = Fields(
+    required={
+        "kind": Text(("images",)), "shape": ListOf(Number(1, 2**20, whole=True), 3, 3),
+        "levels": Number(2, 256, whole=True), "classes": ListOf(Text()),
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,13 +52,12 @@ class ImageRun(OpenRun):
     def restore(cls, stored: StoredRun, path: str, device: torch.device) -> Self:
         """Read what the images are like, and prove that the flow fits them."""
         schema = stored.schema or {}
-        try:
-            channels, height, width = schema["shape"]
-            shape, levels, classes = (channels, height, width), schema["levels"], tuple(schema["classes"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise UserError(
-                f"{stored.path}: model.json is damaged: its images are not described; train again"
-            ) from error
+        if fault := problem(schema, SCHEMA):
+            raise UserError(f"{stored.path}: model.json is damaged: of its images {fault}; restore it or train again")
+        channels, height, width = schema["shape"]
+        shape, levels, classes = (channels, height, width), schema["levels"], tuple(schema["classes"])
+        if len(set(classes)) != len(classes):
+            raise UserError(f"{stored.path}: model.json is damaged: classes are named twice; restore it or train again")
         context = (len(classes),) if classes else ()
         if tuple(stored.flow.event_shape) != shape or stored.flow.context_shape != context:
             raise UserError(f"{stored.path}: model.json is damaged: its model does not fit its images; train again")
@@ -79,7 +86,9 @@ class ImageRun(OpenRun):
         _, height, width = self.shape
         images = open_images(source, (height, width) if _is_pictures(source) else None)
         if images.shape != self.shape:
-            raise UserError(f"{images.name}: {self.path} knows images of {size(self.shape)}, got {size(images.shape)}")
+            raise UserError(
+                f"{images.name}: {self.path} knows images of {size(self.shape)}, got {size(images.shape)}; convert them"
+            )
         if images.levels != self.levels:
             raise UserError(
                 f"{images.name}: {self.path} knows {self.levels} levels of grey, got {images.levels}; an .npz says how"
@@ -99,7 +108,7 @@ class ImageRun(OpenRun):
             raise UserError(f"{images.name}: {self.path} is conditional on labels; give images that have them")
         if images.classes != self.classes:
             known, got = (", ".join(names) for names in (self.classes, images.classes))
-            raise UserError(f"{images.name}: {self.path} knows the classes {known}, got {got}")
+            raise UserError(f"{images.name}: {self.path} knows the classes {known}, got {got}; rename them")
         return one_hot(images.labels, len(self.classes)).to(self.device)
 
     def scoring(self, source: Any, options: Mapping[str, Any]) -> Scoring:

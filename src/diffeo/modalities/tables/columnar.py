@@ -11,6 +11,7 @@ import pyarrow as pa
 from diffeo.errors import UserError
 from diffeo.modalities.tables.delimited import REMEDIES, complaint, floats, leave_out
 from diffeo.modalities.tables.dictionary import Dictionary
+from diffeo.paths import openable
 
 __all__ = ["ArrowSource", "Columnar", "FeatherSource", "kind_of", "unreadable"]
 
@@ -178,7 +179,9 @@ def _is_index(column: str) -> bool:
 def unreadable(name: str, kind: str, error: Exception) -> UserError:
     """Return the error of a source of this name that is not what it should be, with the reason that pyarrow gives."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return UserError(f"{name}: cannot be read as {kind}, it is damaged, incomplete or something else ({reason})")
+    return UserError(
+        f"{name}: cannot be read as {kind}, it is damaged, incomplete or something else ({reason}); get it anew"
+    )
 
 
 class FeatherSource(Columnar):
@@ -189,7 +192,7 @@ class FeatherSource(Columnar):
     def __init__(self, path: Path, na: Sequence[str] = ()) -> None:
         self._path = path
         try:
-            with pa.memory_map(str(path)) as file:
+            with openable(path) as name, pa.memory_map(name) as file:
                 self._stream = file.read(6) != b"ARROW1"  # the file format, or a stream saved as it came
                 file.seek(0)
                 if self._stream:
@@ -206,7 +209,7 @@ class FeatherSource(Columnar):
         known = self._schema.names
         names = [known[i] for i in positions]
         options = pa.ipc.IpcReadOptions(included_fields=sorted(positions))
-        with pa.memory_map(str(self._path)) as file:
+        with openable(self._path) as name, pa.memory_map(name) as file:
             if self._stream:
                 for batch in pa.ipc.open_stream(file, options=options):
                     yield batch.select(names)

@@ -105,4 +105,4 @@ def _stretched(x: Tensor) -> bool:
     x = x[:LOOKED_AT].double()
     lowest, lower, upper, highest = (torch.quantile(x, level, dim=0) for level in (0.05, 0.25, 0.75, 0.95))
     spread = (highest - lowest) / 3.29  # the standard deviation of a normal column with that middle
-    return bool(((lower < upper) & (x.std(0) > STRETCHED * spread)).any())
+    return len(x) > 1 and bool(((lower < upper) & (x.std(0) > STRETCHED * spread)).any())

@@ -7,7 +7,8 @@ import re
 import shlex
 import zlib
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TextIO
@@ -17,7 +18,9 @@ import pyarrow as pa
 import pyarrow.csv
 
 from diffeo.errors import UserError
+from diffeo.limits import EXPANDED, check_expansion
 from diffeo.modalities.tables.dictionary import Dictionary
+from diffeo.paths import openable
 
 __all__ = [
     "NULLS",
@@ -39,6 +42,8 @@ SEPARATORS = ",;\t|"
 BLOCK = 1 << 22  # bytes of text parsed at a time
 SEARCHED = 1 << 18  # bytes searched at a time: they stay in the processor's cache
 PEEK = 100  # rows looked at when the file is opened
+LONGEST = 1 << 22  # characters of a line
+CELLS = 1_000_000  # looked at when the file is opened
 ENOUGH = 10_000  # cells that are enough to see what separates them
 RARE = 0.01  # share of texts in a column of numbers up to which they are taken for mistakes
 EXACT = 2**53  # whole numbers beyond it are none in float64
@@ -148,11 +153,15 @@ class DelimitedSource:
         self._path = path
         self.notes: list[str] = []
         self.remedies: Collection[str] = REMEDIES
+        if sep is not None and (len(sep) != 1 or sep in '\r\n\0"' or not 0 < ord(sep) < 0xD800):
+            raise UserError(f"{self.name}: expected one character that separates columns (--sep), got {sep!r}")
         self._nulls = (*NULLS, *na)
         with path.open("rb") as file:
             self._gzip = file.read(2) == b"\x1f\x8b"
         if path.suffix.lower() == ".gz" and not self._gzip:
             raise UserError(f"{self.name}: is not compressed by gzip; name it {path.stem}, or compress it")
+        if self._gzip:
+            self._check_expansion()
         with self._bytes() as file:
             self._encoding = _encoding(file.read(4))
         try:
@@ -180,7 +189,7 @@ class DelimitedSource:
             number, first = next(rows, (0, []))
             if not first:
                 raise UserError(f"{self.name}: is empty; give a file with columns of numbers")
-            peek = [row for _, row in islice(rows, PEEK)]
+            peek = [row for _, row in islice(rows, max(2, min(PEEK, CELLS // len(first))))]
         self.has_names = self._has_header(first, peek) if header is None else header
         self._skip = number if self.has_names else 0  # lines before the data
         if self.has_names and not peek:
@@ -205,7 +214,8 @@ class DelimitedSource:
                 f"{self.name}: looks like numbers with decimal commas, cut in two ({','.join(first[:4])!r} in line"
                 f" {number}); separate columns by ; instead, or name them in a header"
             )
-        self._block = max(BLOCK, 64 * (max(map(len, lines)) + 1))  # a row must fit into a block
+        longest = max(map(len, lines)) + 1
+        self._block = max(BLOCK, min(64 * longest, 1 << 26), 4 * longest)  # bytes; a row must fit into a block
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -286,7 +296,11 @@ class DelimitedSource:
         arrow = {"bool": pa.bool_(), "text": pa.string(), "number": pa.float64()}
         arrow_types = {labels[i]: arrow[types[i]] for i in columns}
         nulls = [*self._nulls, *(" " + null for null in self._nulls)]
-        with pa.input_stream(self._path, compression="gzip" if self._gzip else None) as stream:
+        size, cells = self._path.stat().st_size, 0
+        with (
+            openable(self._path) as name,
+            pa.input_stream(name, compression="gzip" if self._gzip else None) as stream,
+        ):
             try:
                 reader = pa.csv.open_csv(
                     stream,
@@ -311,6 +325,9 @@ class DelimitedSource:
                     return
                 raise
             for batch in reader:
+                if self._gzip:
+                    cells += batch.num_rows * len(self.names)  # each at least a byte of text
+                    check_expansion(self.name, cells, size)
                 block = np.empty((batch.num_rows, len(wanted)))
                 for k, i in enumerate(columns):
                     column = batch.column(labels[i])
@@ -376,7 +393,7 @@ class DelimitedSource:
         if known and {cell.lower() for cell in known} <= set(_BOOLEANS):
             return "bool"
         # Digits that float64 would change are names.
-        if known and all(re.fullmatch(r"[+-]?\d+", cell) and abs(int(cell)) > EXACT for cell in known):
+        if known and all(re.fullmatch(r"[+-]?\d+", cell) and _beyond(cell) for cell in known):
             return "text"
         if self._all_digits(known) and any(map(_CODE.fullmatch, known)):
             return "text"
@@ -399,7 +416,7 @@ class DelimitedSource:
         before[[*b', "\r\n']] = True
         with self._bytes() as file:
             while chunk := file.read(SEARCHED):
-                data = b"".join((b"\n", chunk, file.readline()))
+                data = b"".join((b"\n", chunk, file.readline(LONGEST)))
                 if self._delimiter != ",":
                     data = data.replace(self._delimiter.encode(), b",")
                 codes = np.frombuffer(data, dtype=np.uint8)
@@ -431,12 +448,18 @@ class DelimitedSource:
         named = [numbers[i] or 0.0 for i in known]
         consecutive = len(named) > 2 and named[0] % 1 == 0 and bool((np.diff(named) == 1).all())
         several = len(named) + any(textual) > 1 and len(set(named)) == len(named)
-        years = several and all(1800 <= year <= 2200 and year % 1 == 0 for year in named)
+        dated = all(1800 <= year <= 2200 and year % 1 == 0 for year in named)
+        years = several and dated
         if (consecutive or years) and peek and all(map(self._differs, named, (columns[i] for i in known))):
             self.notes.append(f"the first line, {self._delimiter.join(first)[:40]!r}, was taken for the columns' names")
             return True
         if any(textual):
             self.notes.append("the first line was taken for data, columns are called c0, c1, ...")
+        elif consecutive or dated:
+            self.notes.append(
+                f"the first line, {self._delimiter.join(first)[:40]!r}, was taken for data, columns are called c0, c1,"
+                " ...; if these are names, write them as text, y2019 say"
+            )
         return False
 
     def _differs(self, number: float, cells: list[str]) -> bool:
@@ -466,22 +489,50 @@ class DelimitedSource:
 
     def _cells(self, text: TextIO) -> Iterator[tuple[int, list[str]]]:
         """Yield (number of the line, cells) of all rows that are not blank."""
-        reader = csv.reader(text, delimiter=self._delimiter)
+        reader = csv.reader(self._lines(text), delimiter=self._delimiter)
         try:
             for cells in reader:
                 if cells:
                     yield reader.line_num, cells
         except csv.Error as error:
-            raise UserError(f"{self.name}: line {reader.line_num} is no valid text of a table ({error})") from error
+            raise UserError(
+                f"{self.name}: line {reader.line_num} is no valid text of a table ({error}); check the quotes there, or"
+                " export it anew"
+            ) from error
+
+    def _lines(self, text: TextIO) -> Iterator[str]:
+        """Yield lines; one that is endless would fill the memory."""
+        for number, line in enumerate(iter(partial(text.readline, LONGEST), ""), start=1):
+            if len(line) == LONGEST:
+                raise UserError(
+                    f"{self.name}: line {number} has more than {LONGEST:,} characters: it is no table, or its line ends"
+                    " are missing; export it anew"
+                )
+            yield line
 
     def _head(self) -> list[str]:
         """Return the first lines."""
         with self._text(errors="strict") as text:
-            return list(islice(text, PEEK + 1))
+            lines: list[str] = []
+            for line in islice(self._lines(text), PEEK + 1):
+                lines.append(line)
+                if len(lines) > 2 and sum(map(len, lines)) > LONGEST:
+                    break
+            return lines
 
     def _take_latin(self) -> None:
         self._encoding = "latin-1"
         self.notes.append("the file is no UTF-8 text and was read as Latin-1")
+
+    def _check_expansion(self) -> None:
+        """Refuse a compressed file that begins as one that expands without end, and does."""
+        size = 0
+        with suppress(OSError, EOFError, zlib.error), self._path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as file:
+            while chunk := file.read(BLOCK):  # whose error comes with its remedy when the table is read
+                size += len(chunk)
+                if size <= EXPANDED * raw.tell():
+                    return
+                check_expansion(self.name, size, raw.tell())
 
     @contextmanager
     def _text(self, errors: str = "replace") -> Iterator[TextIO]:
@@ -562,6 +613,12 @@ def floats(column: pa.Array) -> np.ndarray:
         column = column.cast(pa.string())  # to the nearest float, as arrow's product with a power of 10 is not
     # Not safe: an int64 beyond 2**53 may lose its last digits.
     return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def _beyond(digits: str) -> bool:
+    """Tell whether digits are those of a whole number that is none in float64."""
+    bare = digits.lstrip("+-0")
+    return len(bare) > 16 or int(bare or 0) > EXACT
 
 
 def _shown(value: str) -> str:

@@ -43,6 +43,7 @@ from itertools import chain
 import numpy as np
 
 from diffeo.errors import UserError
+from diffeo.limits import limits
 from diffeo.modalities.tables.dates import DAY, find_formats, parse_dates
 from diffeo.modalities.tables.delimited import (
     RARE,
@@ -63,7 +64,6 @@ CAP = 65536  # distinct values remembered
 CELLS = 1e6  # of a grid
 LEVELS = 64
 FEW = 20  # texts that are categories even if all of them differ
-MOST = 4096  # columns
 OUTLIER = 1e12  # times the quartiles' distance: beyond it float32 sees but one value beside it
 SEVERAL = 50  # values that are enough to find steps in
 MIN_EXCESS = 0.05
@@ -201,10 +201,11 @@ def infer_schema(
     names = [name for name in table.names if name not in (*drop, weights)]
     if len(names) <= len(context):
         raise UserError(f"{table.name}: no column is left to model; keep one that is neither dropped nor context")
-    if len(names) > MOST:
+    most = limits().columns
+    if len(names) > most:
         raise UserError(
-            f"{table.name}: has {len(names)} columns, at most {MOST} can be modelled at once, as weights grow with"
-            " their square; choose some of them (--drop leaves columns out)"
+            f"{table.name}: has {len(names)} columns, at most {most} can be modelled at once, as weights grow with"
+            f" their square; choose some of them (--drop leaves columns out), or raise it by --max-columns {len(names)}"
         )
 
     if table.better_separator:
@@ -266,11 +267,11 @@ def infer_schema(
     if problems:
         raise UserError(f"{table.name}: {'; '.join(problems)}")
     schema = Schema(tuple(columns), context, table.all_names, total, tuple(identifiers), weights or "")
-    if schema.context_size > MOST:
+    if schema.context_size > most:
         widest = max(schema.context_columns, key=lambda column: column.context_size)
         raise UserError(
             f"{table.name}: the context has {schema.context_size} numbers, {widest.context_size} of them the categories"
-            f" of {widest.name!r}, at most {MOST} are possible; leave it out of --context"
+            f" of {widest.name!r}, at most {most} are possible; leave it out of --context"
         )
     if not schema.features:
         what = "an identifier or constant" if identifiers else "constant"

@@ -16,6 +16,7 @@ import pyarrow as pa
 from diffeo.errors import UserError
 from diffeo.modalities.tables.columnar import Columnar, kind_of, unreadable
 from diffeo.modalities.tables.delimited import drop
+from diffeo.paths import openable
 
 __all__ = ["PARQUET", "ParquetSource", "find_files"]
 
@@ -110,7 +111,7 @@ class ParquetSource(Columnar):
         schema: pa.Schema | None = None
         for place, path in enumerate(paths):
             try:
-                with pq.ParquetFile(path) as file:
+                with openable(path) as opened, pq.ParquetFile(opened) as file:
                     metadata, held = file.metadata, file.schema_arrow
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise unreadable(str(path), self.kind, error) from error
@@ -161,7 +162,7 @@ class ParquetSource(Columnar):
         sha = hashlib.sha256()
         for path in self.paths:
             try:
-                with pq.ParquetFile(path) as file:
+                with openable(path) as opened, pq.ParquetFile(opened) as file:
                     for number in range(file.metadata.num_row_groups):
                         sha.update(_described(file.metadata.row_group(number)))
             except (pa.ArrowException, OSError, ValueError) as error:
@@ -216,7 +217,10 @@ class ParquetSource(Columnar):
         for place, groups in groupby(self.groups, key=lambda group: group.file):
             numbers = [group.number for group in groups]
             try:
-                with pq.ParquetFile(self.paths[place], pre_buffer=False, buffer_size=BUFFER) as file:
+                with (
+                    openable(self.paths[place]) as opened,
+                    pq.ParquetFile(opened, pre_buffer=False, buffer_size=BUFFER) as file,
+                ):
                     for batch in file.iter_batches(batch_size=rows, row_groups=numbers, columns=names):
                         yield self._alike(batch.select(names))
             except (pa.ArrowException, OSError, ValueError) as error:

@@ -1,6 +1,6 @@
 """What a table's columns are, and the way from their values to a model's numbers and back."""
 
-import math
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -8,9 +8,19 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from diffeo.errors import UserError
-from diffeo.modalities.tables.dates import DAY, find_formats, is_number_type, parse_dates, show_dates, to_temporal
+from diffeo.fields import Fields, ListOf, Nothing, Number, Text, problem
+from diffeo.modalities.tables.dates import (
+    DAY,
+    arrow_type,
+    find_formats,
+    is_number_type,
+    parse_dates,
+    show_dates,
+    to_temporal,
+)
 from diffeo.modalities.tables.numbers import Numbers, below, entries, floats, numbers_of
 from diffeo.modalities.tables.table import ROWS, Table, open_table
 
@@ -658,17 +668,12 @@ class Schema:
         Raises:
             UserError: for anything else.
         """
-        others: dict[str, Any] = {"identifiers": [], "weights": ""}
-        keys = {field.name for field in fields(Schema)} - set(others)
-        _expect(isinstance(data, dict) and set(data) - set(others) == keys, f"an object with {sorted(keys)}", data)
-        data = others | data
-        _expect(isinstance(data["columns"], list) and data["columns"], "a list of columns", data["columns"])
+        if fault := problem(data, _SCHEMA):
+            raise UserError(f"schema: {fault}")
+        data = {"identifiers": [], "weights": "", **data}
         columns = tuple(_column(item) for item in data["columns"])
         for key in ("context", "all_names", "identifiers"):
-            _expect(isinstance(data[key], list) and all(isinstance(n, str) for n in data[key]), "names", data[key])
             _expect(len(set(data[key])) == len(data[key]), f"{key} without repetition", data[key])
-        _expect(type(data["rows"]) is int and data["rows"] >= 0, "rows >= 0", data["rows"])
-        _expect(isinstance(data["weights"], str), "the name of a column of weights", data["weights"])
         context, all_names, identifiers = (tuple(data[key]) for key in ("context", "all_names", "identifiers"))
         schema = Schema(columns, context, all_names, data["rows"], identifiers, data["weights"])
         names = set(schema.names)
@@ -729,50 +734,77 @@ def _declared(column: Column) -> str:
 _STORED = {"name", "dtype", "kind", "low", "high", "step", "slack", "origin", "values"}  # others if they say anything
 
 
-def _column(data: Any) -> Column:
-    keys = {field.name for field in fields(Column)}
-    _expect(isinstance(data, dict) and _STORED <= set(data) <= keys, f"a column with {sorted(keys)}", data)
+_NUMBER = Number()
+_NUMBERS = ListOf(_NUMBER)
+_COLUMN = Fields(
+    required={
+        "name": Text(), "dtype": Text(DTYPES), "kind": Text(KINDS), "low": _NUMBER, "high": _NUMBER,
+        "step": Number(0, 1e300), "slack": Number(0, 0.5), "origin": _NUMBER, "values": _NUMBERS,
+    },
+    optional={
+        "missing": Nothing(flag=True), "categories": ListOf(Text()), "steps": _NUMBERS, "unit": Number(0, 1),
+        "format": Text(), "type": Text(),
+    },
+)  # fmt: skip
+_SCHEMA = Fields(
+    required={
+        "columns": ListOf(_COLUMN, 1), "context": ListOf(Text()), "all_names": ListOf(Text()),
+        "rows": Number(0, 2**53, whole=True),
+    },
+    optional={"identifiers": ListOf(Text()), "weights": Text()},
+)  # fmt: skip
+_FORMAT = re.compile("(%-?[YymdbBHIMSp]|%f|%L|%_f|[ -$&-~])*")  # of texts
+_FINEST = 1e-12  # unit, and step in comparison with the range
+
+
+def _column(data: Mapping[str, Any]) -> Column:
+    """Return a column of which every entry is of its kind, after checking that they fit each other."""
     data = {"missing": False, "categories": [], "steps": [], "unit": 0.0, "format": "", "type": "", **data}
-    _expect(isinstance(data["name"], str) and data["name"], "a name", data["name"])
-    _expect(data["kind"] in KINDS, f"kind to be one of {KINDS}", data["kind"])
-    _expect(data["dtype"] in DTYPES, f"dtype to be one of {DTYPES}", data["dtype"])
-    for key in ("low", "high", "step", "slack", "origin", "unit"):
-        _expect(_is_number(data[key]), f"{key} to be a finite number", data[key])
+    _expect(data["name"], "a name", data["name"])
     for key in ("values", "steps"):
-        _expect(isinstance(data[key], list) and all(map(_is_number, data[key])), "numbers", data[key])
         _expect(all(np.diff(data[key]) > 0), f"ascending {key}", data[key])
-    _expect(type(data["missing"]) is bool, "missing to be true or false", data["missing"])
-    _expect(isinstance(data["format"], str), "a format", data["format"])
     _expect(data["type"] == "" or is_number_type(data["type"]), "a type of numbers", data["type"])
     texts = data["categories"]
-    _expect(isinstance(texts, list) and all(isinstance(text, str) for text in texts), "categories of text", texts)
     _expect(len(set(texts)) == len(texts), "categories without repetition", texts)
     numbers = {key: float(data[key]) for key in ("low", "high", "step", "slack", "origin", "unit")}
     values, steps = (tuple(float(value) for value in data[key]) for key in ("values", "steps"))
-    kind = data["kind"]
-    _expect(numbers["low"] <= numbers["high"], "low <= high", numbers)
+    kind, width = data["kind"], numbers["high"] - numbers["low"]
+    _expect(width >= 0, "low <= high", numbers)
     _expect(
-        numbers["step"] >= 0 if kind == "date" else (numbers["step"] > 0) == (kind == "integer"),
-        "a step > 0 for integer, 0 for others",
-        numbers,
+        kind == "date" or (numbers["step"] > 0) == (kind == "integer"), "a step > 0 for integer, 0 for others", numbers
     )
-    _expect(0 <= numbers["slack"] <= 0.5, "slack in [0, 0.5]", numbers["slack"])
+    if kind == "integer":
+        _expect(0 < width <= 2**53 * numbers["step"], "a step of which at most 2^53 fit into the range", numbers)
+        _expect(numbers["step"] <= 2 * width, "a step that fits into the range", numbers)
+    _expect(numbers["unit"] == 0 or numbers["unit"] >= _FINEST, f"a unit from {_FINEST:g} on", numbers["unit"])
     lengths = {"levels": range(2, len(values) + 1), "categorical": (0, len(texts)), "date": (0, 2)}
     _expect(len(values) in lengths.get(kind, (0,)), "values for levels, categories and dates only", data["values"])
     textual = data["dtype"] in ("string", "category", "ordered") and not data["format"]
     _expect(bool(texts) == (kind == "categorical" or textual), "categories where they belong", texts)
     _expect(bool(data["format"]) or (kind != "date" and data["dtype"] != "date"), "a format of dates", data["format"])
     tuples = {"values": values, "categories": tuple(texts), "steps": steps}
-    return Column(**{**data, **numbers, **tuples})
+    column = Column(**{**data, **numbers, **tuples})
+    if column.format or column.type:
+        _check_format(column)
+    return column
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
+def _check_format(column: Column) -> None:
+    """Prove that values of a column can be written in its format, or as its type."""
+    textual = "%" in column.format
+    known = not textual or (_FORMAT.fullmatch(column.format) and len(column.format) <= 100)
+    _expect(known, "a format of dates or times", column.format)
     try:
-        return math.isfinite(float(value))
-    except OverflowError:  # an integer beyond every float
-        return False
+        if column.type:
+            arrow_type(column.type)
+        if column.format:
+            if not textual:
+                arrow_type(column.format)
+            column.cells(np.array([column.low, column.high]))
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        raise UserError(
+            f"schema: expected a format in which dates can be written, got {column.format or column.type!r}"
+        ) from error
 
 
 def _expect(condition: Any, expected: str, got: Any) -> None:

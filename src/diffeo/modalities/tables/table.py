@@ -17,6 +17,7 @@ from diffeo.modalities.tables.dates import to_temporal
 from diffeo.modalities.tables.delimited import DelimitedSource
 from diffeo.modalities.tables.dictionary import Dictionary
 from diffeo.modalities.tables.parquet import ParquetSource, find_files
+from diffeo.paths import encodable
 
 __all__ = ["EXTENSIONS", "ROWS", "Table", "extension", "open_table"]
 
@@ -225,7 +226,9 @@ class Table:
         absent = [name for name in columns if name not in order]
         if self.has_names or (positions is None and not absent):
             if absent:
-                raise UserError(f"{self.name}: lacks {_columns(absent)}; it has {_listed(self.all_names)}")
+                raise UserError(
+                    f"{self.name}: lacks {_columns(absent)}; it has {_listed(self.all_names)}: check the names"
+                )
             places = [order[name] for name in columns]
         else:
             places = self._by_position(columns, positions or columns)
@@ -491,6 +494,7 @@ def open_table(
     Raises:
         UserError: if the source cannot be opened as a table.
     """
+    na = [mark for mark in na if encodable(mark) == mark]  # no cell is what cannot be text
     if isinstance(source, Table):
         table = copy.copy(source).select(source.names)
         table.missing, table.gaps = missing or source.missing, None
