@@ -75,7 +75,9 @@ def cases(models: Models) -> list[Case]:
         """A zip with one entry: some bytes, then zeros; its sum is wrong, which shows at the end alone."""
         parts = [_deflated(head), _deflated(bytes(1 << 24)) * (size >> 24), zlib.compressobj(wbits=-15).flush()]
         data, label = b"".join(parts), name.encode()
-        fields = struct.pack("<HHHHHIIIHH", 20, 0, 8, 0, 33, 1, len(data), len(head) + (size >> 24 << 24), len(label), 0)
+        fields = struct.pack(
+            "<HHHHHIIIHH", 20, 0, 8, 0, 33, 1, len(data), len(head) + (size >> 24 << 24), len(label), 0
+        )
         local = b"PK\3\4" + fields + label + data
         entry = b"PK\1\2" + struct.pack("<H", 20) + fields + struct.pack("<HHHII", 0, 0, 0, 0, 0) + label
         return local + entry + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(entry), len(local), 0)
@@ -89,7 +91,11 @@ def cases(models: Models) -> list[Case]:
             with (folder / name).open("wb") as file:
                 file.write(head)
                 file.truncate(size)
-            return table(name, lambda: b"", score)(folder) if not head else ["score", models.run("numbers"), folder / name, "--out", f"{OUT}/s.csv"]
+            return (
+                table(name, lambda: b"", score)(folder)
+                if not head
+                else ["score", models.run("numbers"), folder / name, "--out", f"{OUT}/s.csv"]
+            )
 
         return write
 
@@ -102,21 +108,126 @@ def cases(models: Models) -> list[Case]:
     limits = {"seconds": 60.0, "megabytes": 900.0}
     return [
         Case("10,000 columns", table("data.csv", lambda: wide(10_000)), True, "--max-columns", "data.csv", **limits),
-        Case("10,000 columns of parquet", table("data.parquet", lambda: many(10_000)), True, "--max-columns", "data.parquet", **limits),
-        Case("200,000 constant columns", table("data.csv", lambda: wide(200_000, 10, True)), True, "--max-columns", "data.csv", **limits),
-        Case("200,000 columns to score", table("data.csv", lambda: wide(200_000, 3, True), True), True, "", "data.csv", **limits),
-        Case("a gzip of one line of 4 GB", table("data.csv.gz", lambda: packed(b"1", 4 * GIGABYTE), True), True, "", "data.csv.gz", **limits),
-        Case("a gzip of zeros", table("data.csv.gz", lambda: packed(b"\0", 2 * GIGABYTE), True), True, "", "data.csv.gz", **limits),
-        Case("a gzip of one quoted cell", table("data.csv.gz", lambda: gzip.compress(b'a,b,k\n1,2,3\n1,2,"') + packed(b"x", 2 * GIGABYTE), True), True, "", "data.csv.gz", **limits),
-        Case("a gzip of 10^9 rows", table("data.csv.gz", lambda: gzip.compress(b"a,b,k\n") + packed(b"1,2,3\n", 8 * GIGABYTE), True), True, "--max-bytes", "data.csv.gz", **limits),
-        Case("an npz of 3 GB", table("data.npz", lambda: archive("X.npy", header("(134217728, 3)"), 3 * GIGABYTE), True), True, "--max-bytes", "data.npz", **limits),
-        Case("an npz of a header of 2 GB", table("data.npz", lambda: archive("X.npy", b"\x93NUMPY\2\0\xff\xff\xff\x7f", GIGABYTE), True), True, "", "data.npz", **limits),
-        Case("an npz of pictures of 3 GB", table("data.npz", lambda: archive("x.npy", header("(3145728, 32, 32)", "|u1"), 3 * GIGABYTE)), True, "--max-bytes", "data.npz", **limits),
-        Case("an npy whose rows are not there", sparse("data.npy", header("(1000000000000, 3)"), 4096), True, "", "data.npy", **limits),
-        Case("an npy with a column of 10^9", sparse("data.npy", header("(1, 1000000000)", "|u1"), 1_000_000_200), True, "", "data.npy", **limits),
-        Case("a png of 178 megapixels", picture(lambda: png(13_350, 13_350, 1, data=zlib.compress(bytes(13_350 * 1_670)))), True, "--max-pixels", "x.png", **limits),
-        Case("a png of 178 megapixels of colour", picture(lambda: png(13_350, 13_350, 8, 6, data=zlib.compress(bytes(pixels)))), True, "--max-pixels", "x.png", **limits),
-        Case("a png of 40 megapixels", picture(lambda: png(6_324, 6_324, 1, data=zlib.compress(bytes(6_324 * 792)))), None, "", "x.png", **limits),
+        Case(
+            "10,000 columns of parquet",
+            table("data.parquet", lambda: many(10_000)),
+            True,
+            "--max-columns",
+            "data.parquet",
+            **limits,
+        ),
+        Case(
+            "200,000 constant columns",
+            table("data.csv", lambda: wide(200_000, 10, True)),
+            True,
+            "--max-columns",
+            "data.csv",
+            **limits,
+        ),
+        Case(
+            "200,000 columns to score",
+            table("data.csv", lambda: wide(200_000, 3, True), True),
+            True,
+            "",
+            "data.csv",
+            **limits,
+        ),
+        Case(
+            "a gzip of one line of 4 GB",
+            table("data.csv.gz", lambda: packed(b"1", 4 * GIGABYTE), True),
+            True,
+            "",
+            "data.csv.gz",
+            **limits,
+        ),
+        Case(
+            "a gzip of zeros",
+            table("data.csv.gz", lambda: packed(b"\0", 2 * GIGABYTE), True),
+            True,
+            "",
+            "data.csv.gz",
+            **limits,
+        ),
+        Case(
+            "a gzip of one quoted cell",
+            table("data.csv.gz", lambda: gzip.compress(b'a,b,k\n1,2,3\n1,2,"') + packed(b"x", 2 * GIGABYTE), True),
+            True,
+            "",
+            "data.csv.gz",
+            **limits,
+        ),
+        Case(
+            "a gzip of 10^9 rows",
+            table("data.csv.gz", lambda: gzip.compress(b"a,b,k\n") + packed(b"1,2,3\n", 8 * GIGABYTE), True),
+            True,
+            "--max-bytes",
+            "data.csv.gz",
+            **limits,
+        ),
+        Case(
+            "an npz of 3 GB",
+            table("data.npz", lambda: archive("X.npy", header("(134217728, 3)"), 3 * GIGABYTE), True),
+            True,
+            "--max-bytes",
+            "data.npz",
+            **limits,
+        ),
+        Case(
+            "an npz of a header of 2 GB",
+            table("data.npz", lambda: archive("X.npy", b"\x93NUMPY\2\0\xff\xff\xff\x7f", GIGABYTE), True),
+            True,
+            "",
+            "data.npz",
+            **limits,
+        ),
+        Case(
+            "an npz of pictures of 3 GB",
+            table("data.npz", lambda: archive("x.npy", header("(3145728, 32, 32)", "|u1"), 3 * GIGABYTE)),
+            True,
+            "--max-bytes",
+            "data.npz",
+            **limits,
+        ),
+        Case(
+            "an npy whose rows are not there",
+            sparse("data.npy", header("(1000000000000, 3)"), 4096),
+            True,
+            "",
+            "data.npy",
+            **limits,
+        ),
+        Case(
+            "an npy with a column of 10^9",
+            sparse("data.npy", header("(1, 1000000000)", "|u1"), 1_000_000_200),
+            True,
+            "",
+            "data.npy",
+            **limits,
+        ),
+        Case(
+            "a png of 178 megapixels",
+            picture(lambda: png(13_350, 13_350, 1, data=zlib.compress(bytes(13_350 * 1_670)))),
+            True,
+            "--max-pixels",
+            "x.png",
+            **limits,
+        ),
+        Case(
+            "a png of 178 megapixels of colour",
+            picture(lambda: png(13_350, 13_350, 8, 6, data=zlib.compress(bytes(pixels)))),
+            True,
+            "--max-pixels",
+            "x.png",
+            **limits,
+        ),
+        Case(
+            "a png of 40 megapixels",
+            picture(lambda: png(6_324, 6_324, 1, data=zlib.compress(bytes(6_324 * 792)))),
+            None,
+            "",
+            "x.png",
+            **limits,
+        ),
         Case("a wav of 1 Hz", sound(1), None, "", "data", **limits),
         Case("a wav of 1 Hz among others", sound(1, 4000, 4000, 4000), None, "", "data", **limits),
         Case("a wav of 99,999,989 Hz", sound(99_999_989), None, "", "data", **limits),

@@ -97,7 +97,11 @@ def call(words: Sequence[str], seconds: float) -> Outcome:
     signal.setitimer(signal.ITIMER_REAL, seconds)
     held = _reset_peak()
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings(record=True) as met:
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(record=True) as met,
+        ):
             warnings.simplefilter("always")
             outcome.code = main(words)
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -22,7 +22,9 @@ def cases(models: Models) -> list[Case]:
     return [*_damaged(models), *_headers(models), *_arrays(models), *_folders(models)]
 
 
-def png(width: int, height: int, depth: int = 8, colours: int = 0, data: bytes | None = None, chunks: bytes = b"") -> bytes:
+def png(
+    width: int, height: int, depth: int = 8, colours: int = 0, data: bytes | None = None, chunks: bytes = b""
+) -> bytes:
     """A png whose header says so, whatever its data are."""
     head = struct.pack(">IIBBBBB", width & 0xFFFFFFFF, height & 0xFFFFFFFF, depth, colours, 0, 0, 0)
     data = zlib.compress(bytes((width + 1) * height)) if data is None else data
@@ -116,7 +118,19 @@ def _arrays(models: Models) -> Iterator[Case]:
 
         def write(folder: Path, data: bytes = file.getvalue()) -> list[Any]:
             (folder / "x.npz").write_bytes(data)
-            return ["fit", folder / "x.npz", "--out", f"{OUT}/run", "--model", "realnvp", "--hidden", "4", "--transforms", "1", *SMALL]
+            return [
+                "fit",
+                folder / "x.npz",
+                "--out",
+                f"{OUT}/run",
+                "--model",
+                "realnvp",
+                "--hidden",
+                "4",
+                "--transforms",
+                "1",
+                *SMALL,
+            ]
 
         yield Case(f"npz: {name}", write, named="x.npz")
 
@@ -131,7 +145,19 @@ def _folders(models: Models) -> Iterator[Case]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
             if fits:
-                return ["fit", folder / "data", "--out", f"{OUT}/run", "--model", "realnvp", "--hidden", "4", "--transforms", "1", *SMALL]
+                return [
+                    "fit",
+                    folder / "data",
+                    "--out",
+                    f"{OUT}/run",
+                    "--model",
+                    "realnvp",
+                    "--hidden",
+                    "4",
+                    "--transforms",
+                    "1",
+                    *SMALL,
+                ]
             return ["score", models.run("images"), folder / "data", "--out", f"{OUT}/s.csv"]
 
         return write

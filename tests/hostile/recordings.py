@@ -22,12 +22,21 @@ def cases(models: Models) -> list[Case]:
     return [*_headers(models), *_damaged(models), *_samples(models), *_folders(models)]
 
 
-def wav(rate: int = 4000, channels: int = 1, bits: int = 16, form: int = 1, size: int | None = None, data: bytes | None = None) -> bytes:
+def wav(
+    rate: int = 4000,
+    channels: int = 1,
+    bits: int = 16,
+    form: int = 1,
+    size: int | None = None,
+    data: bytes | None = None,
+) -> bytes:
     """A wav whose header says so."""
     data = (SOUND * 2**15).astype("<i2").tobytes() if data is None else data
     size = len(data) if size is None else size
     block = channels * bits // 8
-    head = struct.pack("<HHIIHH", form, channels & 0xFFFF, rate & 0xFFFFFFFF, rate * block & 0xFFFFFFFF, block & 0xFFFF, bits)
+    head = struct.pack(
+        "<HHIIHH", form, channels & 0xFFFF, rate & 0xFFFFFFFF, rate * block & 0xFFFFFFFF, block & 0xFFFF, bits
+    )
     body = b"WAVEfmt " + struct.pack("<I", len(head)) + head + b"data" + struct.pack("<I", size) + data
     return b"RIFF" + struct.pack("<I", len(body) & 0xFFFFFFFF) + body
 
@@ -113,6 +122,12 @@ def _folders(models: Models) -> Iterator[Case]:
     for pattern in ("[", "(" * 5000, "(a+)+$", "\x1b[31m(", "(?P<a>", "x" * 99_999, "\udcff"):
         yield Case(
             f"a pattern of {pattern[:8]!r}",
-            lambda folder, pattern=pattern: [*_fit(models.data("audio")), "--context", "label", "--label-pattern", pattern],
+            lambda folder, pattern=pattern: [
+                *_fit(models.data("audio")),
+                "--context",
+                "label",
+                "--label-pattern",
+                pattern,
+            ],
             named=None,
         )

@@ -148,15 +148,21 @@ def _senseless(models: Models) -> Iterator[Case]:
             yield _case(models, "numbers", f"column {key} {value!r}"[:40], change, "sample", refused=True)
     integer = ["schema", "columns", 2]
     for key, value in (("step", 1e-320), ("high", 1e308), ("low", -1e308), ("step", 10**400), ("step", 1e308)):
-        yield _case(models, "numbers", f"integer {key} {value!r}"[:40], _placed([*integer, key], value), "sample", refused=True)
+        yield _case(
+            models, "numbers", f"integer {key} {value!r}"[:40], _placed([*integer, key], value), "sample", refused=True
+        )
     for key, values in {"levels": (0, 1, True, "256", 257, 1e30, -1, None, [256]), "shape": ([1, 4], [1, 4, 5], [True, 4, 4], "144"),
                         "classes": ([1], "ab", [[]], ["a", "a"])}.items():  # fmt: skip
         for value in values:
-            yield _case(models, "images", f"images {key} {value!r}", _placed(["schema", key], value), "sample", refused=True)
+            yield _case(
+                models, "images", f"images {key} {value!r}", _placed(["schema", key], value), "sample", refused=True
+            )
     for key, values in {"rate": (0, -1, True, "4000", 1e308, 4000.5, 10**12), "hop": (0, True, "80", -80), "crop": (True, 0, "80"),
                         "mels": (-1, True, 3), "window": (-1, "a"), "pattern": (3, []), "classes": ([2], ["a", "a"])}.items():  # fmt: skip
         for value in values:
-            yield _case(models, "audio", f"audio {key} {value!r}", _placed(["schema", key], value), "sample", refused=True)
+            yield _case(
+                models, "audio", f"audio {key} {value!r}", _placed(["schema", key], value), "sample", refused=True
+            )
     for key, value in (
         ("metrics", {"validation": 3}), ("metrics", {"validation": {"nll": "low"}}), ("metrics", {"rows": {"train": "all"}}),
         ("metrics", []), ("provenance", []), ("provenance", {"data": 3}), ("provenance", {"versions": []}), ("metrics", {"calibration": {}}), ("metrics", {"calibration": {"sbc": {"a": []}}}),
@@ -200,11 +206,22 @@ def _text(models: Models) -> Iterator[Case]:
             ["metrics", "stopped"],
             ["recipe", "arguments", "activation"],
         ],
-        "mixed": [["schema", "columns", 0, "categories", 0], ["schema", "columns", 1, "format"], ["schema", "columns", 1, "type"]],
+        "mixed": [
+            ["schema", "columns", 0, "categories", 0],
+            ["schema", "columns", 1, "format"],
+            ["schema", "columns", 1, "type"],
+        ],
         "images": [["schema", "classes"], ["provenance", "data", "name"]],
         "audio": [["schema", "classes"], ["schema", "pattern"], ["provenance", "command", 0]],
     }
-    texts = [ESCAPES, "\ud800 \udcff", "x" * 100_000, "e\u0301" * 3000 + "\u200b" * 3000, "a\nb\n\n" * 500, "\u2028\x00\x85"]
+    texts = [
+        ESCAPES,
+        "\ud800 \udcff",
+        "x" * 100_000,
+        "e\u0301" * 3000 + "\u200b" * 3000,
+        "a\nb\n\n" * 500,
+        "\u2028\x00\x85",
+    ]
     for kind, paths in places.items():
         for path in paths:
             for k, text in enumerate(texts):
@@ -270,7 +287,10 @@ def _files(models: Models) -> Iterator[Case]:
         "a text": b'"format"',
         "nested lists": b"[" * 100_000,
         "nested objects": b'{"format": ' * 50_000,
-        "nested in the recipe": b'{"format": 1, "recipe": {"name": "maf", "arguments": {"hidden": ' + b"[" * 900 + b"]" * 900 + b"}}}",
+        "nested in the recipe": b'{"format": 1, "recipe": {"name": "maf", "arguments": {"hidden": '
+        + b"[" * 900
+        + b"]" * 900
+        + b"}}}",
         "no UTF-8": b'{"format": 1, "\xff\xfe": 3}',
         "UTF-16": '{"format": 1}'.encode("utf-16"),
         "a mark of order": b'\xef\xbb\xbf{"format": 1}',
@@ -316,7 +336,9 @@ def _files(models: Models) -> Iterator[Case]:
         "a pickle": lambda data: b"\x80\x04.",
         "a zip": lambda data: b"PK\x03\x04" + data,
         "a metadata of escapes": lambda data: _weights({"__metadata__": {"sha256": ESCAPES}}),
-        "a tensor of escapes": lambda data: _weights({ESCAPES: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, 4),
+        "a tensor of escapes": lambda data: _weights(
+            {ESCAPES: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, 4
+        ),
         "a long name": lambda data: _weights({"x" * 99_999: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, 4),
         "overlapping tensors": lambda data: _weights(
             {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}, 4
@@ -345,7 +367,18 @@ def _files(models: Models) -> Iterator[Case]:
 
     for file in ("model.json", "model.safetensors", "rows.safetensors"):
         refused = None if file == "rows.safetensors" else True
-        for target in ("/dev/zero", "/dev/stdin", "/dev/full", "/dev/null", "/dev/random", "loop", ".", "/nowhere", "/proc/self/mem", "/proc/kmsg"):
+        for target in (
+            "/dev/zero",
+            "/dev/stdin",
+            "/dev/full",
+            "/dev/null",
+            "/dev/random",
+            "loop",
+            ".",
+            "/nowhere",
+            "/proc/self/mem",
+            "/proc/kmsg",
+        ):
             yield Case(f"{file} -> {target}", linked(target, file), refused=refused, named="run", seconds=5)
 
         def pipe(folder: Path, file: str = file) -> list[str | Path]:
@@ -369,7 +402,15 @@ def _files(models: Models) -> Iterator[Case]:
         return ["info", folder / "run"]
 
     yield Case("a run that links to itself", looped, refused=True, named="run")
-    for name in (os.fsdecode(b"run\xff\xfe"), "run\x1b[31m", "run\nmore", "run " + "y" * 240, "run\u202e", "-run", "run\t"):
+    for name in (
+        os.fsdecode(b"run\xff\xfe"),
+        "run\x1b[31m",
+        "run\nmore",
+        "run " + "y" * 240,
+        "run\u202e",
+        "-run",
+        "run\t",
+    ):
 
         def called(folder: Path, name: str = name) -> list[str | Path]:
             run = copied(models, "numbers", folder)
@@ -377,7 +418,12 @@ def _files(models: Models) -> Iterator[Case]:
             return ["info", folder / name]
 
         yield Case(f"a folder called {name[:12]!r}", called, refused=False)
-        yield Case(f"no folder called {name[:12]!r}", lambda folder, name=name: ["info", folder / name], refused=True, named="run")
+        yield Case(
+            f"no folder called {name[:12]!r}",
+            lambda folder, name=name: ["info", folder / name],
+            refused=True,
+            named="run",
+        )
         yield Case(
             f"a table of no run called {name[:12]!r}",
             lambda folder, name=name: ["score", models.run("numbers"), folder / f"{name}.csv", "--out", f"{OUT}/s.csv"],

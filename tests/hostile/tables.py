@@ -29,7 +29,15 @@ PLAIN = [(f"{i / 7 - 2:.3f}", f"{(i * 37 % 11) / 3:.3f}", str(i % 9)) for i in r
 
 def cases(models: Models) -> list[Case]:
     """All of them."""
-    return [*_cells(models), *_headers(models), *_texts(models), *_spreads(), *_binary(models), *_typed(models), *_paths(models)]
+    return [
+        *_cells(models),
+        *_headers(models),
+        *_texts(models),
+        *_spreads(),
+        *_binary(models),
+        *_typed(models),
+        *_paths(models),
+    ]
 
 
 def _csv(header: str, rows: list[tuple[str, ...]]) -> bytes:
@@ -90,8 +98,18 @@ def _headers(models: Models) -> Iterator[Case]:
     for name, header, rows, said in (
         ("years over fractions", "2019,2020,2021", years, "names"),
         ("years that do not follow each other", "2019,2021,2020", years, "names"),
-        ("years over whole numbers", "2019,2020,2021", [(str(i * 3), str(i * 37 % 101), str(i * 5 % 77)) for i in range(30)], "line"),
-        ("years over years", "2019,2020,2021", [(str(1990 + i), str(1990 + i * 7 % 30), str(1990 + i * 11 % 30)) for i in range(30)], "line"),
+        (
+            "years over whole numbers",
+            "2019,2020,2021",
+            [(str(i * 3), str(i * 37 % 101), str(i * 5 % 77)) for i in range(30)],
+            "line",
+        ),
+        (
+            "years over years",
+            "2019,2020,2021",
+            [(str(1990 + i), str(1990 + i * 7 % 30), str(1990 + i * 11 % 30)) for i in range(30)],
+            "line",
+        ),
         ("one year", "2019", [(row[0],) for row in years], "line"),
         ("two years and a name", "2019,2020,b", years, ""),
         ("1, 2, 3 over fractions", "1,2,3", years, "names"),
@@ -132,7 +150,11 @@ def _texts(models: Models) -> Iterator[Case]:
         yield Case(f"text: {name}", _file("data.csv", data, _learn), named="data.csv")
     for name in ("UTF-16", "a cell of a megabyte", "5000 cells in a row", "surrogates", "categories of escapes"):
         yield Case(f"text: {name}, scored", _file("data.csv", contents[name], _score(models)), named="data.csv")
-        yield Case(f"text: {name}, scored by a mixed density", _file("data.csv", contents[name], _score(models, "mixed")), named="data.csv")
+        yield Case(
+            f"text: {name}, scored by a mixed density",
+            _file("data.csv", contents[name], _score(models, "mixed")),
+            named="data.csv",
+        )
     packed = gzip.compress(plain)
     for name, data in {
         "not compressed": plain, "cut short": packed[:-9], "cut in the header": packed[:5], "a wrong checksum": packed[:-8] + b"\1\2\3\4" + packed[-4:],
@@ -144,7 +166,11 @@ def _texts(models: Models) -> Iterator[Case]:
                 ["--decimal", "\x1b"], ["--na", "\x1b[31m"], ["--na", "\udcff"], ["--drop", "\x1b[31m"], ["--drop", "x" * 9999], ["--context", "\udcff"],
                 ["--model", "\x1b[31m"], ["--set", "\x1b=3"], ["--set", "hidden=[" * 2000], ["--set", f"hidden={'[' * 50_000}"], ["--bounds", f"a={'9' * 5000}:1"],
                 ["--set", "x" * 99_999], ["--weights", "\x1b"], ["--date", "a"], ["--categorical", "\u202e"]):  # fmt: skip
-        yield Case(f"options: {' '.join(sep)[:30]!r}", _file("data.csv", plain, lambda path, sep=sep: _fit(path, *sep)), named=None)
+        yield Case(
+            f"options: {' '.join(sep)[:30]!r}",
+            _file("data.csv", plain, lambda path, sep=sep: _fit(path, *sep)),
+            named=None,
+        )
 
 
 def _spreads() -> Iterator[Case]:
@@ -166,7 +192,13 @@ def _spreads() -> Iterator[Case]:
 
 
 def _whole(kind: str) -> bytes:
-    table = pa.table({"a": [float(row[0]) for row in PLAIN], "b": [float(row[1]) for row in PLAIN], "k": [int(row[2]) for row in PLAIN]})
+    table = pa.table(
+        {
+            "a": [float(row[0]) for row in PLAIN],
+            "b": [float(row[1]) for row in PLAIN],
+            "k": [int(row[2]) for row in PLAIN],
+        }
+    )
     file = io.BytesIO()
     if kind == "parquet":
         pa.parquet.write_table(table, file)
@@ -188,11 +220,18 @@ def _binary(models: Models) -> Iterator[Case]:
         whole = _whole(kind)
         for k in range(2):
             cut = len(whole) * (3 * k + 1) // 5
-            yield Case(f"{kind}: cut at {cut}", _file(f"data.{kind}", whole[:cut], _score(models)), refused=True, named=f"data.{kind}")
+            yield Case(
+                f"{kind}: cut at {cut}",
+                _file(f"data.{kind}", whole[:cut], _score(models)),
+                refused=True,
+                named=f"data.{kind}",
+            )
             for at in (len(whole) * k // 2 + 3, len(whole) * (2 * k + 1) // 4):
                 data = whole[:at] + bytes([whole[at] ^ (1 << k)]) + whole[at + 1 :]
                 yield Case(f"{kind}: byte {at}", _file(f"data.{kind}", data, _score(models)), named=f"data.{kind}")
-        yield Case(f"{kind}: text", _file(f"data.{kind}", _csv("a,b,k", PLAIN), _fit), refused=True, named=f"data.{kind}")
+        yield Case(
+            f"{kind}: text", _file(f"data.{kind}", _csv("a,b,k", PLAIN), _fit), refused=True, named=f"data.{kind}"
+        )
     body = np.zeros((4, 3)).tobytes()
     headers = {
         "nested lists": "[" * 9000, "nested tuples": "{'descr': '<f8', 'fortran_order': False, 'shape': " + "(" * 3000, "nested types": "{'descr': " + "[('a', " * 2000,
@@ -212,9 +251,17 @@ def _binary(models: Models) -> Iterator[Case]:
         for version, size in ((b"\1\0", 2), (b"\2\0", 4)):
             data = b"\x93NUMPY" + version + len(text).to_bytes(size, "little") + text + body
             if size == 2 or name in ("nested lists", "nested types", "a large shape"):
-                yield Case(f"npy: {name}, version {version[0]}", _file("data.npy", data, _score(models)), named="data.npy")
-    yield Case("npy: version 9", _file("data.npy", b"\x93NUMPY\x09\x00\x10\x00" + bytes(99), _score(models)), named="data.npy")
-    yield Case("npy: a header of 4 GB", _file("data.npy", b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + bytes(99), _score(models)), named="data.npy")
+                yield Case(
+                    f"npy: {name}, version {version[0]}", _file("data.npy", data, _score(models)), named="data.npy"
+                )
+    yield Case(
+        "npy: version 9", _file("data.npy", b"\x93NUMPY\x09\x00\x10\x00" + bytes(99), _score(models)), named="data.npy"
+    )
+    yield Case(
+        "npy: a header of 4 GB",
+        _file("data.npy", b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + bytes(99), _score(models)),
+        named="data.npy",
+    )
     arrays: dict[str, dict[str, Any]] = {
         "no arrays": {}, "two tables": {"p": np.zeros((4, 3)), "q": np.zeros((4, 3))}, "names of escapes": {"X": np.zeros((4, 3)), "names": np.array([ESCAPES, "b", "k"])},
         "names twice": {"X": np.zeros((4, 3)), "names": np.array(["a", "a", "k"])}, "long names": {"X": np.zeros((4, 3)), "names": np.array(["a" * 99_999, "b", "k"])},
@@ -261,7 +308,14 @@ def _typed(models: Models) -> Iterator[Case]:
             except (pa.ArrowException, ValueError):  # which this format does not hold
                 continue
             yield Case(f"{kind}: {name}", _file(f"data.{kind}", file.getvalue(), _learn), named=f"data.{kind}")
-    names = {"escapes": [ESCAPES, "b"], "twice": ["a", "a"], "empty": ["", "b"], "long": ["x" * 99_999, "b"], "lines": ["a\nb\rc", "\u2028"], "a zero": ["a\0b", "c"]}
+    names = {
+        "escapes": [ESCAPES, "b"],
+        "twice": ["a", "a"],
+        "empty": ["", "b"],
+        "long": ["x" * 99_999, "b"],
+        "lines": ["a\nb\rc", "\u2028"],
+        "a zero": ["a\0b", "c"],
+    }
     for name, each in names.items():
         for kind, words in (("feather", _fit), ("parquet", _score(models))):
             file = io.BytesIO()
@@ -273,28 +327,60 @@ def _typed(models: Models) -> Iterator[Case]:
 def _paths(models: Models) -> Iterator[Case]:
     """File names, and what is no file."""
     plain = _csv("a,b,k", PLAIN)
-    for k, name in enumerate((os.fsdecode(b"da\xff\xfeta"), "da\x1b[31mta", "da\nta", "d" * 240, "da\u202eta", "-data", "da ta", "da\tta", "da%sta", "da\x07ta", "data.csv")):
+    for k, name in enumerate(
+        (
+            os.fsdecode(b"da\xff\xfeta"),
+            "da\x1b[31mta",
+            "da\nta",
+            "d" * 240,
+            "da\u202eta",
+            "-data",
+            "da ta",
+            "da\tta",
+            "da%sta",
+            "da\x07ta",
+            "data.csv",
+        )
+    ):
         strange = k < 3
         for suffix in (".csv", ".parquet", ".npy")[: 3 if strange else 1]:
             data = {".csv": plain, ".parquet": _whole("parquet"), ".npy": _whole("npy")}[suffix]
-            yield Case(f"a file called {name[:12]!r}{suffix}", _file(name + suffix, data, _score(models)), refused=False)
+            yield Case(
+                f"a file called {name[:12]!r}{suffix}", _file(name + suffix, data, _score(models)), refused=False
+            )
             if suffix == ".csv" and strange:
-                yield Case(f"a file to learn called {name[:12]!r}{suffix}", _file(name + suffix, data, _fit), refused=False)
+                yield Case(
+                    f"a file to learn called {name[:12]!r}{suffix}", _file(name + suffix, data, _fit), refused=False
+                )
             if suffix == ".csv":
-                yield Case(f"a damaged file called {name[:12]!r}{suffix}", _file(name + suffix, data + b"1,2\n", _fit), refused=True)
+                yield Case(
+                    f"a damaged file called {name[:12]!r}{suffix}",
+                    _file(name + suffix, data + b"1,2\n", _fit),
+                    refused=True,
+                )
             else:
-                yield Case(f"a damaged file called {name[:12]!r}{suffix}", _file(name + suffix, data[:50], _fit), refused=True)
+                yield Case(
+                    f"a damaged file called {name[:12]!r}{suffix}", _file(name + suffix, data[:50], _fit), refused=True
+                )
         if not strange:
             continue
         yield Case(f"no known extension: {name[:12]!r}", _file(name + ".x\x1b", plain, _fit), refused=True)
         yield Case(
             f"results called {name[:12]!r}",
-            _file("data.csv", plain, lambda path, name=name: ["score", models.run("numbers"), path, "--out", f"{OUT}/{name}.csv"]),
+            _file(
+                "data.csv",
+                plain,
+                lambda path, name=name: ["score", models.run("numbers"), path, "--out", f"{OUT}/{name}.csv"],
+            ),
             refused=False,
         )
         yield Case(
             f"results of an unknown kind called {name[:12]!r}",
-            _file("data.csv", plain, lambda path, name=name: ["score", models.run("numbers"), path, "--out", f"{OUT}/{name}.doc"]),
+            _file(
+                "data.csv",
+                plain,
+                lambda path, name=name: ["score", models.run("numbers"), path, "--out", f"{OUT}/{name}.doc"],
+            ),
             refused=True,
         )
         yield Case(
