@@ -28,6 +28,9 @@ def traced(program: Program, examples: Mapping[str, Tensor]) -> ExportedProgram:
     Args:
         program: in evaluation mode.
         examples: a tensor for each of its inputs.
+
+    Raises:
+        ValueError: for a program in which something is drawn at random.
     """
     rows = Dim("rows", min=1)
     shapes = {name: {0: rows} for name in examples}
@@ -43,6 +46,8 @@ def folded(exported: ExportedProgram) -> ExportedProgram:
     graph, signature = exported.graph_module.graph, exported.graph_signature
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     for node in [*graph.nodes]:
+        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+            raise ValueError(f"expected a program in which nothing is random, got {node.target}")
         source: Any = node.args[0] if node.args else None
         if node.target is aten.detach_.default:  # of a constant just made
             node.replace_all_uses_with(source)
