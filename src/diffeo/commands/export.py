@@ -169,7 +169,12 @@ def _in_steps(program: Program, inputs: Mapping[str, Tensor]) -> tuple[Program, 
     some = {name: value[places] for name, value in inputs.items()}
     for steps in STEPS:
         stepped = Program(program.flow, program.what, program.plain, steps).eval()
-        if compared(stepped, lambda few, run=stepped: run(**few), some).worst < CLOSE:
+
+        def run(few: Mapping[str, Tensor], stepped: Program = stepped) -> Tensor:
+            result: Tensor = stepped(**few)
+            return result
+
+        if compared(stepped, run, some).worst < CLOSE:
             return stepped, steps
     raise ValueError(f"expected a flow that can be solved in {STEPS[-1]} equal steps, got one that takes more")
 

@@ -64,7 +64,7 @@ def folded(exported: ExportedProgram) -> ExportedProgram:
         elif node.op == "call_function" and _pure(node) and all(each in known for each in node.all_input_nodes):
             arguments, keywords = map_arg((node.args, node.kwargs), lambda each: known[each])
             known[node] = node.target(*arguments, **keywords)
-    constants: dict[str, Tensor] = {}
+    constants: dict[str, Any] = {}
     first = next(node for node in graph.nodes if node.op == "placeholder")
     for node, value in known.items():
         if isinstance(value, Tensor) and any(user not in known for user in node.users):
@@ -95,8 +95,9 @@ def folded(exported: ExportedProgram) -> ExportedProgram:
 
 def _bound(node: Node) -> None:
     """Say where a slice ends: "to the end", a number beyond all sizes, is not understood everywhere."""
-    arguments: Any = node.args
-    source, dim, start, end, step = (*arguments, *(0, 0, END, 1)[len(arguments) - 1 :])
+    given: list[Any] = [*node.args]
+    defaults: list[Any] = [None, 0, 0, END, 1]
+    source, dim, start, end, step = given + defaults[len(given) :]
     size = source.meta["val"].shape[dim]
     if end is None or (isinstance(end, int) and end >= END):
         if start in (0, None) and step == 1:
