@@ -266,6 +266,15 @@ def test_slices_to_the_end_are_bounded() -> None:
     ).tolist() == [[1, 2, 3, 4], [6, 7, 8, 9]]
 
 
+def test_nothing_random_is_in_a_graph() -> None:
+    class Spread(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.rand_like(x)
+
+    with pytest.raises(ValueError, match="nothing is random"):
+        traced(Spread(), {"x": torch.zeros(3, 2)})
+
+
 @pytest.mark.slow
 def test_samples_have_the_columns_of_the_table(run: Path) -> None:
     out = run.parent / "sample.pt2"
@@ -314,6 +323,8 @@ def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
         export(diffeo.nsf(60), tmp_path / "y.pt2", what="sample")
     with pytest.raises(UserError, match="give data"):
         export(diffeo.maf(2, context=1, hidden=(4,)), tmp_path / "y.pt2")
+    with pytest.raises(UserError, match="drawn among several"):
+        export(diffeo.recipes.build("mixed", {"features": 2, "hidden": 8}), tmp_path / "y.pt2", what="encode")
     assert [*tmp_path.iterdir()] == [tmp_path / "x.pt2"]
 
 

@@ -170,8 +170,9 @@ def _in_steps(program: Program, inputs: Mapping[str, Tensor]) -> tuple[Program, 
     for steps in STEPS:
         stepped = Program(program.flow, program.what, program.plain, steps).eval()
 
-        def run(few: Mapping[str, Tensor], program: Program = stepped) -> Tensor:
-            return program(**few)
+        def run(few: Mapping[str, Tensor], stepped: Program = stepped) -> Tensor:
+            result: Tensor = stepped(**few)
+            return result
 
         if compared(stepped, run, some).worst < CLOSE:
             return stepped, steps

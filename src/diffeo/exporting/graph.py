@@ -28,6 +28,9 @@ def traced(program: Program, examples: Mapping[str, Tensor]) -> ExportedProgram:
     Args:
         program: in evaluation mode.
         examples: a tensor for each of its inputs.
+
+    Raises:
+        ValueError: for a program in which something is drawn at random.
     """
     rows = Dim("rows", min=1)
     shapes = {name: {0: rows} for name in examples}
@@ -43,6 +46,8 @@ def folded(exported: ExportedProgram) -> ExportedProgram:
     graph, signature = exported.graph_module.graph, exported.graph_signature
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     for node in [*graph.nodes]:
+        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+            raise ValueError(f"expected a program in which nothing is random, got {node.target}")
         source: Any = node.args[0] if node.args else None
         if node.target is aten.detach_.default:  # of a constant just made
             node.replace_all_uses_with(source)
@@ -59,7 +64,7 @@ def folded(exported: ExportedProgram) -> ExportedProgram:
         elif node.op == "call_function" and _pure(node) and all(each in known for each in node.all_input_nodes):
             arguments, keywords = map_arg((node.args, node.kwargs), lambda each: known[each])
             known[node] = node.target(*arguments, **keywords)
-    constants: dict[str, Any] = {}  # tensors
+    constants: dict[str, Any] = {}
     first = next(node for node in graph.nodes if node.op == "placeholder")
     for node, value in known.items():
         if isinstance(value, Tensor) and any(user not in known for user in node.users):
@@ -90,8 +95,9 @@ def folded(exported: ExportedProgram) -> ExportedProgram:
 
 def _bound(node: Node) -> None:
     """Say where a slice ends: "to the end", a number beyond all sizes, is not understood everywhere."""
-    given: list[Any] = list(node.args)
-    source, dim, start, end, step = given + [0, 0, END, 1][len(given) - 1 :]
+    given: list[Any] = [*node.args]
+    defaults: list[Any] = [None, 0, 0, END, 1]
+    source, dim, start, end, step = given + defaults[len(given) :]
     size = source.meta["val"].shape[dim]
     if end is None or (isinstance(end, int) and end >= END):
         if start in (0, None) and step == 1:

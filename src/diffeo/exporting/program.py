@@ -97,10 +97,14 @@ class Program(nn.Module):
             raise ValueError(f"expected one of {', '.join(WHAT)}, got {what!r}")
         if what == "log-prob" and not flow.has_log_prob:
             raise ValueError("expected a flow that has a likelihood, got one that has samples alone")
+        if flow.has_bound:
+            raise ValueError("expected a flow, got a VAE, which has bounds of a likelihood")
         self.flow, self.what = flow, what
         # What numbers decide is asked for once: they are not known while a graph is made.
         self.principal = flow.principal if isinstance(flow, Mixture) else flow
         whole = leaves_of(flow if what in ("log-prob", "sample") else self.principal)
+        if what == "encode" and any(leaf.transform.branches > 1 or leaf.transform.takes_missing for _, leaf in whole):
+            raise ValueError("expected noise that follows from an example, got one that is drawn among several")
         self.solves = any(_adaptive(leaf) for _, leaf in whole)
         self.leaves: Leaves = [(weight, solved(leaf, steps)) for weight, leaf in whole]
         self.spreads = flow.spreads
