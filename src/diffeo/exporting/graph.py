@@ -46,9 +46,13 @@ def folded(exported: ExportedProgram) -> ExportedProgram:
     graph, signature = exported.graph_module.graph, exported.graph_signature
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     for node in [*graph.nodes]:
+        source: Any = node.args[0] if node.args else None
+        if node.target is aten.dropout.default and not node.args[2]:  # not in training
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+            continue
         if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
             raise ValueError(f"expected a program in which nothing is random, got {node.target}")
-        source: Any = node.args[0] if node.args else None
         if node.target is aten.detach_.default:  # of a constant just made
             node.replace_all_uses_with(source)
         if node.target in (aten.detach_.default, aten._assert_tensor_metadata.default):
