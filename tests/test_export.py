@@ -62,8 +62,10 @@ def inputs_of(program: Program, rows: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["log-prob", "sample"])
-@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [*((name, "log-prob") for name in FLOWS), ("nsf", "sample"), ("nice", "sample"), ("mixture", "sample")],
+)
 def test_a_graph_computes_what_the_flow_does_for_any_number_of_rows(name: str, what: str) -> None:
     program = Program(randomised(FLOWS[name]()), what).eval()
     graph = traced(program, inputs_of(program, 3))
@@ -337,7 +339,7 @@ COLUMNS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("orders", [1, 3])
+@pytest.mark.parametrize("orders", [1, 2])
 def test_mixed_densities_with_categories_gaps_and_copies(orders: int) -> None:
     more = {"any_order": orders > 1, "orders": orders}
     arguments = {"features": 4, "columns": COLUMNS, "hidden": 16, "layers": 1, "components": 2, **more}
