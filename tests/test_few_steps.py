@@ -342,7 +342,7 @@ def test_bad_input(teachers, tmp_path, capsys):
     )
     assert "expected at least one step, got 0" in refused("plain", "--set", "steps=0")
     assert "takes 1 to 16 steps (--set steps), got 17" in refused("plain", "--set", "steps=17")
-    assert "takes 1 to 16 steps (--set steps), got 2.5" in refused("plain", "--set", "steps=2.5")
+    assert "expected a whole number from 1 on or null as steps, got 2.5" in refused("plain", "--set", "steps=2.5")
     assert "student 'few-steps'" in refused("plain", "--set", "steps=four")
     assert "has solver 'euler', got 'rk4'" in refused("plain", "--set", "solver=rk4")
     assert "a student has its teacher's hidden ([8]), got [9]" in refused("plain", "--set", "hidden=[9]")

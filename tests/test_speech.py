@@ -201,7 +201,7 @@ def test_mistakes_get_one_line(teachers, tmp_path, capsys):
     assert "has the label 'loud', expected one of high, low" in refused(run, "--data", other)
     model["schema"]["kind"] = "images"
     (moved / "model.json").write_text(json.dumps(model))
-    assert "its images are not described" in refused(moved)
+    assert "of its images expected a list of 3 as shape, got none" in refused(moved)
 
 
 def test_warnings_in_words():

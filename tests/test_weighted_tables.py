@@ -136,7 +136,7 @@ def test_bad_weights_are_named(value, message, model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--weights", "q"], "lacks column 'q'; it has 'a', 'w', 'b'"),
+        (["--weights", "q"], "lacks column 'q'; it has 'a', 'w', 'b': check the names"),
         (["--weights", "w", "--drop", "w"], "column 'w' holds the weights and is said to be dropped; choose one"),
         (["--weights", "w", "--context", "w"], "column 'w' holds the weights and is said to be context; choose one"),
         (["--weights", "w", "--integer", "w"], "column 'w' holds the weights and is said to be integer; choose one"),

@@ -8,6 +8,9 @@ class UserError(ValueError):
 
     The command line prints it on stderr and exits with code 2; in Python it is a ``ValueError``. Whatever names it is
     made of, nothing in it steers a terminal (``legible``).
+
+    Args:
+        message: the line.
     """
 
     def __init__(self, message: str) -> None:

@@ -670,6 +670,8 @@ class Flow(Summarised, nn.Module):
     def _log_prob(self, x: Tensor, context: Tensor | None) -> tuple[Tensor]:
         log_prob = self.transform.log_prob(self.base.log_prob, x, self.normalize_context(context))
         overflowed = log_prob.isnan()
+        if self.transform.takes_missing:  # there NaN may also say that a gap has no density
+            overflowed &= ~x.isnan().flatten(1).any(1)
         if ops.tracing() or (overflowed.any() and all(p.isfinite().all() for p in self.parameters())):
             # Of finite rows and parameters NaN comes of numbers that grew too large: the noise is too far out to tell.
             log_prob = torch.where(overflowed, -torch.inf, log_prob)

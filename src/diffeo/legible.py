@@ -6,7 +6,7 @@ import unicodedata
 
 __all__ = ["LINE", "legible"]
 
-LINE = 450  # characters of a line in a terminal
+LINE = 900  # characters of a line in a terminal
 _STEERING = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # controls, directions of writing, surrogates, no characters
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from diffeo.cli import main
 
-LINE = 500  # characters of a line on a terminal
+LINE = 1000  # characters of a line on a terminal
 SECONDS, MEGABYTES = 20.0, 400.0  # of an ordinary case
 REMEDIES = re.compile(
     r"\b(give|use|take|restore|train|resume|upgrade|check|correct|fix|choose|convert|name|leave|rescale|rename|read|write"

@@ -111,7 +111,7 @@ def export(summary: Mapping[str, Any]) -> str:
     inputs = ", ".join(
         f"{name} ({', '.join(map(str, each['shape']))}) {each['dtype']}" for name, each in summary["inputs"].items()
     )
-    parity, own, theirs = summary["parity"], summary["own_rows_per_second"], summary["rows_per_second"]
+    parity, ours, theirs = summary["parity"], summary["own_rows_per_second"], summary["rows_per_second"]
     batches = ", ".join(f"{size:,}" for size in parity["batches"])
     return _page(
         f"{summary['out']}: {summary['what']} of {summary['run']}, for {summary['runtime']}",
@@ -120,7 +120,7 @@ def export(summary: Mapping[str, Any]) -> str:
             ("output", summary["output"]),
             ("agrees", f"to {parity['worst']:.2g} of {parity['allowed']}"),
             ("rows", f"{parity['rows']:,} ({summary['which']}), in batches of {batches}"),
-            ("speed", f"{theirs:,.0f} rows/s, diffeo's own {own:,.0f}; {summary['rows']:,} rows at a time"),
+            ("speed", f"{theirs:,.0f} rows/s, diffeo's own {ours:,.0f}; {summary['rows']:,} rows at a time"),
             ("size", f"{summary['bytes'] / 1e6:.2f} MB, loaded in {summary['load_seconds']:.2f} s"),
             ("time", words.duration(summary["seconds"])),
         ],

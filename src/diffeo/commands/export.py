@@ -16,7 +16,7 @@ from diffeo.atomic import atomic_write
 from diffeo.errors import UserError
 from diffeo.exporting.formats import FORMATS, Format
 from diffeo.exporting.graph import traced
-from diffeo.exporting.parity import compared, describe, inputs_like, own
+from diffeo.exporting.parity import compared, describe, inputs_like, reference_of
 from diffeo.exporting.program import WHAT, Program
 from diffeo.flow import Flow
 from diffeo.modalities import open_run
@@ -51,7 +51,7 @@ def export(
     The file holds the preprocessing, too: it takes the data's own numbers, any number of rows, and all that is random
     is an input. It says in its metadata, as JSON under "diffeo", what its inputs and columns are. It is written if the
     program in it, loaded by its own runtime, agrees with diffeo on held-out rows, on rows made of them that lie further
-    out, and in batches of 1, 7 and 1000: likelihoods within 1e-5 (1 + |log p|).
+    out, and in batches of 1, 7 and 1000: log-likelihoods within 1e-5 of one and their size.
 
     Args:
         run: a run directory; or a flow, whose numbers are then those that it takes itself.
@@ -70,6 +70,12 @@ def export(
     Raises:
         UserError: for a run that cannot be exported, a package that is not installed, a file that exists or cannot be
             written, or a program that does not agree; then nothing is written.
+
+    Example:
+        >>> flow = diffeo.nice(features=2, transforms=2, hidden=(8,))
+        >>> written = diffeo.export(flow, "flow.pt2", torch.randn(50, 2))
+        >>> list(written["inputs"]), written["output"]
+        (['x'], 'log_likelihood')
     """
     form = _format(out, to)
     if what not in WHAT:
@@ -113,7 +119,7 @@ def export(
         "inputs": described["inputs"], "output": program.output, "which": which, "parity": describe(parity),
         "bytes": len(content), "seconds": seconds, "load_seconds": load_seconds, "rows": timed,
         "rows_per_second": pace(lambda rows: loaded(few), timed),
-        "own_rows_per_second": pace(lambda rows: own(program, few), timed),
+        "own_rows_per_second": pace(lambda rows: reference_of(program, few), timed),
     }  # fmt: skip
 
 

@@ -22,6 +22,7 @@ __all__ = ["FORMATS", "METADATA", "Format"]
 
 METADATA = "diffeo"  # the key in a file of what its numbers mean, as JSON
 OPSET = 20
+OPTIMIZED = 3000  # nodes; of more, as of a stack of folds, simplifying takes minutes, and runtimes do it when they load
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 Runnable = Callable[[Mapping[str, Tensor]], Tensor]
@@ -79,8 +80,9 @@ class Onnx(Format):
         """A model of opset 20; its metadata have the description as JSON under "diffeo"."""
         with _quiet():
             program: Any = torch.onnx.export(
-                graph, dynamo=True, verbose=False, opset_version=OPSET, output_names=[output], external_data=False
-            )
+                graph, dynamo=True, verbose=False, opset_version=OPSET, output_names=[output], external_data=False,
+                optimize=len(graph.graph.nodes) <= OPTIMIZED,
+            )  # fmt: skip
         model = program.model
         rows = import_module("onnx_ir").SymbolicDim("rows")
         for value in (*model.graph.inputs, *model.graph.outputs):

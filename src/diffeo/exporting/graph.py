@@ -99,9 +99,9 @@ def folded(exported: ExportedProgram) -> ExportedProgram:
 
 def _bound(node: Node) -> None:
     """Say where a slice ends: "to the end", a number beyond all sizes, is not understood everywhere."""
-    given: list[Any] = [*node.args]
+    positional: list[Any] = [*node.args]
     defaults: list[Any] = [None, 0, 0, END, 1]
-    source, dim, start, end, step = given + defaults[len(given) :]
+    source, dim, start, end, step = positional + defaults[len(positional) :]
     size = source.meta["val"].shape[dim]
     if end is None or (isinstance(end, int) and end >= END):
         if start in (0, None) and step == 1:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffeo.exporting.program import Program
 
-__all__ = ["BATCHES", "Parity", "compared", "inputs_like", "own"]
+__all__ = ["BATCHES", "Parity", "compared", "inputs_like", "reference_of"]
 
 BATCHES = (1, 7, 1000)
 LIKELIHOOD = 1e-5  # of 1 + |log p|: how far likelihoods may be apart
@@ -63,7 +63,7 @@ def inputs_like(program: Program, rows: int, seed: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def own(program: Program, inputs: Mapping[str, Tensor]) -> Tensor:
+def reference_of(program: Program, inputs: Mapping[str, Tensor]) -> Tensor:
     """What diffeo itself says, by its kernels; of likelihoods of discrete values as ``diffeo score`` has them.
 
     Args:
@@ -88,7 +88,7 @@ def compared(program: Program, run: Callable[[Mapping[str, Tensor]], Tensor], in
         run: the exported program.
         inputs: a tensor for each of its inputs.
     """
-    reference = own(program, inputs).double()
+    reference = reference_of(program, inputs).double()
     count = len(reference)
     every = torch.arange(count)
     parts = [*every.split(BATCHES[-1]), *(every[:size] for size in BATCHES[:-1] if size <= count)]

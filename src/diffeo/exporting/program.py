@@ -186,8 +186,8 @@ class Program(nn.Module):
             )
         if z is not None:
             return self.plain.outwards(self._one.decode(z, contexts), context)
-        given = {"uniform": uniform, "normal": normal, "choice": choice}
-        noise = {name: value for name, value in given.items() if value is not None}
+        every = {"uniform": uniform, "normal": normal, "choice": choice}
+        noise = {name: value for name, value in every.items() if value is not None}
         return self.plain.outwards(drawn(self.leaves, contexts, noise), context)
 
     def _encode(self, x: Tensor, context: Tensor | None, uniform: Tensor | None) -> Tensor:

@@ -31,12 +31,12 @@ class PlainRows(Plain):
     def __init__(self, schema: Schema, gaps: bool) -> None:
         self.gaps, self.places = gaps, schema.places
         self.columns = tuple(column for column in schema.columns if column.name not in schema.context)
-        self.given = tuple(column for name in schema.context for column in schema.columns if column.name == name)
-        self.shape, self.context_shape = (len(self.columns),), (len(self.given),) if self.given else ()
+        self.conditions = tuple(column for name in schema.context for column in schema.columns if column.name == name)
+        self.shape, self.context_shape = (len(self.columns),), (len(self.conditions),) if self.conditions else ()
         self.draws = DRAWS
         self.described = {
             "columns": [_described(column) for column in self.columns],
-            "context": [_described(column) for column in self.given],
+            "context": [_described(column) for column in self.conditions],
             "encoding": (
                 "one float64 for each column, in this order: numbers as they are; booleans 0 or 1; a category its place"
                 " in 'categories', their number for one that is none of them; dates and times the seconds since"
@@ -61,7 +61,9 @@ class PlainRows(Plain):
     def context_inwards(self, context: Tensor) -> Tensor:
         """The context's numbers, float32."""
         parts = [
-            column.encode_context(context[:, i]) for i, column in enumerate(self.given) if column.kind != "constant"
+            column.encode_context(context[:, i])
+            for i, column in enumerate(self.conditions)
+            if column.kind != "constant"
         ]
         return torch.cat(parts, 1).float()
 
@@ -79,7 +81,7 @@ class PlainRows(Plain):
     def context_outwards(self, context: Tensor) -> Tensor:
         """The context columns' values, float64."""
         values, start = [], 0
-        for column in self.given:
+        for column in self.conditions:
             part = context[:, start : start + column.context_size].to(self.dtype)
             start += column.context_size if column.kind != "constant" else 0
             if column.kind == "constant":
