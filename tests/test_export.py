@@ -211,7 +211,7 @@ def check_scores(run: Path, file: Path) -> None:
     result = np.array(got["result"])
     assert (np.isneginf(result) == np.isneginf(expected)).all()
     finite = np.isfinite(expected)
-    assert (np.abs(result - expected)[finite] <= 1e-5 * (1 + np.abs(expected[finite]))).all()
+    assert (np.abs(result[finite] - expected[finite]) <= 1e-5 * (1 + np.abs(expected[finite]))).all()
     columns = {column["name"]: column for column in got["facts"]["columns"]}
     assert [*columns] == [*rows]
     assert columns["level"]["values"] == [0.3, 1.0, 7.5]

@@ -22,7 +22,6 @@ __all__ = ["FORMATS", "METADATA", "Format"]
 
 METADATA = "diffeo"  # the key in a file of what its numbers mean, as JSON
 OPSET = 20
-OPTIMIZED = 3000  # nodes; of more, as of a stack of folds, simplifying takes minutes, and runtimes do it when they load
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 Runnable = Callable[[Mapping[str, Tensor]], Tensor]
@@ -81,9 +80,15 @@ class Onnx(Format):
         with _quiet():
             program: Any = torch.onnx.export(
                 graph, dynamo=True, verbose=False, opset_version=OPSET, output_names=[output], external_data=False,
-                optimize=len(graph.graph.nodes) <= OPTIMIZED,
+                optimize=False,
             )  # fmt: skip
-        model = program.model
+        model, optimizer = program.model, import_module("onnxscript.optimizer")
+        # Constants alone: to simplify a stack of folds further takes five minutes, and runtimes do it when they load.
+        optimizer.fold_constants(model, onnx_shape_inference=False)
+        optimizer.remove_unused_nodes(model)
+        import_module("onnx_ir.passes.common").LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(
+            model
+        )
         rows = import_module("onnx_ir").SymbolicDim("rows")
         for value in (*model.graph.inputs, *model.graph.outputs):
             value.shape = type(value.shape)([rows, *[*value.shape][1:]])

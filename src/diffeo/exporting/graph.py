@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,6 +60,8 @@ def folded(exported: ExportedProgram) -> ExportedProgram:
             graph.erase_node(node)
         elif node.target is aten.slice.Tensor:
             _bound(node)
+        elif isinstance(node.target, torch._ops.OpOverload) and node.target._overloadname == "Tensor":
+            _keep_double(node)
     known: dict[Node, Any] = {}
     for node in graph.nodes:
         if node.op == "placeholder" and specs[node.name].kind in WEIGHTS:
@@ -95,6 +98,21 @@ def folded(exported: ExportedProgram) -> ExportedProgram:
         exported.range_constraints, exported.module_call_graph, exported.example_inputs, constants,
         verifiers=exported.verifiers,
     )  # fmt: skip
+
+
+def _keep_double(node: Node) -> None:
+    """Make numbers beside doubles tensors of doubles: ONNX's exporter rounds a plain one to single precision first."""
+    source: Any = node.args[0]
+    like = source.meta.get("val") if isinstance(source, Node) else None
+    if not isinstance(like, Tensor) or like.dtype != torch.float64:
+        return
+    for place, value in enumerate(node.args):
+        if isinstance(value, float) and math.isfinite(value):
+            with node.graph.inserting_before(node):
+                number = node.graph.call_function(aten.full.default, ([], value), {"dtype": torch.float64})
+            with like.fake_mode:  # type: ignore[attr-defined]
+                number.meta["val"] = torch.full((), value, dtype=torch.float64)
+            node.update_arg(place, number)
 
 
 def _bound(node: Node) -> None:
