@@ -19,6 +19,7 @@ from diffeo.exporting.graph import traced
 from diffeo.exporting.parity import compared, describe, inputs_like, reference_of
 from diffeo.exporting.program import WHAT, Program
 from diffeo.flow import Flow
+from diffeo.mixture import Mixture
 from diffeo.modalities import open_run
 from diffeo.modalities.base import OpenRun
 from diffeo.report.distillation import pace
@@ -198,7 +199,9 @@ def _rows(program: Program, opened: OpenRun | None, source: Any, seed: int) -> t
         try:
             if named is not None:
                 examples = opened.examples(named, most, seed, options)
-                return examples.x.to(flow.base.device_marker), examples.context, examples.which
+                # Each row of a stack's training has a member that has not seen it; what is exported is the whole of them.
+            which = "rows of the data" if isinstance(flow, Mixture) else examples.which
+            return examples.x.to(flow.base.device_marker), examples.context, which
         except (UserError, OSError):
             if source is not None:
                 raise
