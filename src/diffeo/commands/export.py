@@ -199,9 +199,9 @@ def _rows(program: Program, opened: OpenRun | None, source: Any, seed: int) -> t
         try:
             if named is not None:
                 examples = opened.examples(named, most, seed, options)
-                # Each row of a stack's training has a member that has not seen it; what is exported is the whole of them.
-            which = "rows of the data" if isinstance(flow, Mixture) else examples.which
-            return examples.x.to(flow.base.device_marker), examples.context, which
+                # Each row of a stack's training has a member that has not seen it; the whole of them is exported.
+                which = "rows of the data" if isinstance(flow, Mixture) else examples.which
+                return examples.x.to(flow.base.device_marker), examples.context, which
         except (UserError, OSError):
             if source is not None:
                 raise
