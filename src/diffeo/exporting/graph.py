@@ -33,6 +33,7 @@ def traced(program: Program, examples: Mapping[str, Tensor]) -> ExportedProgram:
     Raises:
         ValueError: for a program in which something is drawn at random.
     """
+    torch._dynamo.reset()  # loops are traced by it, and it would take sizes that varied before for dynamic ones
     rows = Dim("rows", min=1)
     shapes = {name: {0: rows} for name in examples}
     return folded(torch.export.export(program, (), dict(examples), dynamic_shapes=shapes))

@@ -56,7 +56,7 @@ def find_files(source: Any) -> tuple[str, Path, list[Path]] | None:
         name, folder = str(source), Path(source)
         files = sorted(path for path in folder.rglob(f"*{PARQUET}") if _counts(path.relative_to(folder)))
         if not files:
-            raise UserError(f"{name}: is a folder without {PARQUET} files; a table is a file, or a folder of these")
+            raise UserError(f"{name}: is a folder without {PARQUET} files; name a table's file or a folder of these")
         return name, folder, files
     elif glob.has_magic(str(source)) and not Path(source).exists():
         name = str(source)
