@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -355,9 +354,6 @@ def test_mixed_densities_with_categories_gaps_and_copies(orders: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "PYTEST_XDIST_WORKER" in os.environ, reason="a loop is not traced after other compilations: a known fault"
-)
 def test_a_continuous_flow_is_solved_in_a_loop() -> None:
     flow = randomised(diffeo.flow_matching(2, hidden=(4,)), 0.2)
     program = Program(flow, "log-prob", steps=64).eval()

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +14,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from diffeo.errors import UserError
+from diffeo.exporting.graph import quiet
 
 __all__ = ["FORMATS", "METADATA", "Format"]
 
@@ -77,7 +75,7 @@ class Onnx(Format):
 
     def content(self, graph: ExportedProgram, output: str, described: Mapping[str, Any]) -> bytes:
         """A model of opset 20; its metadata have the description as JSON under "diffeo"."""
-        with _quiet():
+        with quiet():
             program: Any = torch.onnx.export(
                 graph, dynamo=True, verbose=False, opset_version=OPSET, output_names=[output], external_data=False,
                 optimize=False,
@@ -124,13 +122,13 @@ class Pt2(Format):
     def content(self, graph: ExportedProgram, output: str, described: Mapping[str, Any]) -> bytes:
         """An archive, with the description as JSON in the extra file "diffeo"."""
         buffer = io.BytesIO()
-        with _quiet():
+        with quiet():
             torch.export.save(graph, buffer, extra_files={METADATA: json.dumps(described)})
         return buffer.getvalue()
 
     def loaded(self, content: bytes, threads: int) -> Runnable:
         """The module that PyTorch loads."""
-        with _quiet():
+        with quiet():
             module = torch.export.load(io.BytesIO(content)).module()
 
         def run(inputs: Mapping[str, Tensor]) -> Tensor:
@@ -142,20 +140,6 @@ class Pt2(Format):
 
 
 FORMATS: dict[str, Format] = {each.name: each for each in (Onnx(), Pt2())}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """A block without what exporters say to their own developers."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        exporter.setLevel(level)
 
 
 def _bound(node: Any) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,11 +18,29 @@ from torch.fx.node import map_arg
 
 from diffeo.exporting.program import Program
 
-__all__ = ["traced"]
+__all__ = ["folded", "quiet", "traced"]
 
 aten = torch.ops.aten
 END = 2**63 - 1  # of a slice, for "to the end"
 WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A block without what exporters say to their own developers.
+
+    Some of it would end the tracing of a loop where a user has warnings raise: a part of PyTorch that is first imported
+    there says that it is deprecated.
+    """
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)
 
 
 @torch.no_grad()
@@ -33,10 +54,11 @@ def traced(program: Program, examples: Mapping[str, Tensor]) -> ExportedProgram:
     Raises:
         ValueError: for a program in which something is drawn at random.
     """
-    torch._dynamo.reset()  # loops are traced by it, and it would take sizes that varied before for dynamic ones
     rows = Dim("rows", min=1)
     shapes = {name: {0: rows} for name in examples}
-    return folded(torch.export.export(program, (), dict(examples), dynamic_shapes=shapes))
+    with quiet():
+        exported = torch.export.export(program, (), dict(examples), dynamic_shapes=shapes)
+    return folded(exported)
 
 
 def folded(exported: ExportedProgram) -> ExportedProgram:
