@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -14,7 +17,6 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from diffeo.errors import UserError
-from diffeo.exporting.graph import quiet
 
 __all__ = ["FORMATS", "METADATA", "Format"]
 
@@ -75,7 +77,7 @@ class Onnx(Format):
 
     def content(self, graph: ExportedProgram, output: str, described: Mapping[str, Any]) -> bytes:
         """A model of opset 20; its metadata have the description as JSON under "diffeo"."""
-        with quiet():
+        with _quiet():
             program: Any = torch.onnx.export(
                 graph, dynamo=True, verbose=False, opset_version=OPSET, output_names=[output], external_data=False,
                 optimize=False,
@@ -122,13 +124,13 @@ class Pt2(Format):
     def content(self, graph: ExportedProgram, output: str, described: Mapping[str, Any]) -> bytes:
         """An archive, with the description as JSON in the extra file "diffeo"."""
         buffer = io.BytesIO()
-        with quiet():
+        with _quiet():
             torch.export.save(graph, buffer, extra_files={METADATA: json.dumps(described)})
         return buffer.getvalue()
 
     def loaded(self, content: bytes, threads: int) -> Runnable:
         """The module that PyTorch loads."""
-        with quiet():
+        with _quiet():
             module = torch.export.load(io.BytesIO(content)).module()
 
         def run(inputs: Mapping[str, Tensor]) -> Tensor:
@@ -140,6 +142,20 @@ class Pt2(Format):
 
 
 FORMATS: dict[str, Format] = {each.name: each for each in (Onnx(), Pt2())}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A block without what exporters say to their own developers."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)
 
 
 def _bound(node: Any) -> None:

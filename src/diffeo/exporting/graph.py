@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,29 +15,11 @@ from torch.fx.node import map_arg
 
 from diffeo.exporting.program import Program
 
-__all__ = ["folded", "quiet", "traced"]
+__all__ = ["traced"]
 
 aten = torch.ops.aten
 END = 2**63 - 1  # of a slice, for "to the end"
 WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """A block without what exporters say to their own developers.
-
-    Some of it would end the tracing of a loop where a user has warnings raise: a part of PyTorch that is first imported
-    there says that it is deprecated.
-    """
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        exporter.setLevel(level)
 
 
 @torch.no_grad()
@@ -56,9 +35,7 @@ def traced(program: Program, examples: Mapping[str, Tensor]) -> ExportedProgram:
     """
     rows = Dim("rows", min=1)
     shapes = {name: {0: rows} for name in examples}
-    with quiet():
-        exported = torch.export.export(program, (), dict(examples), dynamic_shapes=shapes)
-    return folded(exported)
+    return folded(torch.export.export(program, (), dict(examples), dynamic_shapes=shapes))
 
 
 def folded(exported: ExportedProgram) -> ExportedProgram:

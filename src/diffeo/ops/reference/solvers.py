@@ -6,6 +6,7 @@ rows they are (indices, or None for all of them).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -150,7 +151,9 @@ def _looped(f: Derivative, y: Tensor, start: float, stop: float, tableau: Tablea
         return new, t[:1].clone()  # a loop has to have results of its steps
 
     times = start + torch.arange(steps, dtype=y.dtype, device=y.device) * ((stop - start) / steps)
-    result: Tensor = scan(step, y, times)[0]
+    with warnings.catch_warnings():  # a part of PyTorch that is imported here for the first time says it is deprecated
+        warnings.simplefilter("ignore", DeprecationWarning)
+        result: Tensor = scan(step, y, times)[0]
     return result
 
 
