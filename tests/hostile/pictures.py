@@ -17,6 +17,10 @@ from hostile.models import SMALL, Models
 ESCAPES = "\x1b[31m\x07\u202e"
 
 
+def _fit(data: Path) -> list[Any]:
+    return ["fit", data, "--out", f"{OUT}/run", "--model", "realnvp", "--hidden", "4", "--transforms", "1", *SMALL]
+
+
 def cases(models: Models) -> list[Case]:
     """All of them."""
     return [*_damaged(models), *_headers(models), *_arrays(models), *_folders(models)]
@@ -118,19 +122,7 @@ def _arrays(models: Models) -> Iterator[Case]:
 
         def write(folder: Path, data: bytes = file.getvalue()) -> list[Any]:
             (folder / "x.npz").write_bytes(data)
-            return [
-                "fit",
-                folder / "x.npz",
-                "--out",
-                f"{OUT}/run",
-                "--model",
-                "realnvp",
-                "--hidden",
-                "4",
-                "--transforms",
-                "1",
-                *SMALL,
-            ]
+            return _fit(folder / "x.npz")
 
         yield Case(f"npz: {name}", write, named="x.npz")
 
@@ -145,19 +137,7 @@ def _folders(models: Models) -> Iterator[Case]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
             if fits:
-                return [
-                    "fit",
-                    folder / "data",
-                    "--out",
-                    f"{OUT}/run",
-                    "--model",
-                    "realnvp",
-                    "--hidden",
-                    "4",
-                    "--transforms",
-                    "1",
-                    *SMALL,
-                ]
+                return _fit(folder / "data")
             return ["score", models.run("images"), folder / "data", "--out", f"{OUT}/s.csv"]
 
         return write

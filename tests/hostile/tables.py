@@ -241,7 +241,7 @@ def _binary(models: Models) -> Iterator[Case]:
         "objects": "{'descr': '|O', 'fortran_order': False, 'shape': (4, 3)}", "complex numbers": "{'descr': '<c16', 'fortran_order': False, 'shape': (2, 3)}",
         "texts": "{'descr': '<U2', 'fortran_order': False, 'shape': (4, 3)}", "dates": "{'descr': '<M8[s]', 'fortran_order': False, 'shape': (4, 3)}", "void": "{'descr': '|V8', 'fortran_order': False, 'shape': (4, 3)}",
         "a type of 2^31": "{'descr': '|V2147483648', 'fortran_order': False, 'shape': (4, 3)}", "a type of escapes": "{'descr': '\x1b[31m', 'fortran_order': False, 'shape': (4, 3)}",
-        "fields of escapes": "{'descr': [('\x1b[31m', '<f8'), ('b', '<f8'), ('k', '<f8')], 'fortran_order': False, 'shape': (4,)}", "code": "__import__('os').system('touch /tmp/owned')",
+        "fields of escapes": "{'descr': [('\x1b[31m', '<f8'), ('b', '<f8'), ('k', '<f8')], 'fortran_order': False, 'shape': (4,)}", "code": "__import__('os').abort()",
         "no shape": "{'descr': '<f8'}", "a scalar": "{'descr': '<f8', 'fortran_order': False, 'shape': ()}", "no rows": "{'descr': '<f8', 'fortran_order': False, 'shape': (0, 3)}",
         "no columns": "{'descr': '<f8', 'fortran_order': False, 'shape': (4, 0)}", "five dimensions": "{'descr': '<f8', 'fortran_order': False, 'shape': (1, 1, 1, 4, 3)}", "a long number": "{'shape': " + "9" * 9000 + "}",
         "bytes": "{'descr': '|S8', 'fortran_order': False, 'shape': (4, 3)}", "numbers of 2 bytes": "{'descr': '>f2', 'fortran_order': True, 'shape': (16, 3)}",
