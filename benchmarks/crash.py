@@ -1,8 +1,8 @@
 """Kill commands at random moments and look at what is left: nothing half-written, no earlier output lost.
 
-Each trial starts a command that replaces an earlier output (`fit`, `distill`, `score`, `sample`, all with --force),
-ends it by SIGKILL, SIGTERM or SIGINT after a random share of the time that it takes, or lets it run into a limit of
-the size of files, as a full disk would, and then asks:
+Each trial starts a command that replaces an earlier output (`fit`, `distill`, `score`, `sample`, `export`, all with
+--force), ends it by SIGKILL, SIGTERM or SIGINT after a random share of the time that it takes, or lets it run into a
+limit of the size of files, as a full disk would, and then asks:
 
 whole      the output is the earlier one to the bit, or a complete new one
 clean      no temporary file is left, unless by SIGKILL; the next command clears these
@@ -50,6 +50,7 @@ COMMANDS = {
     "distill": ["distill", "teacher", "--out", "student", "--epochs", "4", "--no-figures", "--seed", "1"],
     "score": ["score", "teacher", "rows.csv", "--out", "scores.csv"],
     "sample": ["sample", "teacher", "-n", "200000", "--out", "samples.csv"],
+    "export": ["export", "teacher", "--out", "teacher.onnx"],
 }
 
 
@@ -82,11 +83,11 @@ def finish(words: list[str], folder: Path) -> float:
     return time.monotonic() - since
 
 
-def state(output: Path) -> str:
+def state(output: Path) -> str | bytes:
     """What identifies an output: of a run its weights."""
     if output.is_dir():
         return digest(load_tensors(output / "model.safetensors", "")[0])
-    return output.read_text()
+    return output.read_bytes()
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -95,7 +96,7 @@ def leftovers(folder: Path) -> list[str]:
     return [name for name in names if not name.split("/")[0].endswith(".new.tmp") or name.count(".tmp") > 1]
 
 
-def trial(name: str, how: str, folder: Path, seconds: float, new: str, rng: random.Random) -> list[str]:
+def trial(name: str, how: str, folder: Path, seconds: float, new: str | bytes, rng: random.Random) -> list[str]:
     """One trial; return what is wrong."""
     words = [*COMMANDS[name], "--force"]
     output = folder / words[words.index("--out") + 1]
