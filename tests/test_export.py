@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -361,5 +360,12 @@ def test_a_continuous_flow_is_solved_in_a_loop() -> None:
     assert len(graph.graph.nodes) < 64  # fewer than steps
     parity = compared(program, lambda few: graph.module()(**few), inputs_of(program, 30))
     assert parity.passed, parity
-    buffer = io.BytesIO(FORMATS["pt2"].content(graph, "log_likelihood", {}))
-    assert torch.export.load(buffer).module()(**inputs_of(program, 5)).shape == (5,)
+    for form in ("pt2", "onnx"):
+        run = FORMATS[form].loaded(FORMATS[form].content(graph, "log_likelihood", {}), 1)
+        for own_solver in (False, True):
+            parity = compared(program, run, inputs_of(program, 30), own_solver)
+            assert parity.passed, (form, parity)
+    strong = randomised(diffeo.flow_matching(2, hidden=(4,)), 3.0)
+    coarse = Program(strong, "log-prob", steps=8).eval()  # agrees with itself, not with the solution
+    assert compared(coarse, lambda few: coarse(**few), inputs_of(coarse, 30)).passed
+    assert not compared(coarse, lambda few: coarse(**few), inputs_of(coarse, 30), own_solver=True).passed

@@ -113,12 +113,16 @@ def export(summary: Mapping[str, Any]) -> str:
     )
     parity, ours, theirs = summary["parity"], summary["own_rows_per_second"], summary["rows_per_second"]
     batches = ", ".join(f"{size:,}" for size in parity["batches"])
+    steps, solver = "", summary["solver_parity"]
+    if solver is not None:
+        steps = f"{summary['steps']} equal steps; diffeo's own to {solver['worst']:.2g} of {solver['allowed']}"
     return _page(
         f"{summary['out']}: {summary['what']} of {summary['run']}, for {summary['runtime']}",
         [
             ("inputs", inputs),
             ("output", summary["output"]),
             ("agrees", f"to {parity['worst']:.2g} of {parity['allowed']}"),
+            ("solver", steps),
             ("rows", f"{parity['rows']:,} ({summary['which']}), in batches of {batches}"),
             ("speed", f"{theirs:,.0f} rows/s, diffeo's own {ours:,.0f}; {summary['rows']:,} rows at a time"),
             ("size", f"{summary['bytes'] / 1e6:.2f} MB, loaded in {summary['load_seconds']:.2f} s"),

@@ -82,10 +82,10 @@ class Onnx(Format):
                 graph, dynamo=True, verbose=False, opset_version=OPSET, output_names=[output], external_data=False,
                 optimize=False,
             )  # fmt: skip
-        model, optimizer = program.model, import_module("onnxscript.optimizer")
-        # Constants alone: to simplify a stack of folds further takes five minutes, and runtimes do it when they load.
-        optimizer.fold_constants(model, onnx_shape_inference=False)
-        optimizer.remove_unused_nodes(model)
+            model, optimizer = program.model, import_module("onnxscript.optimizer")
+            # Constants alone: to simplify a stack of folds further takes five minutes; runtimes do it when they load.
+            optimizer.fold_constants(model, onnx_shape_inference=False)
+            optimizer.remove_unused_nodes(model)
         import_module("onnx_ir.passes.common").LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(
             model
         )
@@ -147,15 +147,17 @@ FORMATS: dict[str, Format] = {each.name: each for each in (Onnx(), Pt2())}
 @contextmanager
 def _quiet() -> Iterator[None]:
     """A block without what exporters say to their own developers."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        exporter.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _bound(node: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
-from torch.fx import Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
 from diffeo.exporting.program import Program
@@ -46,22 +46,10 @@ def folded(exported: ExportedProgram) -> ExportedProgram:
     """
     graph, signature = exported.graph_module.graph, exported.graph_signature
     specs = {spec.arg.name: spec for spec in signature.input_specs}
-    for node in [*graph.nodes]:
-        source: Any = node.args[0] if node.args else None
-        if node.target is aten.dropout.default and not node.args[2]:  # not in training
-            node.replace_all_uses_with(source)
-            graph.erase_node(node)
-            continue
-        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
-            raise ValueError(f"expected a program in which nothing is random, got {node.target}")
-        if node.target is aten.detach_.default:  # of a constant just made
-            node.replace_all_uses_with(source)
-        if node.target in (aten.detach_.default, aten._assert_tensor_metadata.default):
-            graph.erase_node(node)
-        elif node.target is aten.slice.Tensor:
-            _bound(node)
-        elif isinstance(node.target, torch._ops.OpOverload) and node.target._overloadname == "Tensor":
-            _keep_double(node)
+    for part in exported.graph_module.modules():
+        if isinstance(part, GraphModule):  # the bodies of loops as well
+            _simplify(part.graph)
+            part.recompile()
     known: dict[Node, Any] = {}
     for node in graph.nodes:
         if node.op == "placeholder" and specs[node.name].kind in WEIGHTS:
@@ -98,6 +86,26 @@ def folded(exported: ExportedProgram) -> ExportedProgram:
         exported.range_constraints, exported.module_call_graph, exported.example_inputs, constants,
         verifiers=exported.verifiers,
     )  # fmt: skip
+
+
+def _simplify(graph: Graph) -> None:
+    """Leave out what computes nothing, refuse what is random, write numbers and slices as every format reads them."""
+    for node in [*graph.nodes]:
+        source: Any = node.args[0] if node.args else None
+        if node.target is aten.dropout.default and not node.args[2]:  # not in training
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+            continue
+        if isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags:
+            raise ValueError(f"expected a program in which nothing is random, got {node.target}")
+        if node.target is aten.detach_.default:  # of a constant just made
+            node.replace_all_uses_with(source)
+        if node.target in (aten.detach_.default, aten._assert_tensor_metadata.default):
+            graph.erase_node(node)
+        elif node.target is aten.slice.Tensor:
+            _bound(node)
+        elif isinstance(node.target, torch._ops.OpOverload) and node.target._overloadname == "Tensor":
+            _keep_double(node)
 
 
 def _keep_double(node: Node) -> None:

@@ -16,7 +16,7 @@ __all__ = ["BATCHES", "Parity", "compared", "inputs_like", "reference_of"]
 BATCHES = (1, 7, 1000)
 LIKELIHOOD = 1e-5  # of 1 + |log p|: how far likelihoods may be apart
 VALUES = 1e-4  # of a column's standard deviation and the value: how far others may be
-SOLVED = 1e-3  # likewise of log p and of values, of continuous flows, which are solved in equal steps
+SOLVED = 1e-3  # likewise of log p and of values: how far equal steps may be from a continuous flow's own solver
 MISSED = 1e-3  # the share of cells that may be further apart: values that rounding brings to the next cell
 
 
@@ -80,23 +80,33 @@ def reference_of(program: Program, inputs: Mapping[str, Tensor]) -> Tensor:
     return log_prob if impossible is None else log_prob.masked_fill(impossible, -torch.inf)
 
 
-def compared(program: Program, run: Callable[[Mapping[str, Tensor]], Tensor], inputs: Mapping[str, Tensor]) -> Parity:
+@torch.no_grad()
+def compared(
+    program: Program,
+    run: Callable[[Mapping[str, Tensor]], Tensor],
+    inputs: Mapping[str, Tensor],
+    own_solver: bool = False,
+) -> Parity:
     """Compare a loaded program with diffeo on rows, in batches of 1, 7 and 1000.
 
     Args:
         program: what was exported.
         run: the exported program.
         inputs: a tensor for each of its inputs.
+        own_solver: with a continuous flow solved in steps that follow from the numbers, all rows at once; otherwise
+            with the same flow solved in the equal steps of the program.
     """
-    reference = reference_of(program, inputs).double()
+    equal_steps = program.solves and not own_solver
+    reference = (program(**inputs) if equal_steps else reference_of(program, inputs)).double()
     count = len(reference)
-    every = torch.arange(count)
-    parts = [*every.split(BATCHES[-1]), *(every[:size] for size in BATCHES[:-1] if size <= count)]
-    if count < BATCHES[-1] and not program.solves:
-        parts.append(torch.arange(BATCHES[-1]) % count)
+    parts = [torch.arange(count)]
+    if not own_solver:
+        parts = [*parts[0].split(BATCHES[-1]), *(parts[0][:size] for size in BATCHES[:-1] if size <= count)]
+        if count < BATCHES[-1]:
+            parts.append(torch.arange(BATCHES[-1]) % count)
     worst, row, missed, total = 0.0, 0, 0, 0
     likelihood = program.what == "log-prob"
-    scale = SOLVED if program.solves else LIKELIHOOD if likelihood else VALUES
+    scale = SOLVED if own_solver else LIKELIHOOD if likelihood else VALUES
     if likelihood:
         allowed = scale * (1 + reference.abs())
     else:
