@@ -51,6 +51,10 @@ FLOWS = {
 }
 
 
+def operations_in(graph: torch.export.ExportedProgram) -> int:
+    return sum(node.op == "call_function" for node in graph.graph.nodes)
+
+
 def inputs_of(program: Program, rows: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(2)
     made = {}
@@ -320,8 +324,8 @@ def test_mistakes_are_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--force"):
         export(run, tmp_path / "x.pt2")
     assert (tmp_path / "x.pt2").read_bytes() == b"mine"
-    with pytest.raises(UserError, match="diffeo distill"):
-        export(diffeo.nsf(60), tmp_path / "y.pt2", what="sample")
+    with pytest.raises(UserError, match="--folds 1"):
+        export(diffeo.recipes.build("mixed", {"features": 80, "hidden": 8}), tmp_path / "y.pt2", what="sample")
     with pytest.raises(UserError, match="give data"):
         export(diffeo.maf(2, context=1, hidden=(4,)), tmp_path / "y.pt2")
     with pytest.raises(UserError, match="drawn among several"):
@@ -338,18 +342,39 @@ COLUMNS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("orders", [1, 2])
-def test_mixed_densities_with_categories_gaps_and_copies(orders: int) -> None:
+@pytest.mark.parametrize(("orders", "what"), [(1, "sample"), (2, "log-prob")])  # of both both would take a minute
+def test_mixed_densities_with_categories_gaps_and_copies(orders: int, what: str) -> None:
     more = {"any_order": orders > 1, "orders": orders}
     arguments = {"features": 4, "columns": COLUMNS, "hidden": 16, "layers": 1, "components": 2, **more}
     flow = randomised(diffeo.recipes.build("mixed", arguments))
     x = torch.stack([torch.arange(60) % 4.0, torch.randn(60), torch.randint(-3, 6, (60,)).float(), torch.randn(60)], 1)
     x[::7, 2] = torch.nan
     x[::5, 3] = 2 * x[::5, 1]
-    program = Program(flow, "log-prob").eval()
-    graph = traced(program, {"x": x[:3]})
-    parity = compared(program, lambda few: graph.module()(**few), {"x": x})
-    assert parity.passed, parity
+    program = Program(flow, what).eval()
+    inputs = {"x": x} if what == "log-prob" else inputs_of(program, 60)
+    graph = traced(program, {name: value[:3] for name, value in inputs.items()})
+    for form in ("pt2", "onnx"):
+        run = FORMATS[form].loaded(FORMATS[form].content(graph, program.output, {}), 1)
+        parity = compared(program, run, inputs)
+        assert parity.passed, (form, parity)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "what"), [("nsf", "sample"), ("iaf", "log-prob"), ("maf", "decode")])
+def test_what_is_too_long_to_unroll_is_a_loop(name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    for limit in (10**6, 0):
+        monkeypatch.setattr("diffeo.exporting.program.UNROLLED", limit)
+        flow = randomised(getattr(diffeo, name)(6, context=1, transforms=1, hidden=(8,)))
+        program = Program(flow, what).eval()
+        assert (program.operations(False) > 0) == (program.operations() == 0)
+        graph = traced(program, inputs_of(program, 3))
+        sizes.append(operations_in(graph))
+        for form in ("pt2", "onnx") if limit == 0 else ():
+            run = FORMATS[form].loaded(FORMATS[form].content(graph, program.output, {}), 1)
+            parity = compared(program, run, inputs_of(program, 30))
+            assert parity.passed, (form, parity)
+    assert sizes[1] < sizes[0] / 2
 
 
 @pytest.mark.slow
@@ -357,7 +382,7 @@ def test_a_continuous_flow_is_solved_in_a_loop() -> None:
     flow = randomised(diffeo.flow_matching(2, hidden=(4,)), 0.2)
     program = Program(flow, "log-prob", steps=64).eval()
     graph = traced(program, inputs_of(program, 3))
-    assert len(graph.graph.nodes) < 64  # fewer than steps
+    assert operations_in(graph) < 64  # fewer than steps
     parity = compared(program, lambda few: graph.module()(**few), inputs_of(program, 30))
     assert parity.passed, parity
     for form in ("pt2", "onnx"):

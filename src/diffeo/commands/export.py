@@ -17,7 +17,7 @@ from diffeo.errors import UserError
 from diffeo.exporting.formats import FORMATS, Format
 from diffeo.exporting.graph import traced
 from diffeo.exporting.parity import compared, describe, inputs_like, reference_of
-from diffeo.exporting.program import WHAT, Program
+from diffeo.exporting.program import UNROLLED, WHAT, Program
 from diffeo.flow import Flow
 from diffeo.mixture import Mixture
 from diffeo.modalities import open_run
@@ -31,7 +31,6 @@ ROWS = 1000  # to compare by, beside those made of them that lie further out
 TAILS = (3.0, 10.0)  # how many times further from the mean row
 STEPS = (32, 64, 128, 256, 512)  # tried of a continuous flow, until on some rows it is as close as
 TRIED, CLOSE = 96, 0.2  # of what is allowed
-UNROLLED = 8000  # operations of what goes over columns one by one: minutes of exporting
 SLOW = 60  # the same of a continuous flow, whose solves take long
 TIMED = 1000  # rows at a time where speed is measured
 
@@ -161,12 +160,11 @@ def _check_length(program: Program) -> None:
     Raises:
         ValueError: for more steps than ``UNROLLED``.
     """
-    count = program.unrolled
+    count = program.operations()
     if count > UNROLLED:
         raise ValueError(
-            f"its {program.what} goes over the columns one by one, in about {count:,} operations, more than the "
-            f"{UNROLLED:,} that are unrolled; export a student that takes one pass: diffeo distill RUN --out STUDENT "
-            "(of a run trained with --folds 1)"
+            f"its {program.what} goes over columns of many kinds one by one, in about {count:,} operations, more than "
+            f"the {UNROLLED:,} that are exported; train it with --folds 1, or on fewer columns"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -51,24 +51,31 @@ def folded(exported: ExportedProgram) -> ExportedProgram:
             _simplify(part.graph)
             part.recompile()
     known: dict[Node, Any] = {}
+    constants: dict[str, Any] = {}
+    first = next(node for node in graph.nodes if node.op == "placeholder")
+
+    def constant(value: Tensor) -> Node:
+        """A new input of the graph that is a constant."""
+        name = f"constant_{len(constants)}"
+        constants[name] = value.contiguous().clone()
+        with graph.inserting_before(first):
+            made = graph.placeholder(name)
+        made.meta["val"] = first.meta["val"].fake_mode.from_tensor(constants[name])
+        return made
+
     for node in graph.nodes:
         if node.op == "placeholder" and specs[node.name].kind in WEIGHTS:
             target = str(specs[node.name].target)
             weight = exported.state_dict[target] if target in exported.state_dict else exported.constants[target]
             known[node] = weight.detach()
+        elif node.target is torch.ops.higher_order.scan:
+            _fold_body(node, exported.graph_module, known, constant)
         elif node.op == "call_function" and _pure(node) and all(each in known for each in node.all_input_nodes):
-            arguments, keywords = map_arg((node.args, node.kwargs), lambda each: known[each])
-            known[node] = node.target(*arguments, **keywords)
-    constants: dict[str, Any] = {}
-    first = next(node for node in graph.nodes if node.op == "placeholder")
+            known[node] = _computed(node, known)
     for node, value in known.items():
-        if isinstance(value, Tensor) and any(user not in known for user in node.users):
-            name = f"constant_{len(constants)}"
-            constants[name] = value.contiguous().clone()
-            with graph.inserting_before(first):
-                constant = graph.placeholder(name)
-            constant.meta.update(node.meta)
-            node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in known)
+        if _needed(node, value, known):
+            made = constant(value)
+            node.replace_all_uses_with(made, delete_user_cb=lambda user: user not in known)
     graph.eliminate_dead_code()
     for node in [*graph.nodes]:
         if node.op == "placeholder" and node in known:
@@ -104,8 +111,64 @@ def _simplify(graph: Graph) -> None:
             graph.erase_node(node)
         elif node.target is aten.slice.Tensor:
             _bound(node)
+        elif node.target is aten.log_sigmoid.default:
+            _write_log_sigmoid(node)
         elif isinstance(node.target, torch._ops.OpOverload) and node.target._overloadname == "Tensor":
             _keep_double(node)
+
+
+def _computed(node: Node, known: Mapping[Node, Any]) -> Any:
+    """The value of a call whose arguments are known."""
+    arguments, keywords = map_arg((node.args, node.kwargs), lambda each: known[each])
+    return node.target(*arguments, **keywords)  # type: ignore[operator]
+
+
+def _needed(node: Node, value: Any, known: Mapping[Node, Any]) -> bool:
+    """Whether what is computed later takes this tensor."""
+    return isinstance(value, Tensor) and any(user not in known for user in node.users)
+
+
+def _fold_body(
+    loop: Node, module: GraphModule, outside: Mapping[Node, Any], constant: Callable[[Tensor], Node]
+) -> None:
+    """Compute what is the same in all steps of a loop, and let its body take that.
+
+    Args:
+        loop: the loop, an operation ``scan``.
+        module: of the graph that the loop is in.
+        outside: what is known there.
+        constant: makes a tensor an input of that graph.
+    """
+    which, state, over, extra = loop.args
+    body: Any = getattr(module, str(which.target))  # type: ignore[union-attr]
+    inputs = [node for node in body.graph.nodes if node.op == "placeholder"]
+    taken: list[Node] = [*extra]  # type: ignore[misc]
+    inner = inputs[len(inputs) - len(taken) :]
+    known = {inside: outside[node] for inside, node in zip(inner, taken, strict=True) if node in outside}
+    for node in body.graph.nodes:
+        if node.op == "get_attr" and isinstance(getattr(body, node.target), Tensor):
+            known[node] = getattr(body, node.target)
+        elif node.op == "call_function" and _pure(node) and all(each in known for each in node.all_input_nodes):
+            known[node] = _computed(node, known)
+    last = inputs[-1]
+    for node, value in [*known.items()]:
+        if node not in inner and _needed(node, value, known):
+            with body.graph.inserting_after(last):
+                last = body.graph.placeholder(f"same_{len(inner)}")
+            last.meta.update(node.meta)
+            node.replace_all_uses_with(last, delete_user_cb=lambda user: user not in known)
+            inner.append(last)
+            taken.append(constant(value))
+    body.graph.eliminate_dead_code()
+    for inside, node in [*zip(inner, taken, strict=True)]:
+        if not inside.users:
+            body.graph.erase_node(inside)
+            taken.remove(node)
+    used = {node.target for node in body.graph.nodes if node.op == "get_attr"}
+    for name in {name for name, _ in body.named_buffers()} - used:
+        delattr(body, name)
+    body.recompile()
+    loop.args = (which, state, over, tuple(taken))
 
 
 def _keep_double(node: Node) -> None:
@@ -121,6 +184,22 @@ def _keep_double(node: Node) -> None:
             with like.fake_mode:  # type: ignore[attr-defined]
                 number.meta["val"] = torch.full((), value, dtype=torch.float64)
             node.update_arg(place, number)
+
+
+def _write_log_sigmoid(node: Node) -> None:
+    """log sigmoid(x) = min(x, 0) - log(1 + exp(-|x|)): onnxruntime's sigmoid is precise beside one, not beside zero."""
+    (x,) = node.args
+    with node.graph.inserting_before(node):
+
+        def call(target: Any, *arguments: Any) -> Node:
+            made = node.graph.call_function(target, arguments)
+            made.meta.update(node.meta)
+            return made
+
+        power = call(aten.exp.default, call(aten.neg.default, call(aten.abs.default, x)))
+        value = call(aten.sub.Tensor, call(aten.clamp_max.default, x, 0), call(aten.log1p.default, power))
+    node.replace_all_uses_with(value)
+    node.graph.erase_node(node)
 
 
 def _bound(node: Node) -> None:

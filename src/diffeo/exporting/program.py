@@ -24,7 +24,9 @@ WHAT = {
     "encode": "z",
     "decode": "x",
 }  # what a program may compute, and what its output is called
-SIMPLE, CURVED, SEARCHED = 25, 110, 460  # operations for an element: of an affine map, of a spline, of a root search
+UNROLLED = 8000  # operations of what goes over elements one by one: minutes of exporting
+# Operations: for an element of an affine map, of a spline, of a mixed density; and for its search for a root.
+SIMPLE, CURVED, CHOSEN, SEARCHED = 25, 110, 100, 460
 
 
 class PlainTensors(Plain):
@@ -109,8 +111,8 @@ class Program(nn.Module):
         self.leaves: Leaves = [(weight, solved(leaf, steps)) for weight, leaf in whole]
         self.spreads = flow.spreads
         for part in flow.modules():
-            if isinstance(part, Mixed):
-                part.order_of_graphs = part.orders.tolist()
+            if isinstance(part, Autoregressive):
+                part.unrolls = self.operations(False) <= UNROLLED
         self.plain = PlainTensors(flow) if plain is None else plain
         self.inputs: dict[str, Input] = dict(self._inputs())
         event, draws = flow.event_shape, self.plain.draws
@@ -137,11 +139,14 @@ class Program(nn.Module):
             inputs["context"] = Input(plain.context_shape, plain.dtype, "what the density is conditional on")
         return inputs
 
-    @property
-    def unrolled(self) -> int:
-        """About how many operations take what goes over elements one by one."""
+    def operations(self, looped: bool = True) -> int:
+        """About how many operations of the graph go over elements one by one.
+
+        Args:
+            looped: whether by a loop where there can be one.
+        """
         way = "inverse" if self.what in ("log-prob", "encode") else "forward"
-        return sum(_steps(leaf.transform, way, leaf.event_shape.numel()) for _, leaf in self.leaves)
+        return sum(_operations(leaf.transform, way, leaf.event_shape.numel(), looped) for _, leaf in self.leaves)
 
     @property
     def output(self) -> str:
@@ -230,16 +235,16 @@ class Program(nn.Module):
         return torch.logsumexp(log_prob.reshape(draws, -1), 0) - math.log(draws)
 
 
-def _steps(transform: nn.Module, way: str, elements: int) -> int:
+def _operations(transform: nn.Module, way: str, elements: int, looped: bool) -> int:
     """About how many operations a transform takes to go over elements one by one, forward or inverse."""
     if isinstance(transform, Inverse):
-        return _steps(transform.transform, {"forward": "inverse", "inverse": "forward"}[way], elements)
+        return _operations(transform.transform, {"forward": "inverse", "inverse": "forward"}[way], elements, looped)
     if isinstance(transform, Autoregressive):
         plain = isinstance(transform.univariate, Affine | Shift | Scale)
-        return elements * (SIMPLE if plain else CURVED) if way == "forward" else 0
+        return 0 if looped or way != "forward" else elements * (SIMPLE if plain else CURVED)
     if isinstance(transform, Mixed) and way == "forward":
-        return elements * len(transform.orders) * SEARCHED
-    return sum(_steps(child, way, elements) for child in transform.children())
+        return elements * CHOSEN + SEARCHED
+    return sum(_operations(child, way, elements, looped) for child in transform.children())
 
 
 def _adaptive(flow: Flow) -> bool:

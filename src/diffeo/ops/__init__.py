@@ -25,7 +25,7 @@ from diffeo.ops.specs import (
     WaveNetSpec,
     Wiring,
 )
-from diffeo.ops.tracing import numbers_are_known, tracing
+from diffeo.ops.tracing import loop, numbers_are_known, tracing
 
 __all__ = [
     "FieldSpec",
@@ -41,6 +41,7 @@ __all__ = [
     "fused_update",
     "invert_network",
     "invert_wavenet",
+    "loop",
     "map_values",
     "mapped_network",
     "matching",

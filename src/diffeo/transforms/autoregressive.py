@@ -83,6 +83,7 @@ class Autoregressive(Transform):
             raise ValueError(f"expected a network of {size} parameters per element, got {net.size}")
         self.net: Any = net
         self.dropout = dropout
+        self.unrolls = True  # in a graph; or it is a loop there, small however many elements, with a pass for each
 
     @property
     def fast(self) -> frozenset[str]:
@@ -100,7 +101,7 @@ class Autoregressive(Transform):
         """Generate element by element."""
         if ops.tracing():
             columns, contexts = self._columns(z, context)
-            x, log_det = self._unrolled(columns, contexts)
+            x, log_det = self._in_a_graph(columns, contexts)
             return x.mT.reshape(z.shape), log_det.reshape(z.shape[:-1])
         rows, contexts = self._rows(z, context)
         with torch.no_grad():
@@ -155,18 +156,21 @@ class Autoregressive(Transform):
         mapped: tuple[Tensor, Tensor] = self.net.mapped(self.univariate, x, x, context)
         return mapped
 
-    def _unrolled(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Generate element by element, ``(n, rows)``: plain operations, which anything can trace.
-
-        Where the network cannot be unrolled, by one parallel pass per element.
-        """
-        if hasattr(self.net, "unroll"):
+    def _in_a_graph(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Generate element by element, ``(n, rows)``: plain operations, which anything can trace."""
+        if self.unrolls and hasattr(self.net, "unroll"):
             unrolled: tuple[Tensor, Tensor] = self.net.unroll(self.univariate, z, context)
             return unrolled
-        x, index = torch.zeros_like(z), torch.arange(len(z), device=z.device)[:, None]
-        for i in range(len(z)):
-            x = torch.where(index == i, self.univariate.generate(z, self.net(x, context))[0], x)
-        return x, -self._normalize(x, context)[1]
+        index = torch.arange(len(z), device=z.device)
+
+        def known(x: Tensor, i: Tensor) -> Tensor:
+            params = self.net(x.mT, context).index_select(1, i)
+            element = self.univariate.generate(z.index_select(0, i), params)[0]
+            return torch.where(index == i, element.mT, x)
+
+        # Rows first: loops of graphs take the length of a row for the number of rows, where these are alike.
+        x: Tensor = ops.loop(known, torch.zeros_like(z.mT, memory_format=torch.contiguous_format), index)
+        return x.mT, -self._normalize(x.mT, context)[1]
 
     def _attach(self, z: Tensor, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Give a solution x of z = f^-1(x) its gradients: dx = J^-1 (dz - d_theta f^-1(x)), with J = df^-1/dx."""

@@ -26,6 +26,24 @@ NARROW = 1e-2  # a cell's width in scales, below which the density in its middle
 
 
 @dataclass(frozen=True)
+class _Search:
+    """What the noise of a cell of a smooth column stands for, where it is no single value and no copy.
+
+    Attributes:
+        column: its number.
+        there: ``(n,)``: whether it is so.
+        grid: ``(n,)``: the number of the grid on which the value lies.
+        noise: ``(n,)``: the logit of the share of the mixture below the value. ``params``: the mixture, ``(3 K, n)``.
+    """
+
+    column: int
+    there: Tensor
+    grid: Tensor
+    noise: Tensor
+    params: Tensor
+
+
+@dataclass(frozen=True)
 class _Cells:
     """What depends on the rows alone.
 
@@ -136,7 +154,6 @@ class Mixed(DataDependent):
         self.register_buffer("origins", origins, persistent=False)
         dense = torch.tensor([factors[i].continuous for i in self.smooth], dtype=torch.bool)
         self.register_buffer("dense", dense, persistent=False)
-        self.order_of_graphs = [[*range(len(factors))]]  # by which ones a graph generates, as plain numbers
         self.all_dense = all(factors[i].continuous for i in self.smooth)
         size = (max(1, len(self.smooth)),)
         self.scale, self.curve = Standardize(size), Gaussianize(size, max_slope=1000.0)
@@ -371,36 +388,51 @@ class Mixed(DataDependent):
         """x = F^-1(z)."""
         rows, contexts = _flat(z), None if context is None else _flat(context)
         if not ops.numbers_are_known():
-            return self._by_all_orders(rows, contexts).reshape(z.shape)
+            return self._in_a_graph(rows, contexts).reshape(z.shape)
         nothing = torch.zeros_like(rows, dtype=torch.bool)
         return self.complete(rows, nothing, contexts, z=rows).reshape(z.shape)
 
-    def _by_all_orders(self, z: Tensor, context: Tensor | None) -> Tensor:
-        """x = F^-1(z) ``(n, D)``, by every order, of which z_1 says which one counts; in graphs, as above."""
-        count = len(self.orders)
-        first = z[:, 0] * count
-        which = first.floor().clamp(0, count - 1)
+    def _in_a_graph(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """x = F^-1(z) ``(n, D)``, as ``complete`` draws it, every row by its own order: nothing is changed in place."""
+        columns = torch.arange(len(self.factors), device=z.device)
+        first = z[:, 0] * len(self.orders)
+        which = first.floor().clamp(0, len(self.orders) - 1)
         z = torch.cat([(first - which).unsqueeze(1), z[:, 1:]], 1)
-        result = torch.zeros_like(z)
-        for r, order in enumerate(self.order_of_graphs):
-            drawn = self._by_order(z, context, order)
-            result = torch.where((which == r).unsqueeze(1), drawn, result)
+        orders = self.orders[which.long()]  # (n, D)
+
+        def step(state: tuple[Tensor, ...], t: Tensor) -> tuple[Tensor, ...]:
+            x, levels, numbers, known = state
+            new = columns == orders.index_select(1, t)  # (n, D): the column whose turn it is
+            h = self.network(levels, numbers[:, self.smooth], known, context)
+            drawn = self._decode_one(x, z, known, h, new)
+            each = [(self._level(i, drawn), self._number(i, drawn)) for i in range(len(columns))]
+            level = torch.stack([level for level, _ in each], 1)
+            number = torch.stack([torch.zeros_like(drawn) if number is None else number for _, number in each], 1)
+            chosen = [
+                torch.where(new, there, before)
+                for there, before in ((drawn.unsqueeze(1), x), (level, levels), (number, numbers))
+            ]
+            return *chosen, known | new
+
+        nothing = torch.zeros_like(z)
+        state = (nothing, nothing.long() - 1, nothing.clone(), nothing > 0)
+        result: Tensor = ops.loop(step, state, columns)[0]
         return result
 
-    def _by_order(self, z: Tensor, context: Tensor | None, order: Sequence[int]) -> Tensor:
-        """The columns in one order, each by a pass of the network: nothing is changed in place."""
-        nothing, columns = torch.zeros_like(z[:, 0]), len(self.factors)
-        x, levels, numbers = [nothing] * columns, [nothing.long() - 1] * columns, [nothing] * columns
-        for t, i in enumerate(order):
-            known = torch.tensor([j in order[:t] for j in range(columns)], device=z.device).expand_as(z)
-            smooth = [numbers[j] for j in self.smooth]
-            shown = torch.stack(smooth, 1) if smooth else z[:, :0]
-            h = self.network(torch.stack(levels, 1), shown, known, context)
-            x[i] = self._decode(i, torch.stack(x, 1), z[:, i], known, h, True)
-            levels[i] = self._level(i, x[i])
-            number = self._number(i, x[i])
-            numbers[i] = nothing if number is None else number
-        return torch.stack(x, 1)
+    def _decode_one(self, x: Tensor, z: Tensor, known: Tensor, h: Tensor, new: Tensor) -> Tensor:
+        """``_decode`` of one column for each row, which ``new`` ``(n, D)`` says ``(n,)``: with one search for all."""
+        each = [self._choose(i, x, z[:, i], known, h, True) for i in range(len(self.factors))]
+        value = torch.where(new, torch.stack([value for value, _ in each], 1), 0).sum(1)
+        if not self.smooth:
+            return value
+        searched = [search for _, search in each if search is not None]
+        mine = new[:, self.smooth].T  # (S, n)
+        noise = torch.where(mine, torch.stack([search.noise for search in searched]), 0).sum(0)
+        params = torch.where(mine.unsqueeze(1), torch.stack([search.params for search in searched]), 0).sum(0)
+        s = self._solve(noise, params, z.dtype)
+        for search, here in zip(searched, mine, strict=True):
+            value = torch.where(here & search.there, self._from_normal(search, s), value)
+        return value
 
     @torch.no_grad()
     def complete(
@@ -638,6 +670,16 @@ class Mixed(DataDependent):
 
     def _decode(self, i: int, x: Tensor, z: Tensor, known: Tensor, h: Tensor, gaps: bool) -> Tensor:
         """The value that the noise stands for ``(n,)``."""
+        value, search = self._choose(i, x, z, known, h, gaps)
+        if search is None:
+            return value
+        s = self._solve(search.noise, search.params, z.dtype)
+        return torch.where(search.there, self._from_normal(search, s), value)
+
+    def _choose(
+        self, i: int, x: Tensor, z: Tensor, known: Tensor, h: Tensor, gaps: bool
+    ) -> tuple[Tensor, _Search | None]:
+        """The single value or copy that the noise stands for ``(n,)``, and what it stands for where it is neither."""
         factor = self.factors[i]
         parts, logistics = self._weights(i, h, x, known, gaps)
         ends = parts.double().cumsum(1)
@@ -649,7 +691,7 @@ class Mixed(DataDependent):
         for c, (j, a, b) in enumerate(factor.copies, start=factor.levels):
             value = torch.where(part == c, self._on_grid(i, a * x[:, j] + b), value)
         if not factor.steps:
-            return value
+            return value, None
         first = self._masses[i]
         g = (part - first).clamp_min(0)
         size = parts.double().gather(1, part[:, None])[:, 0]
@@ -657,13 +699,20 @@ class Mixed(DataDependent):
         here = g.reshape(-1, 1, 1, 1).expand(-1, 1, *logistics.shape[2:])
         params = logistics.gather(1, here).flatten(1).double().mT  # (3 K, n)
         noise = torch.logit(within.clamp(RESOLUTION / 2, 1 - RESOLUTION / 2))
-        s = MixtureOfLogistics(self.components, 1e9).generate(noise, params)[0].to(z.dtype)
-        place = self._place[i]
+        return value, _Search(i, part >= first, g, noise, params)
+
+    def _solve(self, noise: Tensor, params: Tensor, dtype: torch.dtype) -> Tensor:
+        """Where mixtures of logistics reach the noise, a logit ``(n,)``."""
+        return MixtureOfLogistics(self.components, 1e9).generate(noise, params)[0].to(dtype)
+
+    def _from_normal(self, search: _Search, s: Tensor) -> Tensor:
+        """The value of a smooth column, on the grid that was chosen, from where it is when made normal ``(n,)``."""
+        place = self._place[search.column]
         smooth = self._inverse_normal(s, place)
-        if not factor.continuous:
-            step = self.steps[place, g]
+        if not self.factors[search.column].continuous:
+            step = self.steps[place, search.grid]
             smooth = self.origins[place] + ((smooth - self.origins[place]) / step).round() * step
-        return torch.where(part >= first, smooth, value)
+        return smooth
 
     def _on_grid(self, i: int, value: Tensor) -> Tensor:
         """Values moved to the nearest point of the column's finest grid, if it has one: one point, also for halves."""

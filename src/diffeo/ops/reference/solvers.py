@@ -6,15 +6,13 @@ rows they are (indices, or None for all of them).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffeo.ops.tracing import numbers_are_known
+from diffeo.ops.tracing import loop, numbers_are_known
 
 __all__ = [
     "DORMAND_PRINCE",
@@ -142,18 +140,14 @@ def fixed(f: Derivative, y: Tensor, start: float, stop: float, method: str, step
 
 def _looped(f: Derivative, y: Tensor, start: float, stop: float, tableau: Tableau, steps: int) -> Tensor:
     """``fixed`` as a loop in the graph, whose size does not grow with the steps."""
-    scan: Any = import_module("torch._higher_order_ops.scan").scan
 
-    def step(y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def step(y: Tensor, t: Tensor) -> Tensor:
         t = t.expand(y.shape[0])
         h = torch.full_like(t, (stop - start) / steps)
-        new = _add(y, h, tableau.weights, _stages(f, tableau, t, h, y, f(t, y, None), None))
-        return new, t[:1].clone()  # a loop has to have results of its steps
+        return _add(y, h, tableau.weights, _stages(f, tableau, t, h, y, f(t, y, None), None))
 
     times = start + torch.arange(steps, dtype=y.dtype, device=y.device) * ((stop - start) / steps)
-    with warnings.catch_warnings():  # a part of PyTorch that is imported here for the first time says it is deprecated
-        warnings.simplefilter("ignore", DeprecationWarning)
-        result: Tensor = scan(step, y, times)[0]
+    result: Tensor = loop(step, y, times)
     return result
 
 
