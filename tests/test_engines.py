@@ -22,6 +22,7 @@ import diffeo
 from diffeo import commands, workers
 from diffeo.cli import main
 from diffeo.commands import score_files
+from diffeo.atomic import locked
 from diffeo.errors import UserError
 
 ROWS = 700  # not a multiple of anything that is computed together
@@ -366,6 +367,8 @@ def test_what_is_finished_is_kept_and_what_has_changed_is_scored_again(
     assert results(out) == {name: expected[name] for name in ("part-0.parquet", "part-1.parquet")}
     first = (out / "part-0.parquet").stat().st_mtime_ns
     broken.write_bytes(whole)
+    with locked(out), pytest.raises(UserError, match="another process writes here"):
+        score(resume=True)
     with pytest.raises(UserError, match=r"holds files already.*--resume"):
         score()
     with pytest.raises(UserError, match="another run or of other options"):

@@ -179,7 +179,7 @@ def test_two_processes_cannot_make_the_same_run(tmp_path):
     code = "import sys; from diffeo.training.place import claimed; claimed(sys.argv[1], resume=True).__enter__()"
     with claimed(tmp_path / "run") as folder:
         done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
-        assert "another process is making a run here" in done.stderr
+        assert "another process writes here" in done.stderr
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

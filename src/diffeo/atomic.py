@@ -12,12 +12,18 @@ from pathlib import Path
 
 from diffeo.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = [
     "SUFFIX",
     "atomic_folder",
     "atomic_write",
     "check_writable",
     "exchange",
+    "locked",
     "remove_leftovers",
     "unwritable",
 ]
@@ -194,3 +200,31 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a lock that the system takes back when the process ends, however it ends; where there are none, go on.
+
+    Args:
+        folder: what one process at a time may write into.
+
+    Raises:
+        UserError: if another process does.
+    """
+    descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
+    try:
+        if descriptor is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{folder}: another process writes here; choose another folder"
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+        yield
+    finally:
+        if descriptor is not None:
+            with suppress(OSError):
+                os.close(descriptor)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from diffeo.atomic import atomic_write, check_writable
+from diffeo.atomic import atomic_write, check_writable, locked
 from diffeo.commands.processes import digest_of, kept, place_of
 from diffeo.commands.scoring import Tally, scores
 from diffeo.errors import UserError
@@ -118,41 +118,43 @@ def score_files(
     if any(folder.resolve() in path.resolve().parents for path in files.values()):
         raise UserError(f"{folder}: holds the data themselves; choose another folder")
     digest = digest_of(run)
-    record = Record.begun(folder, {"run": digest, "options": dict(options)}, resume, force)
-    finished = {name for name, path in files.items() if record.knows(name, path)}
+    check_writable(folder)
+    with locked(folder):
+        record = Record.begun(folder, {"run": digest, "options": dict(options)}, resume, force)
+        finished = {name for name, path in files.items() if record.knows(name, path)}
 
-    def parts() -> Iterator[Part]:
-        tables = table.by_file() if table.row_groups else iter(())
-        for name, path in files.items():
-            of_file = next(tables, None)
-            if name in finished:
-                continue
-            shared = (run, digest, device, dict(options), name)
-            if of_file is None:
-                yield Part(*shared, str(path))
-            else:
-                joined = [*_joined(of_file.row_groups)]
-                for place, (numbers, before) in enumerate(joined, start=1):
-                    yield Part(*shared, of_file.row_group(*numbers), before, place == len(joined))
+        def parts() -> Iterator[Part]:
+            tables = table.by_file() if table.row_groups else iter(())
+            for name, path in files.items():
+                of_file = next(tables, None)
+                if name in finished:
+                    continue
+                shared = (run, digest, device, dict(options), name)
+                if of_file is None:
+                    yield Part(*shared, str(path))
+                else:
+                    joined = [*_joined(of_file.row_groups)]
+                    for place, (numbers, before) in enumerate(joined, start=1):
+                        yield Part(*shared, of_file.row_group(*numbers), before, place == len(joined))
 
-    done = sum(record.files[name]["tally"]["rows"] for name in finished)
-    progress(done, table.num_rows)
-    columns, types = [*scoring.columns, "log_likelihood"], [*scoring.types, "float64"]
-    with closing(in_order(score_part, parts(), engine, workers)) as results:
-        for first in results:
-            tally, facts, name = Tally(), dict[str, Any](), first.file
-            target = folder / name
-            check_writable(target.parent)
-            stamp = _stamp(files[name])
-            with TableWriter(target, columns, types, force=True) as writer:
-                for lines, more in _in_blocks(_of_file(first, results)):
-                    facts = _merged(facts, more)
-                    tally.add(lines[:, -1].astype(np.float64))
-                    if len(lines):
-                        writer.write(lines)
-                    progress(done + tally.rows, table.num_rows)
-            done += tally.rows
-            record.add(name, {"stamp": stamp, "tally": tally.to_json(), "facts": facts})
+        done = sum(record.files[name]["tally"]["rows"] for name in finished)
+        progress(done, table.num_rows)
+        columns, types = [*scoring.columns, "log_likelihood"], [*scoring.types, "float64"]
+        with closing(in_order(score_part, parts(), engine, workers)) as results:
+            for first in results:
+                tally, facts, name = Tally(), dict[str, Any](), first.file
+                target = folder / name
+                check_writable(target.parent)
+                stamp = _stamp(files[name])
+                with TableWriter(target, columns, types, force=True) as writer:
+                    for lines, more in _in_blocks(_of_file(first, results)):
+                        facts = _merged(facts, more)
+                        tally.add(lines[:, -1].astype(np.float64))
+                        if len(lines):
+                            writer.write(lines)
+                        progress(done + tally.rows, table.num_rows)
+                done += tally.rows
+                record.add(name, {"stamp": stamp, "tally": tally.to_json(), "facts": facts})
     whole, facts = Tally(), scoring.facts() | {"dropped": 0}
     for name in files:
         whole.join(Tally.of_json(record.files[name]["tally"]))

@@ -7,14 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from diffeo.atomic import SUFFIX, check_writable, exchange, remove_leftovers
+from diffeo.atomic import SUFFIX, check_writable, exchange, locked, remove_leftovers
 from diffeo.errors import UserError
 from diffeo.training.checkpoint import steps_taken
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["MODEL", "WEIGHTS", "claim", "claimed", "is_run", "place"]
 
@@ -65,7 +60,7 @@ def claimed(out: StrPath, resume: bool = False, force: bool = False) -> Iterator
     target = Path(out)
     new = not target.exists()
     claim(target, resume or force)
-    with _locked(target):
+    with locked(target):
         folder = place(out, resume, force)
         if folder != target and not resume:
             if folder.exists():  # of a replacement that was killed
@@ -145,22 +140,3 @@ def claim(folder: Path, may_exist: bool = False) -> None:
         raise UserError(f"{folder} is not empty and not a run directory: choose another folder")
     if not may_exist:
         raise UserError(f"{folder} holds a run: choose another folder, resume it (--resume) or replace it (--force)")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock that the system takes back when the process ends, however it ends; where there are none, go on."""
-    descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
-    try:
-        if descriptor is not None:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"{folder}: another process is making a run here; choose another folder") from error
-            except OSError:  # a file system without locks
-                pass
-        yield
-    finally:
-        if descriptor is not None:
-            with suppress(OSError):
-                os.close(descriptor)
