@@ -20,9 +20,9 @@ import torch
 
 import diffeo
 from diffeo import commands, workers
+from diffeo.atomic import locked
 from diffeo.cli import main
 from diffeo.commands import score_files
-from diffeo.atomic import locked
 from diffeo.errors import UserError
 
 ROWS = 700  # not a multiple of anything that is computed together

@@ -218,9 +218,7 @@ def locked(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(
-                    f"{folder}: another process writes here; choose another folder"
-                ) from error
+                raise UserError(f"{folder}: another process writes here; choose another folder") from error
             except OSError:  # a file system without locks
                 pass
         yield
