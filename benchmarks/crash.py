@@ -7,6 +7,7 @@ limit of the size of files, as a full disk would, and then asks:
 whole      the output is the earlier one to the bit, or a complete new one
 clean      no temporary file is left, unless by SIGKILL; the next command clears these
 resumed    a fit or a distillation that was killed ends, with --resume, with the weights of an undisturbed one
+ended      no process that it had started is left
 
     python benchmarks/crash.py [--trials 200] [--seed 0]
 """
@@ -105,7 +106,10 @@ def trial(name: str, how: str, folder: Path, seconds: float, new: str | bytes, r
     if how != FULL:
         time.sleep(rng.uniform(0, 1.05) * seconds)
         process.send_signal(SIGNALS[how])
-    _, error = process.communicate()
+    try:
+        _, error = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:  # whoever has inherited its standard error is there
+        return [f"{name}, {how}: it, or a process that it has started, does not end"]
     wrong = []
     if how == FULL and (process.returncode != 2 or error.count(b"\n") > 3):
         wrong.append(f"full: exit code {process.returncode}: {error.decode()[-200:]}")
@@ -165,6 +169,8 @@ def main() -> None:
                 output.write_text("an earlier file\n")
             faults += trial(name, how, folder, seconds[name], whole[name], rng)
             counts[f"{name}, {how}"] += 1
+            if (number + 1) % 20 == 0:
+                print(f"{number + 1} trials, {len(faults)} faults", flush=True)
             print(*faults[reported:], sep="\n", end="\n" * (len(faults) > reported), flush=True)
             reported = len(faults)
     for what, count in sorted(counts.items()):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from importlib.util import find_spec
 from io import BytesIO
@@ -348,6 +349,37 @@ def test_a_part_that_kills_every_worker_ends_in_one_line(run, files, tmp_path, m
     with pytest.raises(UserError, match=r"killed at the same part \(part-0.parquet.*memory"):
         commands.score(run, str(files), tmp_path / "o", engine="local", workers=1)
     assert results(tmp_path / "o") == {}
+
+
+def test_no_worker_outlives_a_killed_process(tmp_path):
+    """One that had a result to write would wait for ever: nobody reads it, and the other workers hold the pipe open."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time\n"
+        "from diffeo.workers import processes\n"
+        "with processes(2) as pool:\n"
+        "    print(*[pool.submit(os.getpid).result() for _ in range(20)], flush=True)\n"
+        "    [pool.submit(bytes, 10**8) for _ in range(20)]\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        started = {int(word) for word in parent.stdout.readline().split()}
+        assert all(alive(each) for each in started)
+        parent.kill()
+    since = time.monotonic()
+    while any(map(alive, started)) and time.monotonic() - since < 20:
+        time.sleep(0.1)
+    assert started
+    assert not any(map(alive, started))
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"  # one that nobody waits for
 
 
 def test_what_is_finished_is_kept_and_what_has_changed_is_scored_again(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,14 +17,15 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from importlib import import_module
 from queue import Queue
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 from diffeo.errors import UserError
 
-__all__ = ["ENGINES", "expect_engine", "granted", "in_order"]
+__all__ = ["ENGINES", "cores", "expect_engine", "granted", "in_order", "processes"]
 
 TRIES = 4  # of a task whose worker is lost
+WATCHED = 0.5  # seconds between two looks at whether the parent is there
 AHEAD = 2  # results for each worker that wait for an earlier one, at most
 
 Call = Callable[[Callable[[Any], Any], Any], Any]
@@ -130,7 +132,8 @@ def _needed(engine: str, module: str) -> Any:
         ) from error
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     from joblib import cpu_count
 
     count: int = cpu_count()
@@ -138,18 +141,49 @@ def _cores() -> int:
 
 
 @contextmanager
-def _local(workers: int | None) -> Iterator[tuple[Call, int]]:
-    """Processes on this machine, each of one thread; they need no guard in the script that starts them."""
+def processes(count: int) -> Iterator[Any]:
+    """An executor of so many processes of one thread each, which need no guard in the script that starts them.
+
+    They end with the block, and with this process, however it ends.
+
+    Args:
+        count: how many.
+    """
+    pool = _pool(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, kill_workers=True)
+
+
+def _pool(count: int) -> Any:
     from joblib.externals.loky import ProcessPoolExecutor
 
-    count = workers or _cores()
+    return ProcessPoolExecutor(count, env={"OMP_NUM_THREADS": "1"}, initializer=_end_with, initargs=(os.getpid(),))
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended: who is killed tells nobody, and others hold the pipes open."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCHED)
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _local(workers: int | None) -> Iterator[tuple[Call, int]]:
+    """Processes on this machine, each of one thread; they need no guard in the script that starts them."""
+    count = workers or cores()
     # A pool for each worker: where one process is killed, no other is affected.
     pools: Queue[Any] = Queue()
     made: list[Any] = []
     closed = Event()
 
     def fresh() -> Any:
-        made.append(ProcessPoolExecutor(1, env={"OMP_NUM_THREADS": "1"}))
+        made.append(_pool(1))
         return made[-1]
 
     for _ in range(count):
@@ -184,7 +218,7 @@ def _ray(workers: int | None) -> Iterator[tuple[Call, int]]:
     ray = _needed("ray", "ray")
     ours = not ray.is_initialized()
     if ours:
-        here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers or _cores(), "include_dashboard": False}
+        here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers or cores(), "include_dashboard": False}
         ray.init(logging_level="error", log_to_driver=False, **here)
     remote = ray.remote(_call).options(num_cpus=1, max_retries=TRIES - 1)
 
@@ -212,7 +246,7 @@ def _spark(workers: int | None) -> Iterator[tuple[Call, int]]:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = sql.SparkSession.builder.config("spark.ui.showConsoleProgress", "false")
     if active is None and not pyspark.SparkConf().contains("spark.master"):
-        builder = builder.master(f"local[{workers or _cores()},{TRIES}]").config("spark.ui.enabled", "false")
+        builder = builder.master(f"local[{workers or cores()},{TRIES}]").config("spark.ui.enabled", "false")
     session = active or builder.getOrCreate()
     if active is None:
         session.sparkContext.setLogLevel("OFF")
@@ -241,7 +275,7 @@ def _dask(workers: int | None) -> Iterator[tuple[Call, int]]:
             if address is None:
                 quiet = {"dashboard_address": None, "silence_logs": 50}
                 address = stack.enter_context(
-                    distributed.LocalCluster(n_workers=workers or _cores(), threads_per_worker=1, **quiet)
+                    distributed.LocalCluster(n_workers=workers or cores(), threads_per_worker=1, **quiet)
                 )
             client = stack.enter_context(distributed.Client(address))
 

@@ -34,6 +34,7 @@ from diffeo.training.interrupt import Interrupt
 from diffeo.training.journal import Journal
 from diffeo.training.parallel import World
 from diffeo.training.seeding import derive, seed_noise
+from diffeo.workers import cores, processes
 
 __all__ = ["FoldsResult", "assign_folds", "fit_folds", "out_of_fold", "stack", "whole_blocks"]
 
@@ -251,7 +252,7 @@ def fit_folds(
         for k in range(folds) for name, each in zip(names, flows, strict=True)
     ]  # fmt: skip
     side_by_side = world.size == 1 and world.device.type == "cpu"
-    jobs = min(_cores() if jobs is None else jobs, len(tasks)) if side_by_side else 1
+    jobs = min(cores() if jobs is None else jobs, len(tasks)) if side_by_side else 1
     if minutes is not None:
         training["minutes"] = minutes / math.ceil(len(tasks) / jobs)
     train = partial(
@@ -419,7 +420,7 @@ def _all_trained(
                 if done[number][1].stopped == "interrupted":
                     break
         else:
-            with Interrupt() as interrupt, TemporaryDirectory() as folder, _workers(jobs) as pool:
+            with Interrupt() as interrupt, TemporaryDirectory() as folder, processes(jobs) as pool:
                 relays = [Relay(Path(folder) / f"{number}.json") for number in range(len(tasks))]
                 running: dict[Future[tuple[Flow, FitResult]], int] = {}
                 left = list(enumerate(tasks))
@@ -439,26 +440,6 @@ def _all_trained(
     if len(done) < len(tasks):
         raise KeyboardInterrupt
     return [done[number] for number in range(len(tasks))]
-
-
-def _cores() -> int:
-    """The cores that this process may use."""
-    from joblib import cpu_count
-
-    count: int = cpu_count()
-    return count
-
-
-@contextmanager
-def _workers(jobs: int) -> Iterator[Any]:
-    """A pool of processes of one thread each, which need no guard in the script that starts them."""
-    from joblib.externals.loky import get_reusable_executor
-
-    pool = get_reusable_executor(max_workers=jobs, reuse=False, env={"OMP_NUM_THREADS": "1"})
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, kill_workers=True)
 
 
 @contextmanager
