@@ -91,9 +91,11 @@ def state(output: Path) -> str | bytes:
     return output.read_bytes()
 
 
-def leftovers(folder: Path) -> list[str]:
-    """Temporary files, but for a replacement that can be resumed."""
+def leftovers(output: Path) -> list[str]:
+    """Temporary files of an output, but for a replacement that can be resumed."""
+    folder = output.parent
     names = [str(path.relative_to(folder)) for path in folder.rglob("*.tmp")]
+    names = [name for name in names if name.startswith(output.name)]
     return [name for name in names if not name.split("/")[0].endswith(".new.tmp") or name.count(".tmp") > 1]
 
 
@@ -121,14 +123,14 @@ def trial(name: str, how: str, folder: Path, seconds: float, new: str | bytes, r
     interrupted = how in ("TERM", "INT") and trained  # keeps its best weights so far
     if after not in (before, new) and not interrupted:
         wrong.append("neither the earlier output nor the whole new one")
-    if how != "KILL" and leftovers(folder):
-        wrong.append(f"left behind: {leftovers(folder)}")
+    if how != "KILL" and leftovers(output):
+        wrong.append(f"left behind: {leftovers(output)}")
     if trained and after != new and how != FULL and ((folder / f"{output.name}.new.tmp").exists() or after != before):
         finish([*COMMANDS[name], "--resume"], folder)
         if state(output) != new:
             wrong.append("resumed to other weights")
-        if leftovers(folder) or (folder / f"{output.name}.new.tmp").exists():
-            wrong.append(f"left behind after --resume: {leftovers(folder)}")
+        if leftovers(output) or (folder / f"{output.name}.new.tmp").exists():
+            wrong.append(f"left behind after --resume: {leftovers(output)}")
     return [f"{name}, {how}: {what}" for what in wrong]
 
 
