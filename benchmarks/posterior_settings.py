@@ -51,6 +51,8 @@ CANDIDATES = {
     "dropout": _method("nsf", LARGE | {"dropout": 0.2}),
     "decay": _method("nsf", LARGE, weight_decay=1.0),
     "low": _method("nsf", LARGE, lr=7e-3),
+    "high": _method("nsf", LARGE, lr=3e-2),
+    "bins": _method("nsf", LARGE | {"bins": 16}),
     "long": _method("nsf", LARGE, epochs=200, patience=60),
     "batch 128": _method("nsf", LARGE, lr=1e-2, batch_size=128),
 }

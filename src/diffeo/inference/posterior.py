@@ -42,7 +42,6 @@ SIMULATIONS = "simulations.safetensors"
 FOLDS, MOST_FOLDED = 5, 20_000  # up to so many simulations there are folds
 VALIDATION = 0.1  # of the simulations, held out of a single model
 FEW = 1_000  # simulations below which it is said that they are few
-FEW_FOR_SPLINES = 5_000  # simulations up to which many splines overfit
 STEPS, SMALLEST_BATCH, LARGEST_BATCH = 16, 16, 256  # in an epoch, of so many simulations each
 KEPT = 1_000  # simulations held out that calibration is judged by, at most
 EMBEDDED = 32  # numbers that an embedding by name makes of an observation
@@ -57,15 +56,14 @@ class Method(NamedTuple):
         recipe, arguments: of its flow.
         objective: that it is trained by.
         training: arguments of ``diffeo.fit``.
-        beside: simpler flows by name, which folds stack beside it: for how many simulations at most, the recipe, and
-            its arguments.
+        beside: simpler flows that are stacked beside it where there are folds: a recipe and its arguments, by name.
     """
 
     recipe: str
     arguments: dict[str, Any]
     objective: Callable[[Flow], Objective]
     training: dict[str, Any]
-    beside: dict[str, tuple[int, str, dict[str, Any]]]
+    beside: dict[str, tuple[str, dict[str, Any]]]
 
 
 _SPLINES = {"transforms": 5, "hidden": [128, 128], "activation": "silu", "residual": True, "affine": True}
@@ -77,8 +75,8 @@ METHODS = {
         MaximumLikelihood,
         {"lr": 1.5e-2, "weight_decay": 0.1, "epochs": 100, "patience": 30},
         {
-            "small": (FEW_FOR_SPLINES, "nsf", _SPLINES | {"transforms": 3, "hidden": [64, 64]}),
-            "linear": (MOST_FOLDED, "maf", {"transforms": 1, "hidden": []}),
+            "small": ("nsf", _SPLINES | {"transforms": 3, "hidden": [64, 64]}),
+            "linear": ("maf", {"transforms": 1, "hidden": []}),
         },
     ),
     "fmpe": Method(
@@ -314,8 +312,8 @@ def posterior(
     2023, arXiv:2305.17161), which is slower to score. Parameters are mapped from their support to the whole line, so
     that no draw lies outside, and both sides are standardised. Of up to 20,000 simulations each of five models leaves
     out a fifth, which decides when to stop; the posterior is their mean, and every simulation has been held out once.
-    Simpler flows are stacked beside by the likelihood of what was held out: one affine layer that is linear in the
-    observation, and up to 5,000, where splines overfit, fewer splines.
+    Beside these splines two simpler flows are stacked by the likelihood of what was held out: fewer splines, and one
+    affine layer that is linear in the observation, since from few simulations splines overfit.
 
     Args:
         theta: parameters ``(N, D)``: an array, a tensor or a frame of numbers.
@@ -381,9 +379,7 @@ def posterior(
         say(note)
     wanted: dict[str, tuple[str, dict[str, Any]]] = {method: (METHODS[method].recipe, METHODS[method].arguments)}
     if parts > 1:
-        for name, (most, recipe, arguments) in METHODS[method].beside.items():
-            if len(x) <= most:
-                wanted[f"{method} {name}"] = recipe, arguments
+        wanted |= {f"{method} {name}": flow for name, flow in METHODS[method].beside.items()}
     seed_noise(torch.device("cpu"), derive(seed, "weights"))
     flows: dict[str, Flow] = {
         name: _flow(recipe, arguments, features, x, onto, embedding) for name, (recipe, arguments) in wanted.items()
