@@ -73,10 +73,11 @@ def test_few_simulations_of_a_linear_model_are_enough():
         theta = torch.randn(count, 6, generator=generator)
         return theta, theta + torch.randn(count, 6, generator=generator)
 
-    posterior = diffeo.posterior(*simulated(300), folds=2, jobs=1, epochs=60)
+    posterior = diffeo.posterior(*simulated(300), folds=2, jobs=1, epochs=30)
     theta, x = simulated(2000)
     exact = torch.distributions.Independent(torch.distributions.Normal(x / 2, 0.5**0.5), 1)
-    assert 0 < (exact.log_prob(theta) - posterior.log_prob(theta, x)).mean() < 0.45  # splines alone: .65 to .87
+    gap = exact.log_prob(theta) - posterior.log_prob(theta, x)
+    assert 0 < gap.mean() < 0.45  # without the linear layer .58, one flow of splines .85
 
 
 def test_several_observations_at_once(learned):
