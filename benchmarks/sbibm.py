@@ -235,7 +235,8 @@ def main() -> None:
                 print(line(key, results[key]), flush=True)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {os.cpu_count()} cores")
     for key, result in results.items():
-        print(line(key, result))
+        if "c2st" in result:  # and not stopped before that
+            print(line(key, result))
 
 
 def write(results: dict[str, Any], out: Path) -> None:
