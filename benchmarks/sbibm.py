@@ -12,7 +12,8 @@ SBC               the smallest p-value of parameters' ranks over 500 new simulat
 seconds           of the fit, all folds together, and of processors: where others compute too the latter say more
 NPE-NSF           published C2ST of the benchmark's own (means over ten observations)
 
-Results are written to --out after every observation; with --keep those that are there are not measured again.
+Results are written to --out after every observation, and every posterior to a folder beside it; with --keep what is
+there is neither fitted nor measured again.
 
 DIFFEO_DATA=... OMP_NUM_THREADS=1 python benchmarks/sbibm.py [--tasks ...] [--sizes 1000 10000] [--out results.json]
 """
@@ -234,7 +235,8 @@ def main() -> None:
                 print(line(key, results[key]), flush=True)
     print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {os.cpu_count()} cores")
     for key, result in results.items():
-        print(line(key, result))
+        if "c2st" in result:  # and not stopped before that
+            print(line(key, result))
 
 
 def write(results: dict[str, Any], out: Path) -> None:
@@ -255,12 +257,18 @@ def measure(
     missing = [number for number in options.observations if str(number) not in result.get("c2st", {})]
     if not missing and "log_q" in result:
         return
-    theta, x = task.draw(size, seed)
-    started, spent = time.perf_counter(), cpu_seconds()
-    budget = {"epochs": 2} if options.quick else {}
-    posterior = diffeo.posterior(theta, x, task.prior, method=options.method, seed=seed, **budget)
-    result.setdefault("seconds", time.perf_counter() - started)
-    result.setdefault("cpu_seconds", cpu_seconds() - spent)
+    run = options.out.with_suffix("") / f"{task.name}-{options.method}-{size}-{seed}"
+    if "seconds" in result and run.exists():
+        posterior: Any = diffeo.load(run)
+    else:
+        theta, x = task.draw(size, seed)
+        started, spent = time.perf_counter(), cpu_seconds()
+        budget: dict[str, Any] = {"epochs": 2} if options.quick else {}
+        posterior = diffeo.posterior(
+            theta, x, task.prior, method=options.method, seed=seed, out=run, force=True, **budget
+        )
+        result.setdefault("seconds", time.perf_counter() - started)
+        result.setdefault("cpu_seconds", cpu_seconds() - spent)
     if "log_q" not in result:
         with torch.no_grad():
             log_q = posterior.log_prob(*task.draw(options.fresh, seed + 1_000_000))

@@ -42,7 +42,6 @@ SIMULATIONS = "simulations.safetensors"
 FOLDS, MOST_FOLDED = 5, 20_000  # up to so many simulations there are folds
 VALIDATION = 0.1  # of the simulations, held out of a single model
 FEW = 1_000  # simulations below which it is said that they are few
-STACKED = 5_000  # simulations below which a smaller flow is stacked beside
 STEPS, SMALLEST_BATCH, LARGEST_BATCH = 16, 16, 256  # in an epoch, of so many simulations each
 KEPT = 1_000  # simulations held out that calibration is judged by, at most
 EMBEDDED = 32  # numbers that an embedding by name makes of an observation
@@ -57,23 +56,28 @@ class Method(NamedTuple):
         recipe, arguments: of its flow.
         objective: that it is trained by.
         training: arguments of ``diffeo.fit``.
-        smaller: what differs in a flow that is stacked beside, where there are so few simulations that it may overfit.
+        beside: simpler flows that are stacked beside it where there are folds: a recipe and its arguments, by name.
     """
 
     recipe: str
     arguments: dict[str, Any]
     objective: Callable[[Flow], Objective]
     training: dict[str, Any]
-    smaller: dict[str, Any]
+    beside: dict[str, tuple[str, dict[str, Any]]]
 
+
+_SPLINES = {"transforms": 5, "hidden": [128, 128], "activation": "silu", "residual": True, "affine": True}
 
 METHODS = {
     "npe": Method(
         "nsf",
-        {"transforms": 5, "hidden": [128, 128], "activation": "silu", "residual": True, "affine": True},
+        _SPLINES,
         MaximumLikelihood,
         {"lr": 1.5e-2, "weight_decay": 0.1, "epochs": 100, "patience": 30},
-        {"transforms": 3, "hidden": [64, 64]},
+        {
+            "small": ("nsf", _SPLINES | {"transforms": 3, "hidden": [64, 64]}),
+            "linear": ("maf", {"transforms": 1, "hidden": []}),
+        },
     ),
     "fmpe": Method(
         "flow_matching",
@@ -308,7 +312,8 @@ def posterior(
     2023, arXiv:2305.17161), which is slower to score. Parameters are mapped from their support to the whole line, so
     that no draw lies outside, and both sides are standardised. Of up to 20,000 simulations each of five models leaves
     out a fifth, which decides when to stop; the posterior is their mean, and every simulation has been held out once.
-    Below 5,000, where splines may overfit, a smaller flow is stacked beside by the likelihood of what was held out.
+    Beside these splines two simpler flows are stacked by the likelihood of what was held out: fewer splines, and one
+    affine layer that is linear in the observation, since from few simulations splines overfit.
 
     Args:
         theta: parameters ``(N, D)``: an array, a tensor or a frame of numbers.
@@ -372,13 +377,12 @@ def posterior(
     notes = _notes(len(x), dropped, constant)
     for note in notes:
         say(note)
-    wanted: dict[str, dict[str, Any]] = {method: METHODS[method].arguments}
-    if METHODS[method].smaller and parts > 1 and len(x) < STACKED:
-        wanted[f"{method} small"] = METHODS[method].arguments | METHODS[method].smaller
+    wanted: dict[str, tuple[str, dict[str, Any]]] = {method: (METHODS[method].recipe, METHODS[method].arguments)}
+    if parts > 1:
+        wanted |= {f"{method} {name}": flow for name, flow in METHODS[method].beside.items()}
     seed_noise(torch.device("cpu"), derive(seed, "weights"))
     flows: dict[str, Flow] = {
-        name: _flow(METHODS[method].recipe, arguments, features, x, onto, embedding)
-        for name, arguments in wanted.items()
+        name: _flow(recipe, arguments, features, x, onto, embedding) for name, (recipe, arguments) in wanted.items()
     }
     budget = {"epochs": epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "patience": patience}
     training = dict(METHODS[method].training)

@@ -205,7 +205,7 @@ _KINDS: dict[str, Kind] = {  # of an annotation, and of arguments whose annotati
     "float": Number(-1e30, 1e30),
     "bool": Nothing(flag=True),
     "str": Text(),
-    "Sequence[int]": ListOf(_SIZE, 1, 1000),
+    "Sequence[int]": ListOf(_SIZE, 0, 1000),
     "Features": Either(_SIZE, ListOf(_SIZE, 3, 3)),
     "Preprocess": ListOf(_STEP, 0, 100),
     "context": Number(0, 2**31 - 1, whole=True),
