@@ -1,7 +1,7 @@
 """Score Parquet files by the workers of each engine: rows per second, and whether the bytes are the same.
 
     python benchmarks/engines.py                                  # local, and every engine that is installed
-    python benchmarks/engines.py --rows 20000000 --engines local ray
+    python benchmarks/engines.py --rows 20000000 --engines local ray --workers 2
 
 Three files of random rows are scored by one, two and three workers of this machine, by two workers of every engine, and
 by the command without an engine. The time of an engine is that of the whole command but for its start: from the first
@@ -87,6 +87,7 @@ def main() -> None:
     known = [engine for engine, package in PACKAGES.items() if find_spec(package)]
     parser.add_argument("--engines", nargs="+", choices=[*PACKAGES], default=known)
     parser.add_argument("--model", default="nsf")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 3], help="of this machine; two in any case")
     parser.add_argument("--rounds", type=int, default=1, help="the engines take turns; the best of so many counts")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -104,7 +105,7 @@ def main() -> None:
         expected = digest(folder / "plain")
         print(f"{options.rows:,} rows of 10 columns, {options.model}; load of the machine {os.getloadavg()[0]:.1f}")
         print(f"{'no engine':10}            {pace:>10,.0f} rows/s with its start       bytes {expected}", flush=True)
-        cases = [("local", count) for count in (1, 2, 3)] + [(each, 2) for each in options.engines if each != "local"]
+        cases = [("local", count) for count in sorted({2, *options.workers})] + [(each, 2) for each in options.engines if each != "local"]
         best: dict[tuple[str, int], tuple[float, float]] = {}
         for turn in range(options.rounds):
             for engine, workers in cases:
