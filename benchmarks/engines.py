@@ -105,7 +105,8 @@ def main() -> None:
         expected = digest(folder / "plain")
         print(f"{options.rows:,} rows of 10 columns, {options.model}; load of the machine {os.getloadavg()[0]:.1f}")
         print(f"{'no engine':10}            {pace:>10,.0f} rows/s with its start       bytes {expected}", flush=True)
-        cases = [("local", count) for count in sorted({2, *options.workers})] + [(each, 2) for each in options.engines if each != "local"]
+        cases = [("local", count) for count in sorted({2, *options.workers})]
+        cases += [(each, 2) for each in options.engines if each != "local"]
         best: dict[tuple[str, int], tuple[float, float]] = {}
         for turn in range(options.rounds):
             for engine, workers in cases:
