@@ -45,7 +45,8 @@ $(VENV)/.ready-docs: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
-SPHINX := OMP_NUM_THREADS=1 DIFFEO_DOCS=$(CURDIR)/$(DOCS) $(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs 2
+# One process more than the usual two cores: pages take unequal times, and the last ones would be waited for.
+SPHINX := OMP_NUM_THREADS=1 DIFFEO_DOCS=$(CURDIR)/$(DOCS) $(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs 3
 
 docs: $(VENV)/.ready-docs  ## the site, every code block run: open build/docs/html/index.html
 	rm -rf $(DOCS)
