@@ -343,7 +343,8 @@ COLUMNS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("orders", "what", "form"), [(2, "sample", "onnx"), (1, "log-prob", "onnx"), (2, "log-prob", "pt2")]
+    ("orders", "what", "form"),
+    [(1, "sample", "onnx"), (1, "log-prob", "onnx"), (2, "sample", "pt2"), (2, "log-prob", "pt2")],
 )
 def test_mixed_densities_with_categories_gaps_and_copies(orders: int, what: str, form: str) -> None:
     more = {"any_order": orders > 1, "orders": orders}
