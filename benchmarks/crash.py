@@ -103,7 +103,7 @@ def trial(name: str, how: str, folder: Path, seconds: float, new: str | bytes, r
     """One trial; return what is wrong."""
     words = [*COMMANDS[name], "--force"]
     output = folder / words[words.index("--out") + 1]
-    before = state(output)
+    before, earlier = state(output), set(leftovers(output))  # of a SIGKILL: this command may end before it clears them
     process = run(words, folder, 2000 if how == FULL else None)
     if how != FULL:
         time.sleep(rng.uniform(0, 1.05) * seconds)
@@ -123,8 +123,9 @@ def trial(name: str, how: str, folder: Path, seconds: float, new: str | bytes, r
     interrupted = how in ("TERM", "INT") and trained  # keeps its best weights so far
     if after not in (before, new) and not interrupted:
         wrong.append("neither the earlier output nor the whole new one")
-    if how != "KILL" and leftovers(output):
-        wrong.append(f"left behind: {leftovers(output)}")
+    left = [name for name in leftovers(output) if name not in earlier]
+    if how != "KILL" and left:
+        wrong.append(f"left behind: {left}")
     if trained and after != new and how != FULL and ((folder / f"{output.name}.new.tmp").exists() or after != before):
         finish([*COMMANDS[name], "--resume"], folder)
         if state(output) != new:
