@@ -155,10 +155,10 @@ def _inputs(program: Program, opened: OpenRun | None, source: Any, seed: int) ->
 
 
 def _check_length(program: Program) -> None:
-    """Refuse what would be unrolled too far.
+    """Refuse what would take too many operations, also as a loop.
 
     Raises:
-        ValueError: for more steps than ``UNROLLED``.
+        ValueError: for more than ``UNROLLED``.
     """
     count = program.operations()
     if count > UNROLLED:

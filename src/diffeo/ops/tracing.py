@@ -1,4 +1,4 @@
-"""Whether what runs is recorded or transformed instead of just computed: then only the reference may run."""
+"""What runs may be recorded or transformed instead of just computed: then only the reference may run; and its loops."""
 
 import warnings
 from collections.abc import Callable
