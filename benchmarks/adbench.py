@@ -85,7 +85,7 @@ def split(x: np.ndarray, anomalous: np.ndarray, seed: int) -> tuple[np.ndarray, 
 
 
 def diffeo(train: np.ndarray, test: np.ndarray, seed: int, run: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Minus the score, and minus the log-likelihood; a row that the model calls impossible comes first."""
+    """Minus the score, and minus the log-likelihood."""
     if not (run / "rows.safetensors").exists():
         commands.fit(train, run, seed=seed, figures=False, force=True)
     with tempfile.TemporaryDirectory() as folder:

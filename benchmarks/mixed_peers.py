@@ -99,10 +99,10 @@ class Result:
 
 
 def encoded(run: Path, rows: Path | pd.DataFrame) -> tuple[Any, torch.Tensor, np.ndarray]:
-    """Return the opened run, the rows as its flow takes them, and which the schema calls impossible."""
+    """Return the opened run, the rows as its flow takes them, and which have a value off its grid."""
     opened, options = open_for("score", run, None)
     chunks = list(opened.scoring(rows, options).chunks)
-    ruled_out = [np.zeros(len(c.x), dtype=bool) if c.impossible is None else c.impossible for c in chunks]
+    ruled_out = [c.blamed >= 0 for c in chunks]
     return opened, torch.cat([c.x for c in chunks]), np.concatenate(ruled_out)
 
 

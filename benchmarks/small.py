@@ -289,7 +289,7 @@ class Cache:
 
 
 def measured(log_prob: np.ndarray) -> dict[str, float]:
-    """Return the mean nats per row, and the number of rows that the model calls impossible."""
+    """Return the mean nats per row, and the number of rows of -inf."""
     return {"nats": float(-log_prob.mean()), "impossible": int(np.isneginf(log_prob).sum())}
 
 

@@ -15,6 +15,8 @@ from diffeo import commands
 from diffeo.bases import Gaussians
 from diffeo.cli.main import main
 from diffeo.errors import UserError
+from diffeo.modalities import open_run
+from diffeo.modalities.tables.held_out import HeldOut
 from diffeo.modalities.tables.seen import SeenRows
 from diffeo.modalities.tables.table import Table
 from diffeo.report.anomalies import column_shares
@@ -371,7 +373,9 @@ def test_runs_of_before_there_was_noise_have_likelihoods_for_scores(made, tmp_pa
     named = {name: torch.from_numpy(each) for name, each in tensors.items()}
     save_tensors(run / "rows.safetensors", named, {"format": "1", "alone": "0"})
     then, _ = found(run, new, tmp_path)
-    np.testing.assert_allclose(then["score"], then["log_likelihood"])
+    schema = open_run(run, None).schema
+    on_grids = sum(schema.log_grid(column)[0] for column in schema.columns)
+    np.testing.assert_allclose(then["score"] + on_grids, then["log_likelihood"])
 
 
 def test_chunks_do_not_show(made, tmp_path, monkeypatch):
@@ -385,17 +389,23 @@ def test_chunks_do_not_show(made, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(whole, parts, rtol=1e-4, atol=1e-4)
 
 
-def test_impossible_rows_name_their_column(made, tmp_path):
+def test_rows_off_a_grid_name_their_column(made, tmp_path):
     new = table(120, seed=1).astype(float)
     new.loc[3, "dose"], new.loc[5, "count"] = 3.3, 20.5
     result, summary = found(made / "folds", new, tmp_path, alpha=0.05)
     worst = result.set_index("row")
     assert worst.loc[[4, 6], "column"].tolist() == ["dose", "count"]
-    assert np.isneginf(worst.loc[[4, 6], "log_likelihood"]).all()
-    assert (worst.loc[4, "share_dose"], worst.loc[6, "share_count"]) == (math.inf, math.inf)
+    nearest = new.assign(dose=new["dose"].replace(3.3, 2.5), count=new["count"].replace(20.5, 20))
+    ordinary = found(made / "folds", nearest, tmp_path, alpha=0.05)[0].set_index("row")
+    schema = open_run(made / "folds", None).schema
+    log_on, log_off = schema.log_grid(next(column for column in schema.columns if column.name == "dose"))
+    lower = worst.loc[[4, 6], "log_likelihood"] - ordinary.loc[[4, 6], "log_likelihood"]
+    np.testing.assert_allclose(lower, log_off - log_on, atol=1e-5)
+    assert (worst.loc[[4, 6], ["share_dose", "share_count"]].max(axis=1) > -log_off - 5).all()
     assert worst.loc[[4, 6], "anomaly"].all()
-    assert np.isneginf(worst.loc[[4, 6], "score"]).all()
-    assert summary["impossible"] == 2
+    held_out = HeldOut.of(open_run(made / "folds", None)).law.scores
+    assert (worst.loc[[4, 6], "score"] < held_out[0].item() + log_off / 2).all()
+    assert (summary["impossible"], summary["off_grid"]) == (0, 2)
 
 
 def test_new_levels_are_no_anomalies_where_they_are_usual(tmp_path):
@@ -413,9 +423,11 @@ def test_new_levels_are_no_anomalies_where_they_are_usual(tmp_path):
     assert kinds["code"] == "levels"
     alone = int((train["code"].value_counts() == 1).sum())
     assert SeenRows.load(tmp_path / "run").alone == alone > 3
-    result, summary = found(tmp_path / "run", draw(1000, 1), tmp_path)
-    new = np.isneginf(result["log_likelihood"])
-    assert new.sum() == summary["impossible"] > 5
+    fresh = draw(1000, 1)
+    result, summary = found(tmp_path / "run", fresh, tmp_path)
+    new = ~fresh["code"].isin(train["code"])[result["row"] - 1].to_numpy()
+    assert new.sum() == summary["off_grid"] > 5
+    assert summary["impossible"] == 0
     assert result["p_value"][new].max() == pytest.approx((1 + alone) / 601)
     assert result["anomaly"][new].mean() < 0.5
     assert np.isfinite(result["score"]).all()

@@ -3,6 +3,7 @@
 import inspect
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -177,7 +178,7 @@ def test_likelihoods_are_in_the_units_of_the_table(tmp_path):
     assert nll[1] - nll[0] == pytest.approx(np.log(1000), abs=0.01)
 
 
-def test_impossible_rows_get_minus_infinity(made, tmp_path, capsys):
+def test_rows_off_a_grid_are_counted_and_finite(made, tmp_path, capsys):
     data = mixed(20, seed=1)
     data["dose"] = data["dose"].to_numpy().copy()
     data["age"] = data["age"].astype(float)
@@ -187,11 +188,15 @@ def test_impossible_rows_get_minus_infinity(made, tmp_path, capsys):
     data.to_csv(tmp_path / "new.csv", index=False)
     out, _ = run(capsys, "score", made / "run", tmp_path / "new.csv", "--out", tmp_path / "s.csv", "--json")
     summary = json.loads(out)
-    assert summary["impossible"] == 3
-    assert summary["impossible_by_column"] == {"dose": 1, "age": 1, "unit": 1}
-    assert summary["min"] is None
-    scores = pd.read_csv(tmp_path / "s.csv")["log_likelihood"]
-    assert list(np.flatnonzero(np.isneginf(scores))) == [3, 5, 8]
+    assert (summary["impossible"], summary["off_grid"]) == (0, 3)
+    assert summary["off_grid_by_column"] == {"dose": 1, "age": 1, "unit": 1}
+    odd = pd.read_csv(tmp_path / "s.csv")["log_likelihood"].to_numpy()
+    nearest = data.assign(dose=data["dose"].replace(3.3, 2.5), age=data["age"].replace(33.5, 34), unit=7)
+    commands.score(made / "run", nearest, tmp_path / "n.csv")
+    lower = odd - pd.read_csv(tmp_path / "n.csv")["log_likelihood"].to_numpy()
+    assert list(np.flatnonzero(lower)) == [3, 5, 8]
+    # four columns have grids, of each one row in 602 shared by them is off: log p - log(1 - p)
+    np.testing.assert_allclose(lower[[3, 5, 8]], -math.log(602 * 4 - 1), atol=1e-5)
 
 
 def test_sample_looks_like_the_table(made, tmp_path, capsys):

@@ -322,7 +322,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(count, run, files, exp
     assert summary["files"] == 3
     for name in ("mean", "stderr", "min"):
         assert summary[name] == pytest.approx(plain[name], rel=1e-9)
-    for name in ("impossible", "impossible_by_column", "in_training", "ignored_columns", "dropped", "unit"):
+    for name in ("impossible", "off_grid", "off_grid_by_column", "in_training", "ignored_columns", "dropped", "unit"):
         assert summary[name] == plain[name], name
 
 

@@ -362,7 +362,7 @@ def test_what_scoring_says_of_other_values(tmp_path):
     assert result.unseen == {"t": 2}
     assert result.x[:, 0].tolist() == [3, 0, 3]
     assert result.x[:, 1].tolist() == [425, 0, 0]
-    assert not result.impossible.any()
+    assert not result.off.any()
     for text, gist in {
         "t,d,k,x\na,1.5.2024,1,2\na,31.06.2024,1,2\n": [
             *("c.csv: row 2 (line 3), column 'd': '31.06.2024' is no date", "'01.05.2024' (%d.%m.%Y)")

@@ -2,8 +2,10 @@
 
 import copy
 import json
+import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from diffeo.data import EXTENSIONS, Schema, TableWriter, infer_schema, load, open_table
@@ -78,13 +80,13 @@ def test_every_kind_is_recognised(mixed):
 def test_the_way_there_and_back(mixed, tmp_path):
     schema = infer_schema(open_table(mixed), context=["given"])
     values = next(open_table(mixed).batches())
-    x, context, impossible, reasons, unseen, blamed = schema.encode(values)
+    x, context, log_grid, reasons, unseen, blamed = schema.encode(values)
     assert x.shape == (2000, 6)
     assert x.dtype == np.float32
     assert np.isfinite(x).all()
     assert context.shape == (2000, 1)
     assert context.dtype == np.float32
-    assert not impossible.any()
+    np.testing.assert_allclose(log_grid, 5 * math.log1p(-1 / 5 / 2002))
     assert (reasons, unseen) == ({}, {})
     assert (blamed == -1).all()
     assert abs(x[:, 5]).max() < 1e4  # timestamps: the origin is subtracted before rounding
@@ -99,7 +101,7 @@ def test_the_way_there_and_back(mixed, tmp_path):
         table = schema.open(tmp_path / f"t{extension}")
         read = schema.encode(np.concatenate(list(table.batches())))
         np.testing.assert_array_equal(read.x, x)
-        assert not read.impossible.any()
+        assert not read.off.any()
     text = (tmp_path / "t.csv").read_text().splitlines()
     assert text[0] == "real,count,flag,fixed,half,code,when,given"
     assert text[1].split(",")[1:4] == [str(mixed["count"][0]), str(mixed["flag"][0]).lower(), "7.5"]
@@ -220,7 +222,7 @@ def test_the_result_does_not_depend_on_the_batches(mixed):
     assert len(schemas) == 1
 
 
-def test_impossible_rows(generator):
+def test_rows_off_a_grid(generator):
     n = 1000
     table = frame(
         fixed=np.full(n, 3.0),
@@ -234,12 +236,47 @@ def test_impossible_rows(generator):
         [good, [3.1, 2, 0.25, 4.4], [3, 2.5, 0.25, 4.4], [3, 2, 0.3, 4.4], [3, 99, 0.25, 4.444], [4, 2, 9, 1]]
     )
     encoded = schema.encode(rows)
-    assert encoded.impossible.tolist() == [False, True, True, True, False, True]
+    assert encoded.off.tolist() == [False, True, True, True, False, True]
     assert encoded.reasons == {"fixed": 2, "count": 1, "code": 2}
     assert np.isfinite(encoded.x).all()
     assert encoded.context is None
     with pytest.raises(UserError, match=r"column 'fixed': 2 rows hold a value that the model excludes"):
         load(schema.open(rows), schema)
+
+
+def test_the_masses_on_and_off_a_grid_sum_to_one(mixed, generator):
+    """A column is strict if some finite value is off its grid, and only then has such a value a mass."""
+    seconds = pd.to_datetime(1.7e9 + 86400 * generator.integers(0, 90, len(mixed)), unit="s")
+    rare = np.concatenate([generator.choice([0.3, 0.4, 7.7], len(mixed) - 2), [19.1, 23.7]])
+    data = pd.DataFrame({name: mixed[name] for name in mixed.dtype.names})
+    data = data.assign(day=seconds, moment=seconds + pd.to_timedelta(generator.random(len(data)), unit="D"))
+    data = data.assign(rare=rare, fine=generator.integers(0, 90, len(data)) / 10)
+    schema = infer_schema(open_table(data), context=["given"])
+    off = {}
+    for column in schema.columns:
+        values = np.array([column.low, column.low + 0.1234 * (column.high - column.low + 1) + 0.4567])
+        log_on, log_off = schema.log_grid(column)
+        assert math.exp(log_on) + math.exp(log_off) == pytest.approx(1)
+        assert column.encode(values)[1].tolist() == [False, column.strict]
+        assert column.strict == (log_off > -math.inf)
+        off[column.name] = math.exp(log_off)
+    strict = [name for name, p in off.items() if p]
+    assert strict == ["count", "flag", "fixed", "half", "code", "day", "rare"]
+    assert off["fixed"] == pytest.approx(1 / 7 / 2002)
+    assert off["rare"] == pytest.approx((1 / 7 + 2) / 2002)  # new levels are as frequent as those seen once (Good 1953)
+    assert Schema.from_json(schema.to_json()) == schema
+
+
+def test_what_is_given_adds_no_mass(mixed):
+    schema = infer_schema(open_table(mixed), context=["given"])
+    values = next(open_table(mixed).batches())[:3]
+    values[1, 3], values[2, 1] = 8, 0.5  # fixed, count
+    (log_on, log_off), strict = schema.log_grid(schema.columns[3]), 5
+    whole = schema.encode(values)
+    np.testing.assert_allclose(whole.log_grid, [strict * log_on, *[(strict - 1) * log_on + log_off] * 2])
+    others = schema.encode(values, without={"fixed"})
+    np.testing.assert_allclose(others.log_grid, whole.log_grid - [log_on, log_off, log_on])
+    assert others.off.tolist() == [False, True, True]
 
 
 def test_missing_values_that_are_kept(generator):
@@ -256,7 +293,7 @@ def test_missing_values_that_are_kept(generator):
     rows[5, :2] = 2, np.nan
     encoded = schema.encode(rows)
     assert np.isnan(encoded.x).all(axis=1).tolist() == [False, True, True, True, True, True]
-    assert not encoded.impossible.any()
+    assert not encoded.off.any()
     table["real"][7] = np.nan
     for refused in (dict(missing="error"), dict(missing="keep", numbers=True)):
         with pytest.raises(UserError, match="1 missing"):

@@ -270,8 +270,8 @@ def test_signs_of_equal_tables_differ_by_chance():
 
 
 @pytest.mark.parametrize("share", [0.9, 0.97])
-def test_impossible_rows_weigh(share, tmp_path, capsys):
-    """Rows that the model rules out are left out of every measure; that there are so many decides."""
+def test_rows_off_a_grid_weigh(share, tmp_path, capsys):
+    """Rows with a value off its grid are left out of every measure; that there are so many decides."""
     x = np.column_stack([np.random.default_rng(0).integers(0, 30, 1500), np.random.default_rng(1).normal(size=1500)])
     arguments = {"hidden": [16], "transforms": 1}
     commands.fit(x, tmp_path / "run", epochs=2, folds=1, arguments=arguments, figures=False)
@@ -279,12 +279,12 @@ def test_impossible_rows_weigh(share, tmp_path, capsys):
     fresh[: int(1000 * share), 0] += 0.5
     np.save(tmp_path / "fresh.npy", fresh)
     report = commands.check(tmp_path / "run", fresh)
-    assert (report["read"], report["impossible"]) == (1000, int(1000 * share))
+    assert (report["read"], report["off_grid"]) == (1000, int(1000 * share))
     assert report["verdict"] == DISTRUST
-    assert f"{report['impossible']:,} of 1,000 rows are impossible under the model" in said(report)
+    assert f"{report['off_grid']:,} of 1,000 rows have a value off its grid" in said(report)
     assert main(["check", str(tmp_path / "run"), str(tmp_path / "fresh.npy")]) == 0
     out = capsys.readouterr().out
-    assert f"{report['impossible']} of 1,000 rows, impossible under the model, by column: " in out
+    assert f"{report['off_grid']} of 1,000 rows, with a value off its grid, by column: " in out
     assert "looked at: each column" in out
     assert "signs of any of 2 columns" in " ".join(out.split())
 

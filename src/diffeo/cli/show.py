@@ -94,9 +94,10 @@ def _bound(summary: Mapping[str, Any]) -> str:
 
 def _read(summary: Mapping[str, Any]) -> words.Rows:
     """What is to be said of the data that were scored."""
-    blame = words.counts(summary.get("impossible_by_column", {}))
+    off, columns = summary.get("off_grid", 0), words.counts(summary.get("off_grid_by_column", {}))
     return [
-        ("-inf", f"{summary['impossible']:,} impossible rows; columns: {blame}" * (summary["impossible"] > 0)),
+        ("-inf", f"{summary['impossible']:,} rows" * (summary["impossible"] > 0)),
+        ("off grid", f"{off:,} rows with a value off its grid; columns: {columns}" * (off > 0)),
         ("unseen", words.counts(summary.get("unseen_by_column", {}))),
         ("left out", words.when(summary.get("dropped"), "{:,} rows with missing values")),
         ("ignored", words.listed(summary.get("ignored_columns", ()))),

@@ -59,7 +59,7 @@ def checked(opened: OpenRun, examples: Examples, seed: int) -> dict[str, Any]:
     """
     report = opened.examine(examples, seed)
     left_out = Verdict(Limits(enough=0))
-    left_out.weigh_rows(examples.read, examples.impossible, "are impossible under the model")
+    left_out.weigh_rows(examples.read, examples.off_grid, "have a value off its grid")
     # A model that does well on rows that it was trained on may be overfitted to them.
     verdict, reasons = gravest(
         (report["verdict"], report["reasons"]),
@@ -68,6 +68,6 @@ def checked(opened: OpenRun, examples: Examples, seed: int) -> dict[str, Any]:
     )
     return {
         "run": opened.path, "data": examples.name, "which": examples.which, "in_sample": examples.in_sample,
-        "read": examples.read, "impossible": examples.impossible, "impossible_by_column": dict(examples.reasons),
+        "read": examples.read, "off_grid": examples.off_grid, "off_grid_by_column": dict(examples.reasons),
         **report, "verdict": verdict, "reasons": reasons,
     }  # fmt: skip

@@ -33,9 +33,7 @@ def scores(run: OpenRun, chunk: Chunk, draws: int) -> np.ndarray:
     part = torch.full((len(chunk.x),), -1) if chunk.part is None else chunk.part
     block = BLOCK if chunk.x.dim() == 2 else 1  # of images and recordings, whose batches are small, it would cost much
     log_prob = out_of_fold(chunk.flow or run.flow, part, score_rows, block).numpy()
-    if chunk.impossible is not None:
-        log_prob[chunk.impossible] = -np.inf
-    return log_prob
+    return log_prob if chunk.log_grid is None else log_prob + chunk.log_grid
 
 
 def _nats(flow: Flow, rows: Tensor, x: Tensor, context: Tensor | None, known: Tensor | None, draws: int) -> Tensor:

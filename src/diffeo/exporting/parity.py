@@ -74,10 +74,10 @@ def reference_of(program: Program, inputs: Mapping[str, Tensor]) -> Tensor:
         exact = Program(program.flow, program.what, program.plain).eval() if program.solves else program
         result: Tensor = exact(**inputs)
         return result
-    x, impossible = program.plain.inwards(inputs["x"])
+    x, more = program.plain.inwards(inputs["x"])
     context = program.plain.context_inwards(inputs["context"]) if "context" in inputs else None
     log_prob = program.flow.log_mass(x, context, nan="propagate", draws=program.plain.draws or 1)
-    return log_prob if impossible is None else log_prob.masked_fill(impossible, -torch.inf)
+    return log_prob if more is None else log_prob + more.to(log_prob.dtype)
 
 
 @torch.no_grad()

@@ -183,11 +183,11 @@ class Program(nn.Module):
         """Compute; which of the tensors there have to be ``inputs`` says."""
         contexts = None if context is None else self.plain.context_inwards(context)
         if x is not None:
-            rows, impossible = self.plain.inwards(x)
+            rows, more = self.plain.inwards(x)
             return (
                 self._encode(rows, contexts, uniform)
                 if self.what == "encode"
-                else self._log_prob(rows, contexts, uniform, impossible)
+                else self._log_prob(rows, contexts, uniform, more)
             )
         if z is not None:
             return self.plain.outwards(self._one.decode(z, contexts), context)
@@ -201,7 +201,7 @@ class Program(nn.Module):
         with self.flow.spread_by(uniform):
             return self._one.encode(x, context)
 
-    def _log_prob(self, x: Tensor, context: Tensor | None, uniform: Tensor | None, impossible: Tensor | None) -> Tensor:
+    def _log_prob(self, x: Tensor, context: Tensor | None, uniform: Tensor | None, more: Tensor | None) -> Tensor:
         if uniform is not None:
             with self.flow.spread_by(uniform):
                 log_prob = self._density(x, context)
@@ -209,7 +209,7 @@ class Program(nn.Module):
             log_prob = self._log_mass(x, context)
         else:
             log_prob = self._density(x, context)
-        return log_prob if impossible is None else torch.where(impossible, -torch.inf, log_prob)
+        return log_prob if more is None else log_prob + more.to(log_prob.dtype)
 
     @property
     def _one(self) -> Flow:

@@ -146,18 +146,18 @@ class Chunk:
         key: decides, with the seed, the noise that they are dequantised with.
         x, context: as the flow takes them.
         cells: what is written before the scores, ``(n, columns)``.
-        impossible: which of them have a value that the model rules out, or None.
+        log_grid: what values on and off their columns' grids add to the log-likelihoods of x ``(n,)``, or None.
         known: elements that the density is conditional on, or None; for flows of any order.
         part: the fold that each was in, negative for none ``(n,)``; None where it does not matter.
         flow: the density of these, where it is another one than the run's: of another length, say.
-        blamed: the column that makes each of them impossible, by its place in the data, -1 for none ``(n,)``; or None.
+        blamed: the column that has a value off its grid, by its place in the data, -1 for none ``(n,)``; or None.
     """
 
     key: int
     x: Tensor
     context: Tensor | None
     cells: np.ndarray
-    impossible: np.ndarray | None = None
+    log_grid: np.ndarray | None = None
     flow: Flow | None = None
     known: Tensor | None = None
     part: Tensor | None = None
@@ -215,8 +215,8 @@ class Examples:
         x, context: the examples.
         which: says which of the data these are; ``in_sample`` whether the run was trained on them.
         contexts: those of all other examples, or of all where none were set aside.
-        read: how many examples x were chosen from, ``impossible``: how many of these the model rules out, which are not
-            in x, and ``reasons``: the same by column.
+        read: how many examples x were chosen from, ``off_grid``: how many of these have a value off its grid, which are
+            not in x, and ``reasons``: the same by column.
         train: those that the run was trained on, where x were held out of them and both are at hand.
         part: the fold that each of x was in, negative for one that no part of the run was trained on; or None.
     """
@@ -228,7 +228,7 @@ class Examples:
     in_sample: bool = False
     contexts: Tensor | None = None
     read: int = field(default=0, kw_only=True)
-    impossible: int = field(default=0, kw_only=True)
+    off_grid: int = field(default=0, kw_only=True)
     reasons: Mapping[str, int] = field(default_factory=dict)
     train: Tensor | None = None
     part: Tensor | None = None
@@ -254,7 +254,7 @@ class Plain(ABC):
 
     @abstractmethod
     def inwards(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the flow takes of examples ``(n, *shape)``, and which of them the model rules out ``(n,)``."""
+        """What the flow takes of examples ``(n, *shape)``, and what their log-likelihoods have on top ``(n,)``."""
 
     @abstractmethod
     def context_inwards(self, context: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Conformal:
 
     Args:
         scores: o_n ``(N,)``.
-        alone: how many of the held-out rows have a value that would be impossible if they had not been seen.
+        alone: how many of the held-out rows have a level that no other row has.
 
     Raises:
         ValueError: for no scores, or scores that are NaN.
@@ -87,8 +87,8 @@ class Conformal:
         return 1 / (len(self) + 1)
 
     @property
-    def impossible(self) -> float:
-        """How often a new row has a value that no row of the training has: the p-value of that alone."""
+    def of_new_level(self) -> float:
+        """How often a new row has a level that no row of the training has: the p-value of that alone."""
         return (1 + self.alone) / (len(self) + 1)
 
     def of_new(self, scores: Tensor) -> Tensor:

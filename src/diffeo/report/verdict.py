@@ -24,7 +24,7 @@ class Limits:
         enough: rows below which a model without fault is not called trustworthy: a fault would go unnoticed.
         significance: p-values, corrected for the number of tests, above which a deviation counts as chance.
         errors: standard errors, or the p-value of as many, from which on any deviation calls for care, however small.
-        impossible: fraction of the rows that have no likelihood.
+        off_grid: fraction of the rows that the model has no likelihood, or but that of a value off its grid, for.
         auc: of a classifier that tells samples from rows, or one less that; two standard errors are granted.
         dependence: how far such an AUC is above one half, if at all, as a share of how far that of a classifier which
             tells rows of shuffled columns from rows is. Near 1, the model knows nothing of how the columns depend on
@@ -43,7 +43,7 @@ class Limits:
     enough: int = 100
     significance: float = 0.001
     errors: float = 4.0
-    impossible: tuple[float, float] = (0.0, 0.01)
+    off_grid: tuple[float, float] = (0.0, 0.01)
     auc: tuple[float, float] = (0.6, 0.8)
     dependence: tuple[float, float] = (0.4, 0.6)
     signs: tuple[float, float] = (0.1, 0.5)
@@ -81,9 +81,9 @@ class Verdict:
         if certain or not p >= self.limits.significance:
             self.weigh(distance, (0.0 if certain else limit[0], limit[1]), text)
 
-    def weigh_rows(self, count: int, impossible: int, what: str = "have no finite likelihood") -> None:
-        """Weigh how many of so many rows the model rules out."""
-        self.weigh(impossible / max(1, count), self.limits.impossible, f"{impossible:,} of {count:,} rows {what}")
+    def weigh_rows(self, count: int, some: int, what: str = "have no finite likelihood") -> None:
+        """Weigh how many of so many rows are none that the model is of."""
+        self.weigh(some / max(1, count), self.limits.off_grid, f"{some:,} of {count:,} rows {what}")
 
     def weigh_samples(self, samples: dict[str, Any]) -> None:
         """Weigh what ``compare_samples`` found."""

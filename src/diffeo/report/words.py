@@ -313,9 +313,9 @@ def checked(report: Mapping[str, Any]) -> list[Rows | Columns]:
     Args:
         report: as ``commands.check`` returns it.
     """
-    blamed = counts(report["impossible_by_column"])
-    text = f"{report['impossible']:,} of {report['read']:,} rows, impossible under the model, by column: {blamed}"
-    left_out = ("left out", text * (report["impossible"] > 0))
+    blamed = counts(report["off_grid_by_column"])
+    text = f"{report['off_grid']:,} of {report['read']:,} rows, with a value off its grid, by column: {blamed}"
+    left_out = ("left out", text * (report["off_grid"] > 0))
     describe = next((_CHECKED[name] for name in _CHECKED if name in report), _checked)
     return describe(report, left_out)
 

@@ -145,7 +145,7 @@ def by_column(run: TableRun, shares: Tensor, blamed: np.ndarray) -> tuple[np.nda
     Args:
         run: of a table.
         shares: of rows ``(m, features)``.
-        blamed: the column that makes each of them impossible, as a chunk has it ``(m,)``.
+        blamed: the column of each that has a value off its grid, as a chunk has it ``(m,)``; it is named first.
     """
     names = [column.name for column in run.schema.columns]
     strange = np.stack([shares.numpy()[:, place].sum(1) for place in run.schema.places.values()], 1)
@@ -153,6 +153,6 @@ def by_column(run: TableRun, shares: Tensor, blamed: np.ndarray) -> tuple[np.nda
     largest = []
     for share, wrong in zip(strange, blamed, strict=True):
         if wrong >= 0 and names[wrong] in columns:
-            share[columns.index(names[wrong])] = np.inf
+            share[columns.index(names[wrong])] -= run.schema.log_grid(run.schema.columns[wrong])[1]
         largest.append(names[wrong] if wrong >= 0 else columns[int(share.argmax())])
     return strange, largest

@@ -31,7 +31,7 @@ class HeldOut:
         noise: that log-likelihoods are smoothed by ``(R, D)``.
         scatter: of log-likelihoods, sharp and smoothed.
         law: of the scores.
-        limits: by the column, the largest p-value of a row that has an impossible value there: the least there is, but
+        limits: by the column, the largest p-value of a row that has a value off the grid there: the least there is, but
             of a level as often as rows have one that no other row has.
     """
 
@@ -72,14 +72,14 @@ class HeldOut:
             log_prob, noise = log_prob[:, :1], noise[:0]
         scatter = Scatter(log_prob[known])
         law = Conformal(scatter.score(log_prob[known]), run.seen.alone)
-        limits = [law.impossible if column.kind == "levels" else law.least for column in run.schema.columns]
+        limits = [law.of_new_level if column.kind == "levels" else law.least for column in run.schema.columns]
         return cls(members, noise, scatter, law, torch.tensor(limits, dtype=torch.float64))
 
     def judged(self, chunk: Chunk, draws: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-likelihoods, scores and p-values of rows ``(n,)``, double precision.
 
-        By all densities, or by the one that was not trained on the row. A row with an impossible value has a
-        log-likelihood of -inf, and a score that is no higher than its p-value says: of a new level where these are
+        By all densities, or by the one that was not trained on the row. A row with a value off its grid has a score
+        that is no higher than its p-value says: below those of all rows held out, or, of a new level where these are
         usual, that of an ordinary row.
 
         Args:
@@ -100,11 +100,15 @@ class HeldOut:
         held_out = (chunk.part == VALID) if len(self.members) == 1 else chunk.part >= 0
         p_value = torch.where(held_out, self.law.of_held_out(score), self.law.of_new(self.scatter.score(each)))
         log_prob = log_prob[:, 0]
-        if chunk.blamed is not None and (chunk.blamed >= 0).any():
-            rows = torch.from_numpy(chunk.blamed >= 0)
+        assert chunk.blamed is not None
+        assert chunk.log_grid is not None
+        log_grid = torch.from_numpy(chunk.log_grid)
+        log_prob = log_prob + log_grid
+        rows = torch.from_numpy(chunk.blamed >= 0)
+        if rows.any():
             limit = self.limits[torch.from_numpy(chunk.blamed)[rows]]
-            most = [self.law.threshold(p) if p > self.law.least else -math.inf for p in limit.tolist()]
-            log_prob[rows] = -torch.inf
+            lower = score[rows].clamp_max(self.law.scores[0]) + log_grid[rows]
+            usual = score.new_tensor([self.law.threshold(p) for p in limit.tolist()])
             p_value[rows] = torch.minimum(p_value[rows], limit)
-            score[rows] = torch.minimum(score[rows], score.new_tensor(most))
+            score[rows] = torch.where(limit > self.law.least, torch.minimum(score[rows], usual), lower)
         return log_prob, score, p_value

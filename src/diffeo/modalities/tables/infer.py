@@ -23,8 +23,9 @@ Whole numbers beyond 2**53, which no float holds, are texts (in a csv if more th
 array, which has none, an identifier. Digits with a leading zero are texts in a csv. Texts that are up to 1 % of a
 column of numbers are mistakes, and so are more of them where the numbers are too many for categories.
 
-A value off the grid that turns up later is impossible (log-likelihood -inf) if the grid is of whole numbers of step 1
-or coarse (d <= 64). On a fine grid, which is a matter of rounding, it moves to the nearest point.
+A value off the grid that turns up later has but the small mass of all such values (``Schema.log_grid``) if the grid is
+of whole numbers of step 1 or coarse (d <= 64). On a fine grid, which is a matter of rounding, it moves to the nearest
+point.
 
 Of more grids than one, wider ones of which more values are multiples than chance explains are noted (``steps``): of a
 column of whole numbers with rare tenths, 0.1 and 1; of amounts, 1, 10, 100 and 1000.
@@ -446,7 +447,8 @@ def _decide(table: Table, name: str, tally: _Tally, in_context: bool, wanted: st
         step, low, high = grid
         return Column(name, dtype, "integer", low, high, step, slack=1e-3 if coarse else 0.5)
     if coarse:
-        return Column(name, dtype, "levels", low, high, values=tuple(merged.tolist()))
+        once = int((counts == 1).sum())
+        return Column(name, dtype, "levels", low, high, values=tuple(merged.tolist()), once=once)
     return plain
 
 

@@ -31,6 +31,7 @@ class PlainRows(Plain):
     def __init__(self, schema: Schema, gaps: bool) -> None:
         self.gaps, self.places = gaps, schema.places
         self.columns = tuple(column for column in schema.columns if column.name not in schema.context)
+        self.log_grid = [schema.log_grid(column) for column in self.columns]
         self.conditions = tuple(column for name in schema.context for column in schema.columns if column.name == name)
         self.shape, self.context_shape = (len(self.columns),), (len(self.conditions),) if self.conditions else ()
         self.draws = DRAWS
@@ -45,18 +46,18 @@ class PlainRows(Plain):
         }
 
     def inwards(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features ``(n, features)``, float32, and whether a value is none that the model has mass for."""
-        parts, impossible = [], torch.zeros_like(x).any(1)
-        for column, values in zip(self.columns, x.unbind(1), strict=True):
+        """Features ``(n, features)``, float32, and what ``Schema.log_grid`` adds to their log-likelihoods ``(n,)``."""
+        parts, total = [], torch.zeros_like(x[:, 0])
+        for column, values, (log_on, log_off) in zip(self.columns, x.unbind(1), self.log_grid, strict=True):
             features, off = column.features_of(values, self.gaps)
-            impossible = impossible | off
+            on = torch.where(torch.isnan(values), 0.0, log_on)
+            total = total + torch.where(off, log_off, on).to(x.dtype)
             if column.name in self.places:
                 parts.append(features)
         encoded = torch.cat(parts, 1).float()
         if not self.gaps:
-            bad = ~torch.isfinite(x).all(1)
-            encoded, impossible = torch.where(bad.unsqueeze(1), torch.nan, encoded), impossible & ~bad
-        return encoded, impossible
+            encoded = torch.where(torch.isfinite(x).all(1, keepdim=True), encoded, torch.nan)
+        return encoded, total
 
     def context_inwards(self, context: Tensor) -> Tensor:
         """The context's numbers, float32."""

@@ -266,8 +266,8 @@ class TableReport(RunReport):
             )
         if constant:
             texts.append(
-                f"Constant in the training, and so not modelled: {_names(constant)}. A row with another value there"
-                " is impossible."
+                f"Constant in the training, and so not modelled: {_names(constant)}. Of another value there it knows no"
+                " more than that it is rare."
             )
         if settings.get("drop"):
             texts.append(f"Left out of the model: {_names(settings['drop'])}. It knows nothing of these columns.")
@@ -342,5 +342,5 @@ def _thinned(chunks: Iterator[Chunk], total: int | None, most: int, seed: int) -
             for name in ("x", "context", "known", "part")
             if (value := getattr(chunk, name)) is not None
         }
-        arrays = {name: value[kept] for name in ("impossible", "blamed") if (value := getattr(chunk, name)) is not None}
+        arrays = {name: value[kept] for name in ("log_grid", "blamed") if (value := getattr(chunk, name)) is not None}
         yield replace(chunk, cells=chunk.cells[kept], **tensors, **arrays) if share < 1 else chunk

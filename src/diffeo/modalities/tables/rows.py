@@ -142,13 +142,13 @@ class Sample:
 def draw_rows(
     table: Table, schema: Schema, limit: int, seed: int, gaps: bool | None = None, sample: Sample | None = None
 ) -> tuple[Tensor, Tensor | None, dict[str, int], int, int]:
-    """Return at most ``limit`` rows of a table, drawn at random, without those that the schema calls impossible.
+    """Return at most ``limit`` rows of a table, drawn at random, without those that have a value off its grid.
 
     ``gaps`` says whether the model knows missing cells, as ``Schema.encode`` takes it; the ``sample`` which row groups
     to draw from.
 
     Returns:
-        x, context, the number of impossible rows by column and in all, and the number of rows read.
+        x, context, the number of rows with a value off its grid by column and in all, and the number of rows read.
 
     Raises:
         UserError: for bad input.
@@ -157,7 +157,7 @@ def draw_rows(
     parts: list[Block] = []
     keys = np.empty(0)
     reasons: dict[str, int] = {}
-    rows = impossible = 0
+    rows = off_grid = 0
 
     def thin() -> None:
         # The rows with the smallest of independent uniform keys are a uniform draw, whatever the table's length.
@@ -176,15 +176,15 @@ def draw_rows(
         for column, count in encoded.reasons.items():
             reasons[column] = reasons.get(column, 0) + count
         rows += len(values)
-        impossible += int(encoded.impossible.sum())
-        parts.append(Block(encoded.x, encoded.context).choose(~encoded.impossible))
+        off_grid += int(encoded.off.sum())
+        parts.append(Block(encoded.x, encoded.context).choose(~encoded.off))
         keys = np.concatenate([keys, generator.random(len(parts[-1]))])
         if sample is not None and sample.wanted is not None and len(keys) >= limit:
             break
         if len(keys) > 2 * limit:  # not every time: joining copies
             thin()
     thin()
-    return *Block.join(parts).tensors()[:2], reasons, impossible, rows
+    return *Block.join(parts).tensors()[:2], reasons, off_grid, rows
 
 
 def _take(part: Tensor | None, rows: Tensor) -> Tensor | None:

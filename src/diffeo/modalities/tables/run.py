@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -190,18 +190,18 @@ class TableRun(OpenRun):
         names = list(dict.fromkeys([*names, *keep]))
         table = table.select(names, schema.all_names) if keep else table
         types = ["int64", *self._passed(table, keep)]
-        reasons: dict[str, int] = {}
-        unseen: dict[str, int] = {}
-        parts: dict[int, int] = {}
+        met = _Met()
 
         def facts() -> dict[str, Any]:
-            counts = {"impossible_by_column": reasons, "dropped": table.dropped, "ignored_columns": extra}
-            counts["notes"] = table.notes
+            counts = {"off_grid": met.off_grid, "off_grid_by_column": met.off_grid_by_column}
+            counts |= {"dropped": table.dropped, "ignored_columns": extra, "notes": table.notes}
             if self.seen is not None:
-                counts |= {"in_training": _trained_on(parts), "out_of_fold": sum(n for k, n in parts.items() if k >= 0)}
-            return counts | ({"unseen_by_column": unseen} if schema.mixed else {})
+                held_out = sum(n for k, n in met.parts.items() if k >= 0)
+                counts |= {"in_training": _trained_on(met.parts), "out_of_fold": held_out}
+            return counts | ({"unseen_by_column": met.unseen_by_column} if schema.mixed else {})
 
-        chunks = self._chunks(table, names, [names.index(name) for name in keep], reasons, unseen, known, flow, parts)
+        kept = [names.index(name) for name in keep]
+        chunks = self._chunks(table, names, kept, known, flow, {*drop, *conditions}, met)
         files = [(file, part.num_rows or 0) for file, part in zip(table.files, table.by_file(), strict=False)]
         return Scoring(table.num_rows, chunks, [ROW, *keep], types, facts, draws=DRAWS, files=files)
 
@@ -210,19 +210,19 @@ class TableRun(OpenRun):
         table: Table,
         names: Sequence[str],
         kept: list[int],
-        reasons: dict[str, int],
-        unseen: dict[str, int],
         known: Tensor | None,
         flow: Flow | None,
-        parts: dict[int, int],
+        without: set[str],
+        met: _Met,
     ) -> Iterator[Chunk]:
         for number, before, part, rows, values in _by_file(table, names):
             context_cells = values[:, [names.index(name) for name in self.schema.context]]
             with naming_rows(part):
                 self.schema.check_context(context_cells, part, rows)
-                encoded = self.schema.encode(self._whole(values, names), part.dictionaries, self._gaps)
-            _count(reasons, encoded.reasons)
-            _count(unseen, encoded.unseen)
+                encoded = self.schema.encode(self._whole(values, names), part.dictionaries, self._gaps, without)
+            met.off_grid += int(encoded.off.sum())
+            _count(met.off_grid_by_column, encoded.reasons)
+            _count(met.unseen_by_column, encoded.unseen)
             context = None if encoded.context is None else torch.from_numpy(encoded.context)
             cells = np.column_stack([before + rows, part.cells(values[:, kept], [names[i] for i in kept])])
             x = torch.from_numpy(encoded.x)
@@ -231,9 +231,9 @@ class TableRun(OpenRun):
             seen = None
             if self.seen is not None and flow is None:
                 seen = self.seen.parts(x, context)
-                for code, count in zip(*np.unique(seen, return_counts=True), strict=True):
-                    parts[int(code)] = parts.get(int(code), 0) + int(count)
-            yield Chunk(number, x, context, cells, encoded.impossible, flow, each, seen, encoded.blamed)
+                codes, counts = np.unique(seen, return_counts=True)
+                _count(met.parts, dict(zip(codes.tolist(), counts.tolist(), strict=True)))
+            yield Chunk(number, x, context, cells, encoded.log_grid, flow, each, seen, encoded.blamed)
 
     def _whole(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Rows (n, columns) of all columns of values of some of these; the others are NaN, or what is constant."""
@@ -581,13 +581,13 @@ class TableRun(OpenRun):
     # ---- Checking ---------------------------------------------------------------------------------------------------
 
     def examples(self, source: Any, most: int, seed: int, options: Mapping[str, Any]) -> Examples:
-        """Rows, without those that the schema calls impossible."""
+        """Rows, without those that have a value off its grid."""
         schema, table = self.schema, self._open("check", source, options)
         # Of a small table take all rows, for those that are known from the training may not be the ones to judge by.
         limit = most if too_large(schema) else max(most, schema.rows)
         held_out = self._held_out_of(table)
         sample = Sample.of(table, schema, seed, held_out)
-        x, context, reasons, impossible, read = draw_rows(table, schema, limit, seed, self._gaps, sample)
+        x, context, reasons, off_grid, read = draw_rows(table, schema, limit, seed, self._gaps, sample)
         part = torch.full((len(x),), NEW) if self.seen is None else self.seen.parts(x, context)
         if sample is not None and held_out is not None:
             part[:] = TEST if self.tested() else VALID
@@ -602,7 +602,7 @@ class TableRun(OpenRun):
         rows, which = choose(len(judged), most, which, seed)
         rows = judged[rows]
         if len(rows) < FEWEST:
-            ruled_out = f" ({impossible:,} more are impossible under the model)" if impossible else ""
+            ruled_out = f" ({off_grid:,} more have a value off its grid)" if off_grid else ""
             raise UserError(
                 f"{table.name}: has {len(rows)} usable rows{ruled_out}, expected at least {FEWEST} to check by"
             )
@@ -610,7 +610,7 @@ class TableRun(OpenRun):
         return Examples(
             table.name, x[rows], None if context is None else context[rows], which, in_sample,
             None if context is None else context[known] if known.any() else context, reasons,
-            x[known] if known.any() and not in_sample else None, part[rows], read=read, impossible=impossible,
+            x[known] if known.any() and not in_sample else None, part[rows], read=read, off_grid=off_grid,
         )  # fmt: skip
 
     def _held_out_of(self, table: Table) -> Callable[[int, np.ndarray], np.ndarray] | None:
@@ -725,7 +725,23 @@ def _type(table: Table, name: str) -> str:
     return {"text": "string", "integer": "int64", "bool": "bool"}.get(table.types[name], "float64")
 
 
-def _count(totals: dict[str, int], more: Mapping[str, int]) -> None:
+@dataclass
+class _Met:
+    """What was met in rows that are scored.
+
+    Attributes:
+        off_grid: rows with a value off its grid, and ``off_grid_by_column``.
+        unseen_by_column: rows with a category that training did not see.
+        parts: rows by what they were for in the training.
+    """
+
+    off_grid: int = 0
+    off_grid_by_column: dict[str, int] = field(default_factory=dict)
+    unseen_by_column: dict[str, int] = field(default_factory=dict)
+    parts: dict[int, int] = field(default_factory=dict)
+
+
+def _count(totals: dict[Any, int], more: Mapping[Any, int]) -> None:
     for name, count in more.items():
         totals[name] = totals.get(name, 0) + count
 

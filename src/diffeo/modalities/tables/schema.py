@@ -1,10 +1,10 @@
 """What a table's columns are, and the way from their values to a model's numbers and back."""
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,19 +78,24 @@ class Encoded(NamedTuple):
     Attributes:
         x: float32 (n, features).
         context: float32 (n, context_size), or None without context columns.
-        impossible: bool (n,), true for rows that hold a value to which the model gives no mass: their log-likelihood is
-            -inf, whatever the model says of ``x``.
-        reasons: column name -> number of rows that it makes impossible.
-        unseen: column name -> number of rows with a category that training did not see; these are not impossible.
-        blamed: int (n,), which column makes a row impossible, the first of several; -1 for none.
+        log_grid: float64 (n,), what its values on and off their grids (``Schema.log_grid``) add to the log-likelihood
+            of ``x``, where a value off its grid is the nearest one on it.
+        reasons: column name -> number of rows with a value off its grid.
+        unseen: column name -> number of rows with a category that training did not see; these have a mass in the model.
+        blamed: int (n,), which column has a value off its grid, the first of several; -1 for none.
     """
 
     x: np.ndarray
     context: np.ndarray | None
-    impossible: np.ndarray
+    log_grid: np.ndarray
     reasons: dict[str, int]
-    unseen: Mapping[str, int] = MappingProxyType({})
-    blamed: np.ndarray | None = None
+    unseen: Mapping[str, int]
+    blamed: np.ndarray
+
+    @property
+    def off(self) -> np.ndarray:
+        """Which rows have a value off its grid (n,)."""
+        return self.blamed >= 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ class Column:
         unit: of the last digit of a continuous column, to which samples are rounded; 0 if they have too many.
         format: how dates and times are written: for ``show_dates``, or an Arrow type.
         type: the Arrow type of numbers that are written as neither int64 nor float64.
+        once: how many of the levels were seen once.
     """
 
     name: str
@@ -139,6 +145,7 @@ class Column:
     unit: float = 0.0
     format: str = ""
     type: str = ""
+    once: int = 0
 
     @property
     def plain(self) -> bool:
@@ -164,6 +171,13 @@ class Column:
             days = (Grid(1.0, 0.0, last),) if last else ()
             return (*days, Grid(self.step, *self.values)) if self.values else days
         return (Grid(0.0, self.low - self.origin, self.high - self.origin),)
+
+    @property
+    def strict(self) -> bool:
+        """Whether there are finite values off its grid, which ``encode`` moves to it: a constant's has one point."""
+        if self.kind == "date":
+            return self.step > 0 or not self.values or self.low // DAY == self.high // DAY
+        return self.kind in ("constant", "levels") or (self.kind == "integer" and self.slack < 0.5)
 
     @property
     def context_size(self) -> int:
@@ -215,7 +229,7 @@ class Column:
         return seconds
 
     def encode(self, values: Numbers) -> tuple[Numbers, Numbers]:
-        """Return the encoded values in float64, (n,) or of a date (n, features), and which are impossible (n,)."""
+        """Return the encoded values in float64, (n,) or of a date (n, features), and which are off the grid (n,)."""
         xp = numbers_of(values)
         if self.kind == "constant":
             return values, xp.abs(values - self.low) > (1e-6 if self.format else _ROUNDING * abs(self.low))
@@ -250,7 +264,7 @@ class Column:
         return values - self.origin, xp.zeros_like(values) > 0
 
     def features_of(self, values: Numbers, gaps: bool) -> tuple[Numbers, Numbers]:
-        """Return the features (n, features) that a model sees of values (n,), and which are impossible (n,).
+        """Return the features (n, features) that a model sees of values (n,), and which are off the grid (n,).
 
         Args:
             values: as ``read`` returns them.
@@ -417,6 +431,25 @@ class Schema:
         """For each feature its cells, in encoded units; step 0 for a continuous one."""
         return tuple(grid for column in self.feature_columns for grid in column.grids)
 
+    def log_grid(self, column: Column) -> tuple[float, float]:
+        r"""Return the log-probability that a value of a column is on its grid, and that it is off it.
+
+        The next row has a value off the grid with a probability of
+
+        .. math:: (1 / S + m) / (N + 2)
+
+        by N rows, in which none was, so that a row has one in any of the S columns that are ``strict`` once in N + 2
+        (the rule of succession: Laplace 1774); and by the m levels that were seen once, for new ones are about as
+        frequent (Good 1953). All values off a column's grid are one event, as are all categories that training did not
+        see. So the masses of a column still sum to one, and a row off a grid has a finite log-likelihood: that of the
+        nearest row on it and the logarithm of this. Columns that are not strict have 0 and -inf.
+        """
+        if not column.strict:
+            return 0.0, -math.inf
+        strict = sum(c.strict for c in self.columns if c.name not in self.context)
+        off = (1 / strict + column.once) / (self.rows + 2)
+        return math.log1p(-off), math.log(off)
+
     def notes(self) -> list[str]:
         """Return lines that tell a user how columns were read, where it is not obvious."""
         notes = []
@@ -490,7 +523,11 @@ class Schema:
         return table
 
     def encode(
-        self, values: np.ndarray, dictionaries: Mapping[str, Sequence[str]] | None = None, gaps: bool | None = None
+        self,
+        values: np.ndarray,
+        dictionaries: Mapping[str, Sequence[str]] | None = None,
+        gaps: bool | None = None,
+        without: Collection[str] = (),
     ) -> Encoded:
         """Return what the model sees of rows (n, len(names)), columns in the order of ``names``.
 
@@ -498,8 +535,9 @@ class Schema:
             values: rows as ``Table.batches`` yields them, missing cells NaN.
             dictionaries: the table's.
             gaps: whether the model knows missing cells: then these are NaN, and so is what is infinite or beyond 1e30,
-                which is impossible. Else rows with NaN or infinity anywhere become NaN throughout. By default, whether
-                the table is ``mixed``.
+                which is off any grid. Else rows with NaN or infinity anywhere become NaN throughout. By default,
+                whether the table is ``mixed``.
+            without: names of columns that the likelihood is not of, for they are dropped or given.
 
         Raises:
             NoDate: for a text that is no date.
@@ -513,6 +551,7 @@ class Schema:
         unseen: dict[str, int] = {}
         places = self.places
         x = np.empty((len(values), self.features), dtype=np.float32)
+        log_grid = np.zeros(len(values))
         for i, column in enumerate(self.columns):
             if column.name in self.context:
                 continue
@@ -522,6 +561,9 @@ class Schema:
             if off.any():
                 blamed[off & (blamed < 0)] = i
                 reasons[column.name] = int(off.sum())
+            if column.name not in without:
+                log_on, log_off = self.log_grid(column)
+                log_grid += np.where(off, log_off, np.where(np.isnan(cells), 0.0, log_on))
             if column.kind == "categorical" and (cells == len(column.categories)).any():
                 unseen[column.name] = int((cells == len(column.categories)).sum())
             if column.name in places:
@@ -534,7 +576,7 @@ class Schema:
         if bad.any() and not gaps:
             x[bad] = np.nan
             blamed[bad] = -1
-        return Encoded(x, context, blamed >= 0, reasons, unseen, blamed)
+        return Encoded(x, context, log_grid, reasons, unseen, blamed)
 
     def weighted(self, table: Table, rows: int = ROWS) -> Iterator[tuple[np.ndarray, Encoded, np.ndarray | None]]:
         """Yield the rows of a table to train on, batch by batch.
@@ -711,7 +753,7 @@ def load_weighted(table: Table, schema: Schema) -> tuple[np.ndarray, np.ndarray 
     parts: list[Encoded] = []
     weights: list[np.ndarray] = []
     for _, encoded, their in schema.weighted(table):
-        if encoded.impossible.any():
+        if encoded.off.any():
             column, count = next(iter(encoded.reasons.items()))
             rows_hold = "1 row holds" if count == 1 else f"{count} rows hold"
             raise UserError(
@@ -743,7 +785,7 @@ _COLUMN = Fields(
     },
     optional={
         "missing": Nothing(flag=True), "categories": ListOf(Text()), "steps": _NUMBERS, "unit": Number(0, 1),
-        "format": Text(), "type": Text(),
+        "format": Text(), "type": Text(), "once": Number(0, 64, whole=True),
     },
 )  # fmt: skip
 _SCHEMA = Fields(
@@ -759,7 +801,7 @@ _FINEST = 1e-12  # unit, and step in comparison with the range
 
 def _column(data: Mapping[str, Any]) -> Column:
     """Return a column of which every entry is of its kind, after checking that they fit each other."""
-    data = {"missing": False, "categories": [], "steps": [], "unit": 0.0, "format": "", "type": "", **data}
+    data = {"missing": False, "categories": [], "steps": [], "unit": 0.0, "format": "", "type": "", "once": 0, **data}
     _expect(data["name"], "a name", data["name"])
     for key in ("values", "steps"):
         _expect(all(np.diff(data[key]) > 0), f"ascending {key}", data[key])

@@ -234,7 +234,7 @@ class TableStream(BatchStream):
         """Yield a unit's possible rows that count, block by block, and which part each is in."""
         for numbers, encoded, weights in self.schema.weighted(table, self.block):
             part = parts_of(self.schema, numbers, self.seed, unit, self.test)
-            used = ~encoded.impossible if weights is None else ~encoded.impossible & (weights > 0)
+            used = ~encoded.off if weights is None else ~encoded.off & (weights > 0)
             yield Block(encoded.x, encoded.context, weights).choose(used), part[used]
 
 
