@@ -373,9 +373,7 @@ def test_runs_of_before_there_was_noise_have_likelihoods_for_scores(made, tmp_pa
     named = {name: torch.from_numpy(each) for name, each in tensors.items()}
     save_tensors(run / "rows.safetensors", named, {"format": "1", "alone": "0"})
     then, _ = found(run, new, tmp_path)
-    schema = open_run(run, None).schema
-    on_grids = sum(schema.log_grid(column)[0] for column in schema.columns)
-    np.testing.assert_allclose(then["score"] + on_grids, then["log_likelihood"])
+    np.testing.assert_allclose(then["score"] + open_run(run, None).schema.log_on_grids, then["log_likelihood"])
 
 
 def test_chunks_do_not_show(made, tmp_path, monkeypatch):

@@ -338,7 +338,9 @@ def learn(
         if dataset.folds == 1:
             result = train(make(flow), dataset.x, dataset.context, validation=held_out, **how)
             return Learned(flow, result, name, None)
-        flows = {name: flow, **_beside(dataset, settings, earlier, seed)}
+        stacked_models = dataset.stacked_models().items()
+        beside = {other: _flow(dataset, {**settings, **changes}, earlier, seed) for other, changes in stacked_models}
+        flows = {name: flow, **beside}
         stacked = fit_folds(
             flows, dataset.x, dataset.context, folds=dataset.folds, together=dataset.together, objective=make,
             jobs=jobs, say=say, **how,
@@ -373,19 +375,6 @@ def _flow(dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, A
             "few steps of the run by diffeo distill"
         )
     return flow
-
-
-def _beside(
-    dataset: Dataset, settings: Mapping[str, Any], earlier: Mapping[str, Any] | None, seed: int
-) -> dict[str, Flow]:
-    """The flows that are stacked beside the default one, if that was not chosen otherwise."""
-    if "model" in settings:
-        return {}
-    return {
-        name: _flow(dataset, {**settings, "arguments": {**settings.get("arguments", {}), **changes}}, earlier, seed)
-        for name, changes in dataset.stacked_models().items()
-        if not changes.keys() & settings.get("arguments", {}).keys()
-    }
 
 
 def _check_objective(flow: Flow, dataset: Dataset, settings: Mapping[str, Any]) -> None:
@@ -427,7 +416,9 @@ def _metrics(
     if stacked is not None:
         size = math.prod(dataset.x.shape[1:])
         given = weights.get("train")
-        result["out_of_fold"] = likelihood_facts(-stacked.log_prob, size, words.dimension, dataset.step, given)
+        result["out_of_fold"] = likelihood_facts(
+            -stacked.log_prob - dataset.log_grid, size, words.dimension, dataset.step, given
+        )
     device = flow.base.device_marker.device
     quick = flow.fast and not isinstance(flow, VAE)
     most = EVALUATED if quick else FEWER
@@ -441,7 +432,7 @@ def _metrics(
             bound = flow.bound(x.to(device))
             nll, facts = -bound.log_prob.cpu(), bound_facts(bound)
         else:
-            nll = -_log_prob(flow, x, context, device, dataset.draws)
+            nll = -_log_prob(flow, x, context, device, dataset.draws) - dataset.log_grid
         result[name] = likelihood_facts(nll, math.prod(x.shape[1:]), words.dimension, dataset.step, given) | facts
     result["rows"] = {"train": dataset.rows}
     if stacked is None:

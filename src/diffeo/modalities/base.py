@@ -66,12 +66,14 @@ class Dataset(ABC):
             model and one part. Then no examples are held out besides, and ``x`` are all but those of the test.
         together: whether equal examples come into one fold.
         draws: of the noise that discrete values are spread by, where likelihoods are reported.
+        log_grid: what all examples that are learned have on top of their log-likelihoods, as those that are scored do.
         step: bits are those of values this far apart: 1 in the data's own units, 2^-15 of 16-bit sound in [-1, 1).
         x, context: examples to train on, tensors or a stream; ``valid_x``, ``valid_context``: those held out.
         weights, valid_weights: how much each of them counts, or None where all count alike.
     """
 
     step: float = 1.0
+    log_grid: float = 0.0
     folds: int = 1
     together: bool = True
     draws: int = 1
@@ -102,7 +104,7 @@ class Dataset(ABC):
         """Return the default recipe, and its arguments but for the preprocessing."""
 
     def stacked_models(self) -> dict[str, dict[str, Any]]:
-        """What stands beside the default model where it is trained by folds: the arguments that differ, by name."""
+        """What stands beside the model where it is trained by folds: the settings that differ, by name."""
         return {}
 
     @abstractmethod

@@ -61,6 +61,7 @@ class TableDataset(Dataset):
         most = MOST_MIXED if self.mixed else MOST_ROWS
         small = FEWEST_ROWS <= self.schema.rows <= most and not too_large(self.schema, limit=limit)
         self.folds = settings.get("folds", FOLDS if small else 1)
+        self.log_grid = self.schema.log_on_grids
         # Equal rows are copies where some column is continuous; where all are discrete, such rows just are so.
         self.together = any(column.kind == "continuous" for column in self.schema.feature_columns)
         batch_size = BATCH_SIZE if self.folds == 1 else max(SMALLEST_BATCH, min(BATCH_SIZE, self.schema.rows // STEPS))
@@ -111,8 +112,19 @@ class TableDataset(Dataset):
         return default_model(self.rows)
 
     def stacked_models(self) -> dict[str, dict[str, Any]]:
-        """The same splines with dropout: of small tables some are learned better by the one, some by the other."""
-        return {} if self.mixed else {"nsf with dropout": {"dropout": 0.1, "transforms": 3}}
+        """The same splines with dropout: of small tables some are learned better by the one, some by the other.
+
+        Beside a posterior the simpler flows of its method; nothing beside a model that was chosen otherwise.
+        """
+        arguments = self.settings.get("arguments", {})
+        if "method" in self.settings:
+            method = METHODS[self.settings["method"]]
+            flows = method.beside if arguments == method.arguments else {}
+            return {name: {"model": recipe, "arguments": simpler} for name, (recipe, simpler) in flows.items()}
+        dropout = {"dropout": 0.1, "transforms": 3}
+        if self.mixed or "model" in self.settings or dropout.keys() & arguments.keys():
+            return {}
+        return {"nsf with dropout": {"arguments": {**arguments, **dropout}}}
 
     def preprocessing(self, model: str) -> list[Any]:
         """Dequantise what is discrete, open bounds, standardise, and make normal what has tails like Cauchy's."""

@@ -50,8 +50,8 @@ class PlainRows(Plain):
         parts, total = [], torch.zeros_like(x[:, 0])
         for column, values, (log_on, log_off) in zip(self.columns, x.unbind(1), self.log_grid, strict=True):
             features, off = column.features_of(values, self.gaps)
-            on = torch.where(torch.isnan(values), 0.0, log_on)
-            total = total + torch.where(off, log_off, on).to(x.dtype)
+            marginalised = torch.isnan(values) & (not column.missing)
+            total = total + torch.where(off, log_off, torch.where(marginalised, 0.0, log_on)).to(x.dtype)
             if column.name in self.places:
                 parts.append(features)
         encoded = torch.cat(parts, 1).float()

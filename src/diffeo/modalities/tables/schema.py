@@ -442,13 +442,19 @@ class Schema:
         (the rule of succession: Laplace 1774); and by the m levels that were seen once, for new ones are about as
         frequent (Good 1953). All values off a column's grid are one event, as are all categories that training did not
         see. So the masses of a column still sum to one, and a row off a grid has a finite log-likelihood: that of the
-        nearest row on it and the logarithm of this. Columns that are not strict have 0 and -inf.
+        nearest row on it and the logarithm of this. A missing cell is on the grid; where none was seen, it
+        is marginalised. Columns that are not strict have 0 and -inf.
         """
         if not column.strict:
             return 0.0, -math.inf
         strict = sum(c.strict for c in self.columns if c.name not in self.context)
         off = (1 / strict + column.once) / (self.rows + 2)
         return math.log1p(-off), math.log(off)
+
+    @property
+    def log_on_grids(self) -> float:
+        """Log-probability that all values of a row are on their columns' grids."""
+        return math.fsum(self.log_grid(column)[0] for column in self.columns if column.name not in self.context)
 
     def notes(self) -> list[str]:
         """Return lines that tell a user how columns were read, where it is not obvious."""
@@ -563,7 +569,8 @@ class Schema:
                 reasons[column.name] = int(off.sum())
             if column.name not in without:
                 log_on, log_off = self.log_grid(column)
-                log_grid += np.where(off, log_off, np.where(np.isnan(cells), 0.0, log_on))
+                marginalised = np.isnan(cells) & (not column.missing)
+                log_grid += np.where(off, log_off, np.where(marginalised, 0.0, log_on))
             if column.kind == "categorical" and (cells == len(column.categories)).any():
                 unseen[column.name] = int((cells == len(column.categories)).sum())
             if column.name in places:
