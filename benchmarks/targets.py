@@ -131,7 +131,8 @@ def nuts() -> tuple[Tensor, Tensor, Tensor]:
     kernel = NUTS(potential_fn=lambda values: -schools(values["x"][None], False)[0], target_accept_prob=0.9)
     start = {"x": torch.zeros(10, dtype=torch.float64)}
     run = MCMC(kernel, num_samples=DRAWS, warmup_steps=1000, initial_params=start, disable_progbar=True)
-    run.run()
+    with torch.enable_grad():
+        run.run()
     chain = effects(run.get_samples()["x"], False)
     deviation = chain.std(0)
     return chain.mean(0), deviation, deviation / effective_sample_size(chain[None], 0, 1).sqrt()
