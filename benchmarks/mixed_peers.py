@@ -99,11 +99,10 @@ class Result:
 
 
 def encoded(run: Path, rows: Path | pd.DataFrame) -> tuple[Any, torch.Tensor, np.ndarray]:
-    """Return the opened run, the rows as its flow takes them, and which have a value off its grid."""
+    """Return the opened run, the rows as its flow takes them, and what values on and off grids add."""
     opened, options = open_for("score", run, None)
     chunks = list(opened.scoring(rows, options).chunks)
-    ruled_out = [c.blamed >= 0 for c in chunks]
-    return opened, torch.cat([c.x for c in chunks]), np.concatenate(ruled_out)
+    return opened, torch.cat([c.x for c in chunks]), np.concatenate([c.log_grid for c in chunks])
 
 
 def resolutions(table: Table, names: list[str]) -> np.ndarray:
@@ -160,16 +159,15 @@ def mixed_and_independent(table: Table, folder: Path, gaps: Path, args: argparse
     for name, arguments in ((OURS, {}), (ORDERED, {"any_order": False})):
         run = folder / name.replace(" ", "-")
         seconds = clocked(lambda run=run, arguments=arguments: commands.fit(train, run, arguments=arguments, **options))
-        opened, x, ruled_out = encoded(run, test)
+        opened, x, log_grid = encoded(run, test)
         if not isinstance(opened.flow.transform, Mixed):
             raise SystemExit(f"expected the default to be mixed, got {opened.flow.transform}")
         flow = on_grids(opened.flow, resolutions(table, opened.schema.feature_names))
-        log_prob = log_probs(flow, x)
-        log_prob[ruled_out] = -np.inf
+        log_prob = log_probs(flow, x) + log_grid
         results[name] = Result(log_prob, seconds, times(run, test, table, gaps if name == OURS else None, args))
         factors = flow.transform.factors
     independent = factor_log_prob(factors, encoded(run, train)[1].double().numpy(), x.double().numpy()).sum(1)
-    independent[ruled_out] = -np.inf
+    independent += log_grid
     return {**results, "independent columns": Result(independent)}
 
 
@@ -195,7 +193,7 @@ def spline_flow(table: Table, folder: Path, args: argparse.Namespace) -> Result:
     name, arguments = default_model(len(table.train))
     options = {"model": name, "arguments": arguments, "minutes": args.minutes, "seed": args.seed, "figures": False}
     seconds = clocked(lambda: commands.fit(train, run, **options))
-    opened, x, ruled_out = encoded(run, test)
+    opened, x, log_grid = encoded(run, test)
     own = np.array([grid.step for grid in opened.schema.discrete])  # the model's cells, 0 where it has none
     steps = np.where(own > 0, own, resolutions(table, opened.schema.feature_names))
     generator = torch.Generator().manual_seed(args.seed)
@@ -203,12 +201,13 @@ def spline_flow(table: Table, folder: Path, args: argparse.Namespace) -> Result:
     draws = []
     for _ in range(args.draws):
         noise = (torch.rand(x.shape, generator=generator) - 0.5) * torch.from_numpy(np.where(own > 0, 0, steps)).to(x)
-        draws.append(log_probs(opened.flow, x + noise) + np.log(steps).sum())
+        draws.append(log_probs(opened.flow, x + noise) + np.log(steps).sum() + log_grid)
     each = np.stack(draws)
     texts = [c for c in rows.columns if c not in table.train]
     spans = {c.partition("=")[0] for c in texts}
+    ruled_out = np.zeros(len(rows), dtype=bool)
     for column in spans:  # all zeros: a category that training has not seen
-        ruled_out = ruled_out | (rows[[c for c in texts if c.startswith(f"{column}=")]].sum(1) == 0).to_numpy()
+        ruled_out |= (rows[[c for c in texts if c.startswith(f"{column}=")]].sum(1) == 0).to_numpy()
     each[:, ruled_out] = -np.inf
     best = np.logaddexp.reduce(each, 0) - math.log(len(each))
     finite = np.isfinite(each).all(0)

@@ -373,7 +373,7 @@ def test_runs_of_before_there_was_noise_have_likelihoods_for_scores(made, tmp_pa
     named = {name: torch.from_numpy(each) for name, each in tensors.items()}
     save_tensors(run / "rows.safetensors", named, {"format": "1", "alone": "0"})
     then, _ = found(run, new, tmp_path)
-    np.testing.assert_allclose(then["score"] + open_run(run, None).schema.log_on_grids, then["log_likelihood"])
+    np.testing.assert_allclose(then["score"], then["log_likelihood"])
 
 
 def test_chunks_do_not_show(made, tmp_path, monkeypatch):
@@ -404,6 +404,27 @@ def test_rows_off_a_grid_name_their_column(made, tmp_path):
     held_out = HeldOut.of(open_run(made / "folds", None)).law.scores
     assert (worst.loc[[4, 6], "score"] < held_out[0].item() + log_off / 2).all()
     assert (summary["impossible"], summary["off_grid"]) == (0, 2)
+
+
+def test_each_value_off_its_grid_makes_a_row_stranger(made, tmp_path):
+    """Two of them have the shares of both, and what else is strange about such rows still orders them."""
+    new = pd.concat([table(4, seed=1)] * 3, ignore_index=True).astype(float)
+    new.loc[4:7, "count"] += 0.4
+    new.loc[8:11, "count"] += 0.4
+    new.loc[8:11, "dose"] = 3.3  # the nearest level is 2.5
+    new.loc[[0, 4, 8], "noise"] = [0, 0.1, 0.2]
+    result = found(made / "folds", new, tmp_path)[0].set_index("row").sort_index()
+    one, two = result.loc[5:8], result.loc[9:12]
+    assert (two["score"] < one["score"].max()).all()
+    cost = -open_run(made / "folds", None).schema.log_grid(open_run(made / "folds", None).schema.columns[2])[1]
+    assert (two[["share_count", "share_dose"]] > cost - 5).all(axis=None)
+    assert set(two["column"]) <= {"count", "dose"}
+    assert len(set(result["score"])) == len(result)
+    far = new.loc[[4]].assign(noise=40.0)
+    (row,) = found(made / "folds", pd.concat([new, far]), tmp_path)[0].query("row == 13").itertuples()
+    assert row.column == "noise"
+    assert row.share_noise > row.share_count > cost - 5
+    assert row.score < one["score"].min()
 
 
 def test_new_levels_are_no_anomalies_where_they_are_usual(tmp_path):

@@ -284,6 +284,7 @@ def files(folder):
     data.mkdir()
     for k in range(3):
         frame = table(LONG + k, seed=k).assign(id=[f"{k}-{i}" for i in range(LONG + k)])
+        frame.loc[frame.index[LONG // 2 : LONG // 2 + k], "c"] += 0.5  # off the grid of whole numbers
         frame.to_parquet(data / f"part-{k}.parquet", row_group_size=7_000, index=False)
     return data
 
@@ -317,6 +318,7 @@ def killing(part):
 def test_the_bytes_do_not_depend_on_the_number_of_workers(count, run, files, expected, tmp_path, small_parts):
     summary = commands.score(run, f"{files}/*.parquet", tmp_path / "o", keep=["id"], engine="local", workers=count)
     assert results(tmp_path / "o") == expected
+    assert (summary["off_grid"], summary["off_grid_by_column"]) == (3, {"c": 3})
     plain = commands.score(run, str(files), tmp_path / "all.parquet", keep=["id"])
     assert summary["rows"] == plain["rows"] == 3 * LONG + 3
     assert summary["files"] == 3

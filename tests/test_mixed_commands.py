@@ -118,12 +118,15 @@ def test_dropped_columns_are_summed_over(run, tmp_path):
 def test_infinite_and_huge_numbers_are_impossible(run, tmp_path):
     frame = frame_of(8)
     huge = [np.inf, -np.inf, 1e31, -1e38, 1e308]
-    frame.loc[:4, "real"] = huge
-    summary = commands.score(run, frame, tmp_path / "s.csv")
-    scores = pd.read_csv(tmp_path / "s.csv")["log_likelihood"].to_numpy()
-    assert np.isneginf(scores[:5]).all()
-    assert np.isfinite(scores[5:]).all()
-    assert summary["impossible"] == 5
+    frame["count"] = frame["count"].astype(float)
+    for column, conditions in (("real", []), ("count", []), ("real", ["real"])):
+        changed = frame.copy()
+        changed.loc[:4, column] = huge
+        summary = commands.score(run, changed, tmp_path / "s.csv", conditions=conditions, force=True)
+        scores = pd.read_csv(tmp_path / "s.csv")["log_likelihood"].to_numpy()
+        assert np.isneginf(scores[:5]).all()
+        assert np.isfinite(scores[5:]).all()
+        assert summary["impossible"] == summary["off_grid"] == 5
 
 
 def test_unseen_categories_are_counted_and_finite(run, tmp_path):

@@ -119,7 +119,7 @@ def test_unseen_categories_have_the_share_of_those_seen_once(generator):
 
 
 def test_levels_have_all_the_mass(generator):
-    """Another number is impossible, which the schema says, so nothing is kept back for it."""
+    """The schema has the mass of any other number, so nothing is kept back for it."""
     (factor,) = factors_of(pd.DataFrame({"x": generator.choice([0.5, 2.25, 77.0], 300)})).values()
     assert factor.get("unseen", 0.0) == 0.0
     assert factor["values"] == [0.0, 1.0, 2.0]

@@ -545,6 +545,14 @@ def test_simulations_with_gaps_are_refused_or_dropped(tmp_path, capsys):
     assert "2 rows with missing or infinite values were left out" in capsys.readouterr().err
 
 
+def test_simpler_flows_are_stacked_unless_the_model_is_chosen_otherwise(run, tmp_path):
+    stacked = commands.posterior(table(60), tmp_path / "run", parameters=["a"], observed=["x1"], epochs=1, folds=2)
+    assert {"nsf", "small", "linear"} <= {name.split(" (")[0] for name in stacked["weights"]}
+    alone = commands.info(run)["metrics"]["weights"]
+    assert "nsf" in alone
+    assert not {"small", "linear"} & alone.keys()
+
+
 def test_a_python_posterior_is_no_run_of_the_command_line(tmp_path):
     diffeo.posterior(*conjugate(60), out=tmp_path / "run", **QUICK)
     with pytest.raises(diffeo.UserError, match=r"is a posterior that was made in Python; take it by diffeo.load"):

@@ -138,6 +138,7 @@ def _senseless(models: Models) -> Iterator[Case]:
         "high": (float("-inf"), -1e308),
         "step": (-1, 1e-320, True, "1", 10**400, 1.0),
         "slack": (0.6, -1),
+        "once": (1, -1, "1", 0.5, 10**400),
         "name": ("", None, 3, "b"),
         "kind": ("integer", "levels", "date", "categorical", 1, []),
         "dtype": ("float", [], "date", "category"),

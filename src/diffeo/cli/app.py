@@ -337,10 +337,11 @@ def score(
     """Write the log-likelihood of every row, image or recording.
 
     The result has the columns 'row', the number of the row in the table from 1, and 'log_likelihood', in nats and in
-    the units of the table; images and recordings have their number or file instead. Rows with a value that the model
-    rules out (a level never seen, a fraction in a column of whole numbers) get -inf. Of several .parquet files --out is
-    a folder for as many results of the same names, or one table. A VAE has bounds of it instead:
-    'elbo', and 'bound', the importance-weighted one of --samples draws, with its standard error 'bound_stderr'.
+    the units of the table; images and recordings have their number or file instead. A value off its column's grid (a
+    level never seen, a fraction in a column of whole numbers) counts as the nearest one, and as rare. Of several
+    .parquet files --out is a folder for as many results of the same names, or one table. A VAE has bounds of it
+    instead: 'elbo', and 'bound', the importance-weighted one of --samples draws, with its standard error
+    'bound_stderr'.
     """
 
 

@@ -29,7 +29,7 @@ def check(
     If the data are those that the run was trained on, the rows used are those kept for the test, or else those for
     validation. Where these are fewer than 100, the rows of training are looked at, and the verdict is never that the
     run can be trusted: in sample, nothing is known about new rows. Nor is it on fewer than 100 rows, or where there are
-    rows that the model rules out: these are left out of all but the verdict.
+    rows with a value off its grid: these are left out of all but the verdict.
 
     Args:
         run: a run directory.

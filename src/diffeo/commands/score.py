@@ -50,10 +50,11 @@ def score(
     """Write the log-likelihood of every row, image or recording, in nats and in the data's own units, in order.
 
     Each has its number before it, counted from 1 (``row``, ``image``), or its file; rows that are left out are counted.
-    Rows that hold a value to which the model gives no mass get -inf. Whole numbers, pixels and 16-bit sound are
-    dequantised by uniform noise u from the seed: the same call gives the same numbers, and the mean of log p(x + u)
-    over u bounds the log-probability of x from below (Theis et al. 2016, arXiv:1511.01844). Of images and recordings
-    bits per number are written, too: -log2 p(x) / D, in units of the step between neighbouring values.
+    A value off its column's grid counts as the nearest on it, and as rare (``Schema.log_grid``). Whole numbers, pixels
+    and 16-bit sound are dequantised by uniform noise u from the seed: the same call gives the same numbers, and the
+    mean of log p(x + u) over u bounds the log-probability of x from below (Theis et al. 2016, arXiv:1511.01844). Of
+    images and recordings bits per number are written, too: -log2 p(x) / D, in units of the step between neighbouring
+    values.
 
     A VAE has no likelihood but bounds of it, and says so: ``elbo``, and ``bound``, the importance-weighted one of so
     many samples, with ``bound_stderr``, its standard error over these; bits are those of ``bound``.
@@ -86,14 +87,12 @@ def score(
         progress: called with the number of examples done and the number of all, if known.
 
     Returns:
-        rows, their ``unit``, mean and stderr of the finite log-likelihoods, min, impossible (rows of -inf), seconds and
-        rows per second; bits per dimension, over all dimensions, with the standard error that the examples' differences
-        give them; of a VAE, whose mean is that of ``bound``, also ``elbo``, ``elbo_stderr``, ``samples``, and
-        ``sampling_stderr``, what the samples leave open of the mean; of a continuous flow what its solver took; and
-        what the kind of data has to say.
-
-    Raises:
-        UserError: for bad input, a bad run directory or an output that cannot be written.
+        rows, their ``unit``, mean and stderr of the finite log-likelihoods, min, impossible (rows of -inf), off_grid
+        (rows with a value off its grid), seconds and rows per second; bits per dimension, over all dimensions, with the
+        standard error that the examples' differences give them; of a VAE, whose mean is that of ``bound``, also
+        ``elbo``, ``elbo_stderr``, ``samples``, and ``sampling_stderr``, what the samples leave open of the mean; of a
+        continuous flow what its solver took; and what the kind of data has to say. Raises: UserError: for bad input, a
+        bad run directory or an output that cannot be written.
     """
     if engine is None and (workers is not None or resume):
         raise UserError(f"{'--workers' if workers is not None else '--resume'} is for an engine; give --engine local")

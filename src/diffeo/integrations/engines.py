@@ -183,13 +183,13 @@ class Scorer:
     def _shares_of(self, opened: Kept, chunk: Chunk, row: slice) -> tuple[np.ndarray, str]:
         """The shares of one row, alone: what they are measured by is drawn anew for its context, if it has one."""
         assert chunk.part is not None
-        assert chunk.blamed is not None
+        assert chunk.off_grid is not None
         if chunk.context is None:
             shares = opened.shares(self.seed)
         else:
             seed_noise(opened.run.device, derive(self.seed, "anomalies"))
             shares = ColumnShares(opened.run.flow, chunk.context[row])
-        strange, largest = by_column(opened.run, shares.of(chunk.x[row], chunk.part[row]), chunk.blamed[row])
+        strange, largest = by_column(opened.run, shares.of(chunk.x[row], chunk.part[row]), chunk.off_grid[row])
         return strange[0], largest[0]
 
 

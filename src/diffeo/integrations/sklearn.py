@@ -215,7 +215,7 @@ class _Density(_Estimator):
         """Score of each row in nats, the lower the less usual; of training rows out of fold.
 
         Of a density the log-likelihood, in the units of the columns; of ``FlowOutlier`` see there. A row has one score,
-        whatever rows are with it. A row with a value to which the model gives no mass has -inf.
+        whatever rows are with it. An infinite value has -inf.
 
         Args:
             X: ``(n, columns)``, an array or a data frame with the columns of the training.
@@ -365,7 +365,7 @@ class FlowOutlier(OutlierMixin, _Density):
     A score is the log-likelihood, lowered where a row is stranger when it is looked at less sharply, as ``diffeo
     anomalies`` has it; of runs that know no held-out rows, such as those of a few rows, the log-likelihood. Scores of
     training rows are out of fold: by the part of the stack that has not been trained on them, so that the threshold is
-    that of new rows. A value that the training lacks need not have -inf: not where such values are usual.
+    that of new rows. A value off its column's grid makes a row an outlier, but not where such values are usual.
 
     Args:
         model: a recipe's name; by default what ``diffeo fit`` chooses for the columns.

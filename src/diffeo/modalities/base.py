@@ -66,7 +66,7 @@ class Dataset(ABC):
             model and one part. Then no examples are held out besides, and ``x`` are all but those of the test.
         together: whether equal examples come into one fold.
         draws: of the noise that discrete values are spread by, where likelihoods are reported.
-        log_grid: what all examples that are learned have on top of their log-likelihoods, as those that are scored do.
+        log_grid: is added to the log-likelihood of every example where likelihoods are reported.
         step: bits are those of values this far apart: 1 in the data's own units, 2^-15 of 16-bit sound in [-1, 1).
         x, context: examples to train on, tensors or a stream; ``valid_x``, ``valid_context``: those held out.
         weights, valid_weights: how much each of them counts, or None where all count alike.
@@ -152,7 +152,7 @@ class Chunk:
         known: elements that the density is conditional on, or None; for flows of any order.
         part: the fold that each was in, negative for none ``(n,)``; None where it does not matter.
         flow: the density of these, where it is another one than the run's: of another length, say.
-        blamed: the column that has a value off its grid, by its place in the data, -1 for none ``(n,)``; or None.
+        off_grid: which values are off their columns' grids ``(n, columns of the data)``, or None.
     """
 
     key: int
@@ -163,7 +163,7 @@ class Chunk:
     flow: Flow | None = None
     known: Tensor | None = None
     part: Tensor | None = None
-    blamed: np.ndarray | None = None
+    off_grid: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Limits:
         enough: rows below which a model without fault is not called trustworthy: a fault would go unnoticed.
         significance: p-values, corrected for the number of tests, above which a deviation counts as chance.
         errors: standard errors, or the p-value of as many, from which on any deviation calls for care, however small.
-        off_grid: fraction of the rows that the model has no likelihood, or but that of a value off its grid, for.
+        off_grid: fraction of the rows without a finite likelihood, or with a value off its grid.
         auc: of a classifier that tells samples from rows, or one less that; two standard errors are granted.
         dependence: how far such an AUC is above one half, if at all, as a share of how far that of a classifier which
             tells rows of shuffled columns from rows is. Near 1, the model knows nothing of how the columns depend on
@@ -82,7 +82,7 @@ class Verdict:
             self.weigh(distance, (0.0 if certain else limit[0], limit[1]), text)
 
     def weigh_rows(self, count: int, some: int, what: str = "have no finite likelihood") -> None:
-        """Weigh how many of so many rows are none that the model is of."""
+        """Weigh how many of so many rows the model does not cover."""
         self.weigh(some / max(1, count), self.limits.off_grid, f"{some:,} of {count:,} rows {what}")
 
     def weigh_samples(self, samples: dict[str, Any]) -> None:

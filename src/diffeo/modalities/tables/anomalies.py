@@ -26,7 +26,7 @@ class Scored:
         cells: what is written before the scores ``(n, columns)``.
         log_prob, score, p_value: of each ``(n,)``.
         low: the numbers of the rows that may be among the worst of all ``(m,)``, and their ``x``, ``context``, ``part``
-            and ``blamed``, as a chunk has them.
+            and ``off_grid``, as a chunk has them.
     """
 
     cells: np.ndarray
@@ -37,33 +37,33 @@ class Scored:
     x: Tensor
     context: Tensor | None
     part: Tensor
-    blamed: np.ndarray
+    off_grid: np.ndarray
 
     @classmethod
     def of(cls, held_out: HeldOut, chunk: Chunk, draws: int, most: int) -> Scored:
         """Score a chunk of rows, of which at most so many may be among the worst."""
         assert chunk.part is not None
-        assert chunk.blamed is not None
+        assert chunk.off_grid is not None
         part = chunk.part
         log_prob, score, p_value = held_out.judged(chunk, draws)
         values = log_prob.numpy(), score.numpy(), p_value.numpy()
         low = np.lexsort(values)[:most]
         context = None if chunk.context is None else chunk.context[low].cpu()
-        return cls(chunk.cells, *values, low, chunk.x[low].cpu(), context, part[low], chunk.blamed[low])
+        return cls(chunk.cells, *values, low, chunk.x[low].cpu(), context, part[low], chunk.off_grid[low])
 
     @classmethod
     def joined(cls, parts: Sequence[Scored]) -> Scored:
         """All rows of several chunks, in order."""
         starts = np.cumsum([0, *(len(part.log_prob) for part in parts)])
-        cells, log_prob, score, p_value, blamed = (
+        cells, log_prob, score, p_value, off_grid = (
             np.concatenate([getattr(part, name) for part in parts])
-            for name in ("cells", "log_prob", "score", "p_value", "blamed")
+            for name in ("cells", "log_prob", "score", "p_value", "off_grid")
         )
         low = np.concatenate([start + part.low for start, part in zip(starts, parts, strict=False)])
         contexts = [part.context for part in parts if part.context is not None]
         return cls(
             cells, log_prob, score, p_value, low, torch.cat([part.x for part in parts]),
-            torch.cat(contexts) if contexts else None, torch.cat([part.part for part in parts]), blamed,
+            torch.cat(contexts) if contexts else None, torch.cat([part.part for part in parts]), off_grid,
         )  # fmt: skip
 
     def order(self) -> np.ndarray:
@@ -136,23 +136,25 @@ def _explained(run: TableRun, scored: Scored, rows: np.ndarray) -> tuple[np.ndar
     chosen = [places[row] for row in rows.tolist()]
     context = None if scored.context is None else scored.context[chosen].to(run.device)
     shares = column_shares(run.flow, scored.x[chosen].to(run.device), context, scored.part[chosen])
-    return by_column(run, shares, scored.blamed[chosen])
+    return by_column(run, shares, scored.off_grid[chosen])
 
 
-def by_column(run: TableRun, shares: Tensor, blamed: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def by_column(run: TableRun, shares: Tensor, off_grid: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """The shares of the columns ``(m, columns)``, of those of features, and the name of the column with the largest.
 
     Args:
         run: of a table.
         shares: of rows ``(m, features)``.
-        blamed: the column of each that has a value off its grid, as a chunk has it ``(m,)``; it is named first.
+        off_grid: which of their values are off their grids, as a chunk has it ``(m, all columns)``: these add what such
+            a value costs. A constant has no share, but may be the one with the largest.
     """
-    names = [column.name for column in run.schema.columns]
-    strange = np.stack([shares.numpy()[:, place].sum(1) for place in run.schema.places.values()], 1)
-    columns = list(run.schema.places)
-    largest = []
-    for share, wrong in zip(strange, blamed, strict=True):
-        if wrong >= 0 and names[wrong] in columns:
-            share[columns.index(names[wrong])] -= run.schema.log_grid(run.schema.columns[wrong])[1]
-        largest.append(names[wrong] if wrong >= 0 else columns[int(share.argmax())])
-    return strange, largest
+    schema = run.schema
+    costs = np.array([-schema.log_grid(column)[1] for column in schema.columns])
+    every = np.where(off_grid, costs, 0.0)
+    modelled = [schema.names.index(name) for name in schema.places]
+    every[:, modelled] += np.stack([shares.numpy()[:, place].sum(1) for place in schema.places.values()], 1)
+    candidates = np.full_like(every, -np.inf)
+    candidates[:, modelled] = every[:, modelled]
+    candidates[off_grid] = every[off_grid]
+    largest = [schema.names[place] for place in candidates.argmax(1)]
+    return every[:, modelled], largest

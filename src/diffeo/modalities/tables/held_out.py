@@ -33,6 +33,7 @@ class HeldOut:
         law: of the scores.
         limits: by the column, the largest p-value of a row that has a value off the grid there: the least there is, but
             of a level as often as rows have one that no other row has.
+        log_on_grids: of the schema; all likelihoods here have it.
     """
 
     members: list[Flow]
@@ -40,6 +41,7 @@ class HeldOut:
     scatter: Scatter
     law: Conformal
     limits: Tensor
+    log_on_grids: float
 
     @classmethod
     def of(cls, run: TableRun) -> HeldOut:
@@ -70,17 +72,18 @@ class HeldOut:
         noise = torch.from_numpy(run.seen.noise)
         if len(fold) < FEWEST:
             log_prob, noise = log_prob[:, :1], noise[:0]
+        log_prob = log_prob + run.schema.log_on_grids
         scatter = Scatter(log_prob[known])
         law = Conformal(scatter.score(log_prob[known]), run.seen.alone)
         limits = [law.of_new_level if column.kind == "levels" else law.least for column in run.schema.columns]
-        return cls(members, noise, scatter, law, torch.tensor(limits, dtype=torch.float64))
+        return cls(members, noise, scatter, law, torch.tensor(limits, dtype=torch.float64), run.schema.log_on_grids)
 
     def judged(self, chunk: Chunk, draws: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-likelihoods, scores and p-values of rows ``(n,)``, double precision.
 
         By all densities, or by the one that was not trained on the row. A row with a value off its grid has a score
-        that is no higher than its p-value says: below those of all rows held out, or, of a new level where these are
-        usual, that of an ordinary row.
+        that is no higher than its p-value says: below those of all rows held out by what such values cost, or, of a new
+        level where these are usual, that of an ordinary row.
 
         Args:
             chunk: the rows.
@@ -93,22 +96,24 @@ class HeldOut:
             if len(rows):
                 whole = whole_blocks(rows)
                 context = None if chunk.context is None else chunk.context[whole]
-                each[rows, k] = looks(member, chunk.x[whole], context, self.noise, draws)[: len(rows)]
+                likelihoods = looks(member, chunk.x[whole], context, self.noise, draws)[: len(rows)]
+                each[rows, k] = likelihoods + self.log_on_grids
         new = (chunk.part < 0)[:, None]
         log_prob = torch.where(new, torch.logsumexp(each, 1) - math.log(len(self.members)), each.amax(1))
         score = self.scatter.score(log_prob)
         held_out = (chunk.part == VALID) if len(self.members) == 1 else chunk.part >= 0
         p_value = torch.where(held_out, self.law.of_held_out(score), self.law.of_new(self.scatter.score(each)))
         log_prob = log_prob[:, 0]
-        assert chunk.blamed is not None
+        assert chunk.off_grid is not None
         assert chunk.log_grid is not None
-        log_grid = torch.from_numpy(chunk.log_grid)
-        log_prob = log_prob + log_grid
-        rows = torch.from_numpy(chunk.blamed >= 0)
+        beside = torch.from_numpy(chunk.log_grid) - self.log_on_grids  # 0 of a row on all grids
+        log_prob = log_prob + beside
+        off_grid = torch.from_numpy(chunk.off_grid)
+        rows = off_grid.any(1)
         if rows.any():
-            limit = self.limits[torch.from_numpy(chunk.blamed)[rows]]
-            lower = score[rows].clamp_max(self.law.scores[0]) + log_grid[rows]
+            limit = torch.where(off_grid[rows], self.limits, 1.0).amin(1)
             usual = score.new_tensor([self.law.threshold(p) for p in limit.tolist()])
+            lower = -torch.logaddexp(-score[rows], -self.law.scores[0]) + beside[rows]  # below both, and in order
             p_value[rows] = torch.minimum(p_value[rows], limit)
             score[rows] = torch.where(limit > self.law.least, torch.minimum(score[rows], usual), lower)
         return log_prob, score, p_value

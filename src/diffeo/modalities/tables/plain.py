@@ -48,10 +48,9 @@ class PlainRows(Plain):
     def inwards(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features ``(n, features)``, float32, and what ``Schema.log_grid`` adds to their log-likelihoods ``(n,)``."""
         parts, total = [], torch.zeros_like(x[:, 0])
-        for column, values, (log_on, log_off) in zip(self.columns, x.unbind(1), self.log_grid, strict=True):
+        for column, values, logs in zip(self.columns, x.unbind(1), self.log_grid, strict=True):
             features, off = column.features_of(values, self.gaps)
-            marginalised = torch.isnan(values) & (not column.missing)
-            total = total + torch.where(off, log_off, torch.where(marginalised, 0.0, log_on)).to(x.dtype)
+            total = total + column.log_grid(values, off, *logs).to(x.dtype)
             if column.name in self.places:
                 parts.append(features)
         encoded = torch.cat(parts, 1).float()

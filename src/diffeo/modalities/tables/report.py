@@ -256,7 +256,9 @@ class TableReport(RunReport):
         settings = run.provenance.get("settings")
         settings = settings if isinstance(settings, dict) else {}
         trained = (run.metrics.get("rows") or {}).get("train", schema.rows)
-        constant = [column.name for column in schema.columns if column.kind == "constant"]
+        constant = [
+            column.name for column in schema.columns if column.kind == "constant" and column.name not in schema.context
+        ]
         rounded = [column.name for column in schema.feature_columns if column.kind in ("integer", "levels")]
         texts = []
         if trained < FEW:
@@ -266,8 +268,8 @@ class TableReport(RunReport):
             )
         if constant:
             texts.append(
-                f"Constant in the training, and so not modelled: {_names(constant)}. Of another value there it knows no"
-                " more than that it is rare."
+                f"Constant in the training, and so not modelled: {_names(constant)}. Of any other value there it knows"
+                " only that it is rare."
             )
         if settings.get("drop"):
             texts.append(f"Left out of the model: {_names(settings['drop'])}. It knows nothing of these columns.")
@@ -342,5 +344,5 @@ def _thinned(chunks: Iterator[Chunk], total: int | None, most: int, seed: int) -
             for name in ("x", "context", "known", "part")
             if (value := getattr(chunk, name)) is not None
         }
-        arrays = {name: value[kept] for name in ("log_grid", "blamed") if (value := getattr(chunk, name)) is not None}
+        arrays = {name: value[kept] for name in ("log_grid", "off_grid") if (value := getattr(chunk, name)) is not None}
         yield replace(chunk, cells=chunk.cells[kept], **tensors, **arrays) if share < 1 else chunk

@@ -233,7 +233,7 @@ class TableRun(OpenRun):
                 seen = self.seen.parts(x, context)
                 codes, counts = np.unique(seen, return_counts=True)
                 _count(met.parts, dict(zip(codes.tolist(), counts.tolist(), strict=True)))
-            yield Chunk(number, x, context, cells, encoded.log_grid, flow, each, seen, encoded.blamed)
+            yield Chunk(number, x, context, cells, encoded.log_grid, flow, each, seen, encoded.off_grid)
 
     def _whole(self, values: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Rows (n, columns) of all columns of values of some of these; the others are NaN, or what is constant."""
@@ -636,6 +636,9 @@ class TableRun(OpenRun):
             self.flow, examples.x, examples.context, fold=examples.part, train=examples.train, bounds=bounds,
             names=self.schema.feature_names, seed=seed,
         )  # fmt: skip
+        for name, part in report["likelihood"].items():  # those of rows on all grids, as fit and score have them
+            if isinstance(part, dict) and not name.startswith("gain_over"):
+                part["mean"] += self.schema.log_on_grids
         if self.method is not None:
             calibration = self.calibration(examples, seed)
             report["calibration"] = calibration.to_json()

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,22 +81,22 @@ class Encoded(NamedTuple):
         context: float32 (n, context_size), or None without context columns.
         log_grid: float64 (n,), what its values on and off their grids (``Schema.log_grid``) add to the log-likelihood
             of ``x``, where a value off its grid is the nearest one on it.
+        off_grid: bool (n, columns), which values are off their grids.
         reasons: column name -> number of rows with a value off its grid.
         unseen: column name -> number of rows with a category that training did not see; these have a mass in the model.
-        blamed: int (n,), which column has a value off its grid, the first of several; -1 for none.
     """
 
     x: np.ndarray
     context: np.ndarray | None
     log_grid: np.ndarray
+    off_grid: np.ndarray
     reasons: dict[str, int]
     unseen: Mapping[str, int]
-    blamed: np.ndarray
 
     @property
     def off(self) -> np.ndarray:
         """Which rows have a value off its grid (n,)."""
-        return self.blamed >= 0
+        return self.off_grid.any(1)
 
 
 @dataclass(frozen=True)
@@ -280,6 +281,17 @@ class Column:
         largest = _BEYOND if gaps else _LARGEST
         return xp.clip(encoded[:, None] if encoded.ndim == 1 else encoded, -largest, largest), off
 
+    def log_grid(self, values: Numbers, off: Numbers, log_on: float, log_off: float) -> Numbers:
+        """Return what values add to log-likelihoods (n,), being on or off the grid (``Schema.log_grid``).
+
+        A missing cell is on the grid; where none was seen, it is marginalised, and adds nothing. What is infinite or
+        beyond 1e30 has no mass.
+        """
+        xp = numbers_of(values)
+        marginalised = xp.isnan(values) & (not self.missing)
+        finite = xp.where(off, log_off, xp.where(marginalised, 0.0, log_on))
+        return xp.where(off & (xp.abs(values) > _BEYOND), -math.inf, finite)
+
     def encode_context(self, values: Numbers) -> Numbers:
         """Return the numbers (n, context_size) of values in a context: categories one-hot, numbers only shifted."""
         if self.kind == "categorical":
@@ -442,16 +454,18 @@ class Schema:
         (the rule of succession: Laplace 1774); and by the m levels that were seen once, for new ones are about as
         frequent (Good 1953). All values off a column's grid are one event, as are all categories that training did not
         see. So the masses of a column still sum to one, and a row off a grid has a finite log-likelihood: that of the
-        nearest row on it and the logarithm of this. A missing cell is on the grid; where none was seen, it
-        is marginalised. Columns that are not strict have 0 and -inf.
+        nearest row on it and the logarithm of this. Columns that are not strict have 0 and -inf.
         """
         if not column.strict:
             return 0.0, -math.inf
-        strict = sum(c.strict for c in self.columns if c.name not in self.context)
-        off = (1 / strict + column.once) / (self.rows + 2)
+        off = (1 / self._strict + column.once) / (self.rows + 2)
         return math.log1p(-off), math.log(off)
 
-    @property
+    @cached_property
+    def _strict(self) -> int:
+        return sum(column.strict for column in self.columns if column.name not in self.context)
+
+    @cached_property
     def log_on_grids(self) -> float:
         """Log-probability that all values of a row are on their columns' grids."""
         return math.fsum(self.log_grid(column)[0] for column in self.columns if column.name not in self.context)
@@ -552,8 +566,7 @@ class Schema:
         if values.ndim != 2 or values.shape[1] != len(self.columns):
             raise ValueError(f"expected values of shape (n, {len(self.columns)}), got {values.shape}")
         gaps = self.mixed if gaps is None else gaps
-        blamed = np.full(len(values), -1)
-        reasons: dict[str, int] = {}
+        off_grid = np.zeros(values.shape, dtype=bool)
         unseen: dict[str, int] = {}
         places = self.places
         x = np.empty((len(values), self.features), dtype=np.float32)
@@ -564,13 +577,8 @@ class Schema:
             cells = column.read(values[:, i], (dictionaries or {}).get(column.name))
             with np.errstate(all="ignore"):  # what overflows is off the grid
                 features, off = column.features_of(cells, gaps)
-            if off.any():
-                blamed[off & (blamed < 0)] = i
-                reasons[column.name] = int(off.sum())
-            if column.name not in without:
-                log_on, log_off = self.log_grid(column)
-                marginalised = np.isnan(cells) & (not column.missing)
-                log_grid += np.where(off, log_off, np.where(marginalised, 0.0, log_on))
+            off_grid[:, i] = off
+            log_grid += column.log_grid(cells, off, *((0.0, 0.0) if column.name in without else self.log_grid(column)))
             if column.kind == "categorical" and (cells == len(column.categories)).any():
                 unseen[column.name] = int((cells == len(column.categories)).sum())
             if column.name in places:
@@ -582,8 +590,9 @@ class Schema:
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any() and not gaps:
             x[bad] = np.nan
-            blamed[bad] = -1
-        return Encoded(x, context, log_grid, reasons, unseen, blamed)
+            off_grid[bad] = False
+        off = {name: int(count) for name, count in zip(self.names, off_grid.sum(0), strict=True) if count}
+        return Encoded(x, context, log_grid, off_grid, off, unseen)
 
     def weighted(self, table: Table, rows: int = ROWS) -> Iterator[tuple[np.ndarray, Encoded, np.ndarray | None]]:
         """Yield the rows of a table to train on, batch by batch.
@@ -727,6 +736,8 @@ class Schema:
         schema = Schema(columns, context, all_names, data["rows"], identifiers, data["weights"])
         names = set(schema.names)
         _expect(schema.weights not in names, "weights that are not modelled", schema.weights)
+        once = max((column.once for column in columns), default=0)
+        _expect(once <= data["rows"], "at most as many levels that were seen once as rows", once)
         _expect(len(names) == len(columns), "columns with names of their own", sorted(schema.names))
         _expect(set(schema.context) <= names, "context among the columns", data["context"])
         _expect(not schema.all_names or names <= set(schema.all_names), "all_names with all columns", data["all_names"])
@@ -742,7 +753,7 @@ def load(table: Table, schema: Schema) -> tuple[np.ndarray, np.ndarray | None]:
         schema: says how to encode.
 
     Raises:
-        UserError: for bad input, or rows that hold a value which the schema excludes.
+        UserError: for bad input, or a value off its column's grid.
     """
     return load_weighted(table, replace(schema, weights=""))[:2]
 
@@ -755,7 +766,7 @@ def load_weighted(table: Table, schema: Schema) -> tuple[np.ndarray, np.ndarray 
         schema: says how to encode.
 
     Raises:
-        UserError: for bad input, or rows that hold a value which the schema excludes.
+        UserError: for bad input, or a value off its column's grid.
     """
     parts: list[Encoded] = []
     weights: list[np.ndarray] = []
@@ -763,9 +774,7 @@ def load_weighted(table: Table, schema: Schema) -> tuple[np.ndarray, np.ndarray 
         if encoded.off.any():
             column, count = next(iter(encoded.reasons.items()))
             rows_hold = "1 row holds" if count == 1 else f"{count} rows hold"
-            raise UserError(
-                f"{table.name}: column {column!r}: {rows_hold} a value that the model excludes; leave such rows out"
-            )
+            raise UserError(f"{table.name}: column {column!r}: {rows_hold} a value off its grid; leave such rows out")
         parts.append(encoded)
         weights += [] if their is None else [their]
     contexts = [part.context for part in parts if part.context is not None]
@@ -828,6 +837,7 @@ def _column(data: Mapping[str, Any]) -> Column:
     _expect(numbers["unit"] == 0 or numbers["unit"] >= _FINEST, f"a unit from {_FINEST:g} on", numbers["unit"])
     lengths = {"levels": range(2, len(values) + 1), "categorical": (0, len(texts)), "date": (0, 2)}
     _expect(len(values) in lengths.get(kind, (0,)), "values for levels, categories and dates only", data["values"])
+    _expect(data["once"] <= len(values), "at most as many levels that were seen once as levels", data["once"])
     textual = data["dtype"] in ("string", "category", "ordered") and not data["format"]
     _expect(bool(texts) == (kind == "categorical" or textual), "categories where they belong", texts)
     _expect(bool(data["format"]) or (kind != "date" and data["dtype"] != "date"), "a format of dates", data["format"])

@@ -231,7 +231,7 @@ class TableStream(BatchStream):
         return self.table.row_group(unit) if self._grouped else self.table
 
     def _blocks(self, table: Table, unit: int) -> Iterator[tuple[Block, np.ndarray]]:
-        """Yield a unit's possible rows that count, block by block, and which part each is in."""
+        """Yield a unit's rows on all grids that count, block by block, and which part each is in."""
         for numbers, encoded, weights in self.schema.weighted(table, self.block):
             part = parts_of(self.schema, numbers, self.seed, unit, self.test)
             used = ~encoded.off if weights is None else ~encoded.off & (weights > 0)
