@@ -96,7 +96,7 @@ class Encoded(NamedTuple):
     @property
     def off(self) -> np.ndarray:
         """Which rows have a value off its grid (n,)."""
-        return self.off_grid.any(1)
+        return np.asarray(self.off_grid.any(axis=1))
 
 
 @dataclass(frozen=True)
