@@ -151,6 +151,18 @@ def test_families_survive_a_run_directory_and_no_pickle(family, standardised, tm
     assert torch.equal(diffeo.load(tmp_path / "run").log_prob(x), density.log_prob(x))
 
 
+def test_a_value_far_from_the_single_ones_costs_no_more_than_its_distance():
+    """Masses of three values teach the smooth part that lies below them to be as sharp as it can be."""
+    x = torch.from_numpy(np.random.default_rng(0).choice([0.0, 1.0, 6.0], (300, 1))).float()
+    flow = mixed(1, columns=[{"values": [0.0, 1.0, 6.0], "steps": [1.0]}], hidden=4, layers=1, orders=1)
+    density = fitted("independent", flow, x, 0)
+    masses = density.log_prob(torch.arange(-2_000.0, 2_000)[:, None]).exp().double()
+    assert masses.sum().item() == pytest.approx(1, abs=1e-3)
+    far = density.log_prob(torch.tensor([[12.0], [3.0], [-6.0]]))
+    assert (far > -200).all()
+    assert (density.log_prob(x).mean() > math.log(1 / 3) - 0.05).all()
+
+
 def test_independent_columns_of_a_mixed_table():
     """Their density is the product of the columns' own, which depends on no other column."""
     generator = torch.Generator().manual_seed(0)

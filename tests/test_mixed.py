@@ -107,6 +107,26 @@ def test_every_conditional_sums_or_integrates_to_one(toy, any_order):
             assert total == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.slow
+def test_a_floor_has_its_share_and_leaves_densities_of_one():
+    """Its share of what the other parts have, so that 1 / (1 + share) of the old masses is left."""
+    columns, flow = TOYS["all"], flow_of("all")
+    flow.transform.put_floor(0.02)
+    (row,) = rows(columns, 1, seed=2)
+    nothing = torch.zeros(1, len(columns), dtype=torch.bool)
+    for i, column in enumerate(columns):
+        values = torch.linspace(-300, 300, 60_001) if column.get("steps") == [0] else values_of(column)
+        x = row.expand(len(values), -1).clone()
+        x[:, i] = values
+        p = flow.transform.log_conditionals(x, nothing.expand_as(x))[:, i].exp().double()
+        if column.get("steps") != [0]:
+            assert p.sum().item() == pytest.approx(1, abs=1e-3)  # the floor is wider than these values
+        elif column.get("steps"):
+            assert torch.trapezoid(p, values.double()).item() < 1 + 1e-3
+            far = torch.trapezoid(p[values > 100], values[values > 100].double()).item()
+            assert 0 < far < 0.02
+
+
 def test_masses_of_a_discrete_table_sum_to_one_and_conditionals_are_ratios_of_marginals():
     columns = TOYS["categories"]
     every = torch.tensor(list(itertools.product(*(values_of(column).tolist() for column in columns))))

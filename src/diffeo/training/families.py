@@ -16,6 +16,7 @@ from diffeo.flow import Flow
 from diffeo.recipes import build
 from diffeo.training.fit import fit
 from diffeo.transforms import Standardize
+from diffeo.transforms.mixed import Mixed
 
 __all__ = ["FAMILIES", "INDEPENDENT", "fitted"]
 
@@ -27,6 +28,7 @@ BANDWIDTHS = np.geomspace(0.03, 3.0, 30)  # in standard deviations
 CHUNK = 2**22  # distances at a time
 INDEPENDENT = "independent"  # the family of mixed densities; FAMILIES are those of numbers
 STEPS, BATCH = 300, 1024  # of its training
+FLOOR = 1e-4  # the share of a broad component in its columns
 
 
 def fitted(name: str, flow: Flow, x: Tensor, seed: int) -> Flow:
@@ -112,13 +114,18 @@ def _some(y: Tensor, most: int, seed: int) -> Tensor:
 
 
 def _independent(flow: Flow, x: Tensor, seed: int) -> Flow:
-    """Independent columns of any kind: a mixed density of one unit, whose normalised value is always the same."""
+    """Independent columns of any kind: a mixed density of one unit, whose normalised value is always the same.
+
+    It has a floor: no row is so far off that it spoils a mean.
+    """
     assert flow.recipe is not None
     arguments = {**flow.recipe["arguments"], "context": 0, "hidden": 1, "layers": 1, "any_order": True, "orders": 1}
     torch.manual_seed(seed)
     columns = build("mixed", arguments)
     steps = max(1, -(-len(x) // BATCH))
     fit(columns, x, validation=0, epochs=-(-STEPS // steps), batch_size=BATCH, lr=0.1, weight_decay=0.0, seed=seed)
+    assert isinstance(columns.transform, Mixed)
+    columns.transform.put_floor(FLOOR)
     return columns
 
 

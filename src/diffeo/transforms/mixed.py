@@ -21,6 +21,7 @@ __all__ = ["Mixed"]
 
 NEVER = -1e30  # the logarithm of no mass; finite, so that gradients of what is masked are 0 and not NaN
 SHARPEST = 9.0  # the largest -log of a component's scale, in standard deviations of the column made normal
+BROADEST = 4.0  # the largest log of it
 RESOLUTION = 1e-6  # of noise within the interval of a part
 NARROW = 1e-2  # a cell's width in scales, below which the density in its middle says its mass to six digits
 
@@ -193,6 +194,32 @@ class Mixed(DataDependent):
                 for name, buffer in whole.named_buffers():
                     if name != "initialized":
                         buffer[s] = part.get_buffer(name)[0]
+
+    @torch.no_grad()
+    def put_floor(self, share: float) -> None:
+        """Make one logistic of every smooth column as broad as there is, in the middle of the data and always there.
+
+        A smooth density that only single values taught is as sharp as they are: without a floor another value, where
+        there was none, costs thousands of nats.
+
+        Args:
+            share: of the mass of the column that it has where nothing is known.
+        """
+        nothing = torch.zeros(1, len(self.factors), dtype=torch.bool, device=self.orders.device)
+        cells = self._cells(torch.full(nothing.shape, torch.nan, device=self.orders.device))
+        h = self.network(cells.levels, cells.numbers, nothing)
+        logits, weights, _, _ = self._split(h, range(len(self.factors)))
+        last = self.network.last
+        for s, i in enumerate(self.smooth):
+            others = weights[0, s].clone()
+            others[:, -1] = NEVER
+            known = logits[i][0, : self.factors[i].levels]  # a copy of what is not known has no mass
+            total = torch.cat([known, others.flatten()]).logsumexp(0)
+            outputs = self._which(i)[self._masses[i] :].view(self.grids + 2, self.components)[:, -1]
+            last.weight[outputs] = 0
+            last.bias[outputs] = NEVER / 2
+            last.bias[outputs[0]] = total + math.log(share)
+            last.bias[outputs[-2:]] = last.bias.new_tensor([0.0, BROADEST])
 
     # ---- Densities --------------------------------------------------------------------------------------------------
 
@@ -557,7 +584,7 @@ class Mixed(DataDependent):
         rest = rest.reshape(h.shape[0], len(smooth), self.grids + 2, self.components)
         there = self.there[[self._place[i] for i in smooth]]
         weights = torch.where(there.unsqueeze(-1), rest[:, :, :-2], NEVER)
-        return list(logits.split(masses, 1)), weights, rest[:, :, -2], rest[:, :, -1].clamp(-SHARPEST, 4.0)
+        return list(logits.split(masses, 1)), weights, rest[:, :, -2], rest[:, :, -1].clamp(-SHARPEST, BROADEST)
 
     def _parts(
         self, x: Tensor, cells: _Cells, known: Tensor, h: Tensor, columns: Sequence[int]
