@@ -59,10 +59,10 @@ def anomalies(
     that.
 
     The columns written are the row's number, those to ``keep``, ``log_likelihood``, ``score``, ``p_value``, ``anomaly``
-    (whether the p-value is at most alpha), ``share_`` of every column, in nats above what is usual
-    (``column_shares``), and ``column``, the one with the largest. Shares belong to the worst hundred rows, or all that
-    are flagged, up to a thousand or what half a million evaluations of the density allow; their cells are empty
-    elsewhere. All scores are held in memory to be sorted, some 60 bytes for a row, and what is kept.
+    (whether the p-value is at most alpha), ``share_`` of every column, in nats above what is usual (``column_shares``),
+    and ``column``, the one that adds most: a value off its grid adds what it costs. Shares belong to the worst hundred
+    rows, or all that are flagged, up to a thousand or what half a million evaluations of the density allow; their cells
+    are empty elsewhere. All scores are held in memory to be sorted, some 60 bytes for a row, and what is kept.
 
     Args:
         run: a run directory of a table.

@@ -91,8 +91,10 @@ def score(
         (rows with a value off its grid), seconds and rows per second; bits per dimension, over all dimensions, with the
         standard error that the examples' differences give them; of a VAE, whose mean is that of ``bound``, also
         ``elbo``, ``elbo_stderr``, ``samples``, and ``sampling_stderr``, what the samples leave open of the mean; of a
-        continuous flow what its solver took; and what the kind of data has to say. Raises: UserError: for bad input, a
-        bad run directory or an output that cannot be written.
+        continuous flow what its solver took; and what the kind of data has to say.
+
+    Raises:
+        UserError: for bad input, a bad run directory or an output that cannot be written.
     """
     if engine is None and (workers is not None or resume):
         raise UserError(f"{'--workers' if workers is not None else '--resume'} is for an engine; give --engine local")
