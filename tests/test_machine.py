@@ -109,6 +109,26 @@ def test_what_is_wrong_is_not_used_however_fast(wrong):
     assert not result["used"]
 
 
+@pytest.mark.parametrize(("kinks", "equal"), [([0], True), ([0, 1], False), ([0, 2], False), ([1, 2], True)])
+def test_rounding_at_a_kink_is_no_wrong_value(kinks, equal):
+    """relu of numbers that are zero but for rounding has another gradient, with few of the random numbers."""
+    generator = torch.Generator()
+    at_kink = [torch.rand(3, generator=generator.manual_seed(seed)) for seed in kinks]
+
+    def make():
+        x = torch.rand(3)
+        rounding = 1e-9 if dispatch._CHOSEN.get() == "cpu" else -1e-9
+        x = (0 * x + rounding if any(map(x.equal, at_kink)) else x).requires_grad_()
+
+        def run():
+            CLOCK.now += FAST
+            return torch.autograd.grad(x.relu().sum(), x)
+
+        return run
+
+    assert race.race({"kind": {"relu": make}}, CLOCK)["kind"]["equal"] is equal
+
+
 def test_what_raises_is_not_used():
     def make():
         raise MemoryError("none left")

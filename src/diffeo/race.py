@@ -204,13 +204,8 @@ def _race_kind(cases: dict[str, Callable[[], Run]], clock: Callable[[], float]) 
 
 def _race_case(make: Callable[[], Run], clock: Callable[[], float]) -> tuple[float, bool]:
     """The best time of the kernels as a multiple of the reference's, and whether the results agree."""
-    runs, results = {}, {}
-    best: dict[Backend, float] = {"cpu": math.inf, "reference": math.inf}
-    for backend in best:
-        with torch.random.fork_rng(devices=[]), using(backend):
-            torch.manual_seed(0)
-            runs[backend] = make()
-            results[backend] = [each.detach().clone() for each in runs[backend]()]
+    runs, right = _compare(make, 0)
+    best: dict[Backend, float] = dict.fromkeys(runs, math.inf)
     end = clock() + _SECONDS
     for done in range(_ROUNDS):
         for backend, run in runs.items():  # in turn, so that what slows the machine down meets both
@@ -221,8 +216,22 @@ def _race_case(make: Callable[[], Run], clock: Callable[[], float]) -> tuple[flo
         ratio = best["cpu"] / best["reference"]
         if ratio < _SURE[0] or (done and ratio > _SURE[1]) or clock() > end:
             break
-    pairs = zip(results["cpu"], results["reference"], strict=True)
-    return ratio, all(_agree(*pair) for pair in pairs)
+    # A unit of relu within rounding of its kink may be on in the one and off in the other, and both are right: what is
+    # wrong is so with any numbers.
+    return ratio, right or all(_compare(make, seed)[1] for seed in (1, 2))
+
+
+def _compare(make: Callable[[], Run], seed: int) -> tuple[dict[Backend, Run], bool]:
+    """What was made for the kernels and for the reference with the same random numbers, and whether results agree."""
+    runs: dict[Backend, Run] = {}
+    results: list[list[Tensor]] = []
+    backends: tuple[Backend, Backend] = "cpu", "reference"
+    for backend in backends:
+        with torch.random.fork_rng(devices=[]), using(backend):
+            torch.manual_seed(seed)
+            runs[backend] = make()
+            results.append([each.detach().clone() for each in runs[backend]()])
+    return runs, all(_agree(*pair) for pair in zip(*results, strict=True))
 
 
 def _agree(result: Tensor, expected: Tensor) -> bool:
