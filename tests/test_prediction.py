@@ -63,6 +63,17 @@ def test_quantiles_and_distribution_functions_are_inverse():
     torch.testing.assert_close(slope, mixture.log_prob(y[:, None], context).exp().detach(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("spread", [1, 3, 20])
+def test_quantiles_of_members_far_apart(spread):
+    """Between two members Newton's method alone can go to and fro, for some of the levels of most of these mixtures."""
+    levels, context = np.linspace(0.001, 0.999, 999), torch.zeros(999, 2)
+    for _ in range(10):
+        means, stds = spread * torch.randn(30), torch.exp(1.5 * torch.randn(30))
+        mixture = Mixture([flow(mean=mean, std=std) for mean, std in zip(means.tolist(), stds.tolist(), strict=True)])
+        found = quantiles(mixture.double(), levels, context[:1])[0]
+        np.testing.assert_allclose(cdf(mixture, found, context), levels, atol=1e-8)
+
+
 def test_points_stand_for_the_density():
     mixture = Mixture([flow(mean=-1), flow(mean=3, std=0.5)], [0.25, 0.75]).double()
     values, weights = ensemble(mixture, torch.zeros(3, 2))

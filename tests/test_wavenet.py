@@ -124,6 +124,19 @@ def test_mixtures_are_generated_as_by_the_reference(plain, components):
 
 
 @needs_compiler
+@pytest.mark.parametrize(("components", "size"), [(5, 2), (64, 2), (64, 6), (10, 20)])
+def test_mixtures_with_gaps_are_generated(plain, components, size):
+    """Between two components Newton's method goes to and fro: of 5 components for one element in some thousands."""
+    mixture = MixtureOfLogistics(components)
+    z, params = 3 * torch.randn(20_000), size * torch.randn(mixture.size, 20_000)
+    with torch.no_grad():
+        fast = mixture.forward_and_log_det(z, params)[0]
+        slow = plain(lambda: mixture.forward_and_log_det(z.double(), params.double()))[0]
+        assert (mixture.inverse_and_log_det(slow, params.double())[0] - z).abs().max() < 1e-9
+        assert torch.allclose(fast.double(), slow, rtol=1e-6, atol=1e-6)
+
+
+@needs_compiler
 def test_a_row_cut_into_pieces_is_read_as_in_one():
     """With more threads than rows; pieces begin far enough before their first output."""
     net = WaveNet(2, 6, 4, 2, skip=8, context=2, hop=50)

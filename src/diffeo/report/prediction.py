@@ -14,6 +14,7 @@ from torch import Tensor
 from diffeo.bases import StandardLogistic, StandardNormal, StudentT
 from diffeo.flow import Flow
 from diffeo.mixture import Mixture
+from diffeo.ops.reference.roots import newton_or_half
 from diffeo.report.numerics import continuous_part
 from diffeo.training.seeding import seeded
 from diffeo.transforms.mixed import Mixed
@@ -101,7 +102,7 @@ def quantiles(flow: Flow, levels: Any, context: Tensor | None = None, count: int
     """The values y with F(y | context) = q, for each level q: ``(n, Q)``; of discrete values of their spread y + u.
 
     Of a single flow f(F_0^-1(q)); of a mixture the root between its members' quantiles, by Newton's method on
-    Phi^-1(F), which is straight where the density is Gaussian, and bisection where that leaves the interval.
+    Phi^-1(F), which is straight where the density is Gaussian, and bisection where that is surer.
 
     Args:
         flow: with ``has_cdf``.
@@ -137,7 +138,7 @@ def _roots(members: list[_Member], q: Tensor, context: Tensor | None) -> Tensor:
     weights = torch.tensor([member.weight for member in members]).to(q)
     low, high = ends.amin(0), ends.amax(0)
     y = (ends * weights[:, None]).sum(0).clamp(low, high) if len(members) > 1 else ends[0]
-    left = torch.arange(len(q), device=q.device)
+    moved, left = high - low, torch.arange(len(q), device=q.device)
     for _ in range(ROUNDS if len(members) > 1 else 0):
         here, target = y[left], q[left]
         contexts = None if context is None else context[left]
@@ -149,10 +150,10 @@ def _roots(members: list[_Member], q: Tensor, context: Tensor | None) -> Tensor:
         high[left] = torch.where(below >= target, here, high[left])
         score = torch.special.ndtri(below)
         slope = density / torch.exp(-0.5 * score.square()) * math.sqrt(2 * math.pi)
-        step = here - (score - torch.special.ndtri(target)) / slope
-        inside = torch.isfinite(step) & (step > low[left]) & (step < high[left])
+        step = (torch.special.ndtri(target) - score) / slope
         settled = ((below - target).abs() < EXACT) | (high[left] - low[left] <= 1e-12 * (1 + here.abs()))
-        y[left] = torch.where(settled, here, torch.where(inside, step, (low[left] + high[left]) / 2))
+        y[left] = torch.where(settled, here, newton_or_half(here, step, low[left], high[left], moved[left]))
+        moved[left] = (y[left] - here).abs()
         left = left[~settled]
         if not len(left):
             break

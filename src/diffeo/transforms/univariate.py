@@ -22,6 +22,7 @@ from torch import Tensor
 from diffeo import ops
 from diffeo.ops import MapSpec
 from diffeo.ops.reference.network import soft_bound
+from diffeo.ops.reference.roots import newton_or_half
 
 __all__ = [
     "UNIVARIATES",
@@ -206,19 +207,22 @@ class Affine(Univariate):
 
 
 class Gated(Univariate):
-    r"""A gate s between x and m, whose logit lies softly within B of a bias b.
+    r"""Twice a gate s between x and m, whose logit a is softly bounded by B.
 
     .. math::
-        z = s x + (1 - s) m, \qquad s = \sigma(b + B \tanh(a / B)), \qquad \log\left|\frac{dz}{dx}\right| = \log s
+        z = 2 (s x + (1 - s) m), \qquad s = \sigma(a), \qquad a = B \tanh(a' / B), \qquad
+        \log\left|\frac{dz}{dx}\right| = \log 2 s
 
     The step of IAF in its numerically stable form (Kingma et al. 2016, arXiv:1606.04934, eq. 13 and 14): normalizing is
-    the parallel direction of ``Autoregressive``, so that ``Inverse(Autoregressive(Gated(), net))`` samples by it. A
-    gate can only close, and draws noise together as it does: it is nearly open at first. (The paper begins at a bias of
-    1 or 2; in a VAE with two steps that made training slow.) The soft bound keeps the inverse from exploding.
+    the parallel direction of ``Autoregressive``, so that ``Inverse(Autoregressive(Gated(), net))`` samples by it. No
+    step widens noise by more than 2.
+
+    The paper has no 2: there every step draws noise together, and a bias of a that opens the gate at first, by which
+    (1 - s) m and the gradients of s are small, makes learning slow
+    (docs/decisions/2026-11-29-a-gate-that-begins-as-the-identity.md). With it parameters of zero are the identity.
 
     Args:
-        bias: of the gate's logit, so that all parameters zero leave :math:`s = \sigma(b)`.
-        bound: how far the logit may be from the bias.
+        bound: the largest absolute logit B.
 
     Raises:
         ValueError: for a bound that is not in [1e-6, 1e12].
@@ -226,24 +230,23 @@ class Gated(Univariate):
 
     size = 2
 
-    def __init__(self, bias: float = 4.0, bound: float = 5.0) -> None:
+    def __init__(self, bound: float = 5.0) -> None:
         _check_bound(bound)
-        self.bias = bias
         self.bound = bound
 
     def _gate(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Log s and (1 - s) m."""
-        logit = self.bias + soft_bound(params[1], self.bound)
-        return F.logsigmoid(logit), torch.sigmoid(-logit) * params[0]
+        """Log 2 s and 2 (1 - s) m."""
+        logit = soft_bound(params[1], self.bound)
+        return F.logsigmoid(logit) + math.log(2), 2 * torch.sigmoid(-logit) * params[0]
 
     def generate(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """x = (z - (1 - s) m) / s."""
+        """x = (z - 2 (1 - s) m) / 2 s."""
         log_gate, shift = self._gate(params)
         x = (z - shift) * torch.exp(-log_gate)
         return x, (-log_gate).expand_as(x)
 
     def normalize(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """z = s x + (1 - s) m."""
+        """z = 2 s x + 2 (1 - s) m."""
         log_gate, shift = self._gate(params)
         z = torch.addcmul(shift, x, torch.exp(log_gate))
         return z, log_gate.expand_as(z)
@@ -346,7 +349,7 @@ class MixtureOfLogistics(Univariate):
 
     All three terms come from sums of exponentials over the components, so both tails are exact, and no clamp takes a
     gradient away far from the mass: z grows linearly there. Generation brackets x between the components' own
-    :math:`m_k + e^{a_k} z`, and closes in by Newton's method, or halves the bracket where that leaves it. Ho et al.
+    :math:`m_k + e^{a_k} z`, and closes in by Newton's method, or halves the bracket where that is slow. Ho et al.
     2019 (Flow++, arXiv:1902.00275); as the head of a WaveNet: van den Oord et al. 2017 (arXiv:1711.10433). Components
     that start equal stay equal: let them start apart.
 
@@ -399,15 +402,14 @@ class MixtureOfLogistics(Univariate):
         low, high = each.amin(0), each.amax(0)
         if not ops.numbers_are_known():
             return self._sectioned(z, params, low, high)
-        x = (low + high) / 2
+        x, moved = (low + high) / 2, high - low
         for _ in range(_ROUNDS):
             reached, log_slope = self.normalize(x, params)
             low, high = torch.where(reached < z, x, low), torch.where(reached > z, x, high)
-            step = x + (z - reached) * torch.exp(-log_slope)
-            new = torch.where((step >= low) & (step <= high), step, (low + high) / 2)
-            done = (new - x).abs() <= 1e-14 * (1 + new.abs())
+            new = newton_or_half(x, (z - reached) * torch.exp(-log_slope), low, high, moved)
+            moved = (new - x).abs()
             x = new
-            if done.all():
+            if (moved <= 1e-14 * (1 + x.abs())).all():
                 break
         return x
 

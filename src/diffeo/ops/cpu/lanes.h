@@ -53,6 +53,7 @@ static inline vf at_most_f(vf a, vf top) { return pick_f(a > top, top, a); }
 static inline vf at_least_f(vf a, vf least) { return pick_f(a < least, least, a); }
 static inline vd at_most_d(vd a, vd top) { return pick_d(a > top, top, a); }
 static inline vd at_least_d(vd a, vd least) { return pick_d(a < least, least, a); }
+static inline vd absolute_d(vd a) { return pick_d(a < 0, -a, a); }
 
 #define HIDDEN __attribute__((visibility("hidden"))) /* shared between the files of the library only */
 

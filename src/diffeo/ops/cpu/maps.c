@@ -55,7 +55,8 @@ static inline vd log_sum_d(const vd *terms, int count) {
     return top + log_d(sum);
 }
 
-/* x = F^-1(sigmoid(z)) of a mixture of logistics F, by Newton's method within a bracket, in double precision. */
+/* x = F^-1(sigmoid(z)) of a mixture of logistics F, by Newton's method within a bracket, in double precision: as in
+ * `newton_or_half` of ops/reference/roots.py. */
 static void logistics_half(const Map *map, vd z, const vf *params, int half, vd *out, vd *log_det) {
     const int count = map->bins;
     vd weight[MAX_BINS], mean[MAX_BINS], log_scale[MAX_BINS], rate[MAX_BINS];
@@ -72,7 +73,7 @@ static void logistics_half(const Map *map, vd z, const vf *params, int half, vd 
         low = at_most_d(low, x_k);
         high = at_least_d(high, x_k);
     }
-    vd x = 0.5 * (low + high);
+    vd x = 0.5 * (low + high), moved = high - low;
     for (int round = 0; round < 100; round++) {
         for (int k = 0; k < count; k++) {
             const vd u = (x - mean[k]) * rate[k];
@@ -86,10 +87,11 @@ static void logistics_half(const Map *map, vd z, const vf *params, int half, vd 
         log_slope = log_sum_d(both, count) - log_below - log_above;
         low = pick_d(reached < z, x, low);
         high = pick_d(reached > z, x, high);
-        const vd step = x + (z - reached) * exp_d(-log_slope);
-        const vd new = pick_d((step >= low) & (step <= high), step, 0.5 * (low + high));
-        const vd moved = pick_d(new < x, x - new, new - x), size = pick_d(new < 0, -new, new);
-        const vl left = moved > 1e-13 * (1.0 + size);
+        const vd step = (z - reached) * exp_d(-log_slope), to = x + step;
+        const vl newton = (to >= low) & (to <= high) & (absolute_d(step) <= 0.5 * moved);
+        const vd new = pick_d(newton, to, 0.5 * (low + high));
+        moved = absolute_d(new - x);
+        const vl left = moved > 1e-13 * (1.0 + absolute_d(new));
         x = new;
         long any = 0;
         for (int lane = 0; lane < VL / 2; lane++) any |= (long)left[lane];
