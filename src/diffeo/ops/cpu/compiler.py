@@ -37,6 +37,9 @@ __all__ = [
 FLAGS = ("-O3", "-fPIC", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 # Some compilers know only the second, cross compilers neither.
 _NATIVE: tuple[list[str], ...] = (["-march=native"], ["-mcpu=native"], [])
+# Tuned for AMD, GCC leaves some products and sums apart, some in one copy of a loop and not in the other: a row's last
+# bits would depend on the rows beside it. Other compilers do not know the option.
+_FUSED: tuple[list[str], ...] = (["--param=avoid-fma-max-bits=0"], [])
 _PROBE_SECONDS = 30.0
 _OUTPUT = 1 << 16  # bytes of its output that are read
 
@@ -104,7 +107,7 @@ class Features(NamedTuple):
     """What a compiler is asked for.
 
     Attributes:
-        native: the option for this processor.
+        native: the options for this processor.
         threads: what compiles with OpenMP; empty where it has none.
         link: what links with it.
         instruction_set: its name.
@@ -151,7 +154,7 @@ def features(compiler: Compiler, folder: Path) -> Features:
         BuildError: if it cannot compile at all, or does not answer.
     """
     named = any(word.startswith(("-march=", "-mcpu=")) for word in compiler.arguments)
-    for native in [[]] if named else _NATIVE:
+    for native in ([*a, *b] for a in ([[]] if named else _NATIVE) for b in _FUSED):
         macros = _macros(compiler, native, folder)
         if macros.code == 0:
             break
