@@ -47,7 +47,7 @@ def uniform(count, seed=0):
 
 @pytest.fixture(scope="module")
 def learned():
-    return diffeo.posterior(*conjugate(1000), prior(), folds=2, jobs=1, epochs=12)
+    return diffeo.posterior(*conjugate(1000), prior(), folds=2, jobs=1, epochs=20)
 
 
 # ---- Laws ------------------------------------------------------------------------------------------------------------

@@ -136,14 +136,14 @@ def test_the_density_of_a_posterior_is_that_of_its_samples(posterior):
 
 
 def test_iaf_takes_gated_steps_in_reversed_order():
-    """z = s z + (1 - s) m, s and m of element i given those before it; one reversal between two steps."""
+    """z = 2 (s z + (1 - s) m), s and m of element i given those before it; one reversal between two steps."""
     vae = small(posterior="iaf")
     first, step, reverse, _ = vae.posterior.transform
     z, features = torch.randn(7, 3, dtype=torch.double), torch.randn(7, 8, dtype=torch.double)
     here = first.forward(z, features)
     m, a = step.transform.net(here.mT.contiguous(), features)  # (features, rows) each
-    s = torch.sigmoid(4 + 5 * torch.tanh(a / 5)).mT
-    there = s * here + (1 - s) * m.mT
+    s = torch.sigmoid(5 * torch.tanh(a / 5)).mT
+    there = 2 * (s * here + (1 - s) * m.mT)
     assert torch.allclose(step.forward(here, features), there)
     assert torch.equal(reverse.forward(there), there.flip(-1))
     jacobian = torch.autograd.functional.jacobian(lambda h: step.forward(h, features[:1]), here[:1])[0, :, 0]
