@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 COMPILERS = {"gcc": ("gcc",), "clang": ("clang", *(f"clang-{version}" for version in range(21, 13, -1)))}
-# Tuned for AMD, GCC would fuse fewer products and sums: there it shows if a row's bits depend on the rows beside it.
+# Tuned for Zen, GCC would fuse fewer products and sums: there it shows if a row's bits depend on the rows beside it.
 PROCESSORS = {"native": [], "x86-64-v3": ["-march=x86-64-v3", "-mtune=znver3"], "x86-64": ["-march=x86-64"]}
 NEEDS = {"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"}  # of the processor, for x86-64-v3
 BUILT = "import sys; from diffeo.ops.cpu.build import kernels; sys.exit(kernels().reason or None)"

@@ -316,6 +316,22 @@ def test_a_compiler_that_knows_no_native_processor(monkeypatch, place):
 
 
 @needs_compiler
+def test_a_compiler_that_knows_no_limit_of_fusing(monkeypatch, place):
+    """GCC is told to fuse everything, where it knows how to be told."""
+    is_gcc = (
+        "__clang__"
+        not in subprocess.run([REAL, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, text=True).stdout
+    )
+    assert (compiler.FUSED in build.kernels().manifest["flags"]) == is_gcc
+    no = 'case "$*" in *avoid-fma*) echo "error: invalid --param" >&2; exit 1;; esac'
+    monkeypatch.setenv("CC", script(place / "cc", f'{no}\nexec {REAL} "$@"'))
+    build.kernels.cache_clear()
+    manifest = build.kernels().manifest
+    assert compiler.FUSED not in manifest["flags"]
+    assert "-march=native" in manifest["flags"] or not is_gcc
+
+
+@needs_compiler
 def test_a_compiler_without_openmp(monkeypatch, place):
     no = 'case "$*" in *-fopenmp*) echo "error: unsupported option -fopenmp" >&2; exit 1;; esac'
     monkeypatch.setenv("CC", script(place / "cc", f'{no}\nexec {REAL} "$@"'))

@@ -129,6 +129,22 @@ def test_rounding_at_a_kink_is_no_wrong_value(kinks, equal):
     assert race.race({"kind": {"relu": make}}, CLOCK)["kind"]["equal"] is equal
 
 
+def test_what_is_infinite_is_wrong_with_any_numbers():
+    """There is no kink at which nothing is finite: even with few of the random numbers it is no rounding."""
+    first = torch.rand(3, generator=torch.Generator().manual_seed(0))
+
+    def make():
+        bad = torch.rand(3).equal(first) and dispatch._CHOSEN.get() == "cpu"
+
+        def run():
+            CLOCK.now += FAST
+            return [torch.tensor([1.0, torch.nan if bad else 1.0])]
+
+        return run
+
+    assert not race.race({"kind": {"case": make}}, CLOCK)["kind"]["equal"]
+
+
 def test_what_raises_is_not_used():
     def make():
         raise MemoryError("none left")

@@ -18,7 +18,7 @@ from diffeo.cli.main import main
 from diffeo.likelihoods import Bernoulli, DiscretizedLogistics, Likelihood
 from diffeo.objectives import ELBO, IWAE, objective_of
 from diffeo.report import bounds
-from diffeo.transforms import Affine, Elementwise, Rescale
+from diffeo.transforms import Affine, Elementwise, Gated, Rescale
 from diffeo.variational import VAE
 
 POSTERIORS = ("diagonal", "iaf", "nsf")
@@ -133,6 +133,12 @@ def test_the_density_of_a_posterior_is_that_of_its_samples(posterior):
     z, log_q = vae.posterior.sample_and_log_prob((40_000,), features)
     weights = torch.exp(StandardNormal(3).log_prob(z) - log_q)
     assert ((weights.mean(0) - 1).abs() < 5 * weights.std(0) / 200).all()
+
+
+def test_a_gate_without_parameters_is_the_identity():
+    z = torch.randn(9)
+    assert torch.equal(Gated().inverse_and_log_det(z, torch.zeros(2, 9))[0], z)
+    assert not Gated().inverse_and_log_det(z, torch.zeros(2, 9))[1].any()
 
 
 def test_iaf_takes_gated_steps_in_reversed_order():

@@ -11,7 +11,8 @@ from cases import needs_compiler, randomise
 from diffeo.nets import WaveNet
 from diffeo.objectives import Distillation
 from diffeo.objectives.conditional_kl import ConditionalKL, Conditionals, PairedKL, collapsed, encoded_kl, entropy
-from diffeo.transforms import Affine, Autoregressive, MixtureOfLogistics, Shift
+from diffeo.ops.reference import roots
+from diffeo.transforms import Affine, Autoregressive, MixtureOfLogistics, Shift, univariate
 
 SMALL = {"channels": 6, "layers": 3, "skip": 8}
 HOP, CHANNELS, LENGTH = 5, 3, 23
@@ -123,17 +124,34 @@ def test_mixtures_are_generated_as_by_the_reference(plain, components):
         assert torch.allclose(fast[1], slow[1], rtol=1e-3, atol=1e-3)
 
 
-@needs_compiler
-@pytest.mark.parametrize(("components", "size"), [(5, 2), (64, 2), (64, 6), (10, 20)])
-def test_mixtures_with_gaps_are_generated(plain, components, size):
+@pytest.mark.parametrize(
+    ("components", "size", "rounds"), [(5, 0.5, 10), (5, 2, 70), (64, 2, 70), (64, 6, 70), (10, 20, 70)]
+)
+def test_mixtures_with_gaps_are_generated(plain, monkeypatch, components, size, rounds):
     """Between two components Newton's method goes to and fro: of 5 components for one element in some thousands."""
-    mixture = MixtureOfLogistics(components)
+    mixture, taken = MixtureOfLogistics(components), []
+    monkeypatch.setattr(
+        univariate, "newton_or_half", lambda *state: (taken.append(state), roots.newton_or_half(*state))[1]
+    )
     z, params = 3 * torch.randn(20_000), size * torch.randn(mixture.size, 20_000)
     with torch.no_grad():
-        fast = mixture.forward_and_log_det(z, params)[0]
         slow = plain(lambda: mixture.forward_and_log_det(z.double(), params.double()))[0]
-        assert (mixture.inverse_and_log_det(slow, params.double())[0] - z).abs().max() < 1e-9
+        assert (mixture.inverse_and_log_det(slow, params.double())[0] - z).abs().max() < 1e-8
+        assert len(taken) <= rounds
+        fast, alone = (mixture.forward_and_log_det(each, params[:, : len(each)])[0] for each in (z, z[:1]))
         assert torch.allclose(fast.double(), slow, rtol=1e-6, atol=1e-6)
+        assert torch.equal(alone, fast[:1])  # whatever is beside it
+
+
+def test_the_step_of_a_search_stays_within_its_bracket():
+    x, low, high = torch.tensor(1.0), torch.tensor(0.0), torch.tensor(4.0)
+
+    def after(step, moved=10.0):
+        return roots.newton_or_half(x, torch.tensor(step), low, high, torch.tensor(moved)).item()
+
+    assert [after(step) for step in (0.5, -1.0, 3.0)] == [1.5, 0.0, 4.0]
+    assert [after(step) for step in (-1.5, 3.5, math.inf, -math.inf, math.nan)] == [2.0] * 5
+    assert [after(0.5, moved) for moved in (1.0, 0.9, math.nan)] == [1.5, 2.0, 2.0]
 
 
 @needs_compiler

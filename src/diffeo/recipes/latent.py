@@ -43,9 +43,9 @@ def vae(
 
     Each posterior begins with a diagonal Gaussian given the features of the encoder. "iaf" goes on with gated steps
     :math:`z \leftarrow 2 (s z + (1 - s) m)`, s and m by a masked network of the z before and of the features, the order
-    reversed between steps (Kingma et al. 2016, arXiv:1606.04934); "nsf" with monotone splines in their place (Durkan et
-    al. 2019, arXiv:1906.04032). All sample, with their own density, in one pass. Encoder and decoder are the same for
-    all.
+    reversed between steps (Kingma et al. 2016, arXiv:1606.04934, but for the 2: see ``Gated``); "nsf" with monotone
+    splines in their place (Durkan et al. 2019, arXiv:1906.04032). All sample, with their own density, in one pass.
+    Encoder and decoder are the same for all.
 
     Args:
         features: the shape (C, H, W) of an image.

@@ -139,6 +139,7 @@ def _roots(members: list[_Member], q: Tensor, context: Tensor | None) -> Tensor:
     low, high = ends.amin(0), ends.amax(0)
     y = (ends * weights[:, None]).sum(0).clamp(low, high) if len(members) > 1 else ends[0]
     moved, left = high - low, torch.arange(len(q), device=q.device)
+    rounding = 4 * torch.finfo(q.dtype).eps
     for _ in range(ROUNDS if len(members) > 1 else 0):
         here, target = y[left], q[left]
         contexts = None if context is None else context[left]
@@ -151,7 +152,8 @@ def _roots(members: list[_Member], q: Tensor, context: Tensor | None) -> Tensor:
         score = torch.special.ndtri(below)
         slope = density / torch.exp(-0.5 * score.square()) * math.sqrt(2 * math.pi)
         step = (torch.special.ndtri(target) - score) / slope
-        settled = ((below - target).abs() < EXACT) | (high[left] - low[left] <= 1e-12 * (1 + here.abs()))
+        width = high[left] - low[left]
+        settled = ((below - target).abs() < max(EXACT, rounding)) | (width <= max(1e-12, rounding) * (1 + here.abs()))
         y[left] = torch.where(settled, here, newton_or_half(here, step, low[left], high[left], moved[left]))
         moved[left] = (y[left] - here).abs()
         left = left[~settled]

@@ -1,8 +1,7 @@
 """Monotone one-dimensional maps with parameters: stateless, elementwise, usable in every structure.
 
 Every map takes its parameters in one tensor ``params`` of shape ``(size, *z.shape)`` (or broadcastable to it): the
-parameter index leads, so that each parameter is a contiguous slice. With all parameters zero every map is the identity
-(``Gated``, whose gate is never quite open: nearly).
+parameter index leads, so that each parameter is a contiguous slice. With all parameters zero every map is the identity.
 
 Maps in ``UNIVARIATES`` have a name, by which recipes, the command line and stored runs know them.
 """
@@ -42,7 +41,7 @@ __all__ = [
 
 
 _PARTS, _SECTIONS = 32, 8  # where all rounds are made: each cuts a bracket to a part
-_ROUNDS = 100  # of a root search: Newton's takes fewer than ten, halving a bracket at most sixty
+_ROUNDS = 100  # of a root search: most take fewer than ten, where Newton's and halvings alternate some sixty
 
 
 class Univariate(ABC):
@@ -213,13 +212,14 @@ class Gated(Univariate):
         z = 2 (s x + (1 - s) m), \qquad s = \sigma(a), \qquad a = B \tanh(a' / B), \qquad
         \log\left|\frac{dz}{dx}\right| = \log 2 s
 
-    The step of IAF in its numerically stable form (Kingma et al. 2016, arXiv:1606.04934, eq. 13 and 14): normalizing is
-    the parallel direction of ``Autoregressive``, so that ``Inverse(Autoregressive(Gated(), net))`` samples by it. No
-    step widens noise by more than 2.
+    The step of IAF in its numerically stable form (Kingma et al. 2016, arXiv:1606.04934, eq. 13 and 14), but for the
+    factor 2: normalizing is the parallel direction of ``Autoregressive``, so that
+    ``Inverse(Autoregressive(Gated(), net))`` samples by it. Given those before it, an element's noise is widened by at
+    most 2.
 
-    The paper has no 2: there every step draws noise together, and a bias of a that opens the gate at first, by which
-    (1 - s) m and the gradients of s are small, makes learning slow
-    (docs/decisions/2026-11-29-a-gate-that-begins-as-the-identity.md). With it parameters of zero are the identity.
+    Without the 2 every step draws noise together. The paper's bias opens the gate at first, but it makes (1 - s) m and
+    the gradient of s small, so that learning is slow; see
+    docs/decisions/2026-11-29-a-gate-that-begins-as-the-identity.md.
 
     Args:
         bound: the largest absolute logit B.
@@ -402,14 +402,15 @@ class MixtureOfLogistics(Univariate):
         low, high = each.amin(0), each.amax(0)
         if not ops.numbers_are_known():
             return self._sectioned(z, params, low, high)
-        x, moved = (low + high) / 2, high - low
+        x, moved, left = (low + high) / 2, high - low, torch.ones_like(z, dtype=torch.bool)
         for _ in range(_ROUNDS):
             reached, log_slope = self.normalize(x, params)
             low, high = torch.where(reached < z, x, low), torch.where(reached > z, x, high)
             new = newton_or_half(x, (z - reached) * torch.exp(-log_slope), low, high, moved)
             moved = (new - x).abs()
-            x = new
-            if (moved <= 1e-14 * (1 + x.abs())).all():
+            x = torch.where(left, new, x)
+            left = left & (moved > 1e-14 * (1 + x.abs()))
+            if not left.any():
                 break
         return x
 

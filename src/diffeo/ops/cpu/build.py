@@ -32,7 +32,18 @@ import torch
 from diffeo import __version__
 from diffeo.ops.cpu import cache
 from diffeo.ops.cpu.binding import TYPES
-from diffeo.ops.cpu.compiler import FLAGS, BuildError, Compiler, ended, find, one_line, run, sources, torch_openmp
+from diffeo.ops.cpu.compiler import (
+    FLAGS,
+    FUSED,
+    BuildError,
+    Compiler,
+    ended,
+    find,
+    one_line,
+    run,
+    sources,
+    torch_openmp,
+)
 from diffeo.ops.cpu.prebuilt import Prebuilt, shipped
 
 __all__ = ["KINDS", "BuildError", "Kernels", "adopt", "kernels", "library", "usable"]
@@ -293,7 +304,7 @@ def _key(maker: Compiler | Prebuilt) -> str:
     key = hashlib.sha256()
     for source in _sources():
         key.update(f"{source.name}\0".encode() + source.read_bytes())
-    made_by = maker.identity(), *FLAGS, *torch_openmp()
+    made_by = maker.identity(), *FLAGS, FUSED, *torch_openmp()
     for part in (*made_by, platform.machine(), _processor(), torch.__version__, __version__, *KINDS):
         key.update(f"{part}\0".encode())
     return key.hexdigest()[:16]

@@ -19,6 +19,7 @@ import torch
 
 __all__ = [
     "FLAGS",
+    "FUSED",
     "BuildError",
     "Compiler",
     "Features",
@@ -26,6 +27,7 @@ __all__ = [
     "ended",
     "features",
     "find",
+    "fusing",
     "instruction_set",
     "one_line",
     "run",
@@ -37,9 +39,9 @@ __all__ = [
 FLAGS = ("-O3", "-fPIC", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 # Some compilers know only the second, cross compilers neither.
 _NATIVE: tuple[list[str], ...] = (["-march=native"], ["-mcpu=native"], [])
-# Tuned for AMD, GCC leaves some products and sums apart, some in one copy of a loop and not in the other: a row's last
-# bits would depend on the rows beside it. Other compilers do not know the option.
-_FUSED: tuple[list[str], ...] = (["--param=avoid-fma-max-bits=0"], [])
+# Tuned for some processors (AMD's Zen, newer versions others, too), GCC leaves some products and sums apart, in one
+# copy of a loop and not in the other: a row's last bits would depend on the rows beside it.
+FUSED = "--param=avoid-fma-max-bits=0"
 _PROBE_SECONDS = 30.0
 _OUTPUT = 1 << 16  # bytes of its output that are read
 
@@ -154,7 +156,7 @@ def features(compiler: Compiler, folder: Path) -> Features:
         BuildError: if it cannot compile at all, or does not answer.
     """
     named = any(word.startswith(("-march=", "-mcpu=")) for word in compiler.arguments)
-    for native in ([*a, *b] for a in ([[]] if named else _NATIVE) for b in _FUSED):
+    for native in [[]] if named else _NATIVE:
         macros = _macros(compiler, native, folder)
         if macros.code == 0:
             break
@@ -168,7 +170,13 @@ def features(compiler: Compiler, folder: Path) -> Features:
         if run([*compiler.command, *FLAGS, *compiler.arguments, *step], _PROBE_SECONDS, folder).code:
             threads, link = [], []  # clang may come without OpenMP
             break
-    return Features(native, threads, link, _instructions(known))
+    return Features([*native, *fusing(compiler, folder)], threads, link, _instructions(known))
+
+
+def fusing(compiler: Compiler, folder: Path) -> list[str]:
+    """The option by which GCC fuses every product and sum; none for clang, which warns of it, and for others."""
+    macros = _macros(compiler, [FUSED], folder)
+    return [] if macros.code or "__clang__" in _defined(macros) else [FUSED]
 
 
 def instruction_set(compiler: Compiler, options: list[str], folder: Path) -> str:

@@ -74,25 +74,26 @@ static void logistics_half(const Map *map, vd z, const vf *params, int half, vd 
         high = at_least_d(high, x_k);
     }
     vd x = 0.5 * (low + high), moved = high - low;
+    vl left = (vl){0} == 0;
     for (int round = 0; round < 100; round++) {
         for (int k = 0; k < count; k++) {
             const vd u = (x - mean[k]) * rate[k];
-            const vd tail = log_d(1.0 + exp_d(pick_d(u < 0, u, -u)));
+            const vd tail = log_d(1.0 + exp_d(-absolute_d(u)));
             below[k] = weight[k] + at_most_d(u, (vd){0}) - tail;  /* log sigmoid(u) */
             above[k] = weight[k] + at_most_d(-u, (vd){0}) - tail; /* log sigmoid(-u) */
             both[k] = below[k] + above[k] - weight[k] - log_scale[k];
         }
         const vd log_below = log_sum_d(below, count), log_above = log_sum_d(above, count);
         const vd reached = log_below - log_above;
-        log_slope = log_sum_d(both, count) - log_below - log_above;
+        log_slope = pick_d(left, log_sum_d(both, count) - log_below - log_above, log_slope);
         low = pick_d(reached < z, x, low);
         high = pick_d(reached > z, x, high);
         const vd step = (z - reached) * exp_d(-log_slope), to = x + step;
         const vl newton = (to >= low) & (to <= high) & (absolute_d(step) <= 0.5 * moved);
         const vd new = pick_d(newton, to, 0.5 * (low + high));
         moved = absolute_d(new - x);
-        const vl left = moved > 1e-13 * (1.0 + absolute_d(new));
-        x = new;
+        x = pick_d(left, new, x);
+        left &= moved > 1e-13 * (1.0 + absolute_d(x));
         long any = 0;
         for (int lane = 0; lane < VL / 2; lane++) any |= (long)left[lane];
         if (!any) break;

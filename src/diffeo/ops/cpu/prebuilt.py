@@ -18,7 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffeo.ops.cpu.compiler import FLAGS, BuildError, Features, compile_library, find, instruction_set, sources
+from diffeo.ops.cpu.compiler import (
+    FLAGS,
+    BuildError,
+    Features,
+    compile_library,
+    find,
+    fusing,
+    instruction_set,
+    sources,
+)
 
 __all__ = ["LEVELS", "Prebuilt", "build", "runs", "shipped"]
 
@@ -117,12 +126,13 @@ def build(folder: Path | str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="diffeo-") as work:
             # See openmp.c on clang. Nothing is linked: the functions of OpenMP are left to be found in the process.
             threads = ["-fopenmp", "-DDIFFEO_GOMP"]
-            asked = Features(march, threads, [], instruction_set(compiler, march, Path(work)))
+            options = [*march, *fusing(compiler, Path(work))]
+            asked = Features(options, threads, [], instruction_set(compiler, options, Path(work)))
             made = compile_library(compiler, asked, files, Path(work), _SECONDS)
             shutil.copyfile(made, folder / f"{level}.so")
         builds[level] = {
             "version": compiler.version(), "instructions": asked.instruction_set, "openmp": True,
-            "flags": [*FLAGS, *march, *threads, *compiler.arguments],
+            "flags": [*FLAGS, *options, *threads, *compiler.arguments],
             "digest": hashlib.sha256((folder / f"{level}.so").read_bytes()).hexdigest(),
         }  # fmt: skip
     manifest = {"sources": _digest(files), "builds": builds}
