@@ -1,7 +1,9 @@
 """The kernels without Python: compiled without a warning, under sanitizers, and for a processor that is emulated."""
 
 import os
+import re
 import subprocess
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +18,9 @@ DRIVER = [*sorted((Path(__file__).parent / "native").glob("*.c")), SOURCES / "pr
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"]
 CROSS = installed("aarch64-linux-gnu-gcc", *(f"aarch64-linux-gnu-gcc-{version}" for version in range(16, 10, -1)))
 QEMU = installed("qemu-aarch64", "qemu-aarch64-static")
+# In assembly, the place that a vector is loaded from, on an x86-64 or an aarch64; and where straight code ends.
+VECTOR_LOAD = r"^\tv?\w+\t(-?\w*\(%[^)]*\)), %[xyz]mm|^\tld\w+\t.*\b[qsv]\d.*(\[.*\])"
+JUMP = r"^\.?\w+:|^\t(?:j|b[. ]|b\t|cb)\w*"
 BUILDS = {build.name: build for build in builds()}
 
 
@@ -74,6 +79,20 @@ def test_no_compiler_warns_of_anything(name, tmp_path):
         # clang also warns of what -march=native makes of a processor, and names no file there
         said = [line for line in (done.stdout + done.stderr).splitlines() if ": warning:" in line or ": note:" in line]
         assert (done.returncode, said) == (0, [])
+
+
+@pytest.mark.parametrize("name", [*BUILDS, "aarch64"])
+def test_a_tile_loads_each_value_once(name, tmp_path):
+    """Tuned for Zen, GCC loaded a value for each of the units that it is multiplied by: products waited for loads."""
+    done = run([*command_of(name, tmp_path), *FLAGS, "-S", "-o", "-", SOURCES / "product.c"], tmp_path)
+    assert not done.returncode, done.stderr
+    tiles = re.findall(r"^product_(\d)_(\d):(.*?)\t\.size", done.stdout, re.MULTILINE | re.DOTALL)
+    *_, largest = max(tiles, key=lambda tile: int(tile[0]) * int(tile[1]))
+    straight = re.split(JUMP, largest, flags=re.MULTILINE)
+    loop = max(straight, key=lambda code: len(re.findall(r"\t(?:vfmadd|mulps|fmla)", code)))
+    loads = Counter(re.findall(VECTOR_LOAD, loop, re.MULTILINE))
+    assert loads
+    assert max(loads.values()) == 1, loads
 
 
 @pytest.mark.slow

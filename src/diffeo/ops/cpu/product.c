@@ -11,7 +11,7 @@
         for (; segments > 0; segments--, a += by_segment)                                                              \
             for (long k = 0; k < count; k++, b += by_b) {                                                              \
                 vf value[N];                                                                                           \
-                UNROLL for (int v = 0; v < N; v++) value[v] = *(const vf *)(b + v * VL);                               \
+                UNROLL for (int v = 0; v < N; v++) value[v] = load_once(b + v * VL);                                   \
                 UNROLL for (int u = 0; u < U; u++) {                                                                   \
                     const vf weight = splat(a[u * by_unit + k * by_column]);                                           \
                     UNROLL for (int v = 0; v < N; v++) total[u][v] += weight * value[v];                               \

@@ -54,9 +54,9 @@ static void product(const float *a, long by_unit, long by_column, long units, lo
         vf total[U][W] = {{{0}}};                                                                                      \
         for (long t = 0; t < times; t += VL) {                                                                         \
             vf other[W];                                                                                               \
-            UNROLL for (int j = 0; j < W; j++) other[j] = *(const vf *)(b + j * by_b + t);                             \
+            UNROLL for (int j = 0; j < W; j++) other[j] = load_once(b + j * by_b + t);                                 \
             UNROLL for (int i = 0; i < U; i++) {                                                                       \
-                const vf value = *(const vf *)(a + i * by_a + t);                                                      \
+                const vf value = load_once(a + i * by_a + t);                                                          \
                 UNROLL for (int j = 0; j < W; j++) total[i][j] += value * other[j];                                    \
             }                                                                                                          \
         }                                                                                                              \
@@ -356,7 +356,7 @@ long vector_lanes(void) { return VL; }
         for (long k = 0; k < count; k += D)                                                                            \
             UNROLL for (int d = 0; d < D; d++) {                                                                       \
                 UNROLL for (int v = 0; v < N; v++) {                                                                   \
-                    const vf weight = *(const vf *)(a + (k + d) * units + v * VL);                                     \
+                    const vf weight = load_once(a + (k + d) * units + v * VL);                                         \
                     UNROLL for (int r = 0; r < R; r++) total[d][r][v] += weight * splat(x[r * by_x + k + d]);          \
                 }                                                                                                      \
             }                                                                                                          \
