@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +17,9 @@ DRIVER = [*sorted((Path(__file__).parent / "native").glob("*.c")), SOURCES / "pr
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g"]
 CROSS = installed("aarch64-linux-gnu-gcc", *(f"aarch64-linux-gnu-gcc-{version}" for version in range(16, 10, -1)))
 QEMU = installed("qemu-aarch64", "qemu-aarch64-static")
-# In assembly, the place that a vector is loaded from, on an x86-64 or an aarch64; and where straight code ends.
-VECTOR_LOAD = r"^\tv?\w+\t(-?\w*\(%[^)]*\)), %[xyz]mm|^\tld\w+\t.*\b[qsv]\d.*(\[.*\])"
+# In assembly of an x86-64 or an aarch64: products of vectors, vectors loaded, and where straight code ends.
+PRODUCT = r"\t(?:vfmadd\w*|v?mulps|fmla)\t"
+VECTOR_LOAD = r"^\tv?\w+\t-?\w*\(%[^)]*\), %[xyz]mm|^\tld\w+\t.*\b[qsv]\d.*\["
 JUMP = r"^\.?\w+:|^\t(?:j|b[. ]|b\t|cb)\w*"
 BUILDS = {build.name: build for build in builds()}
 
@@ -87,12 +87,14 @@ def test_a_tile_loads_each_value_once(name, tmp_path):
     done = run([*command_of(name, tmp_path), *FLAGS, "-S", "-o", "-", SOURCES / "product.c"], tmp_path)
     assert not done.returncode, done.stderr
     tiles = re.findall(r"^product_(\d)_(\d):(.*?)\t\.size", done.stdout, re.MULTILINE | re.DOTALL)
-    *_, largest = max(tiles, key=lambda tile: int(tile[0]) * int(tile[1]))
+    units, vectors, largest = max(((int(u), int(v), code) for u, v, code in tiles), key=lambda tile: tile[0] * tile[1])
     straight = re.split(JUMP, largest, flags=re.MULTILINE)
-    loop = max(straight, key=lambda code: len(re.findall(r"\t(?:vfmadd|mulps|fmla)", code)))
-    loads = Counter(re.findall(VECTOR_LOAD, loop, re.MULTILINE))
-    assert loads
-    assert max(loads.values()) == 1, loads
+    products, loads = max(
+        (len(re.findall(PRODUCT, code)), len(re.findall(VECTOR_LOAD, code, re.MULTILINE))) for code in straight
+    )
+    columns = products / (units * vectors)  # of which the loop does several at a time, if the compiler likes
+    assert columns >= 1
+    assert loads <= columns * (units + vectors + 1)  # one accumulator is in memory where multiply-adds are not fused
 
 
 @pytest.mark.slow
