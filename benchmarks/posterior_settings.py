@@ -34,27 +34,29 @@ from diffeo.training.folds import out_of_fold, stack
 from sbibm import TASKS
 
 USUAL = METHODS["npe"]
-LARGE = USUAL.arguments
+SPLINES = {**USUAL.arguments, "embedding": []}
+READER = [128, 128, 32]
 
 
 def _method(recipe: str, arguments: dict[str, Any], **training: Any) -> Method:
     return Method(recipe, arguments, MaximumLikelihood, USUAL.training | training, {})
 
 
+def _splines(transforms: int, width: int, embedding: list[int], **training: Any) -> Method:
+    sizes = {"transforms": transforms, "hidden": [width, width], "embedding": embedding}
+    return _method("nsf", SPLINES | sizes, **training)
+
+
 CANDIDATES = {
-    "large": _method("nsf", LARGE),
-    "small": _method("nsf", LARGE | {"transforms": 3, "hidden": [64, 64]}),
-    "tiny": _method("nsf", LARGE | {"transforms": 1, "hidden": [32, 32]}),
+    "large": _splines(5, 128, []),
+    "small": _splines(3, 64, []),
     "linear": _method("maf", {"transforms": 1, "hidden": []}),
-    "wide": _method("nsf", LARGE | {"transforms": 3, "hidden": [256, 256]}),
-    "deep": _method("nsf", LARGE | {"hidden": [128, 128, 128]}),
-    "dropout": _method("nsf", LARGE | {"dropout": 0.2}),
-    "decay": _method("nsf", LARGE, weight_decay=1.0),
-    "low": _method("nsf", LARGE, lr=7e-3),
-    "high": _method("nsf", LARGE, lr=3e-2),
-    "bins": _method("nsf", LARGE | {"bins": 16}),
-    "long": _method("nsf", LARGE, epochs=200, patience=60),
-    "batch 128": _method("nsf", LARGE, lr=1e-2, batch_size=128),
+    "large read": _splines(5, 128, READER),
+    "small read": _splines(3, 64, READER),
+    "tiny read": _splines(2, 32, READER),
+    "small read widely": _splines(3, 64, [256, 256, 256, 64]),
+    "small read, low": _splines(3, 64, READER, lr=3e-3),
+    "small read, short": _splines(3, 64, READER, epochs=60),
 }
 
 
@@ -145,7 +147,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=[*TASKS, *OWN], choices=[*TASKS, *OWN])
     parser.add_argument("--sizes", nargs="+", type=int, default=[1000])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--candidates", nargs="+", default=["large", "large + small", "large + small + linear"])
+    parser.add_argument(
+        "--candidates", nargs="+", default=["large + small + linear", "small read + tiny read + linear"]
+    )
     parser.add_argument("--folds", type=int, default=5, help="1 compares settings in a fifth of the time")
     parser.add_argument("--fresh", type=int, default=5000)
     parser.add_argument("--keep", action="store_true", help="go on with the results in --out")

@@ -14,6 +14,7 @@ import diffeo
 from cases import randomise
 from diffeo.bases import Base, GaussianMixture, StandardLogistic, StandardNormal, Uniform
 from diffeo.flow import Flow
+from diffeo.structure import described, rebuilt
 from diffeo.transforms import Chain, Elementwise, Scale, Standardize, Transform
 
 RECIPE_CASES = {
@@ -109,6 +110,30 @@ def test_an_embedding_that_changes_the_batch_is_refused():
         flow.double().log_prob(torch.randn(5, 2), torch.randn(5, 3))
     with pytest.raises(ValueError, match="expected a flow with a context"):
         make("maf", 2).with_embedding(torch.nn.Flatten(), (3,))
+
+
+@pytest.mark.parametrize("features", [4, [1, 4, 4]], ids=["vectors", "images"])
+@pytest.mark.parametrize("name", RECIPE_CASES)
+def test_a_recipe_reads_its_context_by_an_embedding(name, features, tmp_path):
+    flow, plain = make(name, features, 3, embedding=[6, 5]), make(name, features, 5)
+    plain.transform.load_state_dict(flow.transform.state_dict())
+    plain.context_transform = None
+    x, contexts = torch.randn(7, *flow.event_shape).double(), torch.randn(7, 3).double()
+    expected = plain.log_prob(x, flow.embedding(flow.context_transform.inverse(contexts)))
+    assert torch.allclose(flow.log_prob(x, contexts), expected)
+    (slope,) = torch.autograd.grad(flow.log_prob(x, contexts).sum(), flow.embedding.layers[0].weight)
+    assert slope.abs().sum() > 0
+    flow.save(tmp_path / "run")
+    again = diffeo.load(tmp_path / "run").double()
+    assert torch.allclose(again.log_prob(x, contexts), expected, atol=1e-4)  # stored in single precision
+    with pytest.raises(ValueError, match="expected a context for the embedding to read, got none"):
+        make(name, features, embedding=[6, 5])
+
+
+def test_an_embedding_tells_contexts_apart_from_the_first_step():
+    flow = diffeo.nsf(2, 3, embedding=[6, 5])
+    for each in (flow, rebuilt(described(flow.with_support("positive")))):
+        assert (each.embedding(torch.randn(20, 3)).std(0) > 1e-3).all()
 
 
 @pytest.mark.slow

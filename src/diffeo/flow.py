@@ -16,6 +16,7 @@ from torch.distributions import Distribution, constraints
 
 from diffeo import ops
 from diffeo.bases import Base
+from diffeo.nets.mlp import MLP
 from diffeo.summary import Summarised, Summary, quantity
 from diffeo.transforms.base import Chain, Inverse, Transform, as_shape, expect_transform
 from diffeo.transforms.ode import ODE
@@ -726,16 +727,16 @@ class Flow(Summarised, nn.Module):
             context = self.context_transform.inverse(context)
         if self.embedding is None:
             return context
-        if torch.is_grad_enabled() or self.training or ops.tracing():
+        if torch.is_grad_enabled() or self.training or ops.tracing() or isinstance(self.embedding, MLP):
             return self._embed(context)
-        # Many samples of few contexts: each context is embedded once.
+        # Many samples of few contexts: each context is embedded once. (An MLP is done before equal rows are found.)
         few, place = torch.unique(context, dim=0, return_inverse=True)
         return self._embed(few)[place]
 
     def _embed(self, context: Tensor) -> Tensor:
         assert self.embedding is not None
         embedded: Tensor = self.embedding(context)
-        if embedded.dim() < 2 or len(embedded) != len(context):
+        if embedded.dim() < 2 or embedded.shape[0] != context.shape[0]:
             raise ValueError(
                 f"expected an embedding of {len(context)} contexts in shape ({len(context)}, ...), "
                 f"got {tuple(embedded.shape)}"

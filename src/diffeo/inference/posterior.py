@@ -45,7 +45,7 @@ FEW = 1_000  # simulations below which it is said that they are few
 STEPS, SMALLEST_BATCH, LARGEST_BATCH = 16, 16, 256  # in an epoch, of so many simulations each
 KEPT = 1_000  # simulations held out that calibration is judged by, at most
 EMBEDDED = 32  # numbers that an embedding by name makes of an observation
-EMBEDDING_LR = 3e-3  # the highest learning rate where there is an embedding
+EMBEDDING_LR = 3e-3  # the highest learning rate where there is an embedding, but for the MLP, which bears more
 ON_BOUND = 1e-6  # by which a parameter may be outside its support, for rounding
 
 
@@ -66,16 +66,17 @@ class Method(NamedTuple):
     beside: dict[str, tuple[str, dict[str, Any]]]
 
 
-_SPLINES = {"transforms": 5, "hidden": [128, 128], "activation": "silu", "residual": True, "affine": True}
+_READER = [128, 128, 32]  # widths of the network that reads a vector for all layers of a flow
+_SPLINES = {"activation": "silu", "residual": True, "affine": True, "embedding": _READER}
 
 METHODS = {
     "npe": Method(
         "nsf",
-        _SPLINES,
+        _SPLINES | {"transforms": 3, "hidden": [64, 64]},
         MaximumLikelihood,
         {"lr": 1.5e-2, "weight_decay": 0.1, "epochs": 100, "patience": 30},
         {
-            "small": ("nsf", _SPLINES | {"transforms": 3, "hidden": [64, 64]}),
+            "small": ("nsf", _SPLINES | {"transforms": 2, "hidden": [32, 32]}),
             "linear": ("maf", {"transforms": 1, "hidden": []}),
         },
     ),
@@ -90,7 +91,7 @@ METHODS = {
 
 EMBEDDINGS: dict[str, Callable[[torch.Size, int], nn.Module]] = {
     "mlp": lambda shape, size: nn.Sequential(
-        nn.Flatten(), MLP(shape.numel(), size, (128, 128), activation="silu", residual=True)
+        nn.Flatten(), MLP(shape.numel(), size, _READER[:-1], activation="silu", residual=True, zero=False)
     ),
     "cnn": CNN,
 }
@@ -324,7 +325,8 @@ def posterior(
         support: where parameters lie, if not in the support of the prior; see ``diffeo.transforms.as_support``. The
             whole line by default.
         embedding: what reads an observation first: "mlp", "cnn" (of series and pictures), or a module from ``(n,
-            *observation)`` to ``(n, C)``. By default nothing for vectors, "cnn" for others.
+            *observation)`` to ``(n, C)``. By default "cnn", and for vectors what the method has: of "npe" an MLP before
+            its splines.
         folds: how many parts are held out in turn, each of another model; 1 for one model that holds out a tenth.
         names: of the parameters; by default the columns of a frame, or theta1, theta2 ...
         missing: what becomes of simulations with NaN or infinity: "error", or "drop".
@@ -370,6 +372,8 @@ def posterior(
     onto = None if where is None else as_support(where, features)
     if onto is not None:
         theta = _within(onto, theta, labels)
+    if embedding is None and x.dim() > 2:
+        embedding = "cnn"
     constant = (x == x[:1]).all(0)
     parts = (FOLDS if len(x) <= MOST_FOLDED else 1) if folds is None else folds
     if parts < 1 or len(x) < 2 * max(2, parts):
@@ -386,7 +390,7 @@ def posterior(
     }
     budget = {"epochs": epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "patience": patience}
     training = dict(METHODS[method].training)
-    if next(iter(flows.values())).embedding is not None:
+    if embedding not in (None, "mlp"):
         training["lr"] = min(training["lr"], EMBEDDING_LR)
     training |= {name: value for name, value in budget.items() if value is not None}
     training.setdefault("batch_size", usual_batch(len(x)))
@@ -491,8 +495,6 @@ def _flow(
 ) -> Flow:
     """A model, untrained."""
     shape = x.shape[1:]
-    if embedding is None and len(shape) > 1:
-        embedding = "cnn"
     net, size = None, shape.numel()
     if isinstance(embedding, str):
         if embedding not in EMBEDDINGS:
@@ -501,6 +503,8 @@ def _flow(
     elif embedding is not None:
         net, size = _examined(embedding, x)
     noise = features if onto is None else onto.noise_shape.numel()
+    if net is not None and "embedding" in arguments:  # one is enough
+        arguments = {**arguments, "embedding": []}
     flow = build(recipe, {**arguments, "features": noise, "context": size})
     if onto is not None:
         flow = flow.with_support(onto)

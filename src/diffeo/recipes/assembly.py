@@ -15,6 +15,7 @@ import torch
 from diffeo.bases import Base
 from diffeo.fields import Anything, Either, Kind, ListOf, MapOf, Nothing, Number, PairOf, Text
 from diffeo.flow import Flow
+from diffeo.nets import MLP
 from diffeo.transforms import (
     Bounded,
     Chain,
@@ -33,7 +34,17 @@ from diffeo.transforms import (
     describe,
 )
 
-__all__ = ["Features", "Preprocess", "assemble", "by_shape", "event_shape", "kind_of", "preprocessing", "recipe"]
+__all__ = [
+    "Features",
+    "Preprocess",
+    "assemble",
+    "by_shape",
+    "event_shape",
+    "kind_of",
+    "preprocessing",
+    "recipe",
+    "seen",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -177,14 +188,32 @@ def preprocessing(steps: Preprocess, shape: Sequence[int]) -> list[Transform]:
     return made[::-1]
 
 
-def assemble(base: Base, layers: Sequence[Transform], context: int, preprocess: Preprocess) -> Flow:
-    """Put the preprocessing on the data's side of the layers.
+def seen(context: int, embedding: Sequence[int]) -> int:
+    """How many numbers the networks of a flow see of a context: those that its embedding makes of it, if it has one.
+
+    Args:
+        context: how many numbers there are.
+        embedding: widths of the network that reads them, none for no network.
+
+    Raises:
+        ValueError: for an embedding without a context.
+    """
+    if embedding and not context:
+        raise ValueError("expected a context for the embedding to read, got none")
+    return embedding[-1] if embedding else context
+
+
+def assemble(
+    base: Base, layers: Sequence[Transform], context: int, preprocess: Preprocess, embedding: Sequence[int] = ()
+) -> Flow:
+    """Put the preprocessing on the data's side of the layers, and an embedding before their context.
 
     Args:
         base: the noise.
         layers: transforms in the order of generation; those of vectors see an image flattened.
         context: how many numbers the layers are conditioned on; they are standardised.
         preprocess: as in ``preprocessing``.
+        embedding: as in ``seen``.
 
     Raises:
         ValueError: for unknown preprocessing.
@@ -195,7 +224,11 @@ def assemble(base: Base, layers: Sequence[Transform], context: int, preprocess: 
     chain = Chain([*layers, *preprocessing(preprocess, shape)])
     if not context:
         return Flow(base, chain)
-    return Flow(base, chain, context_shape=(context,), context_transform=Standardize(torch.Size((context,))))
+    net = None
+    if embedding:
+        net = MLP(context, embedding[-1], embedding[:-1], activation="silu", residual=True, zero=False)
+    given = torch.Size((context,))
+    return Flow(base, chain, context_shape=given, context_transform=Standardize(given), embedding=net)
 
 
 _SIZE = Number(1, 2**31 - 1, whole=True)

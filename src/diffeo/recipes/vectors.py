@@ -13,7 +13,7 @@ from diffeo.bases import StandardLogistic, StandardNormal
 from diffeo.flow import Flow
 from diffeo.nets import MADE, MLP, ResNet
 from diffeo.nets.activations import as_widths
-from diffeo.recipes.assembly import Features, Preprocess, assemble, by_shape, event_shape, recipe
+from diffeo.recipes.assembly import Features, Preprocess, assemble, by_shape, event_shape, recipe, seen
 from diffeo.recipes.images import convolutional, multiscale
 from diffeo.transforms import (
     Affine,
@@ -42,6 +42,7 @@ def nice(
     features: Features,
     context: int = 0,
     *,
+    embedding: Sequence[int] = (),
     preset: Literal["paper"] | None = None,
     univariate: UnivariateLike = "shift",
     transforms: int = 4,
@@ -56,6 +57,7 @@ def nice(
     Args:
         features: how many columns, or the shape (C, H, W) of an image, which is flattened.
         context: how many numbers the density is conditioned on, 0 for none.
+        embedding: widths of a network that reads the context once, its last what all the others see (``seen``).
         preset: "paper" is its network for MNIST.
         univariate: the map of each element in a coupling (``as_univariate``).
         transforms: how many couplings.
@@ -74,10 +76,10 @@ def nice(
     """
     shape = event_shape(features)
     mapping = as_univariate(univariate)
-    net = partial(MLP, hidden=hidden, context=context, activation=activation, residual=False)
+    net = partial(MLP, hidden=hidden, context=seen(context, embedding), activation=activation, residual=False)
     couplings = _couplings(mapping, math.prod(shape), transforms, net)
     scales = Elementwise(Scale(), (math.prod(shape),))
-    return assemble(StandardLogistic(shape), [scales, *couplings], context, preprocess)
+    return assemble(StandardLogistic(shape), [scales, *couplings], context, preprocess, embedding)
 
 
 @recipe(
@@ -94,6 +96,7 @@ def realnvp(
     features: Features,
     context: int = 0,
     *,
+    embedding: Sequence[int] = (),
     preset: Literal["paper"] | None = None,
     univariate: UnivariateLike = Affine(3.0),
     transforms: int = by_shape(8, images=2),
@@ -112,6 +115,7 @@ def realnvp(
     Args:
         features: how many columns, or the shape (C, H, W) of an image.
         context: how many numbers the density is conditioned on, 0 for none.
+        embedding: widths of a network that reads the context once, its last what all the others see (``seen``).
         preset: "paper" is its network for CIFAR-10.
         univariate: the map of each element in a coupling (``as_univariate``).
         transforms: how many couplings; on images, of each kind at each scale (``diffeo.recipes.images.multiscale``).
@@ -138,16 +142,18 @@ def realnvp(
     shape = event_shape(features)
     mapping = as_univariate(univariate)
     if len(shape) == 1:
-        flat = partial(MLP, hidden=hidden, context=context, activation=activation, residual=residual)
+        flat = partial(MLP, hidden=hidden, context=seen(context, embedding), activation=activation, residual=residual)
         layers = _couplings(mapping, math.prod(shape), transforms, flat)
     else:
-        net = partial(ResNet, context=context, activation=activation, residual=residual, kernels=kernels)
+        net = partial(
+            ResNet, context=seen(context, embedding), activation=activation, residual=residual, kernels=kernels
+        )
 
         def couple(mask: Tensor, squeezes: int) -> Coupling:
             return convolutional(mapping, mask, [width * 2**squeezes for width in as_widths(hidden)], net)
 
         layers = multiscale(shape, scales, transforms, packed, couple)
-    return assemble(StandardNormal(shape), layers, context, preprocess)
+    return assemble(StandardNormal(shape), layers, context, preprocess, embedding)
 
 
 @recipe(paper={"transforms": 5, "hidden": [1024, 1024], "activation": "relu", "residual": False})
@@ -155,6 +161,7 @@ def maf(
     features: Features,
     context: int = 0,
     *,
+    embedding: Sequence[int] = (),
     preset: Literal["paper"] | None = None,
     univariate: UnivariateLike = "affine",
     transforms: int = 5,
@@ -170,6 +177,7 @@ def maf(
     Args:
         features: how many columns, or the shape (C, H, W) of an image, which is flattened.
         context: how many numbers the density is conditioned on, 0 for none.
+        embedding: widths of a network that reads the context once, its last what all the others see (``seen``).
         preset: "paper" is its network for MNIST.
         univariate: the map of each element given those before it (``as_univariate``).
         transforms: how many layers.
@@ -190,9 +198,9 @@ def maf(
     """
     shape = event_shape(features)
     mapping = as_univariate(univariate)
-    net = partial(MADE, hidden=hidden, context=context, activation=activation, residual=residual)
+    net = partial(MADE, hidden=hidden, context=seen(context, embedding), activation=activation, residual=residual)
     layers = autoregressive(mapping, math.prod(shape), transforms, net)
-    return assemble(StandardNormal(shape), layers, context, preprocess)
+    return assemble(StandardNormal(shape), layers, context, preprocess, embedding)
 
 
 @recipe()
@@ -200,6 +208,7 @@ def iaf(
     features: Features,
     context: int = 0,
     *,
+    embedding: Sequence[int] = (),
     univariate: UnivariateLike = "affine",
     transforms: int = 5,
     hidden: Sequence[int] = (128, 128),
@@ -215,6 +224,7 @@ def iaf(
     Args:
         features: how many columns, or the shape (C, H, W) of an image, which is flattened.
         context: how many numbers the density is conditioned on, 0 for none.
+        embedding: widths of a network that reads the context once, its last what all the others see (``seen``).
         univariate: the map of each element given those before it (``as_univariate``).
         transforms: how many layers.
         hidden: widths of the hidden layers of each ``MADE``.
@@ -235,9 +245,9 @@ def iaf(
     """
     shape = event_shape(features)
     mapping = as_univariate(univariate)
-    net = partial(MADE, hidden=hidden, context=context, activation=activation, residual=residual)
+    net = partial(MADE, hidden=hidden, context=seen(context, embedding), activation=activation, residual=residual)
     layers = autoregressive(mapping, math.prod(shape), transforms, net)
-    return assemble(StandardNormal(shape), [Inverse(layer) for layer in layers], context, preprocess)
+    return assemble(StandardNormal(shape), [Inverse(layer) for layer in layers], context, preprocess, embedding)
 
 
 @recipe()
@@ -245,6 +255,7 @@ def nsf(
     features: Features,
     context: int = 0,
     *,
+    embedding: Sequence[int] = (),
     structure: Literal["autoregressive", "coupling", "inverse"] = "autoregressive",
     univariate: UnivariateLike | None = None,
     transforms: int = 5,
@@ -262,6 +273,7 @@ def nsf(
     Args:
         features: how many columns, or the shape (C, H, W) of an image, which is flattened.
         context: how many numbers the density is conditioned on, 0 for none.
+        embedding: widths of a network that reads the context once, its last what all the others see (``seen``).
         structure: "autoregressive", where scoring is one pass of the networks; "inverse", where sampling is (it is to
             autoregressive what IAF is to MAF); or "coupling", where both are.
         univariate: the map of each element (``as_univariate``), in place of the spline of ``bins`` and ``bound``.
@@ -296,14 +308,14 @@ def nsf(
         mapping = Composed(mapping, Affine(2.0))
     shape = event_shape(features)
     kind = MLP if structure == "coupling" else MADE
-    net = partial(kind, hidden=hidden, context=context, activation=activation, residual=residual)
+    net = partial(kind, hidden=hidden, context=seen(context, embedding), activation=activation, residual=residual)
     if structure == "coupling":
         layers = _couplings(mapping, math.prod(shape), transforms, net)
     else:
         layers = autoregressive(mapping, math.prod(shape), transforms, net, dropout)
     if structure == "inverse":
         layers = [Inverse(layer) for layer in layers]
-    return assemble(StandardNormal(shape), layers, context, preprocess)
+    return assemble(StandardNormal(shape), layers, context, preprocess, embedding)
 
 
 def _couplings(univariate: Univariate, features: int, transforms: int, net: Net) -> list[Transform]:
