@@ -81,6 +81,8 @@ def test_the_estimator_is_made_of_simulations(sbi):
     assert torch.allclose(made.net.context_transform.mean, x.mean(0), atol=1e-2), "standardised by the simulations"
     samples = made.sample((1000,), x[:2])
     assert ((samples > 1) & (samples < 5)).all()
+    read = sbi.density_estimator(prior=prior, embedding=(6, 5), hidden=(8,), transforms=2)(theta, x[:, 0])
+    assert read.embedding_net(x[:4, 0]).shape == (4, 5)
     by_hand = sbi.density_estimator(lambda features, context: diffeo.maf(features, context, hidden=(8,)))
     assert by_hand(theta, x[:, 0]).sample((), x[:3, 0]).shape == (3, 2)
     with pytest.raises(ValueError, match="expected observations that are vectors, or an embedding"):

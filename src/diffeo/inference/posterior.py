@@ -313,7 +313,8 @@ def posterior(
     2023, arXiv:2305.17161), which is slower to score. Parameters are mapped from their support to the whole line, so
     that no draw lies outside, and both sides are standardised. Of up to 20,000 simulations each of five models leaves
     out a fifth, which decides when to stop; the posterior is their mean, and every simulation has been held out once.
-    Beside these splines two simpler flows are stacked by the likelihood of what was held out: fewer splines, and one
+    What the splines see of an observation is made of it by a network that all their layers share and that is trained
+    with them. Beside them two simpler flows are stacked by the likelihood of what was held out: fewer splines, and one
     affine layer that is linear in the observation, since from few simulations splines overfit.
 
     Args:

@@ -101,7 +101,7 @@ class FlowEstimator(ConditionalDensityEstimator):
 def density_estimator(
     model: str | Callable[[int, int], Flow] = "nsf",
     prior: Any = None,
-    embedding: nn.Module | None = None,
+    embedding: nn.Module | Sequence[int] | None = None,
     **arguments: Any,
 ) -> Callable[[Tensor, Tensor], FlowEstimator]:
     """Return the function that makes the estimator, as ``NPE(density_estimator=...)`` takes it.
@@ -112,16 +112,20 @@ def density_estimator(
     Args:
         model: a recipe's name, or a function of the numbers of parameters and of context that makes a flow.
         prior: a prior, or anything else that ``transforms.as_support`` takes; None for real numbers.
-        embedding: a network from observations ``(n, *shape)`` to vectors ``(n, C)``, trained with the flow.
+        embedding: a network from observations ``(n, *shape)`` to vectors ``(n, C)``, trained with the flow; or the
+            recipe's argument, widths of one that reads vectors, such as ``(128, 128, 32)``.
         arguments: of the recipe, such as ``hidden=(64, 64)``.
 
     Raises:
         ValueError: by the function, for observations that are no vectors, without an embedding.
     """
+    net = embedding if isinstance(embedding, nn.Module) else None
+    if embedding is not None and net is None:
+        arguments["embedding"] = embedding
 
     def make(theta: Tensor, x: Tensor) -> FlowEstimator:
         with torch.no_grad():
-            read = x[:2] if embedding is None else embedding(x[:2])
+            read = x[:2] if net is None else net(x[:2])
         if read.dim() != 2:
             raise ValueError(f"expected observations that are vectors, or an embedding, got shape {tuple(x.shape[1:])}")
         support = as_support("real" if prior is None else prior, theta.shape[1:])
@@ -129,8 +133,8 @@ def density_estimator(
         flow = model(features, context) if callable(model) else build(
             model, {"features": features, "context": context, "transforms": 5, **arguments}
         )  # fmt: skip
-        if embedding is not None:
-            flow = flow.with_embedding(embedding, x.shape[1:])
+        if net is not None:
+            flow = flow.with_embedding(net, x.shape[1:])
         flow = flow.with_support(support).to(theta)
         with torch.no_grad():  # what depends on the data takes its statistics from all of them
             flow.train().log_prob(support.off_bounds(theta), x)
