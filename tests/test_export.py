@@ -21,6 +21,7 @@ from diffeo.exporting.noise import drawn, kinds_of, leaves_of
 from diffeo.exporting.parity import compared
 from diffeo.exporting.program import Program
 from diffeo.modalities import open_run
+from diffeo.nets import CNN
 
 ONNX = FORMATS["onnx"].needs
 
@@ -46,6 +47,8 @@ FLOWS = {
     "nsf": lambda: diffeo.nsf(3, **SMALL),
     "nice": lambda: diffeo.nice(3, **SMALL),
     "conditional realnvp": lambda: diffeo.realnvp(3, context=2, **SMALL),
+    "embedded context": lambda: diffeo.maf(3, context=2, embedding=[6, 5], **SMALL),
+    "embedded series": lambda: diffeo.maf(3, context=5, **SMALL).with_embedding(CNN((1, 9), 5, (4,)), (1, 9)),
     "whitened maf": lambda: diffeo.maf(3, preprocess=["standardize", "whiten"], **SMALL),
     "mixture": lambda: diffeo.Mixture([diffeo.maf(3, **SMALL), diffeo.realnvp(3, **SMALL)], [1, 3]),
 }

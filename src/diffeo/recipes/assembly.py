@@ -227,8 +227,8 @@ def assemble(
     net = None
     if embedding:
         net = MLP(context, embedding[-1], embedding[:-1], activation="silu", residual=True, zero=False)
-    given = torch.Size((context,))
-    return Flow(base, chain, context_shape=given, context_transform=Standardize(given), embedding=net)
+    numbers = torch.Size((context,))
+    return Flow(base, chain, context_shape=numbers, context_transform=Standardize(numbers), embedding=net)
 
 
 _SIZE = Number(1, 2**31 - 1, whole=True)
