@@ -70,7 +70,13 @@ def inputs_of(program: Program, rows: int) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "what"),
-    [*((name, "log-prob") for name in FLOWS), ("nsf", "sample"), ("nice", "sample"), ("mixture", "sample")],
+    [
+        *((name, "log-prob") for name in FLOWS),
+        ("nsf", "sample"),
+        ("nice", "sample"),
+        ("mixture", "sample"),
+        ("embedded context", "sample"),
+    ],
 )
 def test_a_graph_computes_what_the_flow_does_for_any_number_of_rows(name: str, what: str) -> None:
     program = Program(randomised(FLOWS[name]()), what).eval()

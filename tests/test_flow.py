@@ -14,6 +14,7 @@ import diffeo
 from cases import randomise
 from diffeo.bases import Base, GaussianMixture, StandardLogistic, StandardNormal, Uniform
 from diffeo.flow import Flow
+from diffeo.nets import Reader
 from diffeo.structure import described, rebuilt
 from diffeo.transforms import Chain, Elementwise, Scale, Standardize, Transform
 
@@ -110,6 +111,8 @@ def test_an_embedding_that_changes_the_batch_is_refused():
         flow.double().log_prob(torch.randn(5, 2), torch.randn(5, 3))
     with pytest.raises(ValueError, match="expected a flow with a context"):
         make("maf", 2).with_embedding(torch.nn.Flatten(), (3,))
+    with pytest.raises(ValueError, match="expected a flow without an embedding, got one with Reader"):
+        make("maf", 2, 3, embedding=[4]).with_embedding(torch.nn.Flatten(), (3,))
 
 
 @pytest.mark.parametrize("features", [4, [1, 4, 4]], ids=["vectors", "images"])
@@ -128,6 +131,20 @@ def test_a_recipe_reads_its_context_by_an_embedding(name, features, tmp_path):
     assert torch.allclose(again.log_prob(x, contexts), expected, atol=1e-4)  # stored in single precision
     with pytest.raises(ValueError, match="expected a context for the embedding to read, got none"):
         make(name, features, embedding=[6, 5])
+
+
+@pytest.mark.parametrize("widths", [None, 0, 5, "64", [0], [8, 0], [0, 8], [-1], [True], [[4, 3]], [2.0]], ids=str)
+def test_what_are_no_widths_is_refused(widths):
+    with pytest.raises(ValueError, match=r"expected embedding as a list of widths, such as \[128, 128, 32\], got "):
+        diffeo.maf(2, 3, embedding=widths)
+
+
+def test_an_embedding_tells_observations_far_out_apart():
+    """They are bounded at a thousand standard deviations, where other networks bound their inputs at three."""
+    net = Reader(1, 4)
+    near, far = net(torch.tensor([[20.0], [40.0]]))
+    assert (far - near).abs().max() > 0.5 * (near - net(torch.zeros(1, 1))).abs().max()
+    assert torch.isfinite(net(torch.tensor([[1e30]]))).all()
 
 
 def test_an_embedding_tells_contexts_apart_from_the_first_step():

@@ -83,6 +83,8 @@ def test_the_estimator_is_made_of_simulations(sbi):
     assert ((samples > 1) & (samples < 5)).all()
     read = sbi.density_estimator(prior=prior, embedding=(6, 5), hidden=(8,), transforms=2)(theta, x[:, 0])
     assert read.embedding_net(x[:4, 0]).shape == (4, 5)
+    with pytest.raises(ValueError, match="expected an embedding as a module beside a function that makes the flow"):
+        sbi.density_estimator(lambda features, context: diffeo.maf(features, context), embedding=(6, 5))
     by_hand = sbi.density_estimator(lambda features, context: diffeo.maf(features, context, hidden=(8,)))
     assert by_hand(theta, x[:, 0]).sample((), x[:3, 0]).shape == (3, 2)
     with pytest.raises(ValueError, match="expected observations that are vectors, or an embedding"):

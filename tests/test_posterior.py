@@ -1,5 +1,6 @@
 """Posteriors from simulations: exact where the answer is known, calibrated, within their support, and stored."""
 
+import importlib
 import io
 import json
 import warnings
@@ -15,11 +16,12 @@ import diffeo
 from diffeo import commands
 from diffeo.cli import main
 from diffeo.inference import calibration_of
-from diffeo.nets import CNN
+from diffeo.nets import CNN, Reader
 from diffeo.structure import described, rebuilt
 from diffeo.training.folds import assign_folds
 from diffeo.training.seeding import derive
 
+posteriors = importlib.import_module("diffeo.inference.posterior")  # the function has its name
 NOISE = 0.5
 SHRUNK = 1 / (1 + NOISE**2)  # theta ~ N(0, I), x ~ N(theta, NOISE^2 I): theta | x ~ N(SHRUNK x, NOISE^2 SHRUNK I)
 QUICK = {"epochs": 2, "folds": 2, "jobs": 1}
@@ -210,6 +212,44 @@ def test_a_long_observation_is_embedded(embedding, tmp_path):
     again = diffeo.load(tmp_path / "run")
     assert torch.equal(again.log_prob(theta[:5], x[:5]), learned.log_prob(theta[:5], x[:5]))
     assert again.calibration(draws=10).to_json() == learned.calibration(draws=10).to_json()
+
+
+@pytest.mark.parametrize(
+    ("shape", "method", "embedding", "expected", "rate"),
+    [
+        ((4,), "npe", None, [Reader, Reader, type(None)], 1.5e-2),
+        ((4,), "npe", (), [type(None)] * 3, 1.5e-2),
+        ((4,), "npe", [6, 5], [Reader, Reader, type(None)], 1.5e-2),
+        ((4,), "npe", "mlp", [Reader] * 3, 1.5e-2),
+        ((4,), "npe", nn.Linear(4, 3), [nn.Linear] * 3, 3e-3),
+        ((1, 9), "npe", None, [CNN] * 3, 3e-3),
+        ((1, 9), "npe", "mlp", [Reader] * 3, 1.5e-2),
+        ((4,), "fmpe", None, [type(None)], 3e-3),
+    ],
+    ids=str,
+)
+def test_what_reads_an_observation(shape, method, embedding, expected, rate, monkeypatch):
+    """Vectors are read before the splines, not before the linear layer; what is given is before all."""
+    asked = {}
+
+    def fit_folds(flows, theta, x, **training):
+        asked.update(training, flows=flows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(posteriors, "fit_folds", fit_folds)
+    with pytest.raises(KeyboardInterrupt):
+        diffeo.posterior(torch.randn(60, 2), torch.randn(60, *shape), method=method, embedding=embedding)
+    assert [type(flow.embedding) for flow in asked["flows"].values()] == expected
+    assert asked["lr"] == rate
+    for flow in asked["flows"].values():
+        assert flow.context_shape == shape
+        assert flow.log_prob(torch.randn(3, 2), torch.randn(3, *shape)).shape == (3,)
+
+
+@pytest.mark.parametrize(("shape", "method"), [((1, 9), "npe"), ((4,), "fmpe")])
+def test_widths_are_for_the_vectors_of_npe(shape, method):
+    with pytest.raises(ValueError, match=r"expected widths as an embedding of vectors for npe alone, got \[6, 5\]"):
+        diffeo.posterior(torch.randn(60, 2), torch.randn(60, *shape), method=method, embedding=[6, 5])
 
 
 class Own(nn.Module):

@@ -16,7 +16,7 @@ from torch.distributions import Distribution, constraints
 
 from diffeo import ops
 from diffeo.bases import Base
-from diffeo.nets.mlp import MLP
+from diffeo.nets.reader import Reader
 from diffeo.summary import Summarised, Summary, quantity
 from diffeo.transforms.base import Chain, Inverse, Transform, as_shape, expect_transform
 from diffeo.transforms.ode import ODE
@@ -285,10 +285,12 @@ class Flow(Summarised, nn.Module):
             context_shape: of one context as it is now given.
 
         Raises:
-            ValueError: for a flow without context.
+            ValueError: for a flow without context, or one that has an embedding.
         """
         if not self.context_shape:
             raise ValueError("expected a flow with a context, got one without")
+        if self.embedding is not None:
+            raise ValueError(f"expected a flow without an embedding, got one with {type(self.embedding).__name__}")
         shape = as_shape(context_shape)
         flow = Flow(self.base, self.transform, self.event_shape, shape, Standardize(shape), embedding)
         return flow.train(self.training)
@@ -727,9 +729,9 @@ class Flow(Summarised, nn.Module):
             context = self.context_transform.inverse(context)
         if self.embedding is None:
             return context
-        if torch.is_grad_enabled() or self.training or ops.tracing() or isinstance(self.embedding, MLP):
+        if torch.is_grad_enabled() or self.training or ops.tracing() or isinstance(self.embedding, Reader):
             return self._embed(context)
-        # Many samples of few contexts: each context is embedded once. (An MLP is done before equal rows are found.)
+        # Many samples of few contexts: each context is embedded once. (A reader is done before equal rows are found.)
         few, place = torch.unique(context, dim=0, return_inverse=True)
         return self._embed(few)[place]
 

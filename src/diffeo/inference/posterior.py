@@ -19,7 +19,7 @@ from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.inference.calibration import DRAWS, Calibration, calibration_of
 from diffeo.inference.importance import Importance, importance
-from diffeo.nets import CNN, MLP
+from diffeo.nets import CNN, Reader
 from diffeo.objectives import FlowMatching, MaximumLikelihood, Objective
 from diffeo.objectives.target import Target
 from diffeo.recipes import build
@@ -44,8 +44,7 @@ VALIDATION = 0.1  # of the simulations, held out of a single model
 FEW = 1_000  # simulations below which it is said that they are few
 STEPS, SMALLEST_BATCH, LARGEST_BATCH = 16, 16, 256  # in an epoch, of so many simulations each
 KEPT = 1_000  # simulations held out that calibration is judged by, at most
-EMBEDDED = 32  # numbers that an embedding by name makes of an observation
-EMBEDDING_LR = 3e-3  # the highest learning rate where there is an embedding, but for the MLP, which bears more
+EMBEDDING_LR = 3e-3  # the highest learning rate where an embedding is no MLP, which bears more
 ON_BOUND = 1e-6  # by which a parameter may be outside its support, for rounding
 
 
@@ -90,9 +89,7 @@ METHODS = {
 }
 
 EMBEDDINGS: dict[str, Callable[[torch.Size, int], nn.Module]] = {
-    "mlp": lambda shape, size: nn.Sequential(
-        nn.Flatten(), MLP(shape.numel(), size, _READER[:-1], activation="silu", residual=True, zero=False)
-    ),
+    "mlp": lambda shape, size: Reader(shape.numel(), size, _READER[:-1]),
     "cnn": CNN,
 }
 
@@ -289,7 +286,7 @@ def posterior(
     *,
     method: Literal["npe", "fmpe"] = "npe",
     support: Any = None,
-    embedding: str | nn.Module | None = None,
+    embedding: str | nn.Module | Sequence[int] | None = None,
     folds: int | None = None,
     names: Sequence[str] | None = None,
     missing: Literal["error", "drop"] = "error",
@@ -326,8 +323,8 @@ def posterior(
         support: where parameters lie, if not in the support of the prior; see ``diffeo.transforms.as_support``. The
             whole line by default.
         embedding: what reads an observation first: "mlp", "cnn" (of series and pictures), or a module from ``(n,
-            *observation)`` to ``(n, C)``. By default "cnn", and for vectors what the method has: of "npe" an MLP before
-            its splines.
+            *observation)`` to ``(n, C)``. By default "cnn" for series and pictures; for vectors what the method has: an
+            MLP before the splines of "npe", whose widths may be given here, ``()`` for none.
         folds: how many parts are held out in turn, each of another model; 1 for one model that holds out a tenth.
         names: of the parameters; by default the columns of a frame, or theta1, theta2 ...
         missing: what becomes of simulations with NaN or infinity: "error", or "drop".
@@ -375,6 +372,8 @@ def posterior(
         theta = _within(onto, theta, labels)
     if embedding is None and x.dim() > 2:
         embedding = "cnn"
+    if isinstance(embedding, list | tuple) and (x.dim() > 2 or "embedding" not in METHODS[method].arguments):
+        raise ValueError(f"expected widths as an embedding of vectors for npe alone, got {embedding!r}; give a module")
     constant = (x == x[:1]).all(0)
     parts = (FOLDS if len(x) <= MOST_FOLDED else 1) if folds is None else folds
     if parts < 1 or len(x) < 2 * max(2, parts):
@@ -391,7 +390,7 @@ def posterior(
     }
     budget = {"epochs": epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "patience": patience}
     training = dict(METHODS[method].training)
-    if embedding not in (None, "mlp"):
+    if isinstance(embedding, nn.Module) or embedding == "cnn":
         training["lr"] = min(training["lr"], EMBEDDING_LR)
     training |= {name: value for name, value in budget.items() if value is not None}
     training.setdefault("batch_size", usual_batch(len(x)))
@@ -492,20 +491,21 @@ def _flow(
     features: int,
     x: Tensor,
     onto: Support | None,
-    embedding: str | nn.Module | None,
+    embedding: str | nn.Module | Sequence[int] | None,
 ) -> Flow:
     """A model, untrained."""
     shape = x.shape[1:]
     net, size = None, shape.numel()
+    if embedding is not None and "embedding" in arguments:  # in place of its own
+        widths = list(embedding) if isinstance(embedding, list | tuple) else []
+        arguments = {**arguments, "embedding": widths}
     if isinstance(embedding, str):
         if embedding not in EMBEDDINGS:
             raise ValueError(f"expected an embedding among {', '.join(EMBEDDINGS)}, or a module, got {embedding!r}")
-        net, size = EMBEDDINGS[embedding](shape, EMBEDDED), EMBEDDED
-    elif embedding is not None:
+        net, size = EMBEDDINGS[embedding](shape, _READER[-1]), _READER[-1]
+    elif embedding is not None and not isinstance(embedding, list | tuple):
         net, size = _examined(embedding, x)
     noise = features if onto is None else onto.noise_shape.numel()
-    if net is not None and "embedding" in arguments:  # one is enough
-        arguments = {**arguments, "embedding": []}
     flow = build(recipe, {**arguments, "features": noise, "context": size})
     if onto is not None:
         flow = flow.with_support(onto)

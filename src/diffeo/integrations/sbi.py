@@ -117,10 +117,13 @@ def density_estimator(
         arguments: of the recipe, such as ``hidden=(64, 64)``.
 
     Raises:
-        ValueError: by the function, for observations that are no vectors, without an embedding.
+        ValueError: for widths beside a function; by what is returned, for observations that are no vectors, without an
+            embedding.
     """
-    net = embedding if isinstance(embedding, nn.Module) else None
+    net = None if embedding is None or isinstance(embedding, Sequence) else embedding
     if embedding is not None and net is None:
+        if callable(model):
+            raise ValueError("expected an embedding as a module beside a function that makes the flow, got widths")
         arguments["embedding"] = embedding
 
     def make(theta: Tensor, x: Tensor) -> FlowEstimator:

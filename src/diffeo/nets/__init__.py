@@ -5,6 +5,7 @@ from diffeo.nets.autoencoder import Decoder, Encoder
 from diffeo.nets.cnn import CNN
 from diffeo.nets.made import MADE
 from diffeo.nets.mlp import MLP
+from diffeo.nets.reader import Reader
 from diffeo.nets.resnet import ResNet
 from diffeo.nets.unet import UNet
 from diffeo.nets.velocity import Guided, Velocity
@@ -19,6 +20,7 @@ __all__ = [
     "Encoder",
     "Guided",
     "Ordered",
+    "Reader",
     "ResNet",
     "UNet",
     "Velocity",

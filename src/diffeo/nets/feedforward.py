@@ -27,6 +27,7 @@ class Feedforward(KnowsArguments, nn.Module):
         activation: a name in ``ACTIVATIONS``.
         residual: add each hidden layer's input to its output where the widths agree.
         interleaved: whether outputs are ordered element by element, or else parameter by parameter.
+        bound: that ``soften`` keeps inputs within.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Feedforward(KnowsArguments, nn.Module):
         residual: bool,
         *,
         interleaved: bool,
+        bound: float = INPUT_BOUND,
     ) -> None:
         super().__init__()
         self.layers: Any = nn.ModuleList(nn.Linear(each.columns, each.units) for each in wirings)
@@ -49,7 +51,7 @@ class Feedforward(KnowsArguments, nn.Module):
         self.residual = [
             residual and 0 < index < len(hidden) and each.units == each.columns for index, each in enumerate(wirings)
         ]
-        self.spec = ops.NetworkSpec(list(wirings), direct, self.residual, activation, INPUT_BOUND, interleaved)
+        self.spec = ops.NetworkSpec(list(wirings), direct, self.residual, activation, bound, interleaved)
         zero_last(self.layers[-1])
         if self.direct is not None:
             nn.init.zeros_(self.direct.weight)

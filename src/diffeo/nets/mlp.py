@@ -18,7 +18,7 @@ _TANGENTS = 2**23  # numbers of a layer's tangents that are held at a time
 
 
 class MLP(Feedforward):
-    r"""(x, context) -> outputs, zero at first, so that a flow starts as the identity.
+    r"""(x, context) -> outputs, with the last layer initialised to zero so that a flow starts as the identity.
 
     .. math::
         h_1 &= \mathrm{act}(W_1\, \mathrm{soften}(x) + C c + b_1), \qquad \text{out} = W h_L + b \\
@@ -31,7 +31,6 @@ class MLP(Feedforward):
         context: size of the context, 0 for none.
         activation: a name in ``ACTIVATIONS``.
         residual: add each hidden layer's input to its output where the widths agree.
-        zero: whether outputs are zero at first; random weights are right where other networks read them.
 
     Raises:
         ValueError: for an unknown activation.
@@ -46,13 +45,10 @@ class MLP(Feedforward):
         context: int = 0,
         activation: str = "relu",
         residual: bool = False,
-        zero: bool = True,
     ) -> None:
         sizes = [inputs, *as_widths(hidden), outputs]
         wirings = [ops.Wiring.dense(b, a) for a, b in zip(sizes, sizes[1:], strict=False)]
         super().__init__(wirings, None, context, activation, residual, interleaved=False)
-        if not zero:
-            self.layers[-1].reset_parameters()
         both = ops.Wiring.dense(wirings[0].units, inputs + context)
         self.joint_spec = replace(self.spec, layers=[both, *wirings[1:]], kept={})
 

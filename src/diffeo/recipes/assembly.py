@@ -15,7 +15,7 @@ import torch
 from diffeo.bases import Base
 from diffeo.fields import Anything, Either, Kind, ListOf, MapOf, Nothing, Number, PairOf, Text
 from diffeo.flow import Flow
-from diffeo.nets import MLP
+from diffeo.nets import Reader
 from diffeo.transforms import (
     Bounded,
     Chain,
@@ -196,8 +196,11 @@ def seen(context: int, embedding: Sequence[int]) -> int:
         embedding: widths of the network that reads them, none for no network.
 
     Raises:
-        ValueError: for an embedding without a context.
+        ValueError: for what are no widths, or an embedding without a context.
     """
+    whole = isinstance(embedding, list | tuple) and all(type(width) is int and width > 0 for width in embedding)
+    if not whole:
+        raise ValueError(f"expected embedding as a list of widths, such as [128, 128, 32], got {embedding!r}")
     if embedding and not context:
         raise ValueError("expected a context for the embedding to read, got none")
     return embedding[-1] if embedding else context
@@ -224,9 +227,7 @@ def assemble(
     chain = Chain([*layers, *preprocessing(preprocess, shape)])
     if not context:
         return Flow(base, chain)
-    net = None
-    if embedding:
-        net = MLP(context, embedding[-1], embedding[:-1], activation="silu", residual=True, zero=False)
+    net = Reader(context, embedding[-1], embedding[:-1]) if embedding else None
     numbers = torch.Size((context,))
     return Flow(base, chain, context_shape=numbers, context_transform=Standardize(numbers), embedding=net)
 

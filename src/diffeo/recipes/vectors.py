@@ -57,7 +57,8 @@ def nice(
     Args:
         features: how many columns, or the shape (C, H, W) of an image, which is flattened.
         context: how many numbers the density is conditioned on, 0 for none.
-        embedding: widths of a network that reads the context once, its last what all the others see (``seen``).
+        embedding: widths of a network that reads the context once for all layers, such as ``[128, 128, 32]``; the last
+            is how many numbers these see of it. By default none: every layer reads the context itself.
         preset: "paper" is its network for MNIST.
         univariate: the map of each element in a coupling (``as_univariate``).
         transforms: how many couplings.
@@ -66,7 +67,7 @@ def nice(
         preprocess: steps from the data inwards, names or pairs (name, arguments).
 
     Raises:
-        ValueError: for fewer than two elements, or unknown names.
+        ValueError: for fewer than two elements, unknown names, or an embedding without a context.
 
     Example:
         >>> flow = diffeo.nice(features=4, hidden=(8,))
@@ -115,7 +116,8 @@ def realnvp(
     Args:
         features: how many columns, or the shape (C, H, W) of an image.
         context: how many numbers the density is conditioned on, 0 for none.
-        embedding: widths of a network that reads the context once, its last what all the others see (``seen``).
+        embedding: widths of a network that reads the context once for all layers, such as ``[128, 128, 32]``; the last
+            is how many numbers these see of it. By default none: every layer reads the context itself.
         preset: "paper" is its network for CIFAR-10.
         univariate: the map of each element in a coupling (``as_univariate``).
         transforms: how many couplings; on images, of each kind at each scale (``diffeo.recipes.images.multiscale``).
@@ -129,7 +131,7 @@ def realnvp(
         preprocess: steps from the data inwards, names or pairs (name, arguments).
 
     Raises:
-        ValueError: for fewer than two elements, or unknown names.
+        ValueError: for fewer than two elements, unknown names, or an embedding without a context.
 
     Example:
         >>> flow = diffeo.realnvp(features=4, hidden=(8,))
@@ -177,7 +179,8 @@ def maf(
     Args:
         features: how many columns, or the shape (C, H, W) of an image, which is flattened.
         context: how many numbers the density is conditioned on, 0 for none.
-        embedding: widths of a network that reads the context once, its last what all the others see (``seen``).
+        embedding: widths of a network that reads the context once for all layers, such as ``[128, 128, 32]``; the last
+            is how many numbers these see of it. By default none: every layer reads the context itself.
         preset: "paper" is its network for MNIST.
         univariate: the map of each element given those before it (``as_univariate``).
         transforms: how many layers.
@@ -187,7 +190,7 @@ def maf(
         preprocess: steps from the data inwards, names or pairs (name, arguments).
 
     Raises:
-        ValueError: for sizes that are not positive, or unknown names.
+        ValueError: for sizes that are not positive, unknown names, or an embedding without a context.
 
     Example:
         >>> flow = diffeo.maf(features=3, hidden=(8,))
@@ -224,7 +227,8 @@ def iaf(
     Args:
         features: how many columns, or the shape (C, H, W) of an image, which is flattened.
         context: how many numbers the density is conditioned on, 0 for none.
-        embedding: widths of a network that reads the context once, its last what all the others see (``seen``).
+        embedding: widths of a network that reads the context once for all layers, such as ``[128, 128, 32]``; the last
+            is how many numbers these see of it. By default none: every layer reads the context itself.
         univariate: the map of each element given those before it (``as_univariate``).
         transforms: how many layers.
         hidden: widths of the hidden layers of each ``MADE``.
@@ -233,7 +237,7 @@ def iaf(
         preprocess: steps from the data inwards, names or pairs (name, arguments).
 
     Raises:
-        ValueError: for sizes that are not positive, or unknown names.
+        ValueError: for sizes that are not positive, unknown names, or an embedding without a context.
 
     Example:
         >>> flow = diffeo.iaf(features=3, hidden=(8,), preprocess=())
@@ -273,7 +277,8 @@ def nsf(
     Args:
         features: how many columns, or the shape (C, H, W) of an image, which is flattened.
         context: how many numbers the density is conditioned on, 0 for none.
-        embedding: widths of a network that reads the context once, its last what all the others see (``seen``).
+        embedding: widths of a network that reads the context once for all layers, such as ``[128, 128, 32]``; the last
+            is how many numbers these see of it. By default none: every layer reads the context itself.
         structure: "autoregressive", where scoring is one pass of the networks; "inverse", where sampling is (it is to
             autoregressive what IAF is to MAF); or "coupling", where both are.
         univariate: the map of each element (``as_univariate``), in place of the spline of ``bins`` and ``bound``.
@@ -290,7 +295,8 @@ def nsf(
         preprocess: steps from the data inwards, names or pairs (name, arguments).
 
     Raises:
-        ValueError: for sizes that are not positive, unknown names, or dropout with another structure.
+        ValueError: for sizes that are not positive, unknown names, dropout with another structure, or an embedding
+            without a context.
 
     Example:
         >>> flow = diffeo.nsf(features=3, context=2, hidden=(8,), affine=True)
