@@ -1,9 +1,10 @@
-"""Settings of `diffeo.posterior`, by the likelihood of fresh simulations: the five tasks of sbibm.py and four others.
+"""Settings of `diffeo.posterior`, by the likelihood of fresh simulations: the five tasks of sbibm.py and five others.
 
 regression       1 number of 3: N(sin 2 x1 + 0.3 x2, (0.1 + 0.5 sigmoid(2 x3))^2)
 folded           3 numbers of 4: (t1^2, t1 t2, sin 2 t3, t2 + t3) + 0.3 noise, t ~ N(0, I): two or four modes
 sir              2 rates of an epidemic, lognormal, of 10 binomial counts
 predators        4 rates of Lotka and Volterra, lognormal, of 2 x 10 noisy counts, in logarithms
+tails            3 numbers of 3 lognormal ones: exp(1.2 (t1 + t2, t2 - t3, t1 t3) + 0.3 noise), t ~ N(0, I)
 
 For each, every candidate is trained on as many simulations as --sizes says; what is printed is the mean of
 log q(theta | x), in nats, on --fresh new ones, its paired difference to the first candidate with the standard error of
@@ -102,12 +103,20 @@ def predators(n: int) -> tuple[Tensor, Tensor]:
     return rates, x + 0.1 * torch.randn_like(x)
 
 
-OWN = {each.__name__: each for each in (regression, folded, sir, predators)}
+def tails(n: int) -> tuple[Tensor, Tensor]:
+    """Observations of which some are many standard deviations out."""
+    t1, t2, t3 = torch.randn(3, n)
+    x = torch.stack([t1 + t2, t2 - t3, t1 * t3], 1)
+    return torch.stack([t1, t2, t3], 1), torch.exp(1.2 * x + 0.3 * torch.randn(n, 3))
+
+
+OWN = {each.__name__: each for each in (regression, folded, sir, predators, tails)}
 PRIORS = {
     "sir": Independent(LogNormal(torch.tensor([0.4, 0.125]).log(), torch.tensor([0.5, 0.2])), 1),
     "predators": Independent(LogNormal(torch.tensor([-0.125, -3.0, -0.125, -3.0]), torch.full((4,), 0.5)), 1),
     "folded": Independent(Normal(torch.zeros(3), torch.ones(3)), 1),
     "regression": None,
+    "tails": Independent(Normal(torch.zeros(3), torch.ones(3)), 1),
 }
 
 
