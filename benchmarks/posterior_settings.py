@@ -52,11 +52,14 @@ CANDIDATES = {
     "large": _splines(5, 128, []),
     "small": _splines(3, 64, []),
     "linear": _method("maf", {"transforms": 1, "hidden": []}),
+    "linear, short": _method("maf", {"transforms": 1, "hidden": []}, epochs=30),
     "large read": _splines(5, 128, READER),
     "small read": _splines(3, 64, READER),
     "tiny read": _splines(2, 32, READER),
     "small read widely": _splines(3, 64, [256, 256, 256, 64]),
     "small read, low": _splines(3, 64, READER, lr=3e-3),
+    "small read, large batches": _splines(3, 64, READER, batch_size=512),
+    "small read, large batches, high": _splines(3, 64, READER, batch_size=512, lr=2.2e-2),
     "small read, short": _splines(3, 64, READER, epochs=60),
 }
 

@@ -41,6 +41,7 @@ NETWORKS = [  # features, hidden, residual, activation, rows
     (5, (), False, "relu", 40),
     (64, (130, 130), True, "relu", 301),
 ]
+CONTEXTS = 11  # numbers of a context, where there is one
 WAVENETS = [  # channels, layers, cycles, kernel, skip, hop of the context, length, rows
     (6, 3, 2, 3, 7, 0, 100, 3),
     (32, 5, 2, 2, 64, 13, 900, 2),
@@ -139,41 +140,44 @@ def maps(cases):
 def network_inputs(spec, tensors):
     """A network as the driver reads it."""
     inputs = {"depth": len(spec.layers), "activation": ACTIVATIONS.index(spec.activation)}
+    inputs |= {"direct": int(spec.direct is not None), "contextual": int(spec.context is not None)}
     inputs["bound"] = torch.tensor([spec.bound])
-    for index, wiring in enumerate([*spec.layers, *([] if spec.direct is None else [spec.direct])]):
-        inputs[f"weight{index}"] = tensors[2 * index]
-        if index < len(spec.layers):
-            inputs[f"bias{index}"] = tensors[2 * index + 1]
+    inputs |= named(spec, tensors)
+    for index, wiring in enumerate(spec.sources):
         inputs[f"layer{index}"] = [wiring.units, wiring.columns, index < len(spec.layers) and spec.residual[index]]
         inputs[f"seen{index}"], inputs[f"first{index}"], inputs[f"ends{index}"] = wiring.seen, wiring.first, wiring.ends
     return {key: torch.tensor(value) if isinstance(value, (list, tuple)) else value for key, value in inputs.items()}
 
 
-def network_gradients(grads):
-    """The gradients of a network's tensors by their names."""
-    return {f"{('weight', 'bias')[index % 2]}{index // 2}": grad for index, grad in enumerate(grads)}
+def named(spec, tensors):
+    """A network's tensors, or their gradients, by the names that the driver knows."""
+    layers = 2 * len(spec.layers)
+    weights = [*tensors[:layers:2], *tensors[layers:]]
+    named = {f"weight{index}": each for index, each in enumerate(weights)}
+    return named | {f"bias{index}": each for index, each in enumerate(tensors[1:layers:2])}
 
 
 def networks(cases):
     for features, hidden, residual, activation, rows in NETWORKS:
+        contexts = CONTEXTS if residual else 0
         for masked in (True, False):
             for by_row in (False, True):
                 if masked:
-                    net = MADE(features, 2, hidden, 0, activation, residual)
+                    net = MADE(features, 2, hidden, contexts, activation, residual)
                 else:
-                    net = MLP(features, 2 * features, hidden, 0, activation, residual)
+                    net = MLP(features, 2 * features, hidden, contexts, activation, residual)
                 randomise(net)
                 tensors, x = net._tensors(), 2 * torch.randn(features, rows)
-                shared = torch.randn(rows, net.spec.layers[0].units) if residual else None
+                context = 2 * torch.randn(rows, contexts) if contexts else None
                 grad = torch.randn(2 * features, rows)
-                leaves = x64, shared64, *tensors64 = wide(x, shared, *tensors)
-                out = reference.network(net.spec, x64, shared64, tensors64)
-                by_x, by_shared, *by_tensors = gradients((grad * out).sum(), leaves)
+                leaves = x64, context64, *tensors64 = wide(x, context, *tensors)
+                out = reference.network(net.spec, x64, context64, tensors64)
+                by_x, by_context, *by_tensors = gradients((grad * out).sum(), leaves)
                 cases.add(
                     "network", f"{'masked' if masked else 'dense'} {features} {hidden} {activation}, {rows} rows",
-                    {"out": out, "x": by_x, "shared": None if by_shared is None else by_shared.mT,
-                     **network_gradients(by_tensors)},
-                    rows=rows, x=x.mT if by_row else x, strides=[1, features] if by_row else [rows, 1], shared=shared,
+                    {"out": out, "x": by_x, "context": None if by_context is None else by_context.mT,
+                     **named(net.spec, by_tensors)},
+                    rows=rows, x=x.mT if by_row else x, strides=[1, features] if by_row else [rows, 1], context=context,
                     grad=grad, **network_inputs(net.spec, tensors),
                 )  # fmt: skip
 
@@ -185,30 +189,30 @@ def mapped_networks(cases):
                 univariate = make()
                 if coupling:
                     seen = (features + 1) // 2
-                    net = MLP(seen, univariate.size * (features - seen), hidden, 0, activation, residual)
+                    net = MLP(seen, univariate.size * (features - seen), hidden, CONTEXTS, activation, residual)
                 else:
-                    net = MADE(features, univariate.size, hidden, 0, activation, residual)
+                    net = MADE(features, univariate.size, hidden, CONTEXTS, activation, residual)
                 randomise(net)
                 tensors, x = net._tensors(), torch.randn(features, rows)
                 value = x[seen:].contiguous() if coupling else x
                 x = x[:seen].contiguous() if coupling else x
-                shared = torch.randn(rows, net.spec.layers[0].units)
+                context = 2 * torch.randn(rows, CONTEXTS)
                 grad, grad_log = torch.randn(len(value), rows), torch.randn(rows)
-                leaves = x64, shared64, value64, *tensors64 = wide(x, shared, value if coupling else None, *tensors)
-                arguments = net.spec, univariate, x64, shared64, value64 if coupling else x64, tensors64
+                leaves = x64, context64, value64, *tensors64 = wide(x, context, value if coupling else None, *tensors)
+                arguments = net.spec, univariate, x64, context64, value64 if coupling else x64, tensors64
                 out, log_det = reference.mapped_network(*arguments, generate=False)
                 total = (grad * out).sum() + (grad_log * log_det).sum()
-                by_x, by_shared, by_value, *by_tensors = gradients(total, leaves)
+                by_x, by_context, by_value, *by_tensors = gradients(total, leaves)
                 layout = (len(value), *((1, len(value)) if coupling else (univariate.size, 1)))
                 inputs = {
-                    "rows": rows, "x": x, "strides": [rows, 1], "shared": shared, "value": value,
+                    "rows": rows, "x": x, "strides": [rows, 1], "context": context, "value": value,
                     **described(univariate), **network_inputs(net.spec, tensors),
                 }  # fmt: skip
                 title = f"{name}, {'coupling' if coupling else 'autoregressive'} {features} {hidden}, {rows} rows"
                 cases.add(
                     "network", title,
-                    {"out": out, "log_det": log_det, "x": by_x, "shared": by_shared.mT, "value": by_value,
-                     **network_gradients(by_tensors)},
+                    {"out": out, "log_det": log_det, "x": by_x, "context": by_context.mT, "value": by_value,
+                     **named(net.spec, by_tensors)},
                     (1e-3, 1e-4), mapping=[0, 0, *layout], grad=grad, grad_log=grad_log, **inputs,
                 )  # fmt: skip
                 for generate in (0, 1):
@@ -221,16 +225,16 @@ def inversions(cases):
     for name, make in UNIVARIATES.items():
         for features, hidden, residual, activation, rows in NETWORKS[:-1]:
             univariate = make()
-            net = MADE(features, univariate.size, hidden, 0, activation, residual)
+            net = MADE(features, univariate.size, hidden, CONTEXTS if residual else 0, activation, residual)
             randomise(net)
             tensors, z = net._tensors(), 2 * torch.randn(rows, features)
-            shared = torch.randn(rows, net.spec.layers[0].units) if residual else None
+            context = 2 * torch.randn(rows, CONTEXTS) if residual else None
             with torch.no_grad():
-                z64, shared64, *tensors64 = wide(z, shared, *tensors)
-                x, log_det = reference.invert_network(net.spec, univariate, z64, shared64, tensors64)
+                z64, context64, *tensors64 = wide(z, context, *tensors)
+                x, log_det = reference.invert_network(net.spec, univariate, z64, context64, tensors64)
             cases.add(
                 "invert", f"{name} {features} {hidden}, {rows} rows", {"x": x, "log_det": log_det}, (2e-5, 2e-5),
-                rows=rows, block=16, z=z, shared=shared, **described(univariate), **network_inputs(net.spec, tensors),
+                rows=rows, block=16, z=z, context=context, **described(univariate), **network_inputs(net.spec, tensors),
             )  # fmt: skip
 
 

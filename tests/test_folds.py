@@ -271,6 +271,15 @@ def test_several_flows_are_stacked_by_name():
     assert len(stacked.members) == 4
 
 
+def test_a_flow_that_has_learned_sooner_is_trained_for_fewer_epochs():
+    flows = {"narrow": nsf(2, transforms=1, hidden=[4]), "wide": nsf(2, transforms=1, hidden=[16])}
+    options = dict(folds=2, families=[], jobs=1, **QUICK)
+    stacked = fit_folds(flows, correlated(), most_epochs={"narrow": 1, "wide": 9}, **options)
+    assert [member.epochs for member in stacked.members] == [1, 2, 1, 2]
+    with pytest.raises(ValueError, match="expected most_epochs of flows among narrow, wide, got 'broad'"):
+        fit_folds(flows, correlated(), most_epochs={"broad": 1}, **options)
+
+
 def test_given_its_fold_a_row_has_the_density_of_its_member(result):
     judged, x = OutOfFold(result.flow), correlated()
     context = result.fold[:, None].float()

@@ -224,15 +224,40 @@ def test_network_and_map_in_one_call(plain, name, coupling, features, hidden, co
 
 
 @needs_compiler
-def test_network_has_second_derivatives(plain):
-    net = MADE(5, 2, (12, 12), 0, "silu", True)
+@pytest.mark.parametrize("hidden", [(20, 20), (4,), ()], ids=["layers", "direct connections", "no hidden layer"])
+def test_a_context_for_all_rows_is_that_context_in_each(plain, hidden):
+    net = MADE(9, 2, hidden, 3, "silu")
     randomise(net)
-    x = torch.randn(5, 7)
+    x, one, weights = torch.randn(9, 50), torch.randn(1, 3), torch.randn(18, 50)
+
+    def results(rows, *needed):
+        leaves = [x.clone().requires_grad_("x" in needed), one.clone().requires_grad_("context" in needed)]
+        out = net.outputs(leaves[0], leaves[1].expand(rows, -1))
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        return out, *torch.autograd.grad((weights * out).sum(), [*wanted, *net.parameters()])
+
+    for needed in ((), ("x",), ("context",), ("x", "context")):
+        expected = plain(lambda needed=needed: results(1, *needed))
+        for each in (results(1, *needed), results(50, *needed)):
+            for a, b in zip(each, expected, strict=True):
+                assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * (1 + b.abs().max().item()))
+    expected = plain(lambda: net.outputs(x))  # none says nothing
+    assert torch.allclose(net.outputs(x), expected, atol=1e-5)
+    alone = MADE(9, 2, hidden, 0, "silu")
+    randomise(alone)
+    assert torch.equal(alone.outputs(x, one), alone.outputs(x)), "what is not asked for is ignored"
+
+
+@needs_compiler
+def test_network_has_second_derivatives(plain):
+    net = MADE(5, 2, (12, 12), 3, "silu", True)
+    randomise(net)
+    x, context = torch.randn(5, 7), torch.randn(7, 3)
 
     def second():
-        leaf = x.clone().requires_grad_()
-        (first,) = torch.autograd.grad(net.outputs(leaf).square().sum(), leaf, create_graph=True)
-        return torch.autograd.grad(first.square().sum(), [leaf, *net.parameters()])
+        leaves = [x.clone().requires_grad_(), context.clone().requires_grad_()]
+        first = torch.autograd.grad(net.outputs(*leaves).square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(each.square().sum() for each in first), [*leaves, *net.parameters()])
 
     for a, b in zip(second(), plain(second), strict=True):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)

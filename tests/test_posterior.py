@@ -241,6 +241,8 @@ def test_what_reads_an_observation(shape, method, embedding, expected, rate, mon
         diffeo.posterior(torch.randn(60, 2), torch.randn(60, *shape), method=method, embedding=embedding)
     assert [type(flow.embedding) for flow in asked["flows"].values()] == expected
     assert asked["lr"] == rate
+    linear = method == "npe" and expected[-1] is type(None)
+    assert asked["most_epochs"] == ({"npe linear": 30} if linear else {})
     for flow in asked["flows"].values():
         assert flow.context_shape == shape
         assert flow.log_prob(torch.randn(3, 2), torch.randn(3, *shape)).shape == (3,)

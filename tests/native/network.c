@@ -17,19 +17,21 @@ void run_network(void) {
     CaseNetwork kept_here;
     const Network *net = case_network(&kept_here);
     const long rows = number("rows"), *mapped = longs("mapping"), *strides = longs("strides");
-    const float *x = floats("x"), *shared = floats("shared"), *grad = floats("grad");
+    const float *x = floats("x"), *context = floats("context"), *grad = floats("grad");
     Mapping mapping = {0};
     if (mapped) mapping = case_mapping(mapped, rows);
-    succeed(network_f32(rows, net, shared, x, strides[0], strides[1], mapped ? NULL : output("out"), NULL, NULL,
+    succeed(network_f32(rows, net, context, x, strides[0], strides[1], mapped ? NULL : output("out"), NULL, NULL,
                         mapped ? &mapping : NULL, threads));
     if (!grad) return;
 
     float *values[MOST_LAYERS], *sums[MOST_LAYERS], *slopes[MOST_LAYERS];
     float *by_weights[MOST_LAYERS], *by_biases[MOST_LAYERS];
+    for (int s = 0; s < sources_of(net); s++) by_weights[s] = output("weight%d", s);
     for (int l = 0; l < net->depth; l++) {
         values[l] = memory(kept_floats(rows, net->layers[l].columns));
-        by_weights[l] = output("weight%d", l), by_biases[l] = output("bias%d", l);
+        by_biases[l] = output("bias%d", l);
     }
+    if (context) values[net->depth] = memory(kept_floats(rows, net->context->columns));
     for (int l = 0; l + 1 < net->depth; l++) { /* what a ReLU lets through tells its slope */
         const int simple = net->activation == RELU && !net->layers[l].residual;
         sums[l] = simple ? NULL : memory(kept_floats(rows, net->layers[l].units));
@@ -39,7 +41,7 @@ void run_network(void) {
         mapping = case_mapping(mapped, rows);
         mapping.params = memory(kept_floats(rows, net->layers[net->depth - 1].units));
     }
-    succeed(network_f32(rows, net, shared, x, strides[0], strides[1], mapped ? NULL : output("out"), values, sums,
+    succeed(network_f32(rows, net, context, x, strides[0], strides[1], mapped ? NULL : output("out"), values, sums,
                         mapped ? &mapping : NULL, threads));
     float *by_x = output("x");
     if (mapped) {
@@ -47,8 +49,8 @@ void run_network(void) {
         mapping.by_value = output("value");
         if (!mapping.by_value) mapping.by_value = by_x; /* what is mapped is what the network sees */
     }
-    succeed(network_backward_f32(rows, net, values, slopes, grad, by_x, by_weights, by_biases,
-                                 output("weight%d", net->depth), output("shared"), mapped ? &mapping : NULL, threads));
+    succeed(network_backward_f32(rows, net, values, slopes, grad, by_x, output("context"), by_weights, by_biases,
+                                 mapped ? &mapping : NULL, threads));
 }
 
 void run_invert(void) {
@@ -57,6 +59,6 @@ void run_invert(void) {
     const Network *net = case_network(&kept_here);
     const Map *maps = case_maps(&count);
     const long elements = net->layers[0].columns, size = net->layers[net->depth - 1].units / elements;
-    succeed(invert_f32(number("rows"), elements, size, net, floats("shared"), maps, count, floats("z"), output("x"),
+    succeed(invert_f32(number("rows"), elements, size, net, floats("context"), maps, count, floats("z"), output("x"),
                        output("log_det"), number("block"), threads));
 }

@@ -338,12 +338,13 @@ def learn(
         if dataset.folds == 1:
             result = train(make(flow), dataset.x, dataset.context, validation=held_out, **how)
             return Learned(flow, result, name, None)
-        stacked_models = dataset.stacked_models().items()
-        beside = {other: _flow(dataset, {**settings, **changes}, earlier, seed) for other, changes in stacked_models}
+        models = dataset.stacked_models()
+        beside = {other: _flow(dataset, {**settings, **changes}, earlier, seed) for other, changes in models.items()}
+        most_epochs = {other: changes["epochs"] for other, changes in models.items() if changes.get("epochs")}
         flows = {name: flow, **beside}
         stacked = fit_folds(
             flows, dataset.x, dataset.context, folds=dataset.folds, together=dataset.together, objective=make,
-            jobs=jobs, say=say, **how,
+            most_epochs=most_epochs, jobs=jobs, say=say, **how,
         )  # fmt: skip
     except Breakdown as error:
         raise UserError(f"{dataset.name}: {error}") from error

@@ -65,7 +65,7 @@ def _speed(kernels: bool) -> dict[str, float]:
     if kernels:
         wirings = {"dense": ops.Wiring.dense(WIDTH, WIDTH), "masked": ops.Wiring(range(1, WIDTH + 1), WIDTH)}
         for name, wiring in wirings.items():
-            spec = ops.NetworkSpec([wiring], None, [False], "relu", 10.0, interleaved=False)
+            spec = ops.NetworkSpec([wiring], None, None, [False], "relu", 10.0, interleaved=False)
             with ops.using("cpu"):
                 seconds = _best(partial(ops.network, spec, x, None, [weight, bias]))
             speeds[name] = 2e-9 * ROWS * sum(wiring.seen) / seconds

@@ -48,6 +48,14 @@ EMBEDDING_LR = 3e-3  # the highest learning rate where an embedding is no MLP, w
 ON_BOUND = 1e-6  # by which a parameter may be outside its support, for rounding
 
 
+class Simpler(NamedTuple):
+    """A simpler flow: a recipe, its arguments, and after how many epochs it has learned what it can, at most."""
+
+    recipe: str
+    arguments: dict[str, Any]
+    epochs: int | None = None
+
+
 class Method(NamedTuple):
     """A way to learn a posterior.
 
@@ -55,14 +63,14 @@ class Method(NamedTuple):
         recipe, arguments: of its flow.
         objective: that it is trained by.
         training: arguments of ``diffeo.fit``.
-        beside: simpler flows that are stacked beside it where there are folds: a recipe and its arguments, by name.
+        beside: simpler flows that are stacked beside it where there are folds, by name.
     """
 
     recipe: str
     arguments: dict[str, Any]
     objective: Callable[[Flow], Objective]
     training: dict[str, Any]
-    beside: dict[str, tuple[str, dict[str, Any]]]
+    beside: dict[str, Simpler]
 
 
 _READER = [128, 128, 32]  # widths of the network that reads a vector for all layers of a flow
@@ -75,8 +83,8 @@ METHODS = {
         MaximumLikelihood,
         {"lr": 1.5e-2, "weight_decay": 0.1, "epochs": 100, "patience": 30},
         {
-            "small": ("nsf", _SPLINES | {"transforms": 2, "hidden": [32, 32]}),
-            "linear": ("maf", {"transforms": 1, "hidden": []}),
+            "small": Simpler("nsf", _SPLINES | {"transforms": 2, "hidden": [32, 32]}),
+            "linear": Simpler("maf", {"transforms": 1, "hidden": []}, epochs=30),
         },
     ),
     "fmpe": Method(
@@ -381,12 +389,15 @@ def posterior(
     notes = _notes(len(x), dropped, constant)
     for note in notes:
         say(note)
-    wanted: dict[str, tuple[str, dict[str, Any]]] = {method: (METHODS[method].recipe, METHODS[method].arguments)}
+    wanted: dict[str, Simpler] = {method: Simpler(METHODS[method].recipe, METHODS[method].arguments)}
     if parts > 1:
         wanted |= {f"{method} {name}": flow for name, flow in METHODS[method].beside.items()}
+    most_epochs = {name: flow.epochs for name, flow in wanted.items() if flow.epochs is not None}
+    if isinstance(embedding, str | nn.Module):  # which all of them learn
+        most_epochs = {}
     seed_noise(torch.device("cpu"), derive(seed, "weights"))
     flows: dict[str, Flow] = {
-        name: _flow(recipe, arguments, features, x, onto, embedding) for name, (recipe, arguments) in wanted.items()
+        name: _flow(wish.recipe, wish.arguments, features, x, onto, embedding) for name, wish in wanted.items()
     }
     budget = {"epochs": epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "patience": patience}
     training = dict(METHODS[method].training)
@@ -396,7 +407,7 @@ def posterior(
     training.setdefault("batch_size", usual_batch(len(x)))
     training |= {"seed": seed, "device": choose_device(device or "cpu"), "progress": progress}
     with nullcontext() if out is None else claimed(out, force=force) as folder:
-        learned = _learned(flows, theta, x, parts, METHODS[method].objective, training, jobs, say)
+        learned = _learned(flows, theta, x, parts, METHODS[method].objective, training, most_epochs, jobs, say)
         result, held = learned.result, learned.rows
         facts = {
             "simulations": len(x), "folds": parts, "held_out": len(held), "log_prob": _mean(learned.log_prob),
@@ -466,14 +477,16 @@ def _learned(
     folds: int,
     objective: Callable[[Flow], Objective],
     training: dict[str, Any],
+    most_epochs: dict[str, int],
     jobs: int | None,
     say: Callable[[str], None],
 ) -> Learned:
     """Train flows by folds, stacked by what these held out; or one that holds out a tenth."""
     if folds > 1:
         stacked = fit_folds(
-            flows, theta, x, folds=folds, families=(), objective=objective, jobs=jobs, say=say, **training
-        )
+            flows, theta, x, folds=folds, families=(), objective=objective, most_epochs=most_epochs, jobs=jobs,
+            say=say, **training,
+        )  # fmt: skip
         return Learned(stacked.flow, stacked.training, torch.arange(len(x)), stacked.fold, stacked.log_prob)
     (flow,) = flows.values()
     order = _shuffled(len(x), derive(training["seed"], "held out"))

@@ -104,7 +104,10 @@ class Dataset(ABC):
         """Return the default recipe, and its arguments but for the preprocessing."""
 
     def stacked_models(self) -> dict[str, dict[str, Any]]:
-        """What stands beside the model where it is trained by folds: the settings that differ, by name."""
+        """What stands beside the model where it is trained by folds: the settings that differ, by name.
+
+        ``epochs`` are the most that it is trained for.
+        """
         return {}
 
     @abstractmethod

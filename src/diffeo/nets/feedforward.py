@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from diffeo import ops
 from diffeo.arguments import KnowsArguments
-from diffeo.nets.activations import INPUT_BOUND, get_activation, rate_for_width, soften, zero_last
+from diffeo.nets.activations import INPUT_BOUND, get_activation, rate_for_width, zero_last
 from diffeo.nets.precision import autocast, in_bfloat16
 
 __all__ = ["Feedforward"]
 
 
 class Feedforward(KnowsArguments, nn.Module):
-    """h_1 = act(W_1 soften(x) + C c + b_1), h_l = act(W_l h_{l-1} + b_l) (+ h_{l-1}), y = W h_L + b (+ V soften(x)).
+    """h_1 = act(W_1 x' + C c' + b_1), h_l = act(W_l h_{l-1} + b_l) (+ h_{l-1}), y = W h_L + b (+ V x').
 
-    Values are feature-major, ``(features, rows)``. The last layer starts at zero: a flow starts as the identity.
+    x' and c' are x and a context c, softly bounded. Values are feature-major, ``(features, rows)``. The last layer
+    starts at zero: a flow starts as the identity.
 
     Args:
         wirings: what the units of each layer see, the output layer last.
@@ -51,7 +52,8 @@ class Feedforward(KnowsArguments, nn.Module):
         self.residual = [
             residual and 0 < index < len(hidden) and each.units == each.columns for index, each in enumerate(wirings)
         ]
-        self.spec = ops.NetworkSpec(list(wirings), direct, self.residual, activation, bound, interleaved)
+        beside = ops.Wiring.dense(wirings[0].units, context) if context else None
+        self.spec = ops.NetworkSpec(list(wirings), direct, beside, self.residual, activation, bound, interleaved)
         zero_last(self.layers[-1])
         if self.direct is not None:
             nn.init.zeros_(self.direct.weight)
@@ -62,8 +64,8 @@ class Feedforward(KnowsArguments, nn.Module):
         """The outputs ``(outputs, rows)`` at x ``(inputs, rows)``, context ``(rows, context)``."""
         if in_bfloat16():
             with autocast(x), ops.using("reference"):
-                return ops.network(self.spec, x, self._shared(context), self._tensors()).to(x.dtype)
-        return ops.network(self.spec, x, self._shared(context), self._tensors())
+                return ops.network(self.spec, x, context, self._tensors()).to(x.dtype)
+        return ops.network(self.spec, x, context, self._tensors())
 
     def mapped(
         self,
@@ -83,14 +85,9 @@ class Feedforward(KnowsArguments, nn.Module):
             params = self.spec.params(self.outputs(x, context), univariate.size)
             mapped, log_det = ops.map_values(univariate, value, params, generate=generate)
             return mapped, log_det.sum(0)
-        shared = self._shared(context)
-        return ops.mapped_network(self.spec, univariate, x, shared, value, self._tensors(), generate=generate)
+        return ops.mapped_network(self.spec, univariate, x, context, value, self._tensors(), generate=generate)
 
     def _tensors(self) -> list[Tensor]:
-        """Weight and bias of each layer, the weight of the direct connections."""
+        """Weight and bias of each layer, the weights of the direct connections and of the context's."""
         tensors = [tensor for layer in self.layers for tensor in (layer.weight, layer.bias)]
-        return tensors if self.direct is None else [*tensors, self.direct.weight]
-
-    def _shared(self, context: Tensor | None) -> Tensor | None:
-        """The context's part of the first layer's sums, ``(rows, units)``."""
-        return None if self.context is None or context is None else self.context(soften(context))
+        return [*tensors, *(each.weight for each in (self.direct, self.context) if each is not None)]

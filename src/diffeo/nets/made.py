@@ -93,7 +93,7 @@ class MADE(Feedforward):
         Raises:
             ValueError: for z of another shape.
         """
-        return ops.invert_network(self.spec, univariate, z, self._shared(context), self._tensors())
+        return ops.invert_network(self.spec, univariate, z, context, self._tensors())
 
     def unroll(self, univariate: ops.Univariate, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Solve as ``invert`` does, in operations that anything can differentiate and trace.
@@ -106,7 +106,7 @@ class MADE(Feedforward):
         Returns:
             x ``(features, rows)`` and log|det dx/dz| ``(rows,)``.
         """
-        return reference.unroll_network(self.spec, univariate, z, self._shared(context), self._tensors())
+        return reference.unroll_network(self.spec, univariate, z, context, self._tensors())
 
     def solve_transposed(
         self, x: Tensor, context: Tensor | None, by_params: Tensor, diagonal: Tensor, grad: Tensor
@@ -124,7 +124,7 @@ class MADE(Feedforward):
             u ``(features, rows)``.
         """
         return reference.solve_transposed_network(
-            self.spec, self.degrees, x, self._shared(context), self._tensors(), by_params, diagonal, grad
+            self.spec, self.degrees, x, context, self._tensors(), by_params, diagonal, grad
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffeo import ops
 from diffeo.nets.activations import as_widths, soften, with_slope
 from diffeo.nets.feedforward import Feedforward
+from diffeo.ops import reference
 
 __all__ = ["MLP"]
 
@@ -21,7 +22,7 @@ class MLP(Feedforward):
     r"""(x, context) -> outputs, with the last layer initialised to zero so that a flow starts as the identity.
 
     .. math::
-        h_1 &= \mathrm{act}(W_1\, \mathrm{soften}(x) + C c + b_1), \qquad \text{out} = W h_L + b \\
+        h_1 &= \mathrm{act}(W_1\, \mathrm{soften}(x) + C\, \mathrm{soften}(c) + b_1), \qquad \text{out} = W h_L + b \\
         h_l &= \mathrm{act}(W_l h_{l-1} + b_l) \; (+\, h_{l-1} \text{ if residual})
 
     Args:
@@ -50,7 +51,7 @@ class MLP(Feedforward):
         wirings = [ops.Wiring.dense(b, a) for a, b in zip(sizes, sizes[1:], strict=False)]
         super().__init__(wirings, None, context, activation, residual, interleaved=False)
         both = ops.Wiring.dense(wirings[0].units, inputs + context)
-        self.joint_spec = replace(self.spec, layers=[both, *wirings[1:]], kept={})
+        self.joint_spec = replace(self.spec, layers=[both, *wirings[1:]], context=None, kept={})
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -75,7 +76,7 @@ class MLP(Feedforward):
         """The network as one that reads x and its context side by side: description, weights and biases."""
         weight, *tensors = self._tensors()
         if self.context is not None:
-            weight = torch.cat([weight, self.context.weight], 1)
+            weight = torch.cat([weight, tensors.pop()], 1)
         return self.joint_spec, [weight, *tensors]
 
     def with_trace(self, x: Tensor, context: Tensor | None = None, bound: float | None = None) -> tuple[Tensor, Tensor]:
@@ -90,17 +91,17 @@ class MLP(Feedforward):
         """
         contexts = None if context is None else context.reshape(-1, context.shape[-1])
         h, first = with_slope(soften, x.reshape(-1, x.shape[-1]).mT)  # (inputs, rows)
-        shared = self._shared(contexts)
+        added = reference.context_sums(self.spec, contexts, self._tensors())
         *hidden, last = self.layers
         slopes = []
         for index, layer in enumerate(hidden):
             total = torch.addmm(layer.bias[:, None], layer.weight, h)
-            new, slope = with_slope(self.activation, total if index or shared is None else total + shared.mT)
+            new, slope = with_slope(self.activation, total if index or added is None else total + added)
             h = new + h if self.residual[index] else new
             slopes.append(slope)
         y = torch.addmm(last.bias[:, None], last.weight, h)
-        if not hidden and shared is not None:
-            y = y + shared.mT
+        if not hidden and added is not None:
+            y = y + added
         outer = None
         if bound is not None:
             tanh = torch.tanh(y / bound)

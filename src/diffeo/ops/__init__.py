@@ -61,18 +61,18 @@ def map_values(univariate: Univariate, value: Tensor, params: Tensor, *, generat
     return result or (univariate.generate if generate else univariate.normalize)(value, params)
 
 
-def network(spec: NetworkSpec, x: Tensor, shared: Tensor | None, tensors: Sequence[Tensor]) -> Tensor:
+def network(spec: NetworkSpec, x: Tensor, context: Tensor | None, tensors: Sequence[Tensor]) -> Tensor:
     """A feed-forward network at x ``(inputs, rows)``: ``(outputs, rows)``; see ``reference.network``."""
-    fast = kernels("network", x, shared, tensors[0])
-    result = None if fast is None else fast.network(spec, x, shared, tensors)
-    return reference.network(spec, x, shared, tensors) if result is None else result
+    fast = kernels("network", x, context, tensors[0])
+    result = None if fast is None else fast.network(spec, x, context, tensors)
+    return reference.network(spec, x, context, tensors) if result is None else result
 
 
 def mapped_network(
     spec: NetworkSpec,
     univariate: Univariate,
     x: Tensor,
-    shared: Tensor | None,
+    context: Tensor | None,
     value: Tensor,
     tensors: Sequence[Tensor],
     *,
@@ -83,18 +83,18 @@ def mapped_network(
     Returns:
         The mapped values ``(n, rows)`` and the log-derivatives summed over elements, ``(rows,)``.
     """
-    fast = kernels("network", x, shared, value, tensors[0])
+    fast = kernels("network", x, context, value, tensors[0])
     if fast is not None:
-        result = fast.mapped_network(spec, univariate, x, shared, value, tensors, generate=generate)
+        result = fast.mapped_network(spec, univariate, x, context, value, tensors, generate=generate)
         if result is not None:
             return result
-    params = spec.params(network(spec, x, shared, tensors), univariate.size)
+    params = spec.params(network(spec, x, context, tensors), univariate.size)
     mapped, log_det = map_values(univariate, value, params, generate=generate)
     return mapped, log_det.sum(0)
 
 
 def invert_network(
-    spec: NetworkSpec, univariate: Univariate, z: Tensor, shared: Tensor | None, tensors: Sequence[Tensor]
+    spec: NetworkSpec, univariate: Univariate, z: Tensor, context: Tensor | None, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Solve x_i = f(z_i; net(x_<i)) at the price of one pass; see ``reference.invert_network``.
 
@@ -103,9 +103,9 @@ def invert_network(
     """
     if z.dim() != 2 or z.shape[1] != spec.layers[0].columns:
         raise ValueError(f"expected z of shape (rows, {spec.layers[0].columns}), got {tuple(z.shape)}")
-    fast = kernels("inversion", z, shared, tensors[0])
-    result = None if fast is None else fast.invert_network(spec, univariate, z, shared, tensors)
-    return result or reference.invert_network(spec, univariate, z, shared, tensors)
+    fast = kernels("inversion", z, context, tensors[0])
+    result = None if fast is None else fast.invert_network(spec, univariate, z, context, tensors)
+    return result or reference.invert_network(spec, univariate, z, context, tensors)
 
 
 def wavenet(spec: WaveNetSpec, x: Tensor, shared: Tensor | None, tensors: Sequence[Tensor]) -> Tensor:

@@ -116,26 +116,37 @@ def ends_of(degrees: Tensor, elements: int) -> list[int]:
 class NetworkSpec(_Described):
     """A feed-forward network, dense or masked: see ``reference.network``.
 
-    Its tensors are the weight ``(units, columns)`` and the bias of each layer, then the weight of the direct
-    connections where there are any.
+    Its tensors are the weight ``(units, columns)`` and the bias of each layer, then the weights of the direct
+    connections and of the context's where there are any.
 
     Attributes:
         layers: wiring of each layer, the output layer last.
         direct: wiring of the connections from inputs to outputs, or None.
+        context: wiring of those from a context to the first layer, dense, or None.
         residual: for each layer, whether its input is added to its output.
         activation: its name.
-        bound: the network sees ``bound tanh(x / bound)``.
+        bound: the network sees ``bound tanh(x / bound)``, of a context as well.
         interleaved: whether outputs that are parameters of univariate maps are ordered element by element, or else
             parameter by parameter.
     """
 
     layers: Sequence[Wiring]
     direct: Wiring | None
+    context: Wiring | None
     residual: Sequence[bool]
     activation: str
     bound: float
     interleaved: bool
     kept: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def sources(self) -> list[Wiring]:
+        """Where sums come from, each of which has a weight: the layers, then direct connections and the context's."""
+        return [*self.layers, *(each for each in (self.direct, self.context) if each is not None)]
+
+    def direct_weight(self, tensors: Sequence[Tensor]) -> Tensor:
+        """That of the direct connections among its tensors."""
+        return tensors[2 * len(self.layers)]
 
     def params(self, outputs: Tensor, size: int) -> Tensor:
         """View outputs ``(size * n, rows)`` as the parameters of n elements, ``(size, n, rows)``."""

@@ -93,6 +93,7 @@ class Task:
         folder: of the member's own run directory, or None.
         name: of the flow.
         seed: of its initial weights, order and noise.
+        epochs: the budget, or None.
     """
 
     flow: Flow
@@ -100,6 +101,7 @@ class Task:
     folder: Path | None
     name: str
     seed: int
+    epochs: int | None
 
 
 def assign_folds(x: Tensor, context: Tensor | None, folds: int, seed: int, together: bool = True) -> Tensor:
@@ -179,6 +181,7 @@ def fit_folds(
     together: bool = True,
     seed: int = 0,
     minutes: float | None = None,
+    most_epochs: Mapping[str, int] | None = None,
     jobs: int | None = None,
     device: str | torch.device | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -210,6 +213,7 @@ def fit_folds(
         together: whether equal rows come into one fold; see ``assign_folds``.
         seed: decides the folds, the initial weights, the orders and the noise.
         minutes: the budget of all trainings together.
+        most_epochs: by the names of flows that have learned what they can sooner than others, after how many epochs.
         jobs: how many are trained side by side, each by one thread; by default as many as there are cores, on a GPU
             one. The weights do not depend on it.
         device: where to train.
@@ -242,12 +246,15 @@ def fit_folds(
     unknown = [name for name in simple if name not in known]
     if unknown:
         raise ValueError(f"expected families among {', '.join(known)}, got {unknown[0]!r}")
+    most = dict(most_epochs or {})
+    if most.keys() - names:
+        raise ValueError(f"expected most_epochs of flows among {', '.join(names)}, got {min(most.keys() - names)!r}")
     world = World(torch.device(device or flows[0].base.device_marker.device))
     fold = assign_folds(rows, contexts, folds, derive(seed, "folds"), together)
     tasks = [
         Task(
             each, k, None if out is None else Path(out) / "train" / f"{name.replace(' ', '-')}-{k + 1}", name,
-            derive(seed, "member", name, k),
+            derive(seed, "member", name, k), _fewest(training.get("epochs"), most.get(name)),
         )
         for k in range(folds) for name, each in zip(names, flows, strict=True)
     ]  # fmt: skip
@@ -255,6 +262,7 @@ def fit_folds(
     jobs = min(cores() if jobs is None else jobs, len(tasks)) if side_by_side else 1
     if minutes is not None:
         training["minutes"] = minutes / math.ceil(len(tasks) / jobs)
+    training.pop("epochs", None)
     train = partial(
         _train, x=rows, context=contexts, weights=counts, fold=fold, objective=objective, resume=resume, **training
     )
@@ -341,6 +349,10 @@ def out_of_fold(flow: Flow, fold: Tensor, score: Callable[[Flow, Tensor], Tensor
     return result
 
 
+def _fewest(*epochs: int | None) -> int | None:
+    return min((each for each in epochs if each is not None), default=None)
+
+
 def _simple(flow: Flow, x: Tensor) -> list[str]:
     """The simple families that there are for rows like these."""
     if x.dim() != 2 or (flow.transform.takes_missing and flow.context_shape):
@@ -374,7 +386,8 @@ def _train(
         again = resume and task.folder is not None and (task.folder / "train").is_dir()
         result = fit(
             objective(member), x[inside], contexts, weights=counts, validation=(x[outside], held_contexts, held_counts),
-            seed=task.seed, device=device, out=task.folder, resume=again, progress=progress, **training,
+            seed=task.seed, epochs=task.epochs, device=device, out=task.folder, resume=again, progress=progress,
+            **training,
         )  # fmt: skip
     return member, result
 

@@ -120,7 +120,10 @@ class TableDataset(Dataset):
         if "method" in self.settings:
             method = METHODS[self.settings["method"]]
             flows = method.beside if arguments == method.arguments else {}
-            return {name: {"model": recipe, "arguments": simpler} for name, (recipe, simpler) in flows.items()}
+            return {
+                name: {"model": flow.recipe, "arguments": flow.arguments, "epochs": flow.epochs}
+                for name, flow in flows.items()
+            }
         dropout = {"dropout": 0.1, "transforms": 3}
         if self.mixed or "model" in self.settings or dropout.keys() & arguments.keys():
             return {}

@@ -63,7 +63,7 @@ _SIGNATURES = {
     "vector_lanes": "",
     "kept_floats": "ll",
     "network_f32": "lppp" + "llp" + "ppp" + "i",
-    "network_backward_f32": "lp" + "ppppppppp" + "i",
+    "network_backward_f32": "lp" + "pppp" + "pppp" + "i",
     "invert_f32": "lllpppi" + "ppp" + "li",
     "wavenet_kept": "lp",
     "wavenet_f32": "llppppp" + "i",

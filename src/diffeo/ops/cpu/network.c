@@ -29,6 +29,13 @@ static void load_panel(
     }
 }
 
+/* What the network sees of features. */
+static void see_panel(
+    const Network *net, Chunk chunk, long rows, long features, const float *x, long by_feature, long by_row, vf *panel) {
+    load_panel(chunk, rows, features, x, by_feature, by_row, panel);
+    for (long j = 0; j < features * chunk.vectors; j++) panel[j] = soften(net->bound, panel[j]);
+}
+
 /* ---- maps of the outputs ----------------------------------------------------------------------------------------- */
 
 static inline vf value_of(const Mapping *m, Chunk chunk, int v, long rows, long i) {
@@ -76,14 +83,16 @@ static void map_chunk_backward(
 /* ---- forward ----------------------------------------------------------------------------------------------------- */
 
 /* out (outputs, rows) = net(x), or where there is a mapping (else NULL), what that does with them. For the backward
- * pass, `values` (depth arrays) receives the input of every layer and `sums` (depth - 1 arrays) what the activations
- * get, kept_floats long; any of these may be NULL. x has strides (by_feature, by_row). Returns 1 if memory ran out. */
+ * pass, `values` receives the input of every layer, and after these the context where there is one, and `sums` (depth -
+ * 1 arrays) what the activations get, kept_floats long; any of these may be NULL. x has strides (by_feature, by_row),
+ * the context is (rows, contexts). Returns 1 if memory ran out. */
 int network_f32(
-    long rows, const Network *net, const float *shared, const float *x, long by_feature, long by_row, float *out,
+    long rows, const Network *net, const float *context, const float *x, long by_feature, long by_row, float *out,
     float *const *values, float *const *sums, const Mapping *mapping, int threads) {
-    const Forward f = {net, rows, vectors_of(rows), shared, mapping, mapping ? NULL : out, values, sums};
-    const long chunks = chunks_of(rows, threads), groups = groups_of(chunks, threads), inputs = net->layers[0].columns;
-    long total = inputs;
+    const Forward f = {net, rows, vectors_of(rows), mapping, mapping ? NULL : out, values, sums};
+    const long chunks = chunks_of(rows, threads), groups = groups_of(chunks, threads);
+    const long inputs = net->layers[0].columns, contexts = contexts_of(net);
+    long total = contexts + inputs;
     for (int l = 0; l < net->depth; l++) total += net->layers[l].units;
     int failed = 0;
 #pragma omp parallel num_threads(threads)
@@ -97,10 +106,13 @@ int network_f32(
             const int count = group_of(rows, chunks, groups, index, group);
             for (int c = 0; c < count; c++) {
                 const int n = group[c].vectors;
-                panel[c] = panels + c * WIDE * total;
-                load_panel(group[c], rows, inputs, x, by_feature, by_row, panel[c]);
-                for (long j = 0; j < inputs * n; j++) panel[c][j] = soften(net->bound, panel[c][j]);
-                if (values) keep(panel[c], inputs, n, values[0], f.vectors, 0, group[c].start / VL);
+                vf *const beside = panels + c * WIDE * total;
+                panel[c] = beside + contexts * n;
+                see_panel(net, group[c], rows, inputs, x, by_feature, by_row, panel[c]);
+                if (contexts) see_panel(net, group[c], rows, contexts, context, 1, contexts, beside);
+                if (!values) continue;
+                keep(panel[c], inputs, n, values[0], f.vectors, 0, group[c].start / VL);
+                if (contexts) keep(beside, contexts, n, values[net->depth], f.vectors, 0, group[c].start / VL);
             }
             const long done = forward_layers(&f, group, count, panel);
             for (int c = 0; mapping && c < count; c++)
@@ -175,16 +187,12 @@ static void weight_task(
     }
 }
 
-/* A chunk's part of the biases' gradients, and the gradient of what is shared, from those of `count` units' sums. */
-static void finish_grads(
-    const vf *g, long unit, long count, Chunk chunk, long rows, float *parts, float *by_shared) {
-    const int n = chunk.vectors;
+/* A chunk's part of the biases' gradients, from those of `count` units' sums. */
+static void add_biases(const vf *g, long count, int n, float *parts) {
     for (long u = 0; u < count; u++) {
         vf sum = g[u * n];
         for (int v = 1; v < n; v++) sum += g[u * n + v];
-        parts[unit + u] = across(sum);
-        for (int v = 0; by_shared && v < n; v++)
-            store(by_shared + (unit + u) * rows + chunk.start + v * VL, lanes(chunk, v, rows), g[u * n + v]);
+        parts[u] = across(sum);
     }
 }
 
@@ -199,15 +207,24 @@ typedef struct {
     const Network *net;
     long rows, vectors;
     float *const *values, *const *sums; /* what the forward pass kept */
-    const float **transposed;               /* transposed weights of the layers, then of the direct connections */
-    float **grads, **parts;             /* gradients of each layer's sums; of the biases, every chunk's part */
+    const float **transposed;          /* transposed weights of all sources */
+    float **grads, **parts;            /* gradients of each layer's sums; of the biases, every chunk's part */
     const Mapping *mapping;
-    float *by_x, *by_shared;
 } Backward;
 
-/* Whether the inputs' gradient holds a part already when the first layer's is added. */
-static inline int begun(const Backward *b) {
-    return b->net->direct || (b->mapping && b->mapping->by_value == b->by_x);
+/* Where sums come from: the layers, then the direct connections and the context where there are any. */
+static inline int sources_of(const Network *net) {
+    return net->depth + (net->direct != NULL) + (net->context != NULL);
+}
+static inline const Layer *source_of(const Network *net, int s) {
+    return s < net->depth ? net->layers + s : s == net->depth && net->direct ? net->direct : net->context;
+}
+/* Which sums a source is part of, and which of the kept values it reads. */
+static inline int sums_of(const Network *net, int s) {
+    return s < net->depth ? s : source_of(net, s) == net->direct ? net->depth - 1 : 0;
+}
+static inline int values_of(const Network *net, int s) {
+    return s < net->depth ? s : source_of(net, s) == net->direct ? 0 : net->depth;
 }
 
 /* A chunk's gradients with respect to a layer's sums, to its input, and to its output where it is residual. */
@@ -216,12 +233,29 @@ typedef struct {
 } Panels;
 
 /* The gradient of an input from that of what the network sees of it, added where there is a part already. */
-static inline void add_to_inputs(const Backward *b, long input, Chunk chunk, int v, vf g, int add) {
+static inline void add_to_inputs(
+    const Backward *b, const float *seen, float *by, long input, Chunk chunk, int v, vf g, int add) {
     const int count = lanes(chunk, v, b->rows);
-    float *goal = b->by_x + input * b->rows + chunk.start + v * VL;
-    g *= input_slope(b->net->bound, *kept(b->values[0], b->vectors, input, chunk.start / VL + v));
+    float *goal = by + input * b->rows + chunk.start + v * VL;
+    g *= input_slope(b->net->bound, *kept(seen, b->vectors, input, chunk.start / VL + v));
     if (add) g += load(goal, 1, count);
     store(goal, count, g);
+}
+
+/* A source's share of the gradient of what it reads, `by` (columns, rows), from that of its sums. */
+static void add_source(
+    const Backward *b, int s, const Chunk *group, int count, const Panels *p, float *by, int add) {
+    const Layer *source = source_of(b->net, s);
+    const float *seen = b->values[values_of(b->net, s)];
+    for (long t = 0; t < tiles_of(source->columns); t++)
+        for (int c = 0; c < count; c++) {
+            const int n = group[c].vectors;
+            vf sums[TILE * WIDE];
+            for (int i = 0; i < TILE * n; i++) sums[i] = splat(0);
+            transposed_product(source, t, b->transposed[s], p[c].sums, n, sums);
+            for (int j = 0; j < TILE && t * TILE + j < source->columns; j++)
+                for (int v = 0; v < n; v++) add_to_inputs(b, seen, by, t * TILE + j, group[c], v, sums[j * n + v], add);
+        }
 }
 
 /* Begin a chunk: the gradient of the outputs is that of the last layer's sums. */
@@ -231,40 +265,21 @@ static void backward_start(const Backward *b, const float *grad, Chunk chunk, Pa
     if (b->mapping) map_chunk_backward(b->mapping, chunk, b->rows, b->vectors, grad, p.sums);
     else load_panel(chunk, b->rows, outputs, grad, b->rows, 1, p.sums);
     keep(p.sums, outputs, n, b->grads[last], b->vectors, 0, chunk.start / VL);
-    finish_grads(
-        p.sums, 0, outputs, chunk, b->rows, b->parts[last] + chunk.index * outputs, last ? NULL : b->by_shared);
-    if (!b->net->direct || !b->by_x) return;
-    /* the direct connections' share of the inputs' gradient; the rest is added when it is known */
-    const Layer *direct = b->net->direct;
-    for (long t = 0; t < tiles_of(direct->columns); t++) {
-        vf sums[TILE * WIDE];
-        for (int i = 0; i < TILE * n; i++) sums[i] = splat(0);
-        transposed_product(direct, t, b->transposed[b->net->depth], p.sums, n, sums);
-        const int add = b->mapping && b->mapping->by_value == b->by_x;
-        for (int j = 0; j < TILE && t * TILE + j < direct->columns; j++)
-            for (int v = 0; v < n; v++) add_to_inputs(b, t * TILE + j, chunk, v, sums[j * n + v], add);
-    }
+    add_biases(p.sums, outputs, n, b->parts[last] + chunk.index * outputs);
 }
 
-/* From the gradient of layer l's sums to that of a tile of its inputs, and of the sums of the layer before. */
+/* From the gradient of layer l's sums, l > 0, to that of a tile of its inputs, and of the sums of the layer before. */
 static void backward_tile(const Backward *b, int l, long t, Chunk chunk, Panels p) {
     const Layer *layer = b->net->layers + l;
     const int n = chunk.vectors;
     const long column = t * TILE, vector = chunk.start / VL;
     const int width = layer->columns - column < TILE ? (int)(layer->columns - column) : TILE;
     vf sums[TILE * WIDE], at[TILE * WIDE];
-    if (l > 0) {
-        FETCH(b->sums[l - 1], b->vectors, column, vector, n, 0);
-        FETCH(b->grads[l - 1], b->vectors, column, vector, n, 1);
-    }
+    FETCH(b->sums[l - 1], b->vectors, column, vector, n, 0);
+    FETCH(b->grads[l - 1], b->vectors, column, vector, n, 1);
     for (int i = 0; i < TILE * n; i++)
         sums[i] = layer->residual && i < width * n ? p.output[column * n + i] : splat(0);
     transposed_product(layer, t, b->transposed[l], p.sums, n, sums);
-    if (l == 0) {
-        for (int j = 0; j < width; j++)
-            for (int v = 0; v < n; v++) add_to_inputs(b, column + j, chunk, v, sums[j * n + v], begun(b));
-        return;
-    }
     vf *g = p.next + column * n;
     memcpy(p.input + column * n, sums, sizeof(vf) * width * n);
     memcpy(g, sums, sizeof(vf) * width * n);
@@ -272,24 +287,17 @@ static void backward_tile(const Backward *b, int l, long t, Chunk chunk, Panels 
         for (int v = 0; v < n; v++) at[j * n + v] = *kept(b->sums[l - 1], b->vectors, column + j, vector + v);
     times_slope(b->net->activation, at, width * n, g);
     keep(g, width, n, b->grads[l - 1], b->vectors, column, vector);
-    finish_grads(g, column, width, chunk, b->rows, b->parts[l - 1] + chunk.index * layer->columns,
-                 l == 1 ? b->by_shared : NULL);
-}
-
-static inline const Layer *source_of(const Network *net, int s) {
-    return s < net->depth ? net->layers + s : net->direct;
+    add_biases(g, width, n, b->parts[l - 1] + chunk.index * layer->columns + column);
 }
 
 /* Gradients of sum(grad out) for out of network_f32, from what that kept. grad has out's shape. by_x is (inputs,
- * rows) or NULL; by_weights, by_biases are arrays of the layers'; by_direct goes with net->direct; by_shared is (units
- * of the first layer, rows). Sums are taken in an order that does not depend on scheduling. Returns 1 if memory ran
- * out. */
+ * rows) or NULL, by_context (contexts, rows) or NULL; by_weights are arrays of all sources', by_biases of the layers'.
+ * Sums are taken in an order that does not depend on scheduling. Returns 1 if memory ran out. */
 int network_backward_f32(
     long rows, const Network *net, float *const *values, float *const *sums, const float *grad, float *by_x,
-    float *const *by_weights, float *const *by_biases, float *by_direct, float *by_shared, const Mapping *mapping,
-    int threads) {
+    float *by_context, float *const *by_weights, float *const *by_biases, const Mapping *mapping, int threads) {
     const Layer *const layers = net->layers;
-    const int depth = net->depth, last = depth - 1, lowest = by_x ? 0 : 1, sources = depth + (net->direct != NULL);
+    const int depth = net->depth, last = depth - 1, lowest = by_x ? 0 : 1, sources = sources_of(net);
     const long vectors = vectors_of(rows), chunks = chunks_of(rows, threads), groups = groups_of(chunks, threads);
     /* how much memory: transposed weights, gradients, parts of the biases' gradients; how much work */
     size_t size = VL * (size_t)(depth + 1);
@@ -305,7 +313,7 @@ int network_backward_f32(
     float *memory = scratch(SHARED, sizeof(float) * size);
     const float **transposed = malloc(sizeof(float *) * (size_t)sources);
     float **grads = malloc(sizeof(float *) * (size_t)depth), **parts = malloc(sizeof(float *) * (size_t)depth);
-    const Backward b = {net, rows, vectors, values, sums, transposed, grads, parts, mapping, by_x, by_shared};
+    const Backward b = {net, rows, vectors, values, sums, transposed, grads, parts, mapping};
     int failed = !memory || !transposed || !grads || !parts;
     if (!failed) {
         float *next = memory;
@@ -336,12 +344,17 @@ int network_backward_f32(
                     p[c] = (Panels){first, first + WIDE * widest, first + 2 * WIDE * widest, first + 3 * WIDE * widest};
                     backward_start(&b, grad, group[c], p[c]);
                 }
-                for (int l = last; l >= lowest; l--) {
+                /* the direct connections' share of the inputs' gradient; the rest is added when it is known */
+                const int mapped_first = mapping && mapping->by_value == by_x;
+                if (by_x && net->direct) add_source(&b, depth, group, count, p, by_x, mapped_first);
+                for (int l = last; l > 0; l--) {
                     for (long t = 0; t < tiles_of(layers[l].columns); t++)
                         for (int c = 0; c < count; c++) backward_tile(&b, l, t, group[c], p[c]);
                     /* what was this layer's input is the output of the one before */
                     for (int c = 0; c < count; c++) p[c] = (Panels){p[c].next, p[c].output, p[c].input, p[c].sums};
                 }
+                if (by_x) add_source(&b, 0, group, count, p, by_x, mapped_first || net->direct);
+                if (by_context) add_source(&b, sources - 1, group, count, p, by_context, 0);
             }
 #pragma omp for schedule(dynamic)
             for (long task = 0; task < tasks; task++) {
@@ -361,8 +374,8 @@ int network_backward_f32(
                 const long start = part ? (from + count * part / parts_here) / TILE * TILE : 0;
                 const long stop =
                     part + 1 < parts_here ? (from + count * (part + 1) / parts_here) / TILE * TILE : layer->units;
-                weight_task(layer, grads[s < depth ? s : last], values[s < depth ? s : 0], vectors, panel, start, stop,
-                            panels, s < depth ? by_weights[s] : by_direct);
+                weight_task(layer, grads[sums_of(net, s)], values[values_of(net, s)], vectors, panel, start, stop,
+                            panels, by_weights[s]);
             }
 #pragma omp for schedule(static)
             for (int l = 0; l < depth; l++)
@@ -383,7 +396,7 @@ int network_backward_f32(
  * Units are sorted by what they see, so no mask is needed. */
 typedef struct {
     const Network *net;
-    const float *shared;
+    const vf *context;
     long rows, elements;
     Chunk chunk;
     vf *values, *sums; /* panels of the inputs and all hidden layers; of the sums of all layers */
@@ -402,7 +415,7 @@ static void begin_block(const Inversion *s, long first, long last) {
         const Layer *layer = s->net->layers + l, *direct = s->net->direct;
         const long start = ends_of(layer, first), units = ends_of(layer, last) - start;
         vf *goal = sums + start * n;
-        start_sums(s->net, l, start, (int)units, s->chunk, s->rows, s->shared, goal);
+        start_sums(s->net, l, start, units, s->context, n, goal);
         product(layer->weight + start * layer->columns, layer->columns, units, 0, known, in, n, goal);
         if (l == output && direct)
             product(direct->weight + start * s->elements, s->elements, units, 0, first, s->values, n, goal);
@@ -436,14 +449,13 @@ static const vf *element_params(const Inversion *s, long first, long k) {
 }
 
 /* x_i = f(z_i; net(x_<i)) for i = 0 .. elements - 1, one masked pass in total. z, x: (rows, elements); log_det: (rows).
- * The last layer's units are ordered element by element, `size` parameters each. `shared` (or NULL) is (rows, units of
- * the first layer), added to the first layer's sums; `block` is how many elements a block has. Returns 1 if memory ran
- * out. */
+ * The last layer's units are ordered element by element, `size` parameters each. The context is (rows, contexts), `block`
+ * is how many elements a block has. Returns 1 if memory ran out. */
 int invert_f32(
-    long rows, long elements, long size, const Network *net, const float *shared, const Map *maps, int map_count,
+    long rows, long elements, long size, const Network *net, const float *context, const Map *maps, int map_count,
     const float *z, float *x, float *log_det, long block, int threads) {
-    const long chunks = chunks_of(rows, threads);
-    long total = elements, units = 0;
+    const long chunks = chunks_of(rows, threads), contexts = contexts_of(net);
+    long total = elements + contexts, units = 0;
     for (int l = 0; l < net->depth; l++) {
         if (l < net->depth - 1) total += net->layers[l].units;
         units += net->layers[l].units;
@@ -457,7 +469,8 @@ int invert_f32(
             if (!memory) continue;
             const Chunk chunk = chunk_of(rows, chunks, index);
             const int n = chunk.vectors;
-            const Inversion s = {net, shared, rows, elements, chunk, memory, memory + n * total};
+            if (contexts) see_panel(net, chunk, rows, contexts, context, 1, contexts, memory);
+            const Inversion s = {net, memory, rows, elements, chunk, memory + n * contexts, memory + n * total};
             vf log_sum[WIDE] = {{0}};
             for (long k = 0, first = 0; k < elements; k++) {
                 if (k % block == 0) begin_block(&s, first = k, k + block < elements ? k + block : elements);

@@ -27,9 +27,10 @@ typedef struct {
 
 typedef struct {
     const Layer *layers;
-    const Layer *direct; /* added to the output layer, from the inputs; or NULL */
+    const Layer *direct;  /* added to the output layer, from the inputs; or NULL */
+    const Layer *context; /* added to the first layer, from what else is known of a row; or NULL */
     int depth, activation;
-    float bound; /* the network sees bound tanh(x / bound) */
+    float bound; /* the network sees bound tanh(x / bound), of the context as well */
 } Network;
 
 /* ---- activations ------------------------------------------------------------------------------------------------- */
@@ -146,17 +147,16 @@ long kept_floats(long rows, long features);
 
 /* ---- forward ----------------------------------------------------------------------------------------------------- */
 
-/* Start the sums of a tile: bias, and for the first layer the context's part, shared (rows, units). */
-static inline void start_sums(
-    const Network *net, int l, long unit, int tile, Chunk chunk, long rows, const float *shared, vf *sums) {
-    const Layer *layer = net->layers + l;
-    for (int u = 0; u < tile; u++)
-        for (int v = 0; v < chunk.vectors; v++) {
-            sums[u * chunk.vectors + v] = splat(layer->bias[unit + u]);
-            if (l == 0 && shared)
-                sums[u * chunk.vectors + v] += load(
-                    shared + (chunk.start + v * VL) * layer->units + unit + u, layer->units, lanes(chunk, v, rows));
-        }
+static inline long contexts_of(const Network *net) { return net->context ? net->context->columns : 0; }
+
+/* Start the sums of units of layer l: bias, and for the first layer the context's part. */
+static inline void start_sums(const Network *net, int l, long unit, long units, const vf *context, int n, vf *sums) {
+    for (long u = 0; u < units; u++)
+        for (int v = 0; v < n; v++) sums[u * n + v] = splat(net->layers[l].bias[unit + u]);
+    if (l == 0 && net->context) {
+        const long columns = net->context->columns;
+        product(net->context->weight + unit * columns, columns, units, 0, columns, context, n, sums);
+    }
 }
 
 /* What to do with a network's outputs: they are the parameters of univariate maps of `value`. */
@@ -179,13 +179,13 @@ typedef struct {
 typedef struct {
     const Network *net;
     long rows, vectors;
-    const float *shared;
     const Mapping *mapping;
     float *out; /* NULL leaves the outputs in their panel */
     float *const *values, *const *sums;
 } Forward;
 
-/* One tile of layer l: `inputs` are the network's, `in` the layer's, and `hidden` receives its values. */
+/* One tile of layer l: `inputs` are the network's, before which the context lies, `in` the layer's, and `hidden`
+ * receives its values. */
 static inline void forward_tile(
     const Forward *f, int l, long unit, int tile, Chunk chunk, const vf *inputs, const vf *in, vf *hidden) {
     const Layer *layer = f->net->layers + l;
@@ -193,7 +193,7 @@ static inline void forward_tile(
     const long vector = chunk.start / VL;
     vf sums[TILE * WIDE], *value = hidden + unit * n;
     if (f->values && l < last) FETCH(f->values[l + 1], f->vectors, unit, vector, n, 1);
-    start_sums(f->net, l, unit, tile, chunk, f->rows, f->shared, sums);
+    start_sums(f->net, l, unit, tile, inputs - contexts_of(f->net) * n, n, sums);
     masked_product(layer, unit, tile, in, n, sums);
     if (l == last) {
         if (f->net->direct) masked_product(f->net->direct, unit, tile, inputs, n, sums);

@@ -24,7 +24,7 @@ _BLOCK = 16  # elements of an inversion whose earlier contributions are computed
 
 
 _Layer = structure("p weight bias, L seen first ends, l units columns, i residual")
-_Network = structure("p layers direct, i depth activation, f bound")
+_Network = structure("p layers direct context, i depth activation, f bound")
 _Mapping = structure(
     "p maps, i count generate precise, l elements by_element by_param, p value, l value_by_element value_by_row, "
     "p out log_det params grad_log by_value"
@@ -36,7 +36,7 @@ class Workspace(NamedTuple):
 
     Attributes:
         size: how many numbers in all.
-        values: where the inputs of each layer begin.
+        values: where the inputs of each layer begin, and after these the context.
         sums: where what each activation gets begins, or None where its outputs tell enough.
         slopes: where to read what each activation's slope follows from.
         params: where the network's outputs begin, or None where they are not mapped.
@@ -63,8 +63,8 @@ class Description:
 
     def __init__(self, spec: NetworkSpec) -> None:
         self.spec = spec
-        wirings = [*spec.layers, *([] if spec.direct is None else [spec.direct])]
-        self._layers = (_Layer * len(wirings))(*map(_layer, wirings, [*spec.residual, False]))
+        sources = spec.sources
+        self._layers = (_Layer * len(sources))(*map(_layer, sources, [*spec.residual, False, False]))
         self._numbers: Any = None
         self._workspace: Any = None
 
@@ -74,11 +74,15 @@ class Description:
         last = self._numbers
         if last is not None and last[0] == places:
             return last[1]
-        layers, depth = type(self._layers).from_buffer_copy(self._layers), len(self.spec.layers)
-        for index, place in enumerate(places):  # weight and bias in turn
-            setattr(layers[index // 2], "bias" if index % 2 else "weight", place)
-        direct = None if self.spec.direct is None else ctypes.addressof(layers[depth])
-        result = _Network(ctypes.addressof(layers), direct, depth, _ACTIVATIONS[self.spec.activation], self.spec.bound)
+        spec, layers, depth = self.spec, type(self._layers).from_buffer_copy(self._layers), len(self.spec.layers)
+        weights, biases = _by_source(spec, places)
+        for layer, weight in zip(layers, weights, strict=True):
+            layer.weight = weight
+        for layer, bias in zip(layers, biases, strict=False):
+            layer.bias = bias
+        direct = None if spec.direct is None else ctypes.addressof(layers[depth])
+        context = None if spec.context is None else ctypes.addressof(layers[len(layers) - 1])
+        result = _Network(ctypes.addressof(layers), direct, context, depth, _ACTIVATIONS[spec.activation], spec.bound)
         result.keep = layers  # alive as long as what points to it
         self._numbers = places, result
         return result
@@ -91,15 +95,15 @@ class Description:
         hidden = [wiring.units for wiring in self.spec.layers[:-1]]
         # What a ReLU lets through tells its slope; other slopes are those at the sums.
         simple = [self.spec.activation == "relu" and not each for each in self.spec.residual[:-1]]
-        units = [
-            self.spec.layers[0].columns, *hidden, *(h for h, easy in zip(hidden, simple, strict=True) if not easy),
-        ]  # fmt: skip
+        beside = [] if self.spec.context is None else [self.spec.context.columns]
+        inputs = [self.spec.layers[0].columns, *hidden, *beside]
+        units = [*inputs, *(h for h, easy in zip(hidden, simple, strict=True) if not easy)]
         outputs = [self.spec.layers[-1].units] * mapped
         *places, size = accumulate((library().kept_floats(rows, each) for each in [*units, *outputs]), initial=0)
         params = places.pop() if mapped else None
-        values, more = places[: len(hidden) + 1], iter(places[len(hidden) + 1 :])
+        values, more = places[: len(inputs)], iter(places[len(inputs) :])
         sums = [None if easy else next(more) for easy in simple]
-        slopes = [value if kept is None else kept for kept, value in zip(sums, values[1:], strict=True)]
+        slopes = [value if kept is None else kept for kept, value in zip(sums, values[1:], strict=False)]
         result = Workspace(size, values, sums, slopes, params)
         self._workspace = (rows, mapped), result
         return result
@@ -111,6 +115,17 @@ def describe(spec: NetworkSpec) -> Description | None:
     if description is None and spec.activation in _ACTIVATIONS:
         description = spec.kept["cpu"] = Description(spec)
     return description
+
+
+def _incomplete(spec: NetworkSpec, context: Tensor | None) -> bool:
+    """Whether a context is missing; one that is not asked for is ignored."""
+    return spec.context is not None and context is None
+
+
+def _by_source(spec: NetworkSpec, tensors: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """A network's weights, one for each source, and its biases, one for each layer, of its tensors or their like."""
+    layers = 2 * len(spec.layers)
+    return [*tensors[:layers:2], *tensors[layers:]], [*tensors[1:layers:2]]
 
 
 def _layer(wiring: Wiring, residual: bool) -> Any:
@@ -135,21 +150,21 @@ def _described_mapping(
     return ctypes.byref(result)
 
 
-def network(spec: NetworkSpec, x: Tensor, shared: Tensor | None, tensors: Sequence[Tensor]) -> Tensor | None:
+def network(spec: NetworkSpec, x: Tensor, context: Tensor | None, tensors: Sequence[Tensor]) -> Tensor | None:
     """The outputs at x ``(inputs, rows)``; None where the reference must."""
     description = describe(spec)
-    if description is None or not x.numel():
+    if description is None or not x.numel() or _incomplete(spec, context):
         return None
-    if needs_grad(x, shared, *tensors):
-        return _Forward.apply(description, None, (), x, shared, None, *tensors)[0]
-    return _forward(description, None, (), x, shared, None, tensors)[0]
+    if needs_grad(x, context, *tensors):
+        return _Forward.apply(description, None, (), x, context, None, *tensors)[0]
+    return _forward(description, None, (), x, context, None, tensors)[0]
 
 
 def mapped_network(
     spec: NetworkSpec,
     univariate: Univariate,
     x: Tensor,
-    shared: Tensor | None,
+    context: Tensor | None,
     value: Tensor,
     tensors: Sequence[Tensor],
     *,
@@ -157,27 +172,27 @@ def mapped_network(
 ) -> tuple[Tensor, Tensor] | None:
     """Map values ``(n, rows)`` by the parameters that the network gives at x; None where the reference must."""
     description, maps = describe(spec), known(univariate, generate=generate)
-    if description is None or maps is None or not value.numel():
+    if description is None or maps is None or not value.numel() or _incomplete(spec, context):
         return None
-    if not needs_grad(x, shared, value, *tensors):
-        return _forward(description, univariate, maps, x, shared, value, tensors, generate=generate)
+    if not needs_grad(x, context, value, *tensors):
+        return _forward(description, univariate, maps, x, context, value, tensors, generate=generate)
     if generate:  # no backward pass here: training evaluates the other direction
         return None
-    return _Forward.apply(description, univariate, maps, x, shared, value, *tensors)
+    return _Forward.apply(description, univariate, maps, x, context, value, *tensors)
 
 
 def invert_network(
-    spec: NetworkSpec, univariate: Univariate, z: Tensor, shared: Tensor | None, tensors: Sequence[Tensor]
+    spec: NetworkSpec, univariate: Univariate, z: Tensor, context: Tensor | None, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor] | None:
     """Solve x_i = f(z_i; net(x_<i)) for z ``(rows, elements)`` in one call; None where the reference must."""
     description, maps = describe(spec), known(univariate, generate=True)
-    if description is None or maps is None:
+    if description is None or maps is None or _incomplete(spec, context):
         return None
     z, tensors = z.contiguous(), [t.contiguous() for t in tensors]
-    shared = None if shared is None else shared.expand(len(z), -1).contiguous()
+    context = None if context is None else context.expand(len(z), -1).contiguous()
     x, log_det = torch.empty_like(z), z.new_empty(len(z))
     failed = library().invert_f32(
-        *z.shape, univariate.size, ctypes.byref(description.with_numbers(tensors)), pointer(shared),
+        *z.shape, univariate.size, ctypes.byref(description.with_numbers(tensors)), pointer(context),
         described_maps(maps), len(maps), z.data_ptr(), x.data_ptr(), log_det.data_ptr(), _BLOCK,
         torch.get_num_threads(),
     )  # fmt: skip
@@ -189,7 +204,7 @@ def _forward(
     univariate: Univariate | None,
     maps: Sequence[MapSpec],
     x: Tensor,
-    shared: Tensor | None,
+    context: Tensor | None,
     value: Tensor | None,
     tensors: Sequence[Tensor],
     kept: tuple[Any, Any, int | None] = (None, None, None),
@@ -205,9 +220,9 @@ def _forward(
     if univariate is not None and value is not None:
         size = univariate.size
         mapping = _described_mapping(spec, size, maps, value, out, log_det, params, generate=generate)
-    shared = None if shared is None else shared.expand(rows, -1).contiguous()
+    context = None if context is None else context.expand(rows, -1).contiguous()
     failed = library().network_f32(
-        rows, ctypes.byref(description.with_numbers(tensors)), pointer(shared), x.data_ptr(), *x.stride(),
+        rows, ctypes.byref(description.with_numbers(tensors)), pointer(context), x.data_ptr(), *x.stride(),
         out.data_ptr(), values, sums, mapping, torch.get_num_threads(),
     )  # fmt: skip
     if failed:
@@ -225,7 +240,7 @@ class _Forward(torch.autograd.Function):
         univariate: Univariate | None,
         maps: Sequence[MapSpec],
         x: Tensor,
-        shared: Tensor | None,
+        context: Tensor | None,
         value: Tensor | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -233,9 +248,9 @@ class _Forward(torch.autograd.Function):
         ctx.kept = x.new_empty(workspace.size)
         ctx.values, sums, ctx.slopes, ctx.params = workspace.at(ctx.kept)
         kept = ctx.values, sums, ctx.params
-        result = _forward(description, univariate, maps, x, shared, value, tensors, kept)
+        result = _forward(description, univariate, maps, x, context, value, tensors, kept)
         ctx.description, ctx.univariate, ctx.maps, ctx.same = description, univariate, maps, value is x
-        ctx.save_for_backward(x, shared, value, *tensors)
+        ctx.save_for_backward(x, context, value, *tensors)
         if univariate is None:
             ctx.mark_non_differentiable(result[1])
         return result
@@ -243,22 +258,22 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_log: Tensor) -> tuple[Tensor | None, ...]:
         spec, univariate = ctx.description.spec, ctx.univariate
-        x, shared, value, *tensors = inputs = ctx.saved_tensors
+        x, context, value, *tensors = inputs = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for
             if univariate is None:
-                outputs: Sequence[Tensor] = [reference.network(spec, x, shared, tensors)]
+                outputs: Sequence[Tensor] = [reference.network(spec, x, context, tensors)]
             else:
-                outputs = reference.mapped_network(spec, univariate, x, shared, value, tensors, generate=False)
+                outputs = reference.mapped_network(spec, univariate, x, context, value, tensors, generate=False)
             grads = [grad, grad_log][: len(outputs)]
             return None, None, None, *second_derivatives(outputs, grads, inputs, ctx.needs_input_grad[3:])
-        needs_x, _, needs_value = ctx.needs_input_grad[3:6]
+        needs_x, needs_context, needs_value = ctx.needs_input_grad[3:6]
         by_x = x.new_empty(x.shape) if needs_x else None
         by_value = None if not needs_value else by_x if ctx.same else x.new_empty(value.shape)
-        by_shared = None if shared is None else x.new_empty(spec.layers[0].units, x.shape[1])
+        by_context = x.new_empty(context.shape[1], x.shape[1]) if needs_context and spec.context is not None else None
         tensors = [t.contiguous() for t in tensors]
         gradients = [torch.empty_like(t) for t in tensors]
-        depth, mapping = len(spec.layers), None
-        direct = gradients[2 * depth] if spec.direct is not None else None
+        weights, biases = _by_source(spec, gradients)
+        mapping = None
         grad, grad_log = grad.contiguous(), grad_log.contiguous()
         if univariate is not None:
             mapping = _described_mapping(
@@ -267,11 +282,11 @@ class _Forward(torch.autograd.Function):
             )  # fmt: skip
         failed = library().network_backward_f32(
             x.shape[1], ctypes.byref(ctx.description.with_numbers(tensors)), ctx.values, ctx.slopes, grad.data_ptr(),
-            pointer(by_x), addresses(gradients[: 2 * depth : 2]), addresses(gradients[1 : 2 * depth : 2]),
-            pointer(direct), pointer(by_shared), mapping, torch.get_num_threads(),
+            pointer(by_x), pointer(by_context), addresses(weights), addresses(biases), mapping,
+            torch.get_num_threads(),
         )  # fmt: skip
         if failed:
             raise MemoryError("expected memory for a network's gradients, got none")
-        if by_shared is not None:
-            by_shared = by_shared.mT.sum_to_size(shared.shape)
-        return None, None, None, by_x, by_shared, None if by_value is by_x else by_value, *gradients
+        if by_context is not None:
+            by_context = by_context.mT.sum_to_size(context.shape)
+        return None, None, None, by_x, by_context, None if by_value is by_x else by_value, *gradients

@@ -217,7 +217,7 @@ static void velocity(const Field *f, int n, int trace, const vf *t, const vf *y,
         for (long j = 0; j < f->context_size; j++) in[(known + j) * n + v] = work->context[AT(j, v)];
     }
     for (long j = 0; j < inputs * n; j++) in[j] = soften(net->bound, in[j]);
-    const Forward forward = {net, n * VL, n, NULL, NULL, NULL, NULL, trace ? work->sums : NULL};
+    const Forward forward = {.net = net, .rows = n * VL, .vectors = n, .sums = trace ? work->sums : NULL};
     const Chunk chunk = {0, 0, n};
     vf *const correction = in + forward_layers(&forward, &chunk, 1, &work->inputs) * n;
     if (f->bound < INFINITY)

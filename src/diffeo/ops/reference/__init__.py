@@ -4,6 +4,7 @@ The other backends must equal it, by test.
 """
 
 from diffeo.ops.reference.network import (
+    context_sums,
     invert_network,
     mapped_network,
     network,
@@ -15,6 +16,7 @@ from diffeo.ops.reference.wavenet import invert_wavenet, solve_transposed_wavene
 
 __all__ = [
     "adaptive",
+    "context_sums",
     "invert_network",
     "invert_wavenet",
     "mapped_network",

@@ -18,6 +18,7 @@ from diffeo.ops.tracing import tracing
 
 __all__ = [
     "ACTIVATIONS",
+    "context_sums",
     "derivative",
     "invert_network",
     "mapped_network",
@@ -53,15 +54,28 @@ def _masked(wiring: Wiring, weight: Tensor) -> Tensor:
     return weight if wiring.full else weight * wiring.mask(weight, keep=not tracing())
 
 
+def context_sums(spec: NetworkSpec, context: Tensor | None, tensors: Sequence[Tensor]) -> Tensor | None:
+    """The context's part of the first layer's sums: C bounded(c), ``(units, rows)`` or ``(units, 1)``.
+
+    Args:
+        spec: which network.
+        context: as in ``network``.
+        tensors: likewise.
+    """
+    if spec.context is None or context is None:
+        return None
+    return F.linear(soft_bound(context, spec.bound), tensors[-1]).mT
+
+
 def network(
-    spec: NetworkSpec, x: Tensor, shared: Tensor | None, tensors: Sequence[Tensor], sums: list[Tensor] | None = None
+    spec: NetworkSpec, x: Tensor, context: Tensor | None, tensors: Sequence[Tensor], sums: list[Tensor] | None = None
 ) -> Tensor:
-    """h_1 = act(W_1 bounded(x) + shared + b_1), h_l = act(W_l h_{l-1} + b_l) (+ h_{l-1}), y = W h_L + b (+ V x).
+    """h_1 = act(W_1 bounded(x) + C bounded(c) + b_1), h_l = act(W_l h_{l-1} + b_l) (+ h_{l-1}), y = W h_L + b (+ V x).
 
     Args:
         spec: which network.
         x: ``(inputs, rows)``.
-        shared: added to the first layer's sums, ``(rows, units)`` or ``(1, units)``, or None.
+        context: c ``(rows, contexts)``, or one for all ``(1, contexts)``, or None.
         tensors: see ``NetworkSpec``.
         sums: receives what each activation gets.
 
@@ -69,25 +83,26 @@ def network(
         ``(outputs, rows)``.
     """
     inputs = h = soft_bound(x, spec.bound)
+    added = context_sums(spec, context, tensors)
     activation, last = ACTIVATIONS[spec.activation], len(spec.layers) - 1
     for index, wiring in enumerate(spec.layers):
         weight, bias = tensors[2 * index : 2 * index + 2]
         total = torch.addmm(bias[:, None], _masked(wiring, weight), h)
-        if index == 0 and shared is not None:
-            total = total + shared.mT
+        if index == 0 and added is not None:
+            total = total + added
         if index < last:
             if sums is not None:
                 sums.append(total)
             new = activation(total)
             h = new + h if spec.residual[index] else new
-    return total if spec.direct is None else total + _masked(spec.direct, tensors[-1]) @ inputs
+    return total if spec.direct is None else total + _masked(spec.direct, spec.direct_weight(tensors)) @ inputs
 
 
 def mapped_network(
     spec: NetworkSpec,
     univariate: Univariate,
     x: Tensor,
-    shared: Tensor | None,
+    context: Tensor | None,
     value: Tensor,
     tensors: Sequence[Tensor],
     *,
@@ -98,13 +113,13 @@ def mapped_network(
     Returns:
         The mapped values ``(n, rows)`` and the log-derivatives summed over elements, ``(rows,)``.
     """
-    params = spec.params(network(spec, x, shared, tensors), univariate.size)
+    params = spec.params(network(spec, x, context, tensors), univariate.size)
     mapped, log_det = (univariate.generate if generate else univariate.normalize)(value, params)
     return mapped, log_det.sum(0)
 
 
 def invert_network(
-    spec: NetworkSpec, univariate: Univariate, z: Tensor, shared: Tensor | None, tensors: Sequence[Tensor]
+    spec: NetworkSpec, univariate: Univariate, z: Tensor, context: Tensor | None, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Solve x_i = f(z_i; net(x_<i)) for all i by incremental inversion. Not differentiable.
 
@@ -112,7 +127,7 @@ def invert_network(
         spec: a masked network, its outputs ordered element by element.
         univariate: the map f.
         z: ``(rows, elements)``.
-        shared: as in ``network``.
+        context: as in ``network``.
         tensors: likewise.
 
     Returns:
@@ -121,7 +136,7 @@ def invert_network(
     noise = z.mT.contiguous()
     x, log_det = torch.empty_like(noise), z.new_zeros(len(z))
     activation, last = ACTIVATIONS[spec.activation], len(spec.layers) - 1
-    added = None if shared is None else shared.mT.contiguous()
+    added = context_sums(spec, context, tensors)
     hidden = [noise.new_empty(wiring.units, len(z)) for wiring in spec.layers[:-1]]
 
     def finish(index: int, units: slice, sums: Tensor) -> Tensor:
@@ -146,13 +161,13 @@ def invert_network(
         for index, wiring in enumerate(spec.layers)
     ]
     if spec.direct is not None:
-        layers[-1].sources.append((0, tensors[-1]))
+        layers[-1].sources.append((0, spec.direct_weight(tensors)))
     evaluate_incrementally(layers, step, len(x), 1, noise)
     return x.mT, log_det
 
 
 def unroll_network(
-    spec: NetworkSpec, univariate: Univariate, z: Tensor, shared: Tensor | None, tensors: Sequence[Tensor]
+    spec: NetworkSpec, univariate: Univariate, z: Tensor, context: Tensor | None, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Solve as ``invert_network`` does, in operations that change nothing: anything can differentiate and trace it.
 
@@ -160,13 +175,13 @@ def unroll_network(
         spec: a masked network, its outputs ordered element by element.
         univariate: the map f.
         z: ``(elements, rows)``.
-        shared: as in ``network``.
+        context: as in ``network``.
         tensors: likewise.
 
     Returns:
         x ``(elements, rows)`` and log|det dx/dz| ``(rows,)``.
     """
-    activation, last = ACTIVATIONS[spec.activation], len(spec.layers)
+    activation, last, added = ACTIVATIONS[spec.activation], len(spec.layers), context_sums(spec, context, tensors)
     ends = [[*range(len(z) + 1)], *(list(wiring.ends or ()) for wiring in spec.layers)]
     values: list[list[Tensor]] = [[] for _ in ends]  # of each layer, the inputs' first, what is known so far
     x: list[Tensor] = []
@@ -183,11 +198,11 @@ def unroll_network(
                 total = bias.expand(-1, z.shape[1])
             else:
                 total = torch.addmm(bias, weight[:, : ends[index - 1][k]], known)
-            if index == 1 and shared is not None:
-                total = total + shared.mT[units]
+            if index == 1 and added is not None:
+                total = total + added[units]
             if index == last:
                 if spec.direct is not None and k:
-                    total = total + tensors[-1][units, :k] @ torch.cat(values[0])
+                    total = total + spec.direct_weight(tensors)[units, :k] @ torch.cat(values[0])
                 params = total
                 continue
             new = activation(total)
@@ -203,7 +218,7 @@ def solve_transposed_network(
     spec: NetworkSpec,
     degrees: Sequence[Tensor],
     x: Tensor,
-    shared: Tensor | None,
+    context: Tensor | None,
     tensors: Sequence[Tensor],
     by_params: Tensor,
     diagonal: Tensor,
@@ -219,7 +234,7 @@ def solve_transposed_network(
         spec: a masked network, its outputs ordered element by element.
         degrees: of the units of each layer, the inputs' first.
         x: where the network is linearised, ``(elements, rows)``.
-        shared: as in ``network``.
+        context: as in ``network``.
         tensors: likewise.
         by_params: dz_i/dparams_i, ``(size, elements, rows)``.
         diagonal: dz_i/dx_i at fixed parameters, ``(elements, rows)``.
@@ -232,7 +247,7 @@ def solve_transposed_network(
     elements, size = len(x), len(by_params)
     last = elements - 1
     sums: list[Tensor] = []
-    network(spec, x, shared, tensors, sums)
+    network(spec, x, context, tensors, sums)
     slopes = [derivative(ACTIVATIONS[spec.activation], each).flip(0) for each in sums]
     outer = derivative(lambda value: soft_bound(value, spec.bound), x)
     backward = [weight.mT.flip(0, 1) for weight in tensors[: 2 * len(spec.layers) : 2]]
@@ -256,7 +271,7 @@ def solve_transposed_network(
         layers.append(TriangularLayer([(position, backward[index + 1])], ends, partial(finish, index)))
     sources = [(depth, backward[0])]
     if spec.direct is not None:
-        sources.append((0, tensors[-1].mT.flip(0, 1)))
+        sources.append((0, spec.direct_weight(tensors).mT.flip(0, 1)))
     ends = [min(k + 1, elements) for k in range(elements + 1)]
     layers.append(TriangularLayer(sources, ends, lambda units, sums: sums))
     evaluate_incrementally(layers, step, elements, size, x)
