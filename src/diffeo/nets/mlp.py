@@ -47,8 +47,7 @@ class MLP(Feedforward):
         activation: str = "relu",
         residual: bool = False,
     ) -> None:
-        sizes = [inputs, *as_widths(hidden), outputs]
-        wirings = [ops.Wiring.dense(b, a) for a, b in zip(sizes, sizes[1:], strict=False)]
+        wirings = ops.Wiring.layers([inputs, *as_widths(hidden), outputs])
         super().__init__(wirings, None, context, activation, residual, interleaved=False)
         both = ops.Wiring.dense(wirings[0].units, inputs + context)
         self.joint_spec = replace(self.spec, layers=[both, *wirings[1:]], context=None, kept={})

@@ -34,8 +34,7 @@ class Reader(Feedforward):
     """
 
     def __init__(self, inputs: int, outputs: int, hidden: Sequence[int] = (128, 128), activation: str = "silu") -> None:
-        sizes = [inputs, *as_widths(hidden), outputs]
-        wirings = [ops.Wiring.dense(b, a) for a, b in zip(sizes, sizes[1:], strict=False)]
+        wirings = ops.Wiring.layers([inputs, *as_widths(hidden), outputs])
         super().__init__(wirings, None, 0, activation, residual=True, interleaved=False, bound=FAR)
         self.layers[-1].reset_parameters()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -73,6 +74,11 @@ class Wiring(_Described):
     def dense(cls, units: int, columns: int) -> Wiring:
         """Every unit sees every column."""
         return cls([columns] * units, columns)
+
+    @classmethod
+    def layers(cls, sizes: Sequence[int]) -> list[Wiring]:
+        """Dense layers from one size to the next."""
+        return [cls.dense(units, columns) for columns, units in pairwise(sizes)]
 
     @classmethod
     def masked(cls, degrees: Tensor, seen: Tensor, elements: int) -> Wiring:

@@ -31,7 +31,8 @@ static void load_panel(
 
 /* What the network sees of features. */
 static void see_panel(
-    const Network *net, Chunk chunk, long rows, long features, const float *x, long by_feature, long by_row, vf *panel) {
+    const Network *net, Chunk chunk, long rows, long features, const float *x, long by_feature, long by_row,
+    vf *panel) {
     load_panel(chunk, rows, features, x, by_feature, by_row, panel);
     for (long j = 0; j < features * chunk.vectors; j++) panel[j] = soften(net->bound, panel[j]);
 }
@@ -207,8 +208,8 @@ typedef struct {
     const Network *net;
     long rows, vectors;
     float *const *values, *const *sums; /* what the forward pass kept */
-    const float **transposed;          /* transposed weights of all sources */
-    float **grads, **parts;            /* gradients of each layer's sums; of the biases, every chunk's part */
+    const float **transposed;           /* transposed weights of all sources */
+    float **grads, **parts;             /* gradients of each layer's sums; of the biases, every chunk's part */
     const Mapping *mapping;
 } Backward;
 
@@ -449,8 +450,8 @@ static const vf *element_params(const Inversion *s, long first, long k) {
 }
 
 /* x_i = f(z_i; net(x_<i)) for i = 0 .. elements - 1, one masked pass in total. z, x: (rows, elements); log_det: (rows).
- * The last layer's units are ordered element by element, `size` parameters each. The context is (rows, contexts), `block`
- * is how many elements a block has. Returns 1 if memory ran out. */
+ * The last layer's units are ordered element by element, `size` parameters each. The context is (rows, contexts);
+ * `block` is how many elements a block has. Returns 1 if memory ran out. */
 int invert_f32(
     long rows, long elements, long size, const Network *net, const float *context, const Map *maps, int map_count,
     const float *z, float *x, float *log_det, long block, int threads) {
