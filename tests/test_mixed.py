@@ -20,11 +20,17 @@ COARSE = {"steps": [1, 10], "origin": 3}
 REAL = {"steps": [0]}
 ATOM = {"values": [0], "steps": [0], "gaps": True}
 COPY = {"steps": [0], "copies": [[0, 1, 0], [0, 2, 1]]}
+SHARE = {"steps": [0], "values": [0.5], "low": 0, "high": 1}
+ABOVE = {"steps": [0], "low": -2}
+BELOW = {"steps": [0], "copies": [[1, 1, 0]], "high": 4}  # what is copied may lie beyond
+RATING = {"steps": [1, 5], "values": [0], "low": -0.5, "high": 11.5, "gaps": True}
+COUNT = {"steps": [2], "low": -1}
 TOYS = {
     "categories": [CATEGORY, GAPPY, {"values": [0, 1, 2, 3]}],
     "whole numbers": [WHOLE, COARSE, {"steps": [1], "copies": [[0, 1, 0]]}],
     "numbers": [REAL, ATOM, REAL],
     "all": [REAL, CATEGORY, ATOM, WHOLE, GAPPY, COARSE, COPY],
+    "bounds": [SHARE, ABOVE, BELOW, RATING, COUNT],
 }
 each_toy = pytest.mark.parametrize("toy", TOYS)
 each_kind = pytest.mark.parametrize("any_order", [True, False], ids=["any order", "one order"])
@@ -43,9 +49,11 @@ def rows(columns, n=500, seed=0):
             cells = normal * 3
         else:
             cells = (normal * 6).round() + column.get("origin", 0)
+        cells = within(column, cells)
         chance = torch.rand(n, generator=generator)
         for j, a, b in column.get("copies", []):
-            cells = torch.where(chance < 0.2, a * made[j] + b, cells)
+            copied = a * made[j] + b
+            cells = torch.where((chance < 0.2) & inside(column, copied), copied, cells)
             chance = torch.rand(n, generator=generator)
         if steps and column.get("values"):
             cells = torch.where(chance < 0.3, float(column["values"][0]), cells)
@@ -53,6 +61,26 @@ def rows(columns, n=500, seed=0):
             cells = torch.where(torch.rand(n, generator=generator) < 0.2, torch.nan, cells)
         made.append(cells)
     return torch.stack(made, 1)
+
+
+def inside(column, x):
+    """Whether values are within a column's bounds."""
+    low, high = Factor(**column).ends
+    return (x > low) & (x < high)
+
+
+def within(column, x):
+    """Values of a smooth column moved within its bounds."""
+    factor = Factor(**column)
+    low, high = factor.ends
+    if not factor.bounded:
+        return x
+    if not factor.continuous:
+        step, origin = factor.steps[0], factor.origin
+        return ((x - origin) / step).round().clamp(*factor.places(step)) * step + origin
+    if math.isfinite(low + high):
+        return low + (high - low) * torch.sigmoid(x / 3)
+    return low + x.abs() if math.isfinite(low) else high - x.abs()
 
 
 def flow_of(toy, orders=2, seed=1, size=0.2, any_order=True):
@@ -79,6 +107,17 @@ def values_of(column, reach=3000):
     return torch.cat([values, torch.tensor(extra)])
 
 
+def points_of(column):
+    """Values of a smooth column to integrate over: dense in the middle and at its bounds, and as wide as the tails."""
+    low, high = Factor(**column).ends
+    if math.isfinite(low + high):
+        return low + (high - low) * torch.linspace(-36, 36, 60_002).double().sigmoid()
+    distances = torch.linspace(-36, 12, 60_002).double().exp()
+    if math.isfinite(low):
+        return low + distances
+    return (high - distances).flip(0) if math.isfinite(high) else torch.linspace(-12, 12, 60_002).double().sinh()
+
+
 @torch.no_grad()
 def masses(flow, row, i, values):
     """log p of column i at these values given the rest of a row."""
@@ -93,17 +132,18 @@ def masses(flow, row, i, values):
 @each_toy
 @each_kind
 def test_every_conditional_sums_or_integrates_to_one(toy, any_order):
-    columns, flow = TOYS[toy], flow_of(toy, any_order=any_order)
-    for row in rows(columns, 2, seed=2):
+    columns, flow = TOYS[toy], flow_of(toy, any_order=any_order).double()  # float32 has no values close to most bounds
+    for row in rows(columns, 2, seed=2).double():
         for i, column in enumerate(columns):
             if column.get("steps") != [0]:
                 assert masses(flow, row, i, values_of(column)).exp().sum().item() == pytest.approx(1, abs=1e-5)
                 continue
-            grid = torch.linspace(-12, 12, 60_002).sinh()  # dense in the middle, and as wide as the tails
-            total = torch.trapezoid(masses(flow, row, i, grid).double().exp(), grid.double()).item()
+            grid = points_of(column)
+            total = torch.trapezoid(masses(flow, row, i, grid).exp(), grid).item()
             single = [*column.get("values", []), *([math.nan] if column.get("gaps") else [])]
-            single += [(a * row[j] + b).item() for j, a, b in column.get("copies", [])]
-            total += masses(flow, row, i, torch.tensor(single)).exp().sum().item() if single else 0
+            copies = torch.tensor([a * row[j] + b for j, a, b in column.get("copies", [])])
+            single += copies[inside(column, copies)].tolist()
+            total += masses(flow, row, i, torch.tensor(single).double()).exp().sum().item() if single else 0
             assert total == pytest.approx(1, abs=1e-3)
 
 
@@ -258,7 +298,7 @@ def test_samples_match_the_masses():
     assert stats.chisquare(counts[~unseen], share * counts[~unseen].sum()).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("toy", ["whole numbers", "numbers", "all"])
+@pytest.mark.parametrize("toy", ["whole numbers", "numbers", "all", "bounds"])
 @each_kind
 def test_noise_of_samples_is_uniform(toy, any_order):
     # Kolmogorov-Smirnov in every column: a false alarm in one of 10,000 seeds.
@@ -331,6 +371,44 @@ def test_far_tails_have_finite_logarithms_and_gradients():
         assert flow.log_prob(torch.tensor([[0.5, 0.0, 3.0]])).item() == -math.inf  # no whole number
 
 
+def test_nothing_lies_beyond_bounds():
+    columns, flow = TOYS["bounds"], flow_of("bounds", size=1.0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        drawn = flow.sample(20_000)
+        assert flow.log_prob(drawn).isfinite().all()
+        (row,) = rows(columns, 1, seed=2)
+        for i, column in enumerate(columns):
+            low, high = Factor(**column).ends
+            assert inside(column, drawn[:, i][~drawn[:, i].isnan()]).all()
+            beyond = torch.tensor([each for each in (low - 1, low, high, high + 1, high + 3) if math.isfinite(each)])
+            for values in (beyond, beyond.round()):
+                outside = values[~inside(column, values)]
+                assert (masses(flow, row, i, outside) == -math.inf).all()
+        known = torch.ones_like(drawn, dtype=torch.bool)
+        known[:, 2] = False
+        drawn[:, 1] = 7.0  # a copy of it would lie beyond
+        assert (flow.complete(drawn, known)[:, 2] < 4).all()
+
+
+def test_close_to_a_bound_logarithms_and_gradients_are_finite():
+    flow = flow_of([SHARE, {"steps": [0], "low": 0}, {"steps": [0], "high": 0}])
+    tiny = torch.tensor([1e-37, 1e-30, 1e-10, 1e-3, 1e4, 1e6])
+    losses = -flow.log_prob(torch.stack([tiny.clamp_max(1 - 6e-8), tiny, -tiny], 1))
+    assert losses.isfinite().all()
+    losses.sum().backward()
+    assert all(p.grad.isfinite().all() for p in flow.parameters() if p.grad is not None)
+
+
+def test_beyond_a_single_bound_what_is_broad_is_as_broad_as_without():
+    # By a logarithm a value e^100 times as large as others would be as likely as one of 100 deviations is without.
+    torch.manual_seed(0)
+    for column in ({"steps": [0]}, {"steps": [0], "low": 0}):
+        flow = flow_of([column], orders=1, size=0.0)
+        flow.transform.put_floor(1.0)
+        assert 50 < flow.sample(5000).abs().amax() < 1e4
+
+
 def test_masses_of_narrow_cells_are_not_rounded_away():
     # Whole numbers spread over 10^5: what float32 keeps of a cell's two ends differs from its width by a hundredth.
     flow = mixed(2, columns=[{"steps": [1]}, {"steps": [1, 10]}], hidden=24, layers=2, components=3, orders=1)
@@ -394,6 +472,10 @@ def test_a_context_conditions_every_column():
         ([{"steps": [0, 1]}], "above 0"),
         ([{"steps": [0], "copies": [[0, 1, 0]]}], "copies of other columns"),
         ([{"values": [0], "unseen": 1.5}], r"in \[0, 1\)"),
+        ([{"steps": [0], "low": 1, "high": 1}], "low < high of a smooth column, got 1 and 1"),
+        ([{"values": [0], "low": -1}], "low < high of a smooth column, got -1 and None"),
+        ([{"steps": [0], "values": [2], "high": 2}], r"values between -inf and 2, got \(2.0,\)"),
+        ([{"steps": [1, 25], "low": 0.5, "high": 24.5}], "a point of every grid between 0.5 and 24.5, got steps"),
         ([{"steps": [0]}] * 2, "expected 1 columns, got 2"),
         ([{"kind": 3}], "kind"),
     ],

@@ -552,28 +552,35 @@ def test_the_row_that_is_outside_its_bounds_is_named(tmp_path, capsys):
     assert "column 'a' holds 1.5 in row 17 (line 18), which is not within its bounds -1:1" in capsys.readouterr().err
 
 
-def test_columns_of_any_table_keep_within_bounds(tmp_path):
+@pytest.mark.parametrize(("text", "folds"), [(False, 1), (True, 2)], ids=["numbers", "with text"])
+def test_columns_of_any_table_keep_within_bounds(tmp_path, text, folds):
     generator = np.random.default_rng(0)
     rows = pd.DataFrame(
         {
             "share": generator.beta(0.5, 2, 300), "count": generator.poisson(3, 300) + 1000,
             "level": generator.choice([0.1, 2.71, 7.3], 300), "free": generator.normal(size=300),
+            "tenths": generator.exponential(1, 300).round(1),
         }
     )  # fmt: skip
-    bounds = {"share": [0.0, 1.0], "count": [1000.0, None], "level": [0.0, 10.0]}
-    few = {"epochs": 2, "folds": 1, "figures": False, "arguments": {"hidden": [8], "transforms": 2}}
-    commands.fit(rows, tmp_path / "run", bounds=bounds, **few)
-    drawn = diffeo.load(tmp_path / "run").sample(50_000)
-    assert bool(((drawn[:, 0] > 0) & (drawn[:, 0] < 1)).all())
+    if text:  # beside it gaps, which make a table a mixed one as well
+        rows = rows.assign(text=generator.choice(["a", "b", "c"], 300), share=rows["share"].where(rows["free"] < 1))
+    bounds = {"share": [0.0, 1.0], "count": [1000.0, None], "level": [0.0, 10.0], "tenths": [0.0, 8.0]}
+    sizes = {"hidden": [8]} if text else {"hidden": [8], "transforms": 2}
+    commands.fit(rows, tmp_path / "run", bounds=bounds, epochs=2, folds=folds, figures=False, arguments=sizes)
+    drawn = diffeo.load(tmp_path / "run").sample(20_000)
+    share = drawn[:, 0][~drawn[:, 0].isnan()]
+    assert bool(((share > 0) & (share < 1)).all())
     out = tmp_path / "drawn.csv"
     commands.sample(tmp_path / "run", 2000, out)
     cells = pd.read_csv(out)
     assert cells["count"].min() >= 1000
+    assert cells["tenths"].min() >= 0
+    assert cells["tenths"].max() <= 8
     assert set(cells["level"]) <= {0.1, 2.71, 7.3}
-    commands.score(tmp_path / "run", rows, tmp_path / "scores.csv")
-    assert bool(np.isfinite(pd.read_csv(tmp_path / "scores.csv")["log_likelihood"]).all())
-    with pytest.raises(diffeo.UserError, match="--bounds is for models of complete numbers, such as --model nsf"):
-        commands.fit(rows.assign(text=["a", "b", "c"] * 100), tmp_path / "mixed", bounds=bounds, **few)
+    beyond = {"tenths": rows["tenths"].where(rows.index != 0, 8.1), "count": rows["count"].where(rows.index != 1, 999)}
+    commands.score(tmp_path / "run", rows.assign(**beyond), tmp_path / "scores.csv")
+    scores = pd.read_csv(tmp_path / "scores.csv")["log_likelihood"]
+    assert list(np.isfinite(scores)) == [False, False, *[True] * 298]
 
 
 def test_simulations_with_gaps_are_refused_or_dropped(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ class Factor:
             smooth density lie; empty if there is nothing but single values.
         origin: a point of the grids.
         unseen: the mass of any other value, where there is no smooth rest.
+        low, high: what all values lie strictly between, where there is a smooth rest; None for no end.
     """
 
     values: tuple[float, ...] = ()
@@ -31,6 +33,8 @@ class Factor:
     steps: tuple[float, ...] = ()
     origin: float = 0.0
     unseen: float = 0.0
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(map(float, self.values)))
@@ -44,6 +48,15 @@ class Factor:
             raise ValueError(f"expected steps of grids above 0, or 0 alone for a density, got {self.steps}")
         if not 0 <= self.unseen < 1:
             raise ValueError(f"expected a mass of unseen values in [0, 1), got {self.unseen}")
+        if not self.bounded:
+            return
+        low, high = self.ends
+        if not (self.steps and low < high):
+            raise ValueError(f"expected low < high of a smooth column, got {self.low} and {self.high}")
+        if not all(low < value < high for value in self.values):
+            raise ValueError(f"expected values between {low} and {high}, got {self.values}")
+        if not all(first <= last for first, last in map(self.places, filter(None, self.steps))):
+            raise ValueError(f"expected a point of every grid between {low} and {high}, got steps {self.steps}")
 
     @property
     def levels(self) -> int:
@@ -54,6 +67,21 @@ class Factor:
     def continuous(self) -> bool:
         """Whether the smooth rest is a density, not masses of a grid's cells."""
         return self.steps == (0.0,)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it has an end."""
+        return (self.low, self.high) != (None, None)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """What values lie between, infinite for no end."""
+        return -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
+
+    def places(self, step: float) -> tuple[float, float]:
+        """The least and the greatest k for which origin + k step lies between the ends; infinite for no end."""
+        low, high = ((end - self.origin) / step for end in self.ends)
+        return low if math.isinf(low) else math.floor(low) + 1, high if math.isinf(high) else math.ceil(high) - 1
 
 
 def as_factors(columns: Sequence[Factor | Mapping[str, Any]]) -> list[Factor]:

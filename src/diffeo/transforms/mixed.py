@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diffeo import ops
 from diffeo.transforms.base import DataDependent
 from diffeo.transforms.factor import Factor, as_factors
+from diffeo.transforms.opened import Opened
 from diffeo.transforms.preprocess import Gaussianize, Standardize
 from diffeo.transforms.univariate import MixtureOfLogistics
 
@@ -23,6 +24,7 @@ NEVER = -1e30  # the logarithm of no mass; finite, so that gradients of what is 
 SHARPEST = 9.0  # the largest -log of a component's scale, in standard deviations of the column made normal
 BROADEST = 4.0  # the largest log of it
 RESOLUTION = 1e-6  # of noise within the interval of a part
+BEYOND = 1e6  # where the line of a column made normal ends, for the outermost cell of a column with bounds
 NARROW = 1e-2  # a cell's width in scales, below which the density in its middle says its mass to six digits
 
 
@@ -53,7 +55,8 @@ class _Cells:
         missing: ``(n, D)``: NaN.
         numbers: ``(n, S)``: of the smooth columns, made normal; NaN where missing. ``slopes``: the logarithms of their
             derivatives.
-        low, high: ``(n, S, G)``: the ends of the cells, made normal. ``on``: whether the value is on that grid.
+        low, high: ``(n, S, G)``: the ends of the cells, made normal. ``on``: whether the value is on that grid, and
+            within the column's bounds.
     """
 
     levels: Tensor
@@ -78,7 +81,8 @@ class Mixed(DataDependent):
 
     of masses of single values, of copies of known columns, and of a mixture of logistics, as a density or as masses
     :math:`F(x + h/2) - F(x - h/2)` on grids of step h. Logistics live where the column's own distribution has been made
-    normal (``Gaussianize``). Training draws orders at random (``AnyOrderLikelihood``; Uria et al. 2014,
+    normal (``Gaussianize``), of a column with bounds after these have been moved to infinity (``Opened``), so that
+    nothing lies beyond. Training draws orders at random (``AnyOrderLikelihood``; Uria et al. 2014,
     arXiv:1310.1757; Hoogeboom et al. 2022, arXiv:2110.02037).
 
     As a map it is the inverse distribution function of uniform noise z, column by column: an interval of :math:`z_i`
@@ -111,6 +115,7 @@ class Mixed(DataDependent):
     there: Tensor
     origins: Tensor
     dense: Tensor
+    places: Tensor
 
     def __init__(
         self,
@@ -155,6 +160,13 @@ class Mixed(DataDependent):
         self.register_buffer("origins", origins, persistent=False)
         dense = torch.tensor([factors[i].continuous for i in self.smooth], dtype=torch.bool)
         self.register_buffer("dense", dense, persistent=False)
+        self.opened = Opened([factors[i].ends for i in self.smooth])
+        # Which points of each grid, by their numbers, are the first and the last within the bounds: (2, S, G).
+        places = torch.tensor([-torch.inf, torch.inf])[:, None, None].repeat(1, *steps.shape)
+        for s in self.opened.ends:
+            for g, step in enumerate(filter(None, factors[self.smooth[s]].steps)):
+                places[:, s, g] = torch.tensor(factors[self.smooth[s]].places(step))
+        self.register_buffer("places", places, persistent=False)
         self.all_dense = all(factors[i].continuous for i in self.smooth)
         size = (max(1, len(self.smooth)),)
         self.scale, self.curve = Standardize(size), Gaussianize(size, max_slope=1000.0)
@@ -186,6 +198,8 @@ class Mixed(DataDependent):
                 rest = values
             if len(rest.unique()) < 2:
                 continue
+            self.opened.initialize(s, rest)
+            rest = self.opened.open(s, rest)[0]
             maps = [Standardize(1), Gaussianize(1, max_slope=1000.0)]
             for part, whole in zip(maps, (self.scale, self.curve), strict=True):
                 part = part.to(x)
@@ -534,13 +548,20 @@ class Mixed(DataDependent):
         exact = filled.unsqueeze(-1).expand(*filled.shape, self.grids)
         dense = self.dense[:, None]  # where a cell is the value itself
         origins = self.origins[:, None]
-        points = torch.where(dense, exact, ((exact - origins) / self.steps).round() * self.steps + origins)
+        places = ((exact - origins) / self.steps).round()
+        points = torch.where(dense, exact, places * self.steps + origins)
         rounding = 0.01 * self.steps[:, :1] + 4e-7 * exact.abs()
         on = ((points - exact).abs() <= rounding) & self.there
         low = high = numbers.unsqueeze(-1).expand(on.shape)
         if not self.all_dense:
             half = torch.where(dense, 0, self.steps / 2)
             low, high = self._normal(torch.stack([points - half, points + half]).movedim(-1, 1))[0].movedim(1, -1)
+        if self.opened.ends:
+            first, last = self.places
+            low = torch.where(~dense & (places <= first), -BEYOND, low)
+            high = torch.where(~dense & (places >= last), BEYOND, high)
+            inside = [self._inside(i, filled[:, s]) for s, i in enumerate(self.smooth)]
+            on = on & torch.stack(inside, 1).unsqueeze(-1)
         numbers = torch.where(torch.isnan(value), torch.nan, numbers)
         return _Cells(self._levels(x), missing, numbers, slopes, low, high, on)
 
@@ -548,15 +569,22 @@ class Mixed(DataDependent):
         """Smooth columns (..., S), made normal, and the logarithm of the derivative."""
         if not self.smooth:
             return value, value
+        value, opened = self.opened(value)
         s, log_slope = self.curve.normalize((value - self.scale.mean) / self.scale.std)
-        return s, log_slope - self.scale.std.log()
+        return s, log_slope - self.scale.std.log() + opened
 
     def _number(self, i: int, value: Tensor) -> Tensor | None:
         """Cells of column i made normal ``(n,)``, if it is smooth."""
         if i not in self._place:
             return None
         s = self._place[i]
+        value, _ = self.opened.open(s, value)
         return self.curve.normalize((value - self.scale.mean[s]) / self.scale.std[s], s)[0]
+
+    def _inside(self, i: int, value: Tensor) -> Tensor:
+        """Whether values of column i lie within its bounds."""
+        low, high = self.factors[i].ends
+        return (value > low) & (value < high)
 
     def _usable(self, known: Tensor, cells: _Cells) -> Tensor:
         """Known cells that say something: not those that are marginalised."""
@@ -623,13 +651,16 @@ class Mixed(DataDependent):
         return joint, torch.stack(totals, 1)
 
     def _available(self, i: int, logit: Tensor, x: Tensor, known: Tensor) -> Tensor:
-        """Logits of masses without those of copies of what is not known or missing."""
+        """Logits of masses without those of copies of what is not known or missing, or that would be out of bounds."""
         factor = self.factors[i]
         if not factor.copies:
             return logit
         sources = [j for j, _, _ in factor.copies]
-        there = F.pad(known[:, sources] & ~torch.isnan(x[:, sources]), (factor.levels, 0), value=True)
-        return torch.where(there, logit, NEVER)
+        there = known[:, sources] & ~torch.isnan(x[:, sources])
+        if factor.bounded:
+            copies = [self._inside(i, self._on_grid(i, a * x[:, j] + b)) for j, a, b in factor.copies]
+            there = there & torch.stack(copies, 1)
+        return torch.where(F.pad(there, (factor.levels, 0), value=True), logit, NEVER)
 
     @staticmethod
     def _tolerance(factor: Factor, value: Tensor) -> Tensor:
@@ -737,8 +768,9 @@ class Mixed(DataDependent):
         place = self._place[search.column]
         smooth = self._inverse_normal(s, place)
         if not self.factors[search.column].continuous:
-            step = self.steps[place, search.grid]
-            smooth = self.origins[place] + ((smooth - self.origins[place]) / step).round() * step
+            step, (first, last) = self.steps[place, search.grid], self.places[:, place, search.grid]
+            places = ((smooth - self.origins[place]) / step).round().clamp(first, last)
+            smooth = self.origins[place] + places * step
         return smooth
 
     def _on_grid(self, i: int, value: Tensor) -> Tensor:
@@ -749,7 +781,9 @@ class Mixed(DataDependent):
         return factor.origin + ((value - factor.origin) / factor.steps[0]).round() * factor.steps[0]
 
     def _inverse_normal(self, s: Tensor, place: int) -> Tensor:
-        return self.curve.generate(s, place)[0] * self.scale.std[place] + self.scale.mean[place]
+        return self.opened.close(
+            place, self.curve.generate(s, place)[0] * self.scale.std[place] + self.scale.mean[place]
+        )
 
     def _encode(self, i: int, x: Tensor, cells: _Cells, known: Tensor, h: Tensor, joint: Tensor) -> Tensor:
         """Noise that stands for the cells of column i ``(n,)``: random within the interval of a mass.

@@ -24,7 +24,7 @@ from torch.distributions import (
 
 from diffeo.transforms.base import Transform, as_shape, sum_event
 
-__all__ = ["Bounded", "Circle", "Concatenated", "Increasing", "Simplex", "Support", "as_support"]
+__all__ = ["Bounded", "Circle", "Concatenated", "Increasing", "Simplex", "Support", "as_support", "strictly_inside"]
 
 Ends = float | Sequence[Any] | Tensor | None
 
@@ -112,7 +112,7 @@ class Bounded(Support):
         # In float64 whatever the flow's precision, so no buffers: a bound that was rounded once is another bound.
         self.low = _table(low, self.event_shape, -math.inf)
         self.high = _table(high, self.event_shape, math.inf)
-        least, most = _inside(*self._ends(torch.zeros(())))
+        least, most = strictly_inside(*self._ends(torch.zeros(())))
         for a, b, fits in zip(*(each.flatten().tolist() for each in (self.low, self.high, least <= most)), strict=True):
             if not fits:
                 raise ValueError(f"expected low < high, as far apart as {least.dtype} can tell, got {a} and {b}")
@@ -128,12 +128,12 @@ class Bounded(Support):
         """x from z, and clipped to the numbers inside."""
         ends = self._ends(z)
         x, logs = self._map(z, ends, generate=True)
-        return x.clamp(*_inside(*ends)), sum_event(logs, self.event_dim)
+        return x.clamp(*strictly_inside(*ends)), sum_event(logs, self.event_dim)
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z from x, or from the number inside that is nearest."""
         ends = self._ends(x)
-        z, logs = self._map(x.clamp(*_inside(*ends)), ends, generate=False)
+        z, logs = self._map(x.clamp(*strictly_inside(*ends)), ends, generate=False)
         outside = (x <= ends[0]) | (x >= ends[1])
         return z, sum_event(logs.masked_fill(outside, -torch.inf), self.event_dim)
 
@@ -149,7 +149,7 @@ class Bounded(Support):
 
     def off_bounds(self, x: Tensor) -> Tensor:
         """Move elements that lie on a bound to the next number inside."""
-        (low, high), (least, most) = self._ends(x), _inside(*self._ends(x))
+        (low, high), (least, most) = self._ends(x), strictly_inside(*self._ends(x))
         return torch.where(x == low, least, torch.where(x == high, most, x))
 
     def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,7 +177,7 @@ def _side_by_side(parts: Sequence[Any], sizes: Sequence[int]) -> constraints.Con
     return constraints.independent(constraints.cat(parts, dim=-1, lengths=sizes), 1)
 
 
-def _inside(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def strictly_inside(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """The least and the greatest number strictly between the ends: finite, and beside 0 none that is denormal."""
     tiny = torch.finfo(low.dtype).tiny
     infinity = low.new_tensor(torch.inf)
@@ -386,7 +386,7 @@ class Circle(Support):
         low, period = self.low.to(z), self.period.to(z)
         turns = 2 * torch.sigmoid(self.SLOPE * z) - 0.5
         x = low + period * (turns - turns.detach().floor())
-        x = x.clamp(*_inside(low, (self.low + self.period).to(z)))
+        x = x.clamp(*strictly_inside(low, (self.low + self.period).to(z)))
         logs = (2 * self.SLOPE * period).log() - F.softplus(self.SLOPE * z) - F.softplus(-self.SLOPE * z)
         return x, sum_event(logs, self.event_dim)
 

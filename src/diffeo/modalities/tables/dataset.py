@@ -53,8 +53,6 @@ class TableDataset(Dataset):
         chosen = {name: settings[name] for name in CHOSEN if name in settings}
         self.schema = infer_schema(self.table, numbers=numbers, **chosen)
         self.bounds = settings.get("bounds", {})
-        if self.bounds and self.mixed:
-            raise UserError("--bounds is for models of complete numbers, such as --model nsf; leave it out")
         if self.bounds and "preprocess" in settings.get("arguments", {}):
             raise UserError("--bounds and --set preprocess exclude each other; choose one")
         check_bounds(self.table, self.schema, self.bounds)
@@ -108,7 +106,7 @@ class TableDataset(Dataset):
         """The mixed density of tables that have more than complete numbers; else splines placed by affine maps."""
         if self.mixed:
             orders = {"orders": ORDERS} if self.folds > 1 else {}
-            return "mixed", {"columns": factors(self.schema, self._some()), **orders}
+            return "mixed", {"columns": factors(self.schema, self._some(), self.bounds), **orders}
         return default_model(self.rows)
 
     def stacked_models(self) -> dict[str, dict[str, Any]]:

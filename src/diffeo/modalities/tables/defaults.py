@@ -15,7 +15,7 @@ from diffeo.modalities.tables.schema import Column, Schema
 from diffeo.modalities.tables.table import Table
 from diffeo.transforms import Bounded
 
-__all__ = ["check_bounds", "default_model", "preprocessing"]
+__all__ = ["Bounds", "check_bounds", "default_model", "ends_of", "preprocessing"]
 
 Bounds = Mapping[str, Sequence[float | None]]  # column -> its ends, None for none
 
@@ -48,20 +48,23 @@ def preprocessing(schema: Schema, x: Tensor, bounds: Bounds = MappingProxyType({
         steps.append(["dequantize", {"step": step, "low": low}])
     if bounds:
         columns = zip(schema.feature_columns, schema.discrete, strict=True)
-        ends = [_ends(column, bounds, grid.step) for column, grid in columns]
+        ends = [ends_of(column, bounds, grid.step) for column, grid in columns]
         lows, highs = [end[0] for end in ends], [end[1] for end in ends]
         steps.append(["bounded", {"low": lows, "high": highs}])
         x = Bounded(schema.features, lows, highs).inverse(x)
     return [*steps, "standardize", *(["gaussianize"] if _stretched(x) else [])]
 
 
-def _ends(column: Column, bounds: Bounds, step: float = 0.0) -> tuple[float | None, float | None]:
-    """The bounds of a column in encoded units; levels are coded, and have no others than those seen.
+def ends_of(
+    column: Column, bounds: Bounds, step: float = 0.0, *, middle: bool = False
+) -> tuple[float | None, float | None]:
+    """Return the bounds of a column in encoded units; levels are coded, and have no others than those seen.
 
-    A rounded value on a bound is one that may have been inside. A cell of a grid begins at its value.
+    A rounded value on a bound is one that may have been inside. A cell of a grid of this step begins at its value, or
+    has that in the ``middle``.
     """
     low, high = bounds.get(column.name, (None, None)) if column.kind in BOUNDED else (None, None)
-    below, above = (0.0, step) if column.kind == "integer" else (column.unit / 2, column.unit / 2)
+    below, above = (0.0, step) if column.kind == "integer" and not middle else (max(column.unit, step) / 2,) * 2
     return None if low is None else low - below - column.origin, None if high is None else high + above - column.origin
 
 
@@ -81,7 +84,7 @@ def check_bounds(table: Table, schema: Schema, bounds: Bounds) -> None:
             what = f"holds {column.kind} values" if column else "is not modelled"
             raise UserError(f"{table.name}: column {name!r} {what}; bounds are for numbers that are, leave it out")
         try:
-            support = Bounded(1, *_ends(column, bounds, column.step))
+            support = Bounded(1, *ends_of(column, bounds, column.step))
         except ValueError:
             raise UserError(f"{table.name}: column {name!r}: expected bounds LOW:HIGH, got {shown!r}") from None
 

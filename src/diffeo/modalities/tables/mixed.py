@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from diffeo.modalities.tables.defaults import Bounds, ends_of
 from diffeo.modalities.tables.schema import Schema
 
 __all__ = ["factors"]
@@ -24,13 +26,13 @@ MOST_COLUMNS = 60  # in wider tables none are
 BITS = 18  # in which ratios and differences agree, of the 24 that float32 has
 
 
-def factors(schema: Schema, x: Tensor) -> list[dict[str, Any]]:
+def factors(schema: Schema, x: Tensor, bounds: Bounds = MappingProxyType({})) -> list[dict[str, Any]]:
     """Return the fields of a ``Factor`` for each feature, as these rows (n, features) of the training suggest.
 
     A category has a mass, and so has what was never seen (that of Good and Turing 1953: the share of the rows whose
     category no other row has). In a column of numbers a mass belongs to each of up to 300 values that occur twice, if
     they occur thrice on average, else to the frequent ones; and to being a copy of another column, a x_j + b, where
-    that is so in at least 2 % of the rows and thrice as often as by chance.
+    that is so in at least 2 % of the rows and thrice as often as by chance. A column with bounds has nothing beyond.
     """
     values = x.double().numpy()
     result: list[dict[str, Any]] = []
@@ -49,6 +51,8 @@ def factors(schema: Schema, x: Tensor) -> list[dict[str, Any]]:
                 if column.steps and _on_grid(seen + column.origin, column.steps[0]):  # multiples, and so from 0 on
                     steps, origin = column.steps, -column.origin
                 each = {"values": _single(seen, counts), "steps": list(map(float, steps)), "origin": float(origin)}
+                low, high = ends_of(column, bounds, steps[0], middle=True)
+                each |= {name: end for name, end in (("low", low), ("high", high)) if end is not None}
             result.append({**each, "gaps": column.missing})
     numeric = [k for c in schema.feature_columns for k in [c.kind in ("continuous", "integer")] * c.features]
     for i, copy in _copies(values, result, np.flatnonzero(numeric).tolist()):
