@@ -111,11 +111,11 @@ def points_of(column):
     """Values of a smooth column to integrate over: dense in the middle and at its bounds, and as wide as the tails."""
     low, high = Factor(**column).ends
     if math.isfinite(low + high):
-        return low + (high - low) * torch.linspace(-36, 36, 60_002).double().sigmoid()
-    distances = torch.linspace(-36, 12, 60_002).double().exp()
+        return low + (high - low) * torch.linspace(-36, 36, 20_002).double().sigmoid()
+    distances = torch.linspace(-36, 12, 20_002).double().exp()
     if math.isfinite(low):
         return low + distances
-    return (high - distances).flip(0) if math.isfinite(high) else torch.linspace(-12, 12, 60_002).double().sinh()
+    return (high - distances).flip(0) if math.isfinite(high) else torch.linspace(-12, 12, 20_002).double().sinh()
 
 
 @torch.no_grad()
