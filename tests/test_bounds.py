@@ -99,7 +99,7 @@ def test_tails_are_judged_within_the_bounds():
         (["--bounds", "width=0:"], "lacks column 'width'"),
         (["--bounds", "share=0:1", "--context", "share"], "column 'share' is not modelled"),
         (["--bounds", "share=0:1", "--set", "preprocess=[]"], "--bounds and --set preprocess exclude each other"),
-        (["--bounds", "share=0:1", "--model", "mixed"], "--bounds is for models of complete numbers"),
+        (["--bounds", "free=0:1", "--model", "mixed"], "column 'free' holds 1e+06 in row 1 (line 2)"),
     ],
 )
 def test_mistakes_are_named(options, gist, made, tmp_path, capsys):

@@ -79,7 +79,11 @@ class Factor:
         return -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
 
     def places(self, step: float) -> tuple[float, float]:
-        """The least and the greatest k for which origin + k step lies between the ends; infinite for no end."""
+        """The least and the greatest k for which origin + k step lies between the ends; infinite for no end.
+
+        Args:
+            step: of a grid.
+        """
         low, high = ((end - self.origin) / step for end in self.ends)
         return low if math.isinf(low) else math.floor(low) + 1, high if math.isinf(high) else math.ceil(high) - 1
 
