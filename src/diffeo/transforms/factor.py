@@ -40,6 +40,8 @@ class Factor:
         object.__setattr__(self, "values", tuple(map(float, self.values)))
         object.__setattr__(self, "copies", tuple((int(j), float(a), float(b)) for j, a, b in self.copies))
         object.__setattr__(self, "steps", tuple(map(float, self.steps)))
+        for name, end in (("low", self.low), ("high", self.high)):
+            object.__setattr__(self, name, None if end is None else float(end))
         if not (self.values or self.steps):
             raise ValueError("expected a column with values or with a smooth density, got neither")
         if list(self.values) != sorted(set(self.values)):
