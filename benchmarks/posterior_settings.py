@@ -61,6 +61,12 @@ CANDIDATES = {
     "small read, large batches": _splines(3, 64, READER, batch_size=512),
     "small read, large batches, high": _splines(3, 64, READER, batch_size=512, lr=2.2e-2),
     "small read, short": _splines(3, 64, READER, epochs=60),
+    "tiny read, short": _splines(2, 32, READER, epochs=60),
+    "small read, impatient": _splines(3, 64, READER, patience=15),
+    "tiny read, impatient": _splines(2, 32, READER, patience=15),
+    "thin read": _splines(3, 32, READER),
+    "broad read": _splines(2, 64, READER),
+    "single read": _splines(1, 64, READER),
 }
 
 

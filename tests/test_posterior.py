@@ -248,6 +248,40 @@ def test_what_reads_an_observation(shape, method, embedding, expected, rate, mon
         assert flow.log_prob(torch.randn(3, 2), torch.randn(3, *shape)).shape == (3,)
 
 
+@pytest.mark.parametrize(
+    ("count", "asked", "batch", "patience"),
+    [
+        (60, {}, 16, 30),
+        (9_999, {}, 256, 30),
+        (10_000, {}, 256, 15),
+        (10_000, {"method": "fmpe"}, 256, 30),
+        (10_000, {"embedding": nn.Linear(4, 3)}, 256, 30),
+        (10_000, {"patience": 7, "batch_size": 50}, 50, 7),
+    ],
+    ids=str,
+)
+def test_the_training_follows_the_number_of_simulations(count, asked, batch, patience, monkeypatch):
+    settings = {}
+
+    def fit_folds(flows, theta, x, **training):
+        settings.update(training)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(posteriors, "fit_folds", fit_folds)
+    with pytest.raises(KeyboardInterrupt):
+        diffeo.posterior(torch.randn(count, 2), torch.randn(count, 4), **asked)
+    assert (settings["batch_size"], settings["patience"]) == (batch, patience)
+
+
+@pytest.mark.parametrize(("asked", "steps"), [({}, 6), ({"batch_size": 40}, 2)], ids=str)
+def test_a_batch_size_is_kept_on_the_command_line(tmp_path, asked, steps):
+    commands.posterior(
+        table(108), tmp_path / "run", parameters=["a"], observed=["x1"], epochs=1, folds=1, figures=False, **asked
+    )
+    (epoch,) = (tmp_path / "run" / "train" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(epoch)["step"] == steps
+
+
 @pytest.mark.parametrize(("shape", "method"), [((1, 9), "npe"), ((4,), "fmpe")])
 def test_widths_are_for_the_vectors_of_npe(shape, method):
     with pytest.raises(ValueError, match=r"expected widths as an embedding of vectors for npe alone, got \[6, 5\]"):

@@ -782,7 +782,7 @@ class Flow(Summarised, nn.Module):
         context = context.to(marker.dtype)
         outer = context.shape[: context.dim() - len(self.context_shape)]
         try:
-            batch = torch.broadcast_shapes(batch, outer)
+            batch = batch if batch == outer else torch.broadcast_shapes(batch, outer)
         except RuntimeError:
             raise ValueError(
                 f"expected a context whose batch {tuple(outer)} broadcasts against that of {name}, {tuple(batch)}"
@@ -800,7 +800,7 @@ class Flow(Summarised, nn.Module):
         parts = [part.detach() for part in (rows, context) if part is not None]
         if not ops.tracing():
             parts = [part for part in parts if part.numel()]
-            if all(torch.isfinite(torch.stack(torch.aminmax(part))).all() for part in parts):
+            if all(math.isfinite(end) for part in parts for end in torch.aminmax(part)):
                 return None
         bad = rows.new_zeros(rows.shape[0], dtype=torch.bool)
         for part in parts:

@@ -35,7 +35,7 @@ from diffeo.training.seeding import derive, seed_noise, seeded
 from diffeo.training.weights import load_tensors, save_tensors
 from diffeo.transforms import Support, as_support
 
-__all__ = ["EMBEDDINGS", "METHODS", "Posterior", "posterior", "restored", "usual_batch"]
+__all__ = ["EMBEDDINGS", "METHODS", "Posterior", "posterior", "restored", "usual_training"]
 
 KIND = "posterior"  # of the run directory
 SIMULATIONS = "simulations.safetensors"
@@ -43,6 +43,7 @@ FOLDS, MOST_FOLDED = 5, 20_000  # up to so many simulations there are folds
 VALIDATION = 0.1  # of the simulations, held out of a single model
 FEW = 1_000  # simulations below which it is said that they are few
 STEPS, SMALLEST_BATCH, LARGEST_BATCH = 16, 16, 256  # in an epoch, of so many simulations each
+STEADY = 10_000  # simulations from which on a validation loss that has risen for long does not fall again
 KEPT = 1_000  # simulations held out that calibration is judged by, at most
 EMBEDDING_LR = 3e-3  # the highest learning rate where an embedding is no MLP, which bears more
 ON_BOUND = 1e-6  # by which a parameter may be outside its support, for rounding
@@ -64,6 +65,7 @@ class Method(NamedTuple):
         objective: that it is trained by.
         training: arguments of ``diffeo.fit``.
         beside: simpler flows that are stacked beside it where there are folds, by name.
+        steady: the patience for ``STEADY`` simulations and more, if it is another one.
     """
 
     recipe: str
@@ -71,6 +73,7 @@ class Method(NamedTuple):
     objective: Callable[[Flow], Objective]
     training: dict[str, Any]
     beside: dict[str, Simpler]
+    steady: float | None = None
 
 
 _READER = [128, 128, 32]  # widths of the network that reads a vector for all layers of a flow
@@ -86,6 +89,7 @@ METHODS = {
             "small": Simpler("nsf", _SPLINES | {"transforms": 2, "hidden": [32, 32]}),
             "linear": Simpler("maf", {"transforms": 1, "hidden": []}, epochs=30),
         },
+        steady=15,
     ),
     "fmpe": Method(
         "flow_matching",
@@ -400,11 +404,10 @@ def posterior(
         name: _flow(wish.recipe, wish.arguments, features, x, onto, embedding) for name, wish in wanted.items()
     }
     budget = {"epochs": epochs, "minutes": minutes, "batch_size": batch_size, "lr": lr, "patience": patience}
-    training = dict(METHODS[method].training)
+    training = usual_training(method, len(x))
     if isinstance(embedding, nn.Module) or embedding == "cnn":
-        training["lr"] = min(training["lr"], EMBEDDING_LR)
+        training |= {"lr": min(training["lr"], EMBEDDING_LR), "patience": METHODS[method].training["patience"]}
     training |= {name: value for name, value in budget.items() if value is not None}
-    training.setdefault("batch_size", usual_batch(len(x)))
     training |= {"seed": seed, "device": choose_device(device or "cpu"), "progress": progress}
     with nullcontext() if out is None else claimed(out, force=force) as folder:
         learned = _learned(flows, theta, x, parts, METHODS[method].objective, training, most_epochs, jobs, say)
@@ -426,13 +429,16 @@ def posterior(
     return made
 
 
-def usual_batch(count: int) -> int:
-    """Simulations per step, of so many in all.
+def usual_training(method: str, count: int) -> dict[str, Any]:
+    """Arguments of ``diffeo.fit`` for so many simulations, where nothing else is asked for.
 
     Args:
+        method: a name in ``METHODS``.
         count: of the simulations.
     """
-    return min(LARGEST_BATCH, max(SMALLEST_BATCH, count // STEPS))
+    usual = METHODS[method]
+    steady = {} if usual.steady is None or count < STEADY else {"patience": usual.steady}
+    return {**usual.training, **steady, "batch_size": min(LARGEST_BATCH, max(SMALLEST_BATCH, count // STEPS))}
 
 
 def restored(run: Run) -> Posterior:

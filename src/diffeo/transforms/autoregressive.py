@@ -95,7 +95,7 @@ class Autoregressive(Transform):
         columns, contexts = self._columns(x, context)
         seen = F.dropout(columns, self.dropout, self.training) if self.dropout else columns
         z, log_det = self.net.mapped(self.univariate, seen, columns, contexts)
-        return z.mT.reshape(x.shape), log_det.reshape(x.shape[:-1])
+        return (z.mT, log_det) if x.dim() == 2 else (z.mT.reshape(x.shape), log_det.reshape(x.shape[:-1]))
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Generate element by element."""
@@ -142,6 +142,8 @@ class Autoregressive(Transform):
     def _rows(value: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One batch dimension: ``(rows, n)``, context ``(rows, *context)``."""
         batch = value.dim() - 1
+        if batch == 1:
+            return value, context
         contexts = (
             None if context is None else context.reshape(math.prod(context.shape[:batch]), *context.shape[batch:])
         )

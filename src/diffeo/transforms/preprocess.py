@@ -53,12 +53,20 @@ class Standardize(DataDependent):
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x = std z + mean."""
-        return torch.addcmul(self.mean, z, self.std), self._log_std(z)
+        return self.forward(z), self._log_std(z)
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z = (x - mean) / std."""
+        return self.inverse(x), -self._log_std(x)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """x = std z + mean."""
+        return torch.addcmul(self.mean, z, self.std)
+
+    def inverse(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """z = (x - mean) / std."""
         self._see(x)
-        return (x - self.mean) / self.std, -self._log_std(x)
+        return (x - self.mean) / self.std
 
     def _log_std(self, value: Tensor) -> Tensor:
         batch = self._batch_shape(value)

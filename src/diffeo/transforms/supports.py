@@ -119,6 +119,7 @@ class Bounded(Support):
         lower, upper = self.low > -math.inf, self.high < math.inf
         kinds = ((lower & upper, _interval), (lower & ~upper, _above), (~lower & upper, _below))
         self._kinds = [(where, kind) for where, kind in kinds if where.any()]
+        self._alike = any(bool(where.all()) for where, _ in self._kinds)  # all elements are of one kind
 
     def arguments(self) -> dict[str, Any]:
         """The shape and the ends, without infinities."""
@@ -141,7 +142,7 @@ class Bounded(Support):
     def constraint(self) -> constraints.Constraint:
         """Bounds of one kind, or those of each element of a vector."""
         ends = [end.to(torch.get_default_dtype()) for end in (self.low, self.high)]
-        if len(self._kinds) < 2 and all(where.all() for where, _ in self._kinds):
+        if self._alike or not self._kinds:
             return constraints.independent(_bound(*ends), self.event_dim)
         if self.event_dim != 1:
             return super().constraint
@@ -156,6 +157,8 @@ class Bounded(Support):
         return self.low.to(like), self.high.to(like)
 
     def _map(self, value: Tensor, ends: tuple[Tensor, Tensor], *, generate: bool) -> tuple[Tensor, Tensor]:
+        if self._alike:
+            return self._kinds[0][1](value, *ends, generate)
         mapped, logs = value, torch.zeros_like(value)
         for where, kind in self._kinds:
             here = where.to(value.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffeo.errors import UserError
 from diffeo.flow import DRAWS, Flow
-from diffeo.inference.posterior import METHODS, usual_batch
+from diffeo.inference.posterior import METHODS, usual_training
 from diffeo.modalities.base import Dataset
 from diffeo.modalities.tables.defaults import check_bounds, default_model, preprocessing
 from diffeo.modalities.tables.figures import plot_figures
@@ -64,7 +64,7 @@ class TableDataset(Dataset):
         self.together = any(column.kind == "continuous" for column in self.schema.feature_columns)
         batch_size = BATCH_SIZE if self.folds == 1 else max(SMALLEST_BATCH, min(BATCH_SIZE, self.schema.rows // STEPS))
         if "method" in settings:
-            batch_size = usual_batch(self.schema.rows)
+            batch_size = usual_training(settings["method"], self.schema.rows)["batch_size"]
         self.batch_size = settings.get("batch_size", batch_size)
         self.split = split_table(
             self.table, self.schema, self.batch_size, seed, settings.get("test", 0.0), self.folds == 1, limit
@@ -142,7 +142,7 @@ class TableDataset(Dataset):
     def training(self, flow: Flow) -> dict[str, Any]:
         """The defaults of ``diffeo.fit`` suit large tables; small ones, and a mixed density, learn more slowly."""
         if "method" in self.settings:
-            return METHODS[self.settings["method"]].training
+            return usual_training(self.settings["method"], self.schema.rows) | {"batch_size": self.batch_size}
         if flow.transform.takes_missing:
             return {"lr": 2e-3}
         small = {"lr": 3e-3, "weight_decay": 0.1, "patience": PATIENCE}
