@@ -338,7 +338,7 @@ def mixed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixed")
     rows = [f"{'abc'[i % 3]},2024-01-{i % 28 + 1:02},{i % 9},{i / 7:.3f}" for i in range(60)]
     (folder / "data.csv").write_text("\n".join(["t,d,k,x", *rows]))
-    options = ["--epochs", "1", "--set", "hidden=8", "--no-figures"]
+    options = ["--epochs", "1", "--folds", "1", "--set", "hidden=8", "--no-figures"]
     assert main(["fit", str(folder / "data.csv"), "--out", str(folder / "run"), *options]) == 0
     return folder
 

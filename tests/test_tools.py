@@ -32,7 +32,7 @@ FLOWS = {
     "glow-image": lambda context: diffeo.glow((1, 4, 4), context, **IMAGE),
     "wavenet": lambda context: diffeo.wavenet(8, context, cycles=1, hop=4, **SOUND),
     "wavenet-mixture": lambda context: diffeo.wavenet(8, context, cycles=1, hop=4, head="logistics", **SOUND),
-    "parallel-wavenet": lambda context: diffeo.parallel_wavenet(8, context, cycles=(1, 1), hop=4, **SOUND),
+    "parallel-wavenet": lambda context: diffeo.parallel_wavenet(4, context, cycles=(1, 1), hop=2, **SOUND),
     "flow-matching": lambda context: diffeo.flow_matching(5, context, hidden=(16, 16)),
     "flow-matching-steps": lambda context: diffeo.flow_matching(5, context, hidden=(16, 16), solver="rk4", steps=8),
 }
