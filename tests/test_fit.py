@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from cases import needs_compiler
 from diffeo import recipes
 from diffeo.errors import UserError
 from diffeo.objectives import MaximumLikelihood, Objective
@@ -22,7 +23,7 @@ from diffeo.training.average import Average
 from diffeo.training.batches import EXAMPLES, default_epochs, default_patience, split
 from diffeo.training.initialise import initialise
 from diffeo.training.interrupt import SAME_PRESS
-from diffeo.training.optimizer import learning_rate, make_optimizer
+from diffeo.training.optimizer import groups_of, learning_rate
 
 
 class Gaussian(nn.Module):
@@ -284,8 +285,9 @@ def test_a_rate_of_its_own_for_a_module():
     outer[1].lr_scale = 10.0
     outer[1][1].lr_scale = 3.0
     outer[0].bias.requires_grad_(False)
-    rates = {p: g["lr"] for g in make_optimizer(outer, 0.1, 0.5).param_groups for p in g["params"]}
-    decays = {p: g["weight_decay"] for g in make_optimizer(outer, 0.1, 0.5).param_groups for p in g["params"]}
+    groups = groups_of(outer, 0.1, 0.5)
+    rates = {p: group.rate for group in groups for p in group.parameters}
+    decays = {p: group.decay for group in groups for p in group.parameters}
     assert [rates[outer[0].weight], rates[outer[1][0].weight], rates[outer[1][1].bias]] == pytest.approx([0.1, 1, 0.3])
     assert outer[0].bias not in rates
     assert (decays[outer[1][0].weight], decays[outer[1][0].bias]) == (0.5, 0)
@@ -469,7 +471,22 @@ def test_fingerprint_sees_a_single_bit_and_the_shape():
     assert len({fingerprint(x), fingerprint(changed), fingerprint(x.reshape(2, -1)), fingerprint(x, x)}) == 4
 
 
-def test_importing_training_does_not_start_what_it_may_not_need():
-    code = "import sys, diffeo.training; print([m for m in ('rich', 'torch._dynamo', 'pandas') if m in sys.modules])"
+def loaded(code, *modules):
+    """Which of these modules a process has imported that ran some code."""
+    code += f"; import sys; print([m for m in {modules!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.strip()
+
+
+def test_importing_training_does_not_start_what_it_may_not_need():
+    assert loaded("import diffeo.training", "rich", "torch._dynamo", "pandas") == "[]"
+
+
+@needs_compiler
+def test_training_does_not_import_what_takes_seconds():
+    """PyTorch's optimizers and ``torch.broadcast_shapes`` do so when they are first used, scipy's parts at once."""
+    code = (
+        "import torch, diffeo, diffeo.commands; theta = torch.rand(40, 2); unit = 0.0, torch.ones(2); "
+        "diffeo.posterior(theta, theta, support=unit, folds=1, epochs=1)"
+    )
+    assert loaded(code, "torch._dynamo", "sympy", "scipy.stats", "sklearn", "pandas") == "[]"

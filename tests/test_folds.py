@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -231,6 +232,26 @@ def test_the_weights_do_not_depend_on_how_many_are_trained_side_by_side(result):
     again = fit_folds(nsf(2, transforms=1, hidden=[8]), correlated(), folds=3, jobs=2, **QUICK)
     for name, tensor in result.flow.state_dict().items():
         assert torch.equal(tensor, again.flow.state_dict()[name]), name
+
+
+def test_the_largest_flows_are_trained_first(monkeypatch):
+    """No process is left alone with one of them while others have nothing more to do."""
+    flows = {"narrow": nsf(2, transforms=1, hidden=[4]), "wide": nsf(2, transforms=1, hidden=[16])}
+    options = dict(folds=2, families=[], **QUICK)
+    one_by_one = fit_folds(flows, correlated(), jobs=1, **options)
+    module, begun = sys.modules["diffeo.training.folds"], []
+
+    def noting(task, **arguments):
+        begun.append((task.name, task.fold))
+        return train(task, **arguments)
+
+    train = module._train
+    monkeypatch.setattr(module, "_train", noting)
+    monkeypatch.setattr(module, "processes", lambda count: ThreadPoolExecutor(1))
+    side_by_side = fit_folds(flows, correlated(), jobs=2, **options)
+    assert begun == [("wide", 0), ("wide", 1), ("narrow", 0), ("narrow", 1)]
+    for name, tensor in one_by_one.flow.state_dict().items():
+        assert torch.equal(tensor, side_by_side.flow.state_dict()[name]), name
 
 
 def test_a_training_of_one_member_is_resumed(tmp_path, monkeypatch):

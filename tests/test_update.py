@@ -9,7 +9,7 @@ from torch import nn
 
 from cases import needs_compiler
 from diffeo.training.average import Average
-from diffeo.training.optimizer import make_optimizer, set_learning_rate
+from diffeo.training.optimizer import adamw, groups_of, set_learning_rate
 from diffeo.training.update import Update
 
 
@@ -56,7 +56,7 @@ def test_one_call_equals_adamw_and_the_average():
     fast, slow = Parts(), Parts()
     slow.load_state_dict(fast.state_dict())
     update = update_of(fast)
-    optimizer = make_optimizer(slow, 1e-2, 0.1)
+    optimizer = adamw(groups_of(slow, 1e-2, 0.1))
     average = Average([p for p in slow.parameters() if p.requires_grad], 0.99)
     for step in range(50):
         factor, scale = 1 - step / 60, 1.0 if step % 2 else 0.3
@@ -78,7 +78,7 @@ def test_one_call_equals_adamw_and_the_average():
         assert torch.allclose(fused, other, rtol=1e-5, atol=1e-6)
     for p, q in zip(fast.parameters(), slow.parameters(), strict=True):
         for key, other in optimizer.state.get(q, {}).items() if q.numel() else ():  # of nothing there is no address
-            assert torch.allclose(update.optimizer.state[p][key], other, rtol=1e-5, atol=1e-12), key
+            assert torch.allclose(update.moments[p][key], other, rtol=1e-5, atol=1e-12), key
 
 
 @needs_compiler

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 
 from diffeo.report.style import GREY, MODEL, REAL, figure
 from diffeo.report.verdict import FEWEST
@@ -51,7 +51,7 @@ class Calibration(Summarised):
         return (self.ranks + noise) / (self.draws + 1)
 
     def _tested(self) -> list[Any]:
-        return [stats.kstest(column, "uniform") for column in self._uniform().T]
+        return [scipy.stats.kstest(column, "uniform") for column in self._uniform().T]
 
     @property
     def p_values(self) -> dict[str, float]:
@@ -66,12 +66,12 @@ class Calibration(Summarised):
     @property
     def tarp_p(self) -> float:
         """The p-value of the expected coverage (Kolmogorov and Smirnov)."""
-        return float(stats.kstest(self.credibility, "uniform").pvalue)
+        return float(scipy.stats.kstest(self.credibility, "uniform").pvalue)
 
     @property
     def tarp_distance(self) -> float:
         """The largest distance between the expected coverage and the credibility."""
-        return float(stats.kstest(self.credibility, "uniform").statistic)
+        return float(scipy.stats.kstest(self.credibility, "uniform").statistic)
 
     def coverage(self, credibility: Any) -> np.ndarray:
         """How many of the true parameters are covered by regions of this credibility: as many, if it is calibrated.
@@ -167,7 +167,7 @@ class Calibration(Summarised):
             path: of a PNG.
         """
         n = len(self.ranks)
-        band = float(stats.kstwo.ppf(0.95, n))
+        band = float(scipy.stats.kstwo.ppf(0.95, n))
         levels = np.linspace(0, 1, 201)
         with figure(path, (7.2, 3.2)) as fig:
             left, right = fig.subplots(1, 2, sharey=True)

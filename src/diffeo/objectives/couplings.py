@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import scipy
 import torch
 from torch import Tensor
 
@@ -28,15 +29,13 @@ def assign(z: Tensor, x: Tensor, context: Tensor | None = None, weight: float = 
     Returns:
         Row numbers ``(n,)``.
     """
-    from scipy.optimize import linear_sum_assignment
-
     # |z - x|^2 = |z|^2 + |x|^2 - 2 z x; what depends on one side alone changes no assignment
     x, z = x.flatten(1), z.flatten(1)
     cost = (x @ z.mT).mul_(-2.0 / x.shape[1]).double().cpu()
     if context is not None:
         context = context.double().cpu()
         cost.addmm_(context, context.mT, alpha=-2.0 * weight)
-    return torch.from_numpy(linear_sum_assignment(_reduced(cost).numpy())[1]).to(x.device)
+    return torch.from_numpy(scipy.optimize.linear_sum_assignment(_reduced(cost).numpy())[1]).to(x.device)
 
 
 def _reduced(cost: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 
 from diffeo.report.privacy import repeats
 
@@ -197,16 +198,15 @@ def atom_test(real: np.ndarray, sampled: np.ndarray) -> list[dict[str, Any]]:
         Of the columns with the largest atoms, at most five, ``column`` and the shares of ``rows`` and ``samples``, the
         largest first.
     """
-    from scipy import stats
-
     atoms: list[dict[str, Any]] = []
     n, m, d = len(real), len(sampled), real.shape[1]
     for column, (one, other) in enumerate(zip(real.T, np.sort(sampled.T), strict=True)):
         values, counts = np.unique(one[~np.isnan(one)], return_counts=True)
-        likely = np.flatnonzero(stats.poisson.sf(counts - 1, FALLING * _rates(counts)) * len(values) * d < SIGNIFICANT)
+        p = scipy.stats.poisson.sf(counts - 1, FALLING * _rates(counts)) * len(values) * d
+        likely = np.flatnonzero(p < SIGNIFICANT)
         values, counts = values[likely], counts[likely]
         drawn = np.searchsorted(other, values, "right") - np.searchsorted(other, values, "left")
-        p = stats.binom.sf(counts - 1, counts + drawn, n / (n + m)) * len(values) * d
+        p = scipy.stats.binom.sf(counts - 1, counts + drawn, n / (n + m)) * len(values) * d
         excess = np.where(p < SIGNIFICANT, counts / n - drawn / m, 0.0)
         if (excess > 0).any():
             k = int(excess.argmax())
@@ -235,17 +235,15 @@ def projection_test(real: np.ndarray, sampled: np.ndarray, seed: int, directions
     Columns are first carried to normal scores of their pooled ranks, so that a heavy tail does not hide the others. The
     p-value is corrected for the number of directions (Bonferroni).
     """
-    from scipy import stats
-
     pooled = np.concatenate([real, sampled])
-    ranks = stats.rankdata(pooled, axis=0)
-    scores = stats.norm.ppf((ranks - 0.5) / len(pooled))
+    ranks = scipy.stats.rankdata(pooled, axis=0)
+    scores = scipy.stats.norm.ppf((ranks - 0.5) / len(pooled))
     d = pooled.shape[1]
     axes = np.eye(d)
     if d > 1:
         axes = np.concatenate([axes, np.random.default_rng(seed).standard_normal((directions, d))])
     projected = scores @ axes.T
-    tests = [stats.ks_2samp(column[: len(real)], column[len(real) :], method="asymp") for column in projected.T]
+    tests = [scipy.stats.ks_2samp(column[: len(real)], column[len(real) :], method="asymp") for column in projected.T]
     distances = np.array([test.statistic for test in tests])
     return {
         "directions": len(axes),
@@ -264,8 +262,6 @@ def marginal_test(real: np.ndarray, sampled: np.ndarray, discrete: Sequence[bool
     draws of one distribution differ by on average, and the p-value of the chi-squared test, corrected for the number
     of columns (Bonferroni).
     """
-    from scipy import stats
-
     worst: dict[str, Any] = {}
     for i, (one, other) in enumerate(zip(real.T, sampled.T, strict=True)):
         cells = _cells(np.concatenate([one, other]), discrete[i])
@@ -278,7 +274,7 @@ def marginal_test(real: np.ndarray, sampled: np.ndarray, discrete: Sequence[bool
         spread = np.sqrt(pooled * (1 - pooled) * (1 / counts.sum(1)).sum())  # of each difference
         distance, chance = np.abs(shares[0] - shares[1]).sum() / 2, math.sqrt(2 / math.pi) * spread.sum() / 2
         if not worst or distance - chance > worst["distance"] - worst["chance"]:
-            p = stats.chi2_contingency(counts, correction=False).pvalue if counts.shape[1] > 1 else 1.0
+            p = scipy.stats.chi2_contingency(counts, correction=False).pvalue if counts.shape[1] > 1 else 1.0
             worst = {"column": i, "distance": float(distance), "chance": float(chance)}
             worst["p"] = float(min(1.0, real.shape[1] * p))
     return worst

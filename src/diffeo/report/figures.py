@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy
 
 from diffeo.flow import Flow
 from diffeo.objectives import MaximumLikelihood, objective_of
@@ -341,15 +342,13 @@ def noise(
 
     Of more than 16 columns, those farthest from uniform are shown. ``what`` names the rows.
     """
-    from scipy import stats
-
     n, d = values.shape
-    distances = [stats.kstest(column, "uniform").statistic for column in values.T]
+    distances = [scipy.stats.kstest(column, "uniform").statistic for column in values.T]
     shown = sorted(np.argsort(distances)[::-1][:PANELS])
     across = min(4, len(shown))
     down = -(-len(shown) // across)
     bins = int(np.clip(n ** (1 / 2.5), 5, 25))
-    chance = stats.binom.ppf([0.005, 0.995], n, 1 / bins) * bins / n
+    chance = scipy.stats.binom.ppf([0.005, 0.995], n, 1 / bins) * bins / n
     with figure(path, (1.9 * max(across, 2) + 0.3, 1.5 * down + 0.7)) as fig:
         grid = fig.subplots(down, across, squeeze=False, sharex=True, sharey=True)
         for axes in grid.flat[len(shown) :]:
@@ -376,24 +375,23 @@ def latents(scores: np.ndarray, path: str | Path, what: str = "data") -> None:
     Of more than six dimensions, those farthest from the normal are shown. ``what`` names the rows.
     """
     from matplotlib.ticker import MaxNLocator
-    from scipy import stats
 
     n, d = scores.shape
-    distances = [stats.kstest(column, "norm").statistic for column in scores.T]
+    distances = [scipy.stats.kstest(column, "norm").statistic for column in scores.T]
     shown = sorted(np.argsort(distances)[::-1][:COLUMNS])
     count = len(shown)
     edges = np.linspace(-4, 4, int(np.clip(2 * n ** (1 / 2.5), 12, 60)) + 1)
     line = np.linspace(-4, 4, 200)
     # Order statistics: all of a few, of many those that stand evenly along the axis.
-    spots = np.unique(np.rint(n * stats.norm.cdf(np.linspace(-5, 5, 400)) - 0.5).clip(0, n - 1).astype(int))
-    theory = stats.norm.ppf((spots + 0.5) / n)
-    chance = [stats.norm.ppf(stats.beta.ppf(level, spots + 1, n - spots)) for level in (0.005, 0.995)]
+    spots = np.unique(np.rint(n * scipy.stats.norm.cdf(np.linspace(-5, 5, 400)) - 0.5).clip(0, n - 1).astype(int))
+    theory = scipy.stats.norm.ppf((spots + 0.5) / n)
+    chance = [scipy.stats.norm.ppf(scipy.stats.beta.ppf(level, spots + 1, n - spots)) for level in (0.005, 0.995)]
     reach = max(4.0, min(8.0, float(np.abs(scores[:, shown]).max())))
     with figure(path, (1.7 * max(count, 2) + 0.5, 3.9)) as fig:
         grid = fig.subplots(2, count, squeeze=False)
         for (marginal, quantiles), i in zip(grid.T, shown, strict=True):
             histogram(marginal, scores[:, i], edges, REAL, filled=True)
-            marginal.plot(line, stats.norm.pdf(line), color="black", lw=1)
+            marginal.plot(line, scipy.stats.norm.pdf(line), color="black", lw=1)
             marginal.set_xlim(-4, 4)
             marginal.set_ylim(bottom=0)
             marginal.set_title(f"z{i + 1}")

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from torch import Tensor
 
@@ -25,11 +26,9 @@ def normal_scores(base: Base, z: Tensor) -> np.ndarray | None:
     if isinstance(base, StandardNormal):
         scores = z
     elif isinstance(base, StandardLogistic):
-        from scipy.special import ndtri_exp
-
         # Phi^-1(sigmoid(z)), through the logarithm of the nearer tail, so that it stays finite far out
         tail = torch.nn.functional.logsigmoid(-z.abs())
-        scores = torch.copysign(torch.from_numpy(ndtri_exp(tail.cpu().numpy())).to(z), z)
+        scores = torch.copysign(torch.from_numpy(scipy.special.ndtri_exp(tail.cpu().numpy())).to(z), z)
     elif isinstance(base, Uniform):
         low, high = base.low.flatten().double(), base.high.flatten().double()
         scores = torch.special.ndtri((z - low) / (high - low))
@@ -45,13 +44,11 @@ def normality(scores: np.ndarray, names: list[str]) -> dict[str, Any]:
     |covariance - identity| with the same correction; and |z|^2 against chi-squared, which sees dependence that no
     single dimension shows. For the covariance scores are cut off at +-6, lest a single row decide.
     """
-    from scipy import stats
-
     n, d = scores.shape
-    tests = [stats.kstest(column, "norm") for column in scores.T]
+    tests = [scipy.stats.kstest(column, "norm") for column in scores.T]
     distances = np.array([test.statistic for test in tests])
     worst = int(distances.argmax())
-    radius = stats.kstest((scores**2).sum(1), "chi2", args=(d,))
+    radius = scipy.stats.kstest((scores**2).sum(1), "chi2", args=(d,))
     covariance = np.cov(scores.clip(-FAR, FAR), rowvar=False).reshape(d, d)
     deviation = np.abs(covariance - np.eye(d))
     # the standard errors of an entry: sqrt(2 / n) on the diagonal, sqrt(1 / n) off it

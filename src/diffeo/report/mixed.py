@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from torch import Tensor
 
@@ -194,10 +195,8 @@ def noise_of(transform: Mixed, z: Tensor, names: Sequence[str]) -> tuple[np.ndar
 
 def _noise(transform: Mixed, z: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """Compare the noise with independent uniform numbers; where cells have masses it is drawn, and sees less."""
-    from scipy.special import ndtri
-
     noise, every = noise_of(transform, z, names)
-    result = normality(ndtri(noise), every)
+    result = normality(scipy.special.ndtri(noise), every)
     del result["far"]  # what is far out float32 does not tell
     randomised = [
         name

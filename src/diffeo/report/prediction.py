@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from diffeo.bases import StandardLogistic, StandardNormal, StudentT
@@ -29,9 +29,9 @@ EXACT = 1e-10  # of a distribution function
 CHUNK = 2**17  # values at a time
 
 _NOISE: dict[type, Callable[[Any], Any]] = {
-    StandardNormal: lambda base: stats.norm,
-    StandardLogistic: lambda base: stats.logistic,
-    StudentT: lambda base: stats.t(base.freedom),
+    StandardNormal: lambda base: scipy.stats.norm,
+    StandardLogistic: lambda base: scipy.stats.logistic,
+    StudentT: lambda base: scipy.stats.t(base.freedom),
 }
 
 
@@ -249,5 +249,5 @@ def pit(flow: Flow, x: Tensor, context: Tensor, steps: Sequence[float], seed: in
 
 def calibration(pit: np.ndarray) -> dict[str, float]:
     """How far probability integral transforms F(y) (n,) are from uniform: Kolmogorov's distance, and its p-value."""
-    test = stats.kstest(pit, "uniform")
+    test = scipy.stats.kstest(pit, "uniform")
     return {"distance": float(test.statistic), "p": float(test.pvalue)}

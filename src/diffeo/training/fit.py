@@ -323,9 +323,10 @@ def fit(
                     shares = torch.full_like(losses, world.size / batch.total)
                     if part.weights is not None:
                         shares *= part.weights
-                    losses.backward(shares)
-                    loss += losses.detach() @ shares
-                    del losses  # and what its graph holds on to
+                    total = losses @ shares
+                    total.backward()
+                    loss += total.detach()
+                    del losses, total  # and what their graph holds on to
                 loss_value, norm_value, weight, state.seconds, stop = world.agree(
                     loss, update.norm(), batch.weight, time.monotonic() - started, interrupt.pressed
                 )

@@ -436,7 +436,8 @@ def _all_trained(
             with Interrupt() as interrupt, TemporaryDirectory() as folder, processes(jobs) as pool:
                 relays = [Relay(Path(folder) / f"{number}.json") for number in range(len(tasks))]
                 running: dict[Future[tuple[Flow, FitResult]], int] = {}
-                left = list(enumerate(tasks))
+                # The largest first, so that none of these is left over for one process at the end.
+                left = sorted(enumerate(tasks), key=lambda each: -_size(each[1].flow))
                 while running or (left and not interrupt.pressed):
                     while left and len(running) < jobs and not interrupt.pressed:
                         number, task = left.pop(0)
@@ -453,6 +454,10 @@ def _all_trained(
     if len(done) < len(tasks):
         raise KeyboardInterrupt
     return [done[number] for number in range(len(tasks))]
+
+
+def _size(flow: Flow) -> int:
+    return sum(parameter.numel() for parameter in flow.parameters())
 
 
 @contextmanager

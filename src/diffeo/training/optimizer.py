@@ -1,15 +1,33 @@
 """AdamW with a rate per module, and the rate over time."""
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-__all__ = ["learning_rate", "make_optimizer", "set_learning_rate"]
+__all__ = ["BETAS", "EPSILON", "Group", "adamw", "groups_of", "learning_rate", "set_learning_rate"]
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # of AdamW: how much of the moments is kept, what is added to a root
 
 
-def make_optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters.
+class Group(NamedTuple):
+    """Parameters that learn at one rate.
+
+    Attributes:
+        parameters: which they are.
+        rate: the full one.
+        decay: the share of the rate by which they decay.
+    """
+
+    parameters: list[nn.Parameter]
+    rate: float
+    decay: float
+
+
+def groups_of(module: nn.Module, lr: float, weight_decay: float) -> list[Group]:
+    """Group the trainable parameters by what they learn at.
 
     A module with an attribute ``lr_scale`` learns that many times faster than ``lr``, and all within it that has no
     scale of its own. Only matrices decay: biases, scales and locations are not large by overfitting.
@@ -25,13 +43,20 @@ def make_optimizer(module: nn.Module, lr: float, weight_decay: float) -> torch.o
                 groups.setdefault((scales[name], parameter.ndim >= 2), []).append(parameter)
     if not groups:
         raise ValueError("expected an objective with trainable parameters, got none")
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for ps in groups.values() for p in ps)
+    return [Group(parameters, lr * scale, weight_decay * decays) for (scale, decays), parameters in groups.items()]
+
+
+def adamw(groups: Sequence[Group]) -> torch.optim.AdamW:
+    """Return PyTorch's AdamW over groups of parameters. The first one of a process imports torch._dynamo: seconds."""
+    every = [parameter for group in groups for parameter in group.parameters]
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in every)
     return torch.optim.AdamW(
         [
-            {"params": parameters, "lr": lr * scale, "full_lr": lr * scale, "weight_decay": weight_decay * decays}
-            for (scale, decays), parameters in groups.items()
+            {"params": group.parameters, "lr": group.rate, "full_lr": group.rate, "weight_decay": group.decay}
+            for group in groups
         ],
-        lr=lr,
+        betas=BETAS,
+        eps=EPSILON,
         fused=fused,
     )
 

@@ -1,6 +1,8 @@
 """What a step does with the gradients."""
 
+from collections import defaultdict
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 from diffeo import ops
 from diffeo.training.average import Average
-from diffeo.training.optimizer import make_optimizer, set_learning_rate
+from diffeo.training.optimizer import BETAS, EPSILON, adamw, groups_of, set_learning_rate
 
 __all__ = ["Update"]
 
@@ -21,7 +23,7 @@ class Update:
     In float32 on the CPU the norm of the gradients is one call, and all the rest another one (``ops.fused_update``).
 
     Args:
-        module: whose parameters; see ``make_optimizer`` for their rates.
+        module: whose parameters; see ``groups_of`` for their rates.
         lr: the full learning rate.
         weight_decay: AdamW's.
         ema: the decay of the average.
@@ -29,9 +31,17 @@ class Update:
 
     def __init__(self, module: nn.Module, lr: float, weight_decay: float, ema: float) -> None:
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.optimizer = make_optimizer(module, lr, weight_decay)
+        self.groups = groups_of(module, lr, weight_decay)
+        self.moments: defaultdict[Tensor, dict[str, Tensor]] = defaultdict(dict)  # by their names in PyTorch's AdamW
         self.average = Average(list(self.parameters.values()), ema)
         self._fused: Any = None
+
+    @cached_property
+    def optimizer(self) -> torch.optim.AdamW:
+        """The same in PyTorch's operations, made where it is needed."""
+        optimizer = adamw(self.groups)
+        optimizer.state = self.moments
+        return optimizer
 
     def clear(self) -> None:
         """Forget the gradients."""
@@ -59,14 +69,13 @@ class Update:
 
     def tensors(self) -> Groups:
         """All that the next steps depend on, but the parameters: the average, and the moments as ``exp_avg:name``."""
-        state = self.optimizer.state
         return {
             "average": dict(zip(self.parameters, self.average.averages, strict=True)),
             "optimizer": {
                 f"{key}:{name}": tensor
                 for name, p in self.parameters.items()
-                if p in state
-                for key, tensor in state[p].items()
+                if p in self.moments
+                for key, tensor in self.moments[p].items()
             },
         }
 
@@ -78,7 +87,7 @@ class Update:
             parameter = self.parameters[name]
             # A copy in torch's own memory, not the mapped file: kernels may round differently with the alignment.
             copied = torch.empty_like(tensor, device=parameter.device).copy_(tensor)
-            self.optimizer.state[parameter][key] = copied
+            self.moments[parameter][key] = copied
         self._fused = None
 
     def _gradients(self) -> list[Tensor]:
@@ -94,12 +103,12 @@ class Update:
             return None
         averages = dict(zip(parameters, self.average.averages, strict=True))
         trained = []
-        for group in self.optimizer.param_groups:
-            for p in group["params"]:
-                state = self.optimizer.state[p]
+        for group in self.groups:
+            for p in group.parameters:
+                state = self.moments[p]
                 if not state:  # as AdamW begins
                     state.update(step=p.new_zeros(()), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
                 moments = state["exp_avg"], state["exp_avg_sq"], state["step"]
-                trained.append(ops.Trained(p, averages[p], *moments, group["full_lr"], group["weight_decay"]))
-        self._fused = fused_update(trained, self.optimizer.defaults["betas"], self.optimizer.defaults["eps"])
+                trained.append(ops.Trained(p, averages[p], *moments, group.rate, group.decay))
+        self._fused = fused_update(trained, BETAS, EPSILON)
         return self._fused

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -568,7 +569,7 @@ def _support(what: Any, shape: torch.Size | None) -> Support:
 def _bounded(low: Ends, high: Ends, shape: torch.Size | None) -> Support:
     if shape is None:
         ends = [torch.as_tensor(end).shape for end in (low, high) if end is not None]
-        shape = torch.broadcast_shapes((1,), *ends)
+        shape = torch.Size(np.broadcast_shapes((1,), *ends))  # torch's own imports sympy, for a second
     return Bounded(shape, low, high)
 
 
