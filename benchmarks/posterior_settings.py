@@ -64,6 +64,8 @@ CANDIDATES = {
     "tiny read, short": _splines(2, 32, READER, epochs=60),
     "small read, impatient": _splines(3, 64, READER, patience=15),
     "tiny read, impatient": _splines(2, 32, READER, patience=15),
+    "tiny read lightly": _splines(2, 32, [64, 64, 32]),
+    "small read lightly": _splines(3, 64, [64, 64, 32]),
     "thin read": _splines(3, 32, READER),
     "broad read": _splines(2, 64, READER),
     "single read": _splines(1, 64, READER),

@@ -442,6 +442,7 @@ def test_a_shape_is_taken_from_the_features():
         (lambda: as_support((0, math.nan)), ValueError, "expected low < high, .*got 0.0 and nan"),
         (lambda: Bounded(1, 1e9, 1e9 + 1), ValueError, "as far apart as torch.float32 can tell"),
         (lambda: as_support((TWO, None), 3), ValueError, r"expected a number or numbers of shape \(3,\), got \(2,\)"),
+        (lambda: as_support((TWO, torch.full((3,), 9.0))), ValueError, r"of shape \(3,\), got \(2,\)"),
         (lambda: as_support(["positive"] * 2, 3), ValueError, r"expected a support of events of shape \(3,\), got"),
         (lambda: Increasing((2, 3)), ValueError, "expected increasing vectors, got events of shape"),
         (lambda: Simplex(1), ValueError, "expected a simplex of at least 2 elements, got 1"),

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -569,7 +568,7 @@ def _support(what: Any, shape: torch.Size | None) -> Support:
 def _bounded(low: Ends, high: Ends, shape: torch.Size | None) -> Support:
     if shape is None:
         ends = [torch.as_tensor(end).shape for end in (low, high) if end is not None]
-        shape = torch.Size(np.broadcast_shapes((1,), *ends))  # torch's own imports sympy, for a second
+        shape = max([torch.Size((1,)), *ends], key=torch.Size.numel)
     return Bounded(shape, low, high)
 
 
