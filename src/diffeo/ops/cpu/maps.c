@@ -130,12 +130,12 @@ void generate(const Map *maps, int count, vf z, const vf *params, vf *x, vf *log
     *log_det = total;
 }
 
-/* `passed` (or NULL) receives what each map got. */
+/* The maps from the last one to `first`. `passed` (or NULL) receives what each of them got. */
 static inline void normalize_chain(
-    const Map *maps, int count, int precise, vf x, const vf *params, vf *z, vf *log_det, vf *passed) {
+    const Map *maps, int first, int count, int precise, vf x, const vf *params, vf *z, vf *log_det, vf *passed) {
     vf total = splat(0), step;
     for (int m = 0; m < count; m++) params += size_of(maps + m);
-    for (int m = count - 1; m >= 0; m--) {
+    for (int m = count - 1; m >= first; m--) {
         params -= size_of(maps + m);
         if (passed) passed[m] = x;
         switch (maps[m].kind) {
@@ -153,13 +153,13 @@ static inline void normalize_chain(
 }
 
 void normalize(const Map *maps, int count, int precise, vf x, const vf *params, vf *z, vf *log_det) {
-    normalize_chain(maps, count, precise, x, params, z, log_det, NULL);
+    normalize_chain(maps, 0, count, precise, x, params, z, log_det, NULL);
 }
 
 void normalize_backward(
     const Map *maps, int count, vf x, const vf *params, vf gz, vf gl, vf *gx, vf *grads) {
-    vf passed[MAX_MAPS], z, log_det;
-    normalize_chain(maps, count, 0, x, params, &z, &log_det, passed);
+    vf passed[MAX_MAPS], log_det;
+    normalize_chain(maps, 1, count, 0, x, params, passed, &log_det, passed); /* nobody asks what the first one makes */
     for (int m = 0; m < count; params += size_of(maps + m), grads += size_of(maps + m), m++) {
         switch (maps[m].kind) {
         case SHIFT: grads[0] = -gz; break;

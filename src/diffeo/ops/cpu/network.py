@@ -137,12 +137,12 @@ def _layer(wiring: Wiring, residual: bool) -> Any:
 
 def _described_mapping(
     spec: NetworkSpec, size: int, maps: Sequence[MapSpec], value: Tensor, out: Tensor, log_det: Tensor,
-    params: int | None, *, generate: bool, **more: Any,
+    params: int | None, *, generate: bool, precise: bool, **more: Any,
 ) -> Any:  # fmt: skip
     """The maps, of so many parameters, of a network's outputs as C sees them; ``params`` is the address for these."""
     chain = described_maps(maps)
     result = _Mapping(
-        ctypes.addressof(chain), len(chain), generate, not torch.is_grad_enabled(), len(value),
+        ctypes.addressof(chain), len(chain), generate, precise, len(value),
         *((size, 1) if spec.interleaved else (1, len(value))), value.data_ptr(), *value.stride(), out.data_ptr(),
         log_det.data_ptr(), params, **more,
     )  # fmt: skip
@@ -175,7 +175,8 @@ def mapped_network(
     if description is None or maps is None or not value.numel() or _incomplete(spec, context):
         return None
     if not needs_grad(x, context, value, *tensors):
-        return _forward(description, univariate, maps, x, context, value, tensors, generate=generate)
+        precise = not torch.is_grad_enabled()
+        return _forward(description, univariate, maps, x, context, value, tensors, generate=generate, precise=precise)
     if generate:  # no backward pass here: training evaluates the other direction
         return None
     return _Forward.apply(description, univariate, maps, x, context, value, *tensors)
@@ -210,6 +211,7 @@ def _forward(
     kept: tuple[Any, Any, int | None] = (None, None, None),
     *,
     generate: bool = False,
+    precise: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The outputs, or mapped values and log-derivatives; ``kept`` is for the backward pass: values, sums, params."""
     spec, rows, mapping = description.spec, x.shape[1], None
@@ -219,7 +221,7 @@ def _forward(
     values, sums, params = kept
     if univariate is not None and value is not None:
         size = univariate.size
-        mapping = _described_mapping(spec, size, maps, value, out, log_det, params, generate=generate)
+        mapping = _described_mapping(spec, size, maps, value, out, log_det, params, generate=generate, precise=precise)
     context = None if context is None else context.expand(rows, -1).contiguous()
     failed = library().network_f32(
         rows, ctypes.byref(description.with_numbers(tensors)), pointer(context), x.data_ptr(), *x.stride(),
@@ -277,7 +279,7 @@ class _Forward(torch.autograd.Function):
         grad, grad_log = grad.contiguous(), grad_log.contiguous()
         if univariate is not None:
             mapping = _described_mapping(
-                spec, univariate.size, ctx.maps, value, grad, grad_log, ctx.params, generate=False,
+                spec, univariate.size, ctx.maps, value, grad, grad_log, ctx.params, generate=False, precise=False,
                 grad_log=grad_log.data_ptr(), by_value=pointer(by_value),
             )  # fmt: skip
         failed = library().network_backward_f32(

@@ -4,6 +4,7 @@
 typedef struct {
     V left, bottom, width, height; /* of each lane's bin */
     V slope, before, after;        /* height / width of that bin and of its neighbours */
+    V bent0, bent1;                /* tanh(raw / max_log_bend) of the knots at its ends */
     V bend0, bend1;                /* d0 and d1 over the harmonic mean of the two slopes they join */
     V d0, d1;
     I index;
@@ -13,7 +14,8 @@ static inline void FN(shares)(int k, const V *logits, V *share) {
     V top = logits[0], sum = {0};
     for (int j = 1; j < k; j++) top = FN(at_least)(logits[j], top); /* a NaN shows in the sum */
     for (int j = 0; j < k; j++) sum += share[j] = FN(exp)(logits[j] - top);
-    for (int j = 0; j < k; j++) share[j] /= sum;
+    const V scale = 1 / sum;
+    for (int j = 0; j < k; j++) share[j] *= scale;
 }
 
 /* Sizes of the bins of one side, as in the reference implementation. */
@@ -34,8 +36,9 @@ static inline void FN(find)(
     b->width = widths[0];
     b->height = heights[0];
     b->before = one;
+    b->slope = heights[0] / widths[0];
     b->after = heights[1] / widths[1];
-    V raw0 = {0}, raw1 = raw[0], last = heights[0] / widths[0];
+    V raw0 = {0}, raw1 = raw[0], before = b->slope, slope = b->after, after = one;
     for (int j = 1; j < s->bins; j++) {
         knot += side[j - 1];
         across += widths[j - 1];
@@ -46,17 +49,20 @@ static inline void FN(find)(
         b->bottom = FN(pick)(beyond, down, b->bottom);
         b->width = FN(pick)(beyond, widths[j], b->width);
         b->height = FN(pick)(beyond, heights[j], b->height);
-        b->before = FN(pick)(beyond, last, b->before);
+        b->before = FN(pick)(beyond, before, b->before);
+        b->slope = FN(pick)(beyond, slope, b->slope);
         raw0 = FN(pick)(beyond, raw[j - 1], raw0);
-        last = heights[j] / widths[j];
         if (j < s->bins - 1) {
-            b->after = FN(pick)(beyond, heights[j + 1] / widths[j + 1], b->after);
+            after = heights[j + 1] / widths[j + 1];
+            b->after = FN(pick)(beyond, after, b->after);
             raw1 = FN(pick)(beyond, raw[j], raw1);
         }
+        before = slope, slope = after;
     }
-    b->slope = b->height / b->width;
-    b->bend0 = FN(exp)((T)s->max_log_bend * FN(tanh)(raw0 / (T)s->max_log_bend));
-    b->bend1 = FN(exp)((T)s->max_log_bend * FN(tanh)(raw1 / (T)s->max_log_bend));
+    b->bent0 = FN(tanh)(raw0 / (T)s->max_log_bend);
+    b->bent1 = FN(tanh)(raw1 / (T)s->max_log_bend);
+    b->bend0 = FN(exp)((T)s->max_log_bend * b->bent0);
+    b->bend1 = FN(exp)((T)s->max_log_bend * b->bent1);
     /* at the ends of the box the derivative is that of the identity outside */
     b->d0 = FN(pick)(b->index == 0, one, b->bend0 * FN(harmonic)(b->before, b->slope));
     b->d1 = FN(pick)(b->index == s->bins - 1, one, b->bend1 * FN(harmonic)(b->slope, b->after));
@@ -151,9 +157,10 @@ static inline void FN(spline_backward)(
     V by_height = by_slope / w + gz * num / den;
     V mean_w = none, mean_h = none;
     for (int j = 0; j < s->bins; j++) {
-        V by_other = FN(pick)(b.index == j + 1, by_before, FN(pick)(b.index == j - 1, by_after, none)) / widths[j];
+        const V over = 1 / widths[j];
+        V by_other = FN(pick)(b.index == j + 1, by_before, FN(pick)(b.index == j - 1, by_after, none)) * over;
         grads[j] = FN(pick)(b.index > j, by_left, FN(pick)(b.index == j, by_width, none)) -
-                   by_other * heights[j] / widths[j];
+                   by_other * heights[j] * over;
         grads[s->bins + j] = FN(pick)(b.index > j, gz, FN(pick)(b.index == j, by_height, none)) + by_other;
         mean_w += share_w[j] * grads[j];
         mean_h += share_h[j] * grads[s->bins + j];
@@ -163,9 +170,8 @@ static inline void FN(spline_backward)(
         grads[j] = span * share_w[j] * (grads[j] - mean_w);
         grads[s->bins + j] = span * share_h[j] * (grads[s->bins + j] - mean_h);
     }
-    for (int j = 0; j < s->bins - 1; j++) {
-        V t = FN(tanh)(params[2 * s->bins + j] / (T)s->max_log_bend);
-        V by_log = FN(pick)(b.index == j + 1, by_d0 * b.d0, FN(pick)(b.index == j, by_d1 * b.d1, none));
-        grads[2 * s->bins + j] = by_log * (1 - t * t);
-    }
+    by_d0 *= b.d0 * (1 - b.bent0 * b.bent0);
+    by_d1 *= b.d1 * (1 - b.bent1 * b.bent1);
+    for (int j = 0; j < s->bins - 1; j++)
+        grads[2 * s->bins + j] = FN(pick)(b.index == j + 1, by_d0, FN(pick)(b.index == j, by_d1, none));
 }
