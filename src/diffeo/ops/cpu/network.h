@@ -151,8 +151,11 @@ static inline long contexts_of(const Network *net) { return net->context ? net->
 
 /* Start the sums of units of layer l: bias, and for the first layer the context's part. */
 static inline void start_sums(const Network *net, int l, long unit, long units, const vf *context, int n, vf *sums) {
-    for (long u = 0; u < units; u++)
-        for (int v = 0; v < n; v++) sums[u * n + v] = splat(net->layers[l].bias[unit + u]);
+    const float *bias = net->layers[l].bias + unit; /* read once: for the compiler, sums may lie anywhere */
+    for (long u = 0; u < units; u++) {
+        const vf begin = splat(bias[u]);
+        for (int v = 0; v < n; v++) sums[u * n + v] = begin;
+    }
     if (l == 0 && net->context) {
         const long columns = net->context->columns;
         product(net->context->weight + unit * columns, columns, units, 0, columns, context, n, sums);
