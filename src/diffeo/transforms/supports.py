@@ -22,6 +22,7 @@ from torch.distributions import (
     constraints,
 )
 
+from diffeo import ops
 from diffeo.transforms.base import Transform, as_shape, sum_event
 
 __all__ = ["Bounded", "Circle", "Concatenated", "Increasing", "Simplex", "Support", "as_support", "strictly_inside"]
@@ -112,7 +113,8 @@ class Bounded(Support):
         # In float64 whatever the flow's precision, so no buffers: a bound that was rounded once is another bound.
         self.low = _table(low, self.event_shape, -math.inf)
         self.high = _table(high, self.event_shape, math.inf)
-        least, most = strictly_inside(*self._ends(torch.zeros(())))
+        self._kept: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+        *_, least, most = self._ends(torch.zeros(()))
         for a, b, fits in zip(*(each.flatten().tolist() for each in (self.low, self.high, least <= most)), strict=True):
             if not fits:
                 raise ValueError(f"expected low < high, as far apart as {least.dtype} can tell, got {a} and {b}")
@@ -127,15 +129,15 @@ class Bounded(Support):
 
     def forward_and_log_det(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x from z, and clipped to the numbers inside."""
-        ends = self._ends(z)
-        x, logs = self._map(z, ends, generate=True)
-        return x.clamp(*strictly_inside(*ends)), sum_event(logs, self.event_dim)
+        low, high, least, most = self._ends(z)
+        x, logs = self._map(z, (low, high), generate=True)
+        return x.clamp(least, most), sum_event(logs, self.event_dim)
 
     def inverse_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """z from x, or from the number inside that is nearest."""
-        ends = self._ends(x)
-        z, logs = self._map(x.clamp(*strictly_inside(*ends)), ends, generate=False)
-        outside = (x <= ends[0]) | (x >= ends[1])
+        low, high, least, most = self._ends(x)
+        z, logs = self._map(x.clamp(least, most), (low, high), generate=False)
+        outside = (x <= low) | (x >= high)
         return z, sum_event(logs.masked_fill(outside, -torch.inf), self.event_dim)
 
     @property
@@ -150,11 +152,19 @@ class Bounded(Support):
 
     def off_bounds(self, x: Tensor) -> Tensor:
         """Move elements that lie on a bound to the next number inside."""
-        (low, high), (least, most) = self._ends(x), strictly_inside(*self._ends(x))
+        low, high, least, most = self._ends(x)
         return torch.where(x == low, least, torch.where(x == high, most, x))
 
-    def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        return self.low.to(like), self.high.to(like)
+    def _ends(self, like: Tensor) -> tuple[Tensor, ...]:
+        """The ends, and the least and the greatest number inside; kept, for a training asks at every step."""
+        place = like.dtype, like.device
+        if place in self._kept and not ops.tracing():
+            return self._kept[place]
+        low, high = self.low.to(like), self.high.to(like)
+        ends = low, high, *strictly_inside(low, high)
+        if not ops.tracing():  # what is recorded there has no numbers
+            self._kept[place] = ends
+        return ends
 
     def _map(self, value: Tensor, ends: tuple[Tensor, Tensor], *, generate: bool) -> tuple[Tensor, Tensor]:
         if self._alike:

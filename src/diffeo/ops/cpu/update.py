@@ -42,6 +42,7 @@ class FusedUpdate:
             )
         )
         self.adam = _Adam(*betas, epsilon)
+        self._read: tuple[list[Tensor | None], list[Tensor | None], Any] | None = None
 
     @property
     def current(self) -> bool:
@@ -50,8 +51,8 @@ class FusedUpdate:
 
     def norm(self) -> Tensor:
         """The norm of all gradients together, a number."""
-        gradients, pointers = self._gradients()
-        total = library().gradient_norm_f32(self.all, pointers, len(gradients), torch.get_num_threads())
+        self._read = self._gradients()
+        total = library().gradient_norm_f32(self.all, self._read[-1], len(self.trained), torch.get_num_threads())
         return torch.tensor(total, dtype=torch.float64)
 
     def take(self, factor: float, scale: float, kept: float) -> None:
@@ -62,13 +63,17 @@ class FusedUpdate:
             scale: of the gradients.
             kept: the share of the averages that is kept.
         """
-        gradients, pointers = self._gradients()
+        read = self._gradients()
         library().update_f32(
-            self.all, pointers, len(gradients), ctypes.byref(self.adam), factor, scale, kept, torch.get_num_threads()
-        )
+            self.all, read[-1], len(self.trained), ctypes.byref(self.adam), factor, scale, kept,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        self._read = None  # the next ones need the memory
 
-    def _gradients(self) -> tuple[list[Tensor | None], Any]:
-        """The gradients, contiguous, and their addresses."""
+    def _gradients(self) -> tuple[list[Tensor | None], list[Tensor | None], Any]:
+        """The gradients, these contiguous, and their addresses; as they were read last, if they are the same."""
         grads = [each.value.grad for each in self.trained]
+        if self._read is not None and all(a is b for a, b in zip(grads, self._read[0], strict=True)):
+            return self._read
         gradients = [None if grad is None else grad.contiguous() for grad in grads]
-        return gradients, addresses(gradients)
+        return grads, gradients, addresses(gradients)
