@@ -1,10 +1,12 @@
 """Each fast path equals the reference: values, log-dets and gradients."""
 
 import copy
+import sys
 
 import pytest
 import torch
 
+import diffeo
 from cases import needs_compiler, randomise
 from diffeo import ops
 from diffeo.nets import MADE, MLP, Velocity
@@ -335,6 +337,30 @@ def test_kernels_are_taken_and_can_be_switched_off(monkeypatch):
             monkeypatch.undo()
     with pytest.raises(ValueError, match=r"expected a backend among .*, got 'gpu'"), ops.using("gpu"):
         pass
+
+
+@needs_compiler
+def test_splines_are_in_double_precision_where_no_gradient_is_asked_for_alone(plain, monkeypatch):
+    """Scores are worth the time; a training, whose gradients are in single precision, is not."""
+    module, asked = sys.modules["diffeo.ops.cpu.network"], []
+
+    def noted(*arguments, precise, **more):
+        asked.append(precise)
+        return described(*arguments, precise=precise, **more)
+
+    described = module._described_mapping
+    monkeypatch.setattr(module, "_described_mapping", noted)
+    flow, x = diffeo.nsf(3, transforms=2, hidden=[8]).eval(), torch.randn(20, 3)
+    randomise(flow)
+    loss = flow.log_prob(x).sum()
+    assert asked == [False, False]
+    loss.backward()
+    asked.clear()
+    with torch.no_grad():
+        scores = flow.log_prob(x)
+    assert asked == [True, True]
+    exact = plain(lambda: flow.double().log_prob(x.double()))
+    torch.testing.assert_close(scores.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 def test_a_compiler_that_fails_leaves_the_reference(monkeypatch, tmp_path):

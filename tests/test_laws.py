@@ -96,6 +96,22 @@ def test_gradients_reach_all_parameters(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradients_follow_scores_in_inference_mode(name, dtype):
+    """What is made there has no gradients ever, so it may not be kept for a training."""
+    transform = make(name, dtype)
+    z, context = inputs(name, (3,), dtype)
+    with torch.inference_mode():
+        made, _ = transform.forward_and_log_det(z, context)
+        transform.inverse_and_log_det(made, context)
+    for method, value in (("forward_and_log_det", z), ("inverse_and_log_det", made.clone())):
+        value = value.detach().requires_grad_()
+        out, log_det = getattr(transform, method)(value, context)
+        (gradient,) = torch.autograd.grad(out.square().sum() + log_det.square().sum(), value)
+        assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_finite_values_and_gradients_everywhere(name, dtype):
     transform = make(name, dtype)
     probes = [0.0, 1e-30, -1e-30, 5.0, -5.0, 5.000001, 4.999999, 1e6, -1e6]

@@ -104,13 +104,16 @@ class Wiring(_Described):
     def mask(self, weight: Tensor, *, keep: bool) -> Tensor:
         """The staircase ``(units, columns)`` as zeros and ones like a weight; ``keep`` it for the next call."""
         key = weight.device, weight.dtype
-        staircase = self.kept.get(key) if keep else None
-        if staircase is None:
-            seen = torch.tensor(self.seen, device=weight.device)
-            staircase = (torch.arange(self.columns, device=weight.device) < seen[:, None]).to(weight.dtype)
-            if keep:
-                self.kept[key] = staircase
-        return staircase
+        if not keep:
+            return self._mask(*key)
+        if key not in self.kept:
+            with torch.inference_mode(False):  # or no training could use it
+                self.kept[key] = self._mask(*key)
+        return self.kept[key]
+
+    def _mask(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        seen = torch.tensor(self.seen, device=device)
+        return (torch.arange(self.columns, device=device) < seen[:, None]).to(dtype)
 
 
 def ends_of(degrees: Tensor, elements: int) -> list[int]:

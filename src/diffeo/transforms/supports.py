@@ -113,7 +113,7 @@ class Bounded(Support):
         # In float64 whatever the flow's precision, so no buffers: a bound that was rounded once is another bound.
         self.low = _table(low, self.event_shape, -math.inf)
         self.high = _table(high, self.event_shape, math.inf)
-        self._kept: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
+        self._kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
         *_, least, most = self._ends(torch.zeros(()))
         for a, b, fits in zip(*(each.flatten().tolist() for each in (self.low, self.high, least <= most)), strict=True):
             if not fits:
@@ -157,14 +157,20 @@ class Bounded(Support):
 
     def _ends(self, like: Tensor) -> tuple[Tensor, ...]:
         """The ends, and the least and the greatest number inside; kept, for a training asks at every step."""
-        place = like.dtype, like.device
-        if place in self._kept and not ops.tracing():
-            return self._kept[place]
-        low, high = self.low.to(like), self.high.to(like)
-        ends = low, high, *strictly_inside(low, high)
-        if not ops.tracing():  # what is recorded there has no numbers
-            self._kept[place] = ends
-        return ends
+        place = like.device, like.dtype
+        if ops.tracing():  # what is recorded has no numbers
+            return self._ends_at(*place)
+        if place not in self._kept:
+            with torch.inference_mode(False):  # or no training could use them
+                self._kept[place] = self._ends_at(*place)
+        return self._kept[place]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}  # of devices that another machine may lack
+
+    def _ends_at(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        low, high = self.low.to(device, dtype), self.high.to(device, dtype)
+        return low, high, *strictly_inside(low, high)
 
     def _map(self, value: Tensor, ends: tuple[Tensor, Tensor], *, generate: bool) -> tuple[Tensor, Tensor]:
         if self._alike:
