@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy
 
 from diffeo.atomic import atomic_folder
 from diffeo.modalities.folders import Progress, Reader, Unusable, is_among
@@ -153,6 +152,7 @@ def _header(path: Path) -> _Header:
 
 def _decode(rate: int, path: Path) -> _Sound:
     import soundfile
+    from scipy.signal import resample_poly
 
     with path.open("rb") as file:
         channels, own_rate = soundfile.read(file, dtype="float32", always_2d=True)  # (n, channels)
@@ -163,7 +163,7 @@ def _decode(rate: int, path: Path) -> _Sound:
         raise Unusable("holds NaN or infinity; fix or remove it")
     if own_rate != rate:
         common = math.gcd(rate, own_rate)
-        sound = scipy.signal.resample_poly(sound, rate // common, own_rate // common)
+        sound = resample_poly(sound, rate // common, own_rate // common)
     values, beyond = _to_16_bits(sound)
     if beyond > _LOUD * len(sound):
         raise Unusable(f"values up to {np.abs(sound).max():g}, expected [-1, 1]; rescale it")
