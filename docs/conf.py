@@ -10,6 +10,7 @@ from importlib.metadata import files
 from pathlib import Path
 
 from docutils import nodes
+from jupyter_cache import get_cache
 from myst_nb.core import render
 
 import diffeo
@@ -113,8 +114,14 @@ def _dealt(app, env, docnames):  # noqa: ANN001, ANN202
     docnames[:] = [name for first in range(10) for name in docnames[first::10]]
 
 
+def _made(app):  # noqa: ANN001, ANN202
+    """Make the cache's tables before the processes that read pages start: each would, and read another's half made."""
+    get_cache(nb_execution_cache_path).db.dispose()
+
+
 def setup(app) -> dict[str, bool]:  # noqa: ANN001
     """Called by Sphinx."""
+    app.connect("builder-inited", _made)
     app.connect("env-before-read-docs", _dealt)
     if CHINESE:
         app.connect("missing-reference", _english_page)

@@ -1,8 +1,10 @@
 """The site: the reference is complete, and what is wrong on a page is seen."""
 
+import contextlib
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -78,12 +80,14 @@ CELL
 """
 
 
-def build(folder: Path, cell: str) -> subprocess.CompletedProcess[str]:
-    """Build a site of two pages, one of which has this cell, with the settings of the real one."""
+def build(folder: Path, page: str) -> subprocess.CompletedProcess[str]:
+    """Build a site of two pages, one of which is this, with the settings of the real one."""
+    for module in ("myst_nb", "furo", "ipykernel"):
+        pytest.importorskip(module, reason="pip install -e '.[docs]'")
     source = folder / "docs"
     shutil.copytree(DOCS, source, ignore=lambda _, names: [n for n in names if n.endswith(".md") or n == "locale"])
     (source / "index.md").write_text("# Pages\n\n```{toctree}\npage\n```\n")
-    (source / "page.md").write_text(PAGE.replace("CELL", cell))
+    (source / "page.md").write_text(page)
     return subprocess.run(
         [sys.executable, "-m", "sphinx", "--fail-on-warning", "--quiet", str(source), str(folder / "html")],
         env={**os.environ, "DIFFEO_DOCS": str(folder)}, capture_output=True, text=True, check=False,
@@ -101,12 +105,19 @@ def build(folder: Path, cell: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_an_error_in_a_code_block_fails_the_build(tmp_path, cell, works):
-    for module in ("myst_nb", "furo", "ipykernel"):
-        pytest.importorskip(module, reason="pip install -e '.[docs]'")
-    done = build(tmp_path, cell)
+    done = build(tmp_path, PAGE.replace("CELL", cell))
     assert (done.returncode == 0) == works, done.stderr
     if works and "echo" in cell:
         assert re.search(r"±\s*after", (tmp_path / "html" / "page.html").read_text())
+
+
+@pytest.mark.slow
+def test_the_cache_is_whole_before_a_page_is_read(tmp_path):
+    """Processes that read pages beside each other must not each make it (no page here has code that would)."""
+    done = build(tmp_path, "# A page\n")
+    assert done.returncode == 0, done.stderr
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache" / "global.db")) as cache:
+        assert {"nbcache", "nbproject"} <= {name for (name,) in cache.execute("SELECT name FROM sqlite_master")}
 
 
 def test_links_finds_what_leads_nowhere(docs, tmp_path):
