@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from importlib.util import find_spec
@@ -373,6 +374,17 @@ def test_no_worker_outlives_a_killed_process(tmp_path):
         time.sleep(0.1)
     assert started
     assert not any(map(alive, started))
+
+
+def test_processes_that_end_at_once_drop_their_tasks_quietly(monkeypatch):
+    """Also tasks that no process has been given yet."""
+    faults = []
+    monkeypatch.setattr(threading, "excepthook", faults.append)
+    for tasks in (1, 2, 9, 1, 2, 9):
+        with workers.processes(1) as pool:
+            waiting = [pool.submit(time.sleep, 60) for _ in range(tasks)]
+        assert all(future.exception() is not None for future in waiting)
+    assert faults == []
 
 
 def alive(process):

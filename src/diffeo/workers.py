@@ -16,8 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from importlib import import_module
-from queue import Queue
-from threading import Event, Thread
+from queue import Empty, Queue
+from threading import Event, Lock, Thread
 from typing import Any
 
 from diffeo.errors import UserError
@@ -153,7 +153,15 @@ def processes(count: int) -> Iterator[Any]:
     try:
         yield pool
     finally:
-        pool.shutdown(wait=True, kill_workers=True)
+        _end(pool)
+
+
+def _end(pool: Any) -> None:
+    """End an executor's processes, whatever they do; nobody may submit any more."""
+    with suppress(Empty):  # loky's thread drops all calls, and breaks where it then finds one that it has to pass on
+        while True:
+            pool._work_ids.get_nowait()
+    pool.shutdown(wait=True, kill_workers=True)
 
 
 def _pool(count: int) -> Any:
@@ -180,7 +188,7 @@ def _local(workers: int | None) -> Iterator[tuple[Call, int]]:
     # A pool for each worker: where one process is killed, no other is affected.
     pools: Queue[Any] = Queue()
     made: list[Any] = []
-    closed = Event()
+    closed, taking = Event(), Lock()
 
     def fresh() -> Any:
         made.append(_pool(1))
@@ -193,7 +201,11 @@ def _local(workers: int | None) -> Iterator[tuple[Call, int]]:
         for _ in range(TRIES):
             pool = pools.get()
             try:
-                return pool.submit(function, task).result()
+                with taking:
+                    if closed.is_set():
+                        raise BrokenProcessPool("expected a pool that takes tasks, got one that has ended")
+                    future = pool.submit(function, task)
+                return future.result()
             except BrokenProcessPool:
                 if closed.is_set():  # nobody waits for the result
                     raise
@@ -207,9 +219,10 @@ def _local(workers: int | None) -> Iterator[tuple[Call, int]]:
     try:
         yield call, count
     finally:
-        closed.set()
+        with taking:
+            closed.set()
         for pool in [*made]:
-            pool.shutdown(wait=True, kill_workers=True)
+            _end(pool)
 
 
 @contextmanager
