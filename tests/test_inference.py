@@ -11,6 +11,7 @@ from torch import nn
 import diffeo
 from cases import randomise
 from diffeo.bases import StandardNormal
+from diffeo.errors import UserError
 from diffeo.inference import fit_target, importance
 from diffeo.inference.importance import Importance, pareto_k
 from diffeo.inference.tempering import temper
@@ -94,6 +95,18 @@ def test_functions_of_batches_of_points_and_of_numpy_are_alike():
 def test_a_function_that_is_no_log_density_is_refused(function, message):
     with pytest.raises(ValueError, match=message):
         Target(function)(torch.randn(4, 2))
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_a_function_may_write_into_its_points(vectorized):
+    def clipping(x):
+        return -x.clamp_(-1, 1).square().sum(-1)
+
+    x = 3 * torch.randn(50, 2)
+    before = x.clone()
+    values = Target(clipping, vectorized)(x)
+    assert torch.equal(x, before)
+    assert torch.equal(values, clipping(before))
 
 
 def test_double_precision_of_a_log_density_is_kept():
@@ -196,6 +209,45 @@ def test_what_needs_data_and_what_does_not_are_told_apart():
         diffeo.fit(ReverseKL(flow, lambda x: normal()(x.detach())), steps=10)
 
 
+def half(x):
+    """A normal density of points (n, D) whose first number is positive."""
+    return torch.where(x[:, 0] > 0, -0.5 * x.square().sum(-1), -math.inf)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_alpha_divergence_bears_draws_where_the_density_is_zero(seed):
+    flow = diffeo.nsf(2, transforms=1, hidden=(8,), preprocess=())
+    assert diffeo.fit(AlphaDivergence(flow, half), steps=5, batch_size=64, seed=seed).skipped == 0
+
+
+def test_the_reverse_kl_of_a_density_that_is_zero_somewhere_is_said_to_be_infinite():
+    flow = diffeo.nsf(2, transforms=1, hidden=(8,), preprocess=())
+    with pytest.raises(UserError, match=r"arose in ReverseKL.*; where the density is zero the reverse KL is infinite"):
+        diffeo.fit(ReverseKL(flow, half), steps=200, batch_size=64)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda flow: AlphaDivergence(flow, half, clip=-1.0), "expected clip > 0, got -1"),
+        (lambda flow: AlphaDivergence(flow, half, alpha=0.0), "expected alpha > 0, got 0"),
+        (lambda flow: AlphaDivergence(flow, half, alpha=math.nan), "expected alpha > 0, got nan"),
+        (lambda flow: AlphaDivergence(flow, half, reuse=1.5), "expected reuse >= 1, got 1.5; give a whole number"),
+        (lambda flow: AlphaDivergence(flow, half, buffer=True), "expected buffer >= 1, got True"),
+        (lambda flow: ReverseKL(flow, half, tempering=math.nan), "expected tempering >= 0, got nan"),
+        (lambda flow: ReverseKL(diffeo.vae((1, 4, 4)), half), "expected a flow with a density, got a VAE"),
+        (lambda flow: ReverseKL(nn.Linear(2, 2), half), "expected a flow, got Linear"),
+        (lambda flow: diffeo.fit(AlphaDivergence(flow, half), steps=1.5), "expected steps >= 1, got 1.5"),
+        (lambda flow: importance(flow, half, 1.5), "expected n >= 2, got 1.5"),
+        (lambda flow: importance(flow, half, moves=-1), "expected moves >= 0, got -1"),
+        (lambda flow: importance(None, half), "expected a flow, with sample_and_log_prob and log_prob, got NoneType"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make(diffeo.nsf(2, transforms=1, hidden=(8,), preprocess=()))
+
+
 def test_reverse_kl_of_a_conditional_flow_is_given_the_contexts():
     """x | c ~ N(c, 1): the flow learns to follow its context."""
     torch.manual_seed(0)
@@ -248,6 +300,33 @@ def test_pareto_k_finds_the_shape_of_a_tail():
 
 
 @torch.no_grad()
+def test_weights_that_differ_by_rounding_or_take_two_values_are_bounded():
+    torch.manual_seed(0)
+    rounding = 1e-6 * torch.randn(4000)
+    assert pareto_k(rounding) < 0
+    for share in (0.0005, 0.01, 0.03, 0.1, 0.5):
+        heavier = torch.arange(4000) < 4000 * share
+        for noise in (0, rounding):
+            assert pareto_k(torch.where(heavier, math.log(2), 0.0) + noise) < 0.5, share
+    assert pareto_k(torch.where(torch.arange(4000) < 1, 10.0, 0.0)) == math.inf  # one sample decides
+    flow = diffeo.maf(3, hidden=(8,), preprocess=())
+    randomise(flow)
+    same = importance(flow, lambda x: flow.log_prob(x, nan="propagate"), 4000)
+    assert same.doubts == []
+
+
+def test_weights_of_zero_have_no_mean():
+    nowhere = Importance(torch.zeros(5, 1), torch.full((5,), -math.inf))
+    for asks in (nowhere.mean, lambda: nowhere.resample(3)):
+        with pytest.raises(ValueError, match="expected a sample where the density is not zero, got none"):
+            asks()
+    some = Importance(torch.ones(5, 1), torch.zeros(5))
+    with pytest.raises(ValueError, match="expected n >= 1, got 0"):
+        some.resample(0)
+    with pytest.raises(ValueError, match=r"expected values \(5, ...\) of samples, got \(\)"):
+        some.mean(lambda x: x.sum())
+
+
 def test_a_good_flow_has_no_doubts_and_a_narrow_one_has():
     torch.manual_seed(0)
     good = importance(Normal(1.0, math.log(2.2)), normal(1.0, 2.0))
@@ -474,16 +553,37 @@ def test_the_seed_decides():
         ({"features": 2, "steps": 0}, "expected steps >= 1, got 0"),
         ({"features": 2, "lr": -1.0}, "expected lr > 0, got -1"),
         ({"flow": diffeo.nsf(2, context=1)}, "expected a flow of vectors without context"),
+        ({"flow": "nsf"}, "expected a flow, got str"),
+        ({"features": 1.5}, "expected features >= 1, got 1.5"),
+        ({"features": 2, "location": math.nan}, "expected a finite location, got nan"),
+        ({"features": 2, "lr": math.inf}, "expected lr > 0, got inf"),
+        ({"support": (0, None), "features": (2, 2)}, r"expected a support of vectors, got one of shape \(2, 2\)"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         fit_target(normal(), **options)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-6])
+def test_annealing_says_the_integral_of_a_narrow_density(scale):
+    torch.manual_seed(0)
+    start = torch.distributions.Normal(torch.zeros(2), 3 * torch.ones(2))
+    carried = temper(normal(1.0, scale), start.sample((2000,)), lambda x: start.log_prob(x).sum(1), differentiable=True)
+    assert carried.log_z == pytest.approx(LOG_Z, abs=0.5)
+
+
+@pytest.mark.parametrize("lighter", [5.0, 2000.0])
+def test_points_moved_along_a_density_that_weigh_less_than_samples_are_doubted(lighter):
+    """E_p[w] >= E_q[w]: such points are not the density's, which may have no integral."""
+    result = Importance(torch.zeros(100, 1), torch.linspace(-0.1, 0.1, 100), torch.full((50,), -lighter))
+    assert any("integral may be infinite" in doubt for doubt in result.doubts)
+    assert "integral may be infinite" in f"{result} {result!r}"
 
 
 def test_too_few_temperatures_are_said():
     start = torch.distributions.Normal(torch.zeros(2), torch.ones(2))
-    with pytest.raises(ValueError, match="expected a log-density that 2 temperatures reach"):
+    with pytest.raises(ValueError, match=r"that 2 temperatures reach .* if its integral is infinite, by a support"):
         temper(normal(50.0, 0.1), start.sample((500,)), lambda x: start.log_prob(x).sum(1), differentiable=True, most=2)
 
 

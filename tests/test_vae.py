@@ -15,6 +15,7 @@ from cases import randomise
 from diffeo import commands
 from diffeo.bases import StandardNormal
 from diffeo.cli.main import main
+from diffeo.errors import UserError
 from diffeo.likelihoods import Bernoulli, DiscretizedLogistics, Likelihood
 from diffeo.objectives import ELBO, IWAE, objective_of
 from diffeo.report import bounds
@@ -363,12 +364,40 @@ def test_a_bound_is_the_same_in_parts_of_any_size(monkeypatch):
         ({"channels": []}, "expected positive sizes"),
         ({"levels": 1}, "expected levels >= 2, got 1"),
         ({"likelihood": "logistics", "components": 0}, "expected components >= 1, got 0"),
-        ({"latent": "many"}, "cannot be made"),
+        ({"latent": "many"}, "expected latent >= 1, got 'many'; give a whole number"),
+        ({"latent": 1.5}, "expected latent >= 1, got 1.5; give a whole number"),
+        ({"bins": 0}, "expected bins >= 1, got 0"),
+        ({"channels": "8,16"}, "expected channels as widths of layers such as .* got '8,16'"),
+        ({"prior": 3}, "expected a prior among normal, nice.* got 3"),
     ],
 )  # fmt: skip
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         diffeo.recipes.build("vae", {"features": (1, 5, 6), **SMALL, **arguments})
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "logistics"])
+def test_what_is_no_picture_is_not_read_as_one(likelihood):
+    """NaN and infinity are refused, and in training found; what no pixel holds has no mass."""
+    vae, x = small(likelihood=likelihood, levels=17), pictures(4).float() % 17
+    assert vae.bound(x, 2).elbo.isfinite().all()
+    for value in (math.nan, math.inf, -math.inf):
+        bad = x.clone()
+        bad[2, 0, 1, 1] = value
+        for refuses in (vae.elbo, vae.bound, vae.encode, vae.features, vae.reconstruct):
+            with pytest.raises(ValueError, match=r"NaN or infinity in 1 of 4 rows, first in row 2"):
+                refuses(bad)
+        log_likelihood, kl = vae.terms(bad)
+        assert log_likelihood.isnan().tolist() == [[False, False, True, False]]
+        assert kl.isfinite().all()
+        with pytest.raises(UserError, match="is in the data: row 2, column 0, 1, 1"):
+            diffeo.fit(vae, bad, validation=0, epochs=1)
+    with pytest.raises(ValueError, match="NaN or infinity in 1 of 2 rows"):
+        vae.decode(torch.tensor([[0.0] * 3, [math.nan] * 3]))
+    for value in (17.0, -1.0, 999.0):
+        bad = x.clone()
+        bad[0, 0, 0, 0] = value
+        assert vae.bound(bad, 2).log_prob.isneginf().tolist() == [True, False, False, False]
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS)

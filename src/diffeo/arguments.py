@@ -3,11 +3,48 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Self
+import math
+from typing import Any, Self, SupportsFloat
 
-__all__ = ["KnowsArguments"]
+__all__ = ["KnowsArguments", "expect_number", "expect_whole"]
 
 LONG = 100  # characters of a value that is spelled out
+
+
+def expect_whole(least: int, /, **numbers: Any) -> None:
+    """Refuse arguments that are not whole numbers of at least ``least``.
+
+    Args:
+        least: the smallest.
+        numbers: arguments by name.
+
+    Raises:
+        ValueError: naming the first such argument.
+    """
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not hasattr(type(number), "__index__"):
+            raise ValueError(f"expected {name} >= {least}, got {number!r}; give a whole number")
+        if number < least:
+            raise ValueError(f"expected {name} >= {least}, got {number}")
+
+
+def expect_number(low: float, high: float = math.inf, /, *, above: bool = False, **numbers: Any) -> None:
+    """Refuse arguments that are not finite numbers from ``low`` to ``high``.
+
+    Args:
+        low: the smallest.
+        high: the largest.
+        above: whether ``low`` itself is none.
+        numbers: arguments by name.
+
+    Raises:
+        ValueError: naming the first such argument.
+    """
+    for name, number in numbers.items():
+        real = isinstance(number, SupportsFloat) and not isinstance(number, bool | str) and math.isfinite(number)
+        if not real or not low <= number <= high or (above and number == low):
+            span = f"{'>' if above else '>='} {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+            raise ValueError(f"expected {name} {span}, got {number!r}")
 
 
 class KnowsArguments:

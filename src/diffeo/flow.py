@@ -31,6 +31,7 @@ __all__ = [
     "as_sample_shape",
     "bits_per_dim",
     "expect_ode",
+    "not_finite",
     "sobol_points",
 ]
 
@@ -362,10 +363,7 @@ class Flow(Summarised, nn.Module):
         )
         if bad is not None:
             if nan == "error" and not ops.tracing():
-                raise ValueError(
-                    f"expected finite values, got NaN or infinity in {int(bad.sum())} of {len(bad)} rows, "
-                    f"first in row {int(bad.nonzero()[0, 0])}"
-                )
+                raise not_finite(bad)
             rows = torch.where(bad.reshape(-1, *(1,) * len(self.event_shape)), 0, rows)
             if contexts is not None:
                 contexts = torch.where(bad.reshape(-1, *(1,) * len(self.context_shape)), 0, contexts)
@@ -806,6 +804,18 @@ class Flow(Summarised, nn.Module):
         for part in parts:
             bad = bad | ~torch.isfinite(part).flatten(1).all(1)
         return bad
+
+
+def not_finite(bad: Tensor) -> ValueError:
+    """The error for rows some of which hold NaN or infinity.
+
+    Args:
+        bad: which do, ``(n,)``.
+    """
+    return ValueError(
+        f"expected finite values, got NaN or infinity in {int(bad.sum())} of {len(bad)} rows, first in row "
+        f"{int(bad.nonzero()[0, 0])}"
+    )
 
 
 def _parameters(module: nn.Module) -> str:

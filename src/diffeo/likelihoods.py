@@ -62,6 +62,14 @@ class Likelihood(KnowsArguments, ABC):
             x: data of any shape.
         """
 
+    def holds(self, x: Tensor) -> Tensor:
+        """Which values are data, once they are prepared: a mask of their shape.
+
+        Args:
+            x: of any shape.
+        """
+        return torch.isfinite(x)
+
     @abstractmethod
     def scaled(self, x: Tensor) -> Tensor:
         """Bring what ``prepare`` returned into the units of a network, about [-1, 1].
@@ -83,6 +91,10 @@ class _Levels(Likelihood):
     def top(self) -> int:
         """The highest level."""
         return self.levels - 1
+
+    def holds(self, x: Tensor) -> Tensor:
+        """From 0 to below the number of levels, as of pixels with noise."""
+        return (x >= 0) & (x < self.levels)
 
     def scaled(self, x: Tensor) -> Tensor:
         """2 x / top - 1."""

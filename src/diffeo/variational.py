@@ -10,8 +10,9 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
+from diffeo.arguments import expect_whole
 from diffeo.bases import Base
-from diffeo.flow import Flow, as_sample_shape
+from diffeo.flow import Flow, as_sample_shape, not_finite
 from diffeo.likelihoods import Likelihood
 from diffeo.summary import Summarised, Summary, pair, quantity
 from diffeo.transforms.base import Transform, as_shape
@@ -195,7 +196,8 @@ class VAE(Flow):
             samples: how many z for each x.
 
         Returns:
-            Both ``(samples, n)``, in nats; their difference is log w.
+            Both ``(samples, n)``, in nats; their difference is log w. The first is -inf of x with values that no pixel
+            has, NaN of x with NaN or infinity.
 
         Raises:
             ValueError: for a wrong shape, or less than one sample.
@@ -214,9 +216,9 @@ class VAE(Flow):
             ``(*batch,)``, in nats.
 
         Raises:
-            ValueError: for a wrong shape, or less than one sample.
+            ValueError: for a wrong shape, NaN or infinity, or less than one sample.
         """
-        rows, _, batch = self._rows(x, None, self.event_shape, "x")
+        rows, batch = self._finite(x, self.event_shape, "x")
         log_likelihood, kl = self._terms(*self._read(rows), samples)
         return (log_likelihood - kl).mean(0).reshape(batch)
 
@@ -224,7 +226,7 @@ class VAE(Flow):
     def bound(self, x: Tensor, samples: int = SAMPLES) -> Bound:
         """The ELBO and the importance-weighted bound of each example, with their standard errors, without gradients.
 
-        Memory does not grow with the number of samples, nor with that of examples.
+        However many samples or examples there are, no more of them are decoded at a time than fit into memory.
 
         Args:
             x: ``(*batch, *event)``.
@@ -234,9 +236,9 @@ class VAE(Flow):
             Bounds ``(*batch,)``.
 
         Raises:
-            ValueError: for a wrong shape, or less than one sample.
+            ValueError: for a wrong shape, NaN or infinity, or less than one sample.
         """
-        rows, _, batch = self._rows(x, None, self.event_shape, "x")
+        rows, batch = self._finite(x, self.event_shape, "x")
         at_once = max(1, _DECODED // (self.event_shape.numel() * self.likelihood.size))  # draws of all examples
         few = max(1, at_once // _expect_samples(samples))
         log_w = torch.cat([self._log_weights(part, samples, at_once) for part in rows.split(few)], 1)
@@ -250,9 +252,9 @@ class VAE(Flow):
 
     def _log_weights(self, x: Tensor, samples: int, at_once: int) -> Tensor:
         """Log w of so many draws for each row ``(samples, n)``, in double precision, so many decoded at a time."""
-        x, features = self._read(x)
+        read = self._read(x)
         many = max(1, at_once // max(1, len(x)))
-        terms = (self._terms(x, features, min(many, samples - start)) for start in range(0, samples, many))
+        terms = (self._terms(*read, min(many, samples - start)) for start in range(0, samples, many))
         return torch.cat([(log_likelihood - kl).double() for log_likelihood, kl in terms])
 
     def sample(self, shape: int | Sequence[int] = (), context: Tensor | None = None, *, means: bool = False) -> Tensor:
@@ -289,9 +291,10 @@ class VAE(Flow):
             Latents, ``(*batch, *latent)``.
 
         Raises:
-            ValueError: for a wrong shape, or a context.
+            ValueError: for a wrong shape, NaN or infinity, or a context.
         """
-        rows, _, batch = self._rows(x, context, self.event_shape, "x")
+        self._check_context(context)
+        rows, batch = self._finite(x, self.event_shape, "x")
 
         def centre(x: Tensor) -> tuple[Tensor]:
             features = self._read(x)[1]
@@ -311,9 +314,10 @@ class VAE(Flow):
             ``(*batch, *event)``, in the units of the data.
 
         Raises:
-            ValueError: for a wrong shape, or a context.
+            ValueError: for a wrong shape, NaN or infinity, or a context.
         """
-        rows, _, batch = self._rows(z, context, self.latent_shape, "z")
+        self._check_context(context)
+        rows, batch = self._finite(z, self.latent_shape, "z")
         (x,) = self._in_chunks(lambda z: (self.likelihood.mean(self._params(z)),), rows)
         return x.reshape(*batch, *self.event_shape)
 
@@ -327,7 +331,7 @@ class VAE(Flow):
             The shape of x, in its units.
 
         Raises:
-            ValueError: for a wrong shape.
+            ValueError: for a wrong shape, NaN or infinity.
         """
         return self.decode(self.encode(x))
 
@@ -341,21 +345,35 @@ class VAE(Flow):
             ``(*batch, C)``.
 
         Raises:
-            ValueError: for a wrong shape.
+            ValueError: for a wrong shape, NaN or infinity.
         """
-        rows, _, batch = self._rows(x, None, self.event_shape, "x")
+        rows, batch = self._finite(x, self.event_shape, "x")
         return self._read(rows)[1].reshape(*batch, -1)
 
-    def _read(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Examples (n, *event) as the likelihood knows them, and their features (n, C)."""
-        x = self.likelihood.prepare(x)
-        features: Tensor = self.encoder(self.likelihood.scaled(x))
-        return x, features
+    def _finite(self, value: Tensor, shape: torch.Size, name: str) -> tuple[Tensor, torch.Size]:
+        """Rows (n, *shape), and their batch shape; NaN and infinity are refused."""
+        rows, _, batch = self._rows(value, None, shape, name)
+        bad = self._non_finite(rows, None)
+        if bad is not None:
+            raise not_finite(bad)
+        return rows, batch
 
-    def _terms(self, x: Tensor, features: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    def _read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Examples (n, *event) as the likelihood knows them, their features (n, C), and whether they are data (n,).
+
+        That is a number to add to their log-likelihood: 0, -inf of values that no pixel has, NaN of what is not finite.
+        """
+        held = self.likelihood.holds(x)
+        no_data = torch.where(torch.isfinite(x), -math.inf, math.nan).to(x.dtype)
+        known = torch.where(held, 0, no_data).flatten(1).sum(1)
+        x = self.likelihood.prepare(torch.where(held, x, 0))
+        features: Tensor = self.encoder(self.likelihood.scaled(x))
+        return x, features, known
+
+    def _terms(self, x: Tensor, features: Tensor, known: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         z, log_q = self.posterior.sample_and_log_prob((_expect_samples(samples),), features)
         log_likelihood = self.likelihood.log_prob(x, self._params(z.flatten(0, 1)).unflatten(1, z.shape[:2]))
-        return log_likelihood.flatten(2).sum(2), log_q - self.prior.log_prob(z, nan="propagate")
+        return log_likelihood.flatten(2).sum(2) + known, log_q - self.prior.log_prob(z, nan="propagate")
 
     def _params(self, z: Tensor) -> Tensor:
         """The decoder's numbers at latents (n, *latent): ``(size, n, *event)``."""
@@ -372,6 +390,5 @@ def _over_examples(values: Tensor) -> str:
 
 
 def _expect_samples(samples: int) -> int:
-    if samples < 1:
-        raise ValueError(f"expected samples >= 1, got {samples}")
+    expect_whole(1, samples=samples)
     return samples

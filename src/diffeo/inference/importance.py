@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffeo.arguments import expect_whole
 from diffeo.flow import Flow
 from diffeo.mixture import Mixture
 from diffeo.objectives.annealed import Unbounded
@@ -25,6 +26,9 @@ __all__ = ["Importance", "importance", "pareto_k"]
 TRUSTED = 0.7  # largest Pareto k-hat
 CHUNK = 2**14  # points at a time
 MOVED = 2000  # points that are moved to where the target has them
+IMPOSSIBLE = 2.0  # forward_ess, above which points that were moved along the density are not of it
+FINEST = 1e-3  # of log-weights: what differs by less is rounding, or does not matter
+FEW = 0.1  # share of all weight from which on fewer than 5 samples decide
 UNSEEN = 0.01  # share of moved points beyond every sample's weight that is no accident
 
 
@@ -74,12 +78,14 @@ class Importance(Summarised):
 
         With ``ess``, which is the same from the flow's own samples, if nothing near the points is left out, it is an
         estimate in the other direction. Weights are cut at the largest of a sample's, or one point in a far tail would
-        be all that it says; ``unseen`` counts those. NaN without moved points.
+        be all that it says; ``unseen`` counts those. At most 1, but for chance, of points that are the density's; NaN
+        without moved points.
         """
         if self.moved is None:
             return math.nan
         weights = self.moved.double().clamp_max(self.log_weights.max().item())
-        return math.exp(self.log_z - (torch.logsumexp(weights, 0).item() - math.log(len(weights))))
+        log_ess = self.log_z - (torch.logsumexp(weights, 0).item() - math.log(len(weights)))
+        return math.exp(log_ess) if log_ess < 700 else math.inf
 
     @property
     def unseen(self) -> float:
@@ -102,6 +108,11 @@ class Importance(Summarised):
                 f"the flow leaves out mass near its samples: {self.unseen:.0%} of the points that were moved along the "
                 "density weigh more than every sample (a base or a spline's box may cut it off)"
             )
+        elif self.forward_ess > IMPOSSIBLE:
+            reasons.append(
+                "the directions disagree: points that were moved along the density weigh less on average than the "
+                "flow's samples, as those of no density do; its integral may be infinite"
+            )
         elif self.forward_ess < 0.5 * self.ess:
             reasons.append(
                 f"the directions disagree: an effective sample size of {self.ess:.0%} by the flow's samples, of "
@@ -117,7 +128,12 @@ class Importance(Summarised):
 
         Returns:
             ``(n, *event)``.
+
+        Raises:
+            ValueError: for less than one, or where all weights are 0.
         """
+        expect_whole(1, n=n)
+        self._expect_weights()
         return self.samples[torch.multinomial(self.weights, n, replacement=True)]
 
     def mean(self, function: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -125,9 +141,19 @@ class Importance(Summarised):
 
         Args:
             function: of samples ``(n, *event)``, to ``(n, ...)``; by default the samples themselves.
+
+        Raises:
+            ValueError: for a function that returns no value for each sample, or where all weights are 0.
         """
-        values = self.samples if function is None else function(self.samples)
+        self._expect_weights()
+        values = self.samples if function is None else torch.as_tensor(function(self.samples))
+        if values.shape[:1] != self.log_weights.shape:
+            raise ValueError(f"expected values ({len(self.log_weights)}, ...) of samples, got {tuple(values.shape)}")
         return torch.tensordot(self.weights.to(values), values, dims=1)
+
+    def _expect_weights(self) -> None:
+        if not torch.isfinite(self.log_weights).any():
+            raise ValueError("expected a sample where the density is not zero, got none")
 
     def _summary(self) -> Summary:
         facts = {
@@ -178,6 +204,7 @@ def importance(
 
     Raises:
         ValueError: for fewer than 2 samples, or a log-density that gives NaN or another shape.
+        TypeError: for what is no flow, or no function.
 
     Example:
         >>> flow = diffeo.Flow(diffeo.StandardNormal(2), diffeo.transforms.Elementwise("affine", 2))  # the identity
@@ -185,8 +212,10 @@ def importance(
         >>> round(result.ess, 3), round(result.log_z, 3)  # log 2 pi
         (1.0, 1.838)
     """
-    if n < 2:
-        raise ValueError(f"expected at least 2 samples, got {n}")
+    if not callable(getattr(flow, "sample_and_log_prob", None)):
+        raise TypeError(f"expected a flow, with sample_and_log_prob and log_prob, got {type(flow).__name__}")
+    expect_whole(2, n=n)
+    expect_whole(0, moves=moves)
     target = Target(log_density)
     x, log_q = flow.sample_and_log_prob(n, context)
     log_p = torch.cat([target(part) for part in x.split(CHUNK)])
@@ -244,17 +273,20 @@ def pareto_k(log_weights: Tensor) -> float:
         log_weights: ``(n,)``; -inf is a weight of 0.
 
     Returns:
-        k; infinity for fewer than 25 samples, or weights of which all but a few are 0.
+        k; infinity for fewer than 25 samples, or where fewer than 5 have another weight than most and hold more than a
+        tenth of all, -infinity where they hold less: weights are bounded, as far as can be seen.
     """
     values = np.sort(log_weights.double().cpu().numpy())
     tail = min(len(values) // 5, math.ceil(3 * math.sqrt(len(values))))
     if tail < 5 or not np.isfinite(values[-tail - 1]):
         return math.inf
-    cutoff = values[-tail - 1]
-    excess = np.expm1(values[-tail:] - values[-1]) - np.expm1(cutoff - values[-1])  # in units of the largest weight
-    if not excess[-1] > 1e-12:
-        return -math.inf  # all alike
-    return _fitted_shape(np.maximum(excess, 1e-300))
+    values = FINEST * np.round((values - values[-1]) / FINEST)
+    weights = np.exp(values)  # in units of the largest
+    cutoff = weights[-tail - 1]
+    over = weights[weights > cutoff]  # fewer than the tail where some are alike
+    if len(over) < 5:
+        return math.inf if over.sum() > FEW * weights.sum() else -math.inf
+    return _fitted_shape(over - cutoff)
 
 
 def _fitted_shape(excess: np.ndarray) -> float:
@@ -264,6 +296,7 @@ def _fitted_shape(excess: np.ndarray) -> float:
     quarter = excess[int(count / 4 + 0.5) - 1]
     places = np.arange(1, grid + 1) - 0.5
     b = (1 - np.sqrt(grid / places)) / (3 * quarter) + 1 / excess[-1]
+    b = b[b != 0]  # the exponential distribution, beside others as near to it as one likes
     shapes = np.log1p(-b[:, None] * excess).mean(1)
     likelihood = count * (np.log(-b / shapes) - shapes - 1)
     weights = np.exp(likelihood - likelihood.max())

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffeo.arguments import expect_number, expect_whole
 from diffeo.bases import StandardNormal
 from diffeo.flow import Flow
 from diffeo.inference.importance import Importance, importance, moved_weights
@@ -21,6 +22,7 @@ from diffeo.objectives.target import LogDensity
 from diffeo.progress import Display
 from diffeo.recipes import nsf
 from diffeo.summary import Curve, Summarised, Summary, quantity
+from diffeo.training.batches import as_tensor
 from diffeo.training.fit import FitResult, fit
 from diffeo.training.seeding import derive, fork_rng, seed_noise
 from diffeo.transforms import Standardize, as_support
@@ -144,8 +146,9 @@ def fit_target(
         The flow, its samples and weights, and reasons to doubt them.
 
     Raises:
-        ValueError: for numbers out of their range, a flow of another size, or a log-density that gives NaN, another
-            shape, or -inf wherever it is looked for.
+        ValueError: for numbers out of their range, a flow of another size, a support of anything but vectors, or a
+            log-density that gives NaN, another shape, or -inf wherever it is looked for.
+        TypeError: for what is no flow, or no function.
 
     Example:
         >>> def log_density(x):  # of points (n, 2)
@@ -158,19 +161,16 @@ def fit_target(
     started = time.monotonic()
     target = Target(log_density, vectorized)
     on = None if support is None else as_support(support, features)
+    if on is not None and len(on.event_shape) != 1:
+        raise ValueError(f"expected a support of vectors, got one of shape {tuple(on.event_shape)}")
     size = _size(features if on is None else on.noise_shape.numel(), flow)
-    for name, number, least in (
-        ("particles", particles, 100), ("samples", samples, 2), ("steps", steps, 1), ("batch_size", batch_size, 1),
-    ):  # fmt: skip
-        if number < least:
-            raise ValueError(f"expected {name} >= {least}, got {number}")
-    if not (torch.as_tensor(scale) > 0).all():
+    expect_whole(100, particles=particles)
+    expect_whole(2, samples=samples)
+    expect_whole(1, steps=steps, batch_size=batch_size)
+    expect_number(0, above=True, lr=lr)
+    middle, width = _numbers("location", location, size), _numbers("scale", scale, size)
+    if not (width > 0).all():
         raise ValueError(f"expected scale > 0, got {scale}")
-    if not lr > 0:
-        raise ValueError(f"expected lr > 0, got {lr}")
-    for name, value in (("location", location), ("scale", scale)):
-        if torch.as_tensor(value).shape not in ((), (1,), (size,)):
-            raise ValueError(f"expected {name} as a number or {size} of them, got {torch.as_tensor(value).shape}")
     outer = [] if on is None else [on]
     density = Unbounded(target, outer)
     moving = partial(density, strict=False)
@@ -178,7 +178,7 @@ def fit_target(
     with Display(["annealed points", "density"], progress, "annealing points") as display:
         with fork_rng(marker.device):
             seed_noise(marker.device, derive(seed, "particles"))
-            mean, deviation = (torch.as_tensor(value).to(marker).expand(size) for value in (location, scale))
+            mean, deviation = (value.to(marker).expand(size) for value in (middle, width))
             normal = torch.distributions.Normal(mean, deviation)
             start = normal.sample((particles,))
             density(start[:1000])  # strict, as moves are not
@@ -211,8 +211,20 @@ def fit_target(
     return Approximation(whole, result, carried, trained.history, time.monotonic() - started)
 
 
+def _numbers(name: str, value: float | Tensor, size: int) -> Tensor:
+    """One finite number, or one for each dimension."""
+    numbers = as_tensor(value, name)
+    if numbers.shape not in ((), (1,), (size,)):
+        raise ValueError(f"expected {name} as a number or {size} of them, got {tuple(numbers.shape)}")
+    if not torch.isfinite(numbers).all():
+        raise ValueError(f"expected a finite {name}, got {value}")
+    return numbers
+
+
 def _size(features: int | None, flow: Flow | None) -> int:
     if flow is not None:
+        if not isinstance(flow, Flow):
+            raise TypeError(f"expected a flow, got {type(flow).__name__}")
         if not isinstance(flow.base, StandardNormal) or flow.context_shape or len(flow.base.event_shape) != 1:
             raise ValueError("expected a flow of vectors without context, from standard normal noise")
         if any(part.preprocesses for part in flow.parts):
@@ -222,6 +234,5 @@ def _size(features: int | None, flow: Flow | None) -> int:
         return flow.base.event_shape[0]
     if features is None:
         raise ValueError("expected features, how many numbers a point has, or a support")
-    if features < 1:
-        raise ValueError(f"expected features >= 1, got {features}")
+    expect_whole(1, features=features)
     return features

@@ -15,14 +15,16 @@ from diffeo.training.batches import in_proportion
 __all__ = ["Particles", "temper"]
 
 WANTED = 0.7  # effective sample size that a temperature leaves, as a fraction of the points
-COLDEST = 1e-6  # of beta at the first temperature: below it, the density is nowhere near the start
+COLDEST = 1e-12  # of beta at the first temperature: below it, the density is nowhere near the start
+FEWEST = 0.1  # effective sample size, as a fraction, below which a temperature says nothing of log Z
 
 
 @dataclass(frozen=True)
 class Particles:
     """Points ``(n, D)`` of the density, all of one weight, and an estimate of log Z.
 
-    ``temperatures`` is how many it took, ``step`` that of the last moves.
+    ``log_z`` is NaN where a temperature, as near as one goes, left too few effective points. ``temperatures`` is how
+    many it took, ``step`` that of the last moves.
     """
 
     x: Tensor
@@ -75,9 +77,10 @@ def temper(
         difference = log_p - log_q
         step = _next(difference, 1 - beta)
         weights = step * difference
-        log_z += torch.logsumexp(weights.double(), 0).item() - math.log(len(x))
+        shares, ess = reweighted(weights)
+        log_z += torch.logsumexp(weights.double(), 0).item() - math.log(len(x)) if ess > FEWEST else math.nan
         beta, count = beta + step, count + 1
-        chosen = in_proportion(reweighted(weights)[0], torch.rand(()).item())
+        chosen = in_proportion(shares, torch.rand(()).item())
         x = x[chosen]
         kernel.scale = x.std(0).clamp_min(1e-6)
 
@@ -88,8 +91,8 @@ def temper(
         log_p, log_q = density(x), log_start(x)
     if beta < 1:
         raise ValueError(
-            f"expected a log-density that {most} temperatures reach from the start, got one at which they end at "
-            f"{beta:.2g} of it; say where it is by location and scale"
+            f"expected a log-density that {most} temperatures reach from the start, got one of which {1 - beta:.2g} "
+            "is left; say where it is by location and scale, or, if its integral is infinite, by a support"
         )
     return Particles(x, log_z, count, kernel.step)
 

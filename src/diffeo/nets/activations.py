@@ -27,15 +27,19 @@ __all__ = [
 INPUT_BOUND = 3.0
 
 
-def as_widths(hidden: Sequence[int]) -> tuple[int, ...]:
-    """The widths of the hidden layers.
+def as_widths(widths: Sequence[int], name: str = "hidden") -> tuple[int, ...]:
+    """The widths of layers.
+
+    Args:
+        widths: one for each.
+        name: of the argument.
 
     Raises:
         TypeError: for a number, or what holds no numbers.
     """
-    if not isinstance(hidden, Sequence) or not all(isinstance(width, int) for width in hidden):
-        raise TypeError(f"expected hidden widths such as (128, 128), got {hidden!r}")
-    return tuple(hidden)
+    if not isinstance(widths, Sequence) or not all(isinstance(width, int) for width in widths):
+        raise TypeError(f"expected {name} as widths of layers such as [128, 128], got {widths!r}")
+    return tuple(widths)
 
 
 def get_activation(name: str) -> Callable[[Tensor], Tensor]:

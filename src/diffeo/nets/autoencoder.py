@@ -37,7 +37,7 @@ class Encoder(KnowsArguments, nn.Module):
         self, shape: Sequence[int], outputs: int = 256, channels: Sequence[int] = (16, 32), activation: str = "silu"
     ) -> None:
         super().__init__()
-        channels = as_widths(channels)
+        channels = as_widths(channels, "channels")
         if not channels or min(*shape, outputs, *channels) < 1:
             raise ValueError(f"expected positive sizes, got shape={tuple(shape)}, {outputs} outputs, {channels}")
         self.activation = get_activation(activation)
@@ -88,7 +88,7 @@ class Decoder(KnowsArguments, nn.Module):
         activation: str = "silu",
     ) -> None:
         super().__init__()
-        channels = as_widths(channels)
+        channels = as_widths(channels, "channels")
         if not channels or min(inputs, *shape, size, width, *channels) < 1:
             raise ValueError(f"expected positive sizes, got {inputs} inputs, shape={tuple(shape)}, {size}, {channels}")
         self.activation = get_activation(activation)

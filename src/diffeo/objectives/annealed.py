@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from diffeo.arguments import expect_number, expect_whole
 from diffeo.flow import Flow
 from diffeo.objectives.moves import Moves, State
 from diffeo.objectives.reverse_kl import WithoutData
@@ -62,7 +63,7 @@ class AlphaDivergence(WithoutData):
         clip: of the correction of a weight at one draw.
 
     Raises:
-        ValueError: for numbers below 1, or a flow that is conditioned on something.
+        ValueError: for counts below 1, an alpha or a clip of 0 or less, or a flow that is conditioned on something.
     """
 
     points: Tensor
@@ -85,9 +86,8 @@ class AlphaDivergence(WithoutData):
         clip: float = 10.0,
     ) -> None:
         super().__init__(flow, log_density)
-        for name, number in (("temperatures", temperatures), ("moves", moves), ("buffer", buffer), ("reuse", reuse)):
-            if number < 1:
-                raise ValueError(f"expected {name} >= 1, got {number}")
+        expect_whole(1, temperatures=temperatures, moves=moves, buffer=buffer, reuse=reuse)
+        expect_number(0, above=True, alpha=alpha, clip=clip)
         if self.flow.context_shape:
             raise ValueError("expected a flow without context, got one with")
         self.alpha, self.temperatures, self.moves, self.reuse, self.clip = alpha, temperatures, moves, reuse, clip

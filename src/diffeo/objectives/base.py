@@ -16,13 +16,15 @@ class Objective(KnowsArguments, nn.Module, ABC):
     Randomness must come from torch's default generators, which ``fit`` seeds before every step.
 
     An objective that pairs data with noise sets ``pool``: ``fit`` then gives ``couple`` so many rows at a time, and
-    ``forward`` pairs (z, x), of shape ``(N, 2, *event)``, in place of x.
+    ``forward`` pairs (z, x), of shape ``(N, 2, *event)``, in place of x. ``remedy`` says what may help where losses are
+    not finite.
 
     Args:
         flow: the module to train; its best weights are kept.
     """
 
     pool: int = 0
+    remedy: str = "clean the data or lower the learning rate"
 
     def __init__(self, flow: nn.Module) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from diffeo.arguments import expect_number, expect_whole
 from diffeo.objectives.base import Objective
 
 __all__ = ["ELBO", "IWAE"]
@@ -17,7 +18,7 @@ class _OfBounds(Objective):
 
     def __init__(self, flow: nn.Module) -> None:
         super().__init__(flow)
-        if not self.flow.has_bound:
+        if not getattr(self.flow, "has_bound", False):
             raise ValueError(f"expected a VAE, whose likelihood has bounds, got {type(flow).__name__}")
 
 
@@ -46,9 +47,8 @@ class ELBO(_OfBounds):
 
     def __init__(self, flow: nn.Module, *, free_bits: float = 0.0, warmup: int = 0) -> None:
         super().__init__(flow)
-        for name, number in (("free_bits", free_bits), ("warmup", warmup)):
-            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
-                raise ValueError(f"expected {name} >= 0, got {number!r}")
+        expect_number(0, free_bits=free_bits)
+        expect_whole(0, warmup=warmup)
         self.free_bits, self.warmup = free_bits, warmup
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
 
@@ -82,8 +82,7 @@ class IWAE(_OfBounds):
 
     def __init__(self, flow: nn.Module, samples: int = 5) -> None:
         super().__init__(flow)
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-            raise ValueError(f"expected samples >= 1, got {samples!r}")
+        expect_whole(1, samples=samples)
         self.samples = samples
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from diffeo.arguments import expect_whole
 from diffeo.objectives.base import Objective
 from diffeo.objectives.distillation import path_gradient, reparameterized
 from diffeo.objectives.target import LogDensity, Target
@@ -24,12 +25,17 @@ class WithoutData(Objective):
 
     Raises:
         ValueError: for a flow that has no density.
+        TypeError: for what is no flow.
     """
+
+    remedy = "lower the learning rate"
 
     def __init__(self, flow: nn.Module, log_density: LogDensity | Target) -> None:
         super().__init__(flow)
+        if not hasattr(self.flow, "has_log_prob"):
+            raise TypeError(f"expected a flow, got {type(flow).__name__}")
         if not self.flow.has_log_prob:
-            raise ValueError("expected a flow with a density, got one that is solved in a few fixed steps")
+            raise ValueError(f"expected a flow with a density, got a {type(flow).__name__} that has samples alone")
         for part in self.flow.modules():
             if isinstance(part, DataDependent):
                 part.initialized.fill_(True)
@@ -78,6 +84,10 @@ class ReverseKL(WithoutData):
         3
     """
 
+    remedy = (
+        "where the density is zero the reverse KL is infinite: give the flow the density's support, train by "
+        "AlphaDivergence or fit_target, or lower the learning rate"
+    )
     calls: Tensor
 
     def __init__(
@@ -91,8 +101,7 @@ class ReverseKL(WithoutData):
         super().__init__(flow, log_density)
         if not self.flow.has_rsample:
             raise ValueError(f"expected a flow whose draws have gradients, got {type(self.flow.base).__name__} noise")
-        if tempering < 0:
-            raise ValueError(f"expected tempering >= 0 steps, got {tempering}")
+        expect_whole(0, tempering=tempering)
         self.estimator = path_gradient if path_gradients else reparameterized
         self.tempering = tempering
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))

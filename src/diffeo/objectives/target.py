@@ -113,6 +113,7 @@ class Target:
         ) from failure
 
     def _called(self, x: Tensor, context: Tensor | None) -> Any:
+        x = x.clone()  # which the function may write into
         return self.function(x) if context is None else self.function(x, context)
 
     def _values(self, x: Tensor, context: Tensor | None) -> Tensor:
@@ -124,6 +125,8 @@ class Target:
             values = torch.stack([value.reshape(()) for value in each])
         if values.shape != (len(x),):
             raise ValueError(f"expected log-densities of shape ({len(x)},), got {tuple(values.shape)}")
+        if values.is_complex():
+            raise ValueError("expected log-densities as real numbers, got complex ones")
         return values.to(x.device, torch.promote_types(values.dtype, x.dtype))  # what is in float64 stays so
 
     @staticmethod

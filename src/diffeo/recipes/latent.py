@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
+from diffeo.arguments import expect_whole
 from diffeo.bases import StandardNormal
 from diffeo.flow import Flow
 from diffeo.likelihoods import Bernoulli, DiscretizedLogistics, Likelihood
@@ -83,9 +84,7 @@ def vae(
         raise ValueError(f"expected context=0, for a VAE is not conditional here, got {context}")
     if list(preprocess):
         raise ValueError(f"expected no preprocessing, for a VAE's likelihood is of the pixels, got {list(preprocess)}")
-    for name, number in (("latent", latent), ("width", width), ("transforms", transforms)):
-        if number < 1:
-            raise ValueError(f"expected {name} >= 1, got {number}")
+    expect_whole(1, latent=latent, width=width, transforms=transforms, bins=bins, components=components)
     pixel: Likelihood
     if likelihood == "bernoulli":
         pixel = Bernoulli(levels)
@@ -112,7 +111,7 @@ def vae(
 
 def _prior(prior: str | Mapping[str, Any], latent: int) -> Flow:
     """Standard normal latents, or a flow of them."""
-    arguments = {"name": prior} if isinstance(prior, str) else dict(prior)
+    arguments = dict(prior) if isinstance(prior, Mapping) else {"name": prior}
     name = arguments.pop("name", None)
     if name == "normal" and not arguments:
         return Flow(StandardNormal(latent), Rescale(latent))  # from [0, 1] to [0, 1]: the identity

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffeo.arguments import expect_whole
 from diffeo.training.parallel import Share
 from diffeo.training.seeding import derive
 from diffeo.training.splitting import divide
@@ -298,9 +299,8 @@ class Nothing:
     fingerprint = "none"
 
     def __init__(self, steps: int, batch_size: int, device: torch.device, dtype: torch.dtype | None) -> None:
-        for name, number in (("steps", steps), ("a batch size", batch_size)):
-            if number < 1:
-                raise ValueError(f"expected {name} of at least 1, got {number}")
+        expect_whole(1, steps=steps)
+        _expect_batch(batch_size)
         self.x = torch.empty(batch_size, 0, device=device, dtype=dtype)
         self.epochs = max(1, round(steps / STEPS_PER_EPOCH))
         self.ends = [steps * epoch // self.epochs for epoch in range(self.epochs + 1)]
@@ -318,6 +318,11 @@ class Nothing:
     def in_order(self, share: Share = everything) -> Iterator[Batch]:
         """Yield nothing: there is nothing to hold out."""
         return iter(())
+
+
+def _expect_batch(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"expected a batch size of at least 1, got {size}")
 
 
 def _chunk_size(x: Tensor, batch_size: int) -> int:
@@ -350,8 +355,7 @@ def split(
     ``validation`` is a fraction of the rows, drawn by the seed, or data of its own (rows, an (x, context) pair, an
     (x, context, weights) triple, or a stream); 0 or None means none.
     """
-    if batch_size < 1:
-        raise ValueError(f"expected a batch size of at least 1, got {batch_size}")
+    _expect_batch(batch_size)
     fraction = isinstance(validation, float | int)
     if fraction and not 0 <= validation < 1:
         raise ValueError(f"expected a fraction of validation rows in [0, 1), got {validation}")

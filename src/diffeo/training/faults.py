@@ -44,6 +44,8 @@ def locate(objective: nn.Module, batch: Batch) -> str:
 
 def _largest(batch: Batch, row: int | None) -> str:
     """Say which entry of the batch, or of one of its rows, is the largest: often it is what went wrong."""
+    if not batch.x.numel():  # of an objective without data
+        return ""
     size = batch.x.abs()
     if row is None:
         return f" (largest entry of the data: {_place(batch.x, size == size.max(), batch.rows)})"

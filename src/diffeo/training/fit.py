@@ -240,7 +240,8 @@ def fit(
         if not isinstance(objective, WithoutData):
             raise ValueError(f"expected data to train {type(objective).__name__} on, got none")
         if (steps is None) == (context is None):
-            raise ValueError("expected steps, or contexts, to train without data")
+            got = "neither" if steps is None else "both"
+            raise ValueError(f"expected steps, or contexts, to train without data, got {got}")
         if steps is not None and (epochs, weights, patience) != (None, None, None):
             raise ValueError("expected no epochs, weights or patience beside steps: there is no data")
     elif steps is not None:

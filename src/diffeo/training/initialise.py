@@ -3,9 +3,10 @@
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffeo.errors import UserError
+from diffeo.objectives import Objective, WithoutData
 from diffeo.training.batches import Batch, Nothing, Rows, Stream, in_proportion
 from diffeo.training.faults import locate
 from diffeo.training.seeding import derive, seed_noise
@@ -15,13 +16,14 @@ __all__ = ["breakdown", "initialise"]
 
 @torch.no_grad()
 def initialise(
-    objective: nn.Module, source: Rows | Stream | Nothing, seed: int, device: torch.device, attempts: int
+    objective: Objective, source: Rows | Stream | Nothing, seed: int, device: torch.device, attempts: int
 ) -> list[Tensor]:
     """Let layers such as ActNorm set themselves from the data; return the buffers that every later step moves.
 
     Rows with a non-finite loss are not shown: first those that have one while nothing is set yet (a layer set with a
     row of 1e30 among the others makes all of them look alike), then those that have one afterwards. Rows with weights
-    are shown as often as these say, so that statistics are those of the weighted data.
+    are shown as often as these say, so that statistics are those of the weighted data. What an objective draws itself
+    are no rows that could be left out.
 
     Raises:
         UserError: if no rows with a finite loss are found, saying where the first non-finite value arose.
@@ -29,9 +31,10 @@ def initialise(
     tensors = [*objective.parameters(), *objective.buffers()]
     before = [tensor.clone() for tensor in tensors]
     noise = derive(seed, "initialise")
+    draws = isinstance(objective, WithoutData)
     for batch in map(_in_proportion, islice(source.examples(seed), attempts)):
         seed_noise(device, noise)
-        good = objective.eval()(batch.x, batch.context).isfinite()
+        good = objective.eval()(batch.x, batch.context).isfinite() | draws
         shown = batch.take(good) if good.any() else batch
         objective.train()
         while len(shown.x):
@@ -39,7 +42,7 @@ def initialise(
             losses = objective(shown.x, shown.context)
             if losses.shape != (len(shown.x),):
                 raise ValueError(f"expected one loss per example, shape ({len(shown.x)},), got {tuple(losses.shape)}")
-            good = losses.isfinite()
+            good = losses.isfinite() | draws
             if good.all():
                 versions = [buffer._version for buffer in objective.buffers()]
                 objective(shown.x, shown.context)
@@ -59,10 +62,8 @@ class Breakdown(UserError):
     """A training ended because its losses or gradients were no numbers."""
 
 
-def breakdown(objective: nn.Module, batch: Batch, what: str) -> UserError:
+def breakdown(objective: Objective, batch: Batch, what: str) -> UserError:
     """Return the error that ends a training: what happened, and where in the last bad batch it began."""
     with torch.enable_grad():
         where = locate(objective, batch)
-    return Breakdown(
-        f"training stopped: {what}; the first non-finite value {where}; clean the data or lower the learning rate"
-    )
+    return Breakdown(f"training stopped: {what}; the first non-finite value {where}; {objective.remedy}")
