@@ -156,6 +156,47 @@ def test_the_support_alone_is_enough_of_a_prior():
     assert bool((learned.sample(x[0] - 5, 1000) > 0).all())
 
 
+def test_a_prior_may_be_any_object_that_has_what_is_asked_of_it():
+    theta, x = uniform(100)
+    box = constraints.independent(constraints.interval(0.0, 1.0), 1)
+    density = {"log_prob": lambda self, theta: 0 * theta.sum(-1)}
+    for parts, bounded in (
+        ({"support": box, **density}, True), (density, False), ({"sample": lambda self, shape: None}, False),
+        ({"support": box, "event_shape": (2,), **density}, True),
+    ):  # fmt: skip
+        learned = diffeo.posterior(theta, x, type("Own", (), parts)(), **{**QUICK, "folds": 1})
+        drawn = learned.sample(x[0] - 5, 1000)
+        assert bool(((drawn > 0) & (drawn < 1)).all()) == bounded
+        assert ("beyond_prior" in learned.facts) == ("log_prob" in parts)
+
+
+def test_importance_with_a_mixture_for_a_prior():
+    """torch takes the support of a mixture for the intersection of its components'."""
+    parts = Uniform(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0]), validate_args=False)
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.ones(2)), parts, validate_args=False
+    )
+    torch.manual_seed(0)
+    theta = mixture.sample((500,))[:, None]
+    learned = diffeo.posterior(theta, theta + 0.3 * torch.randn(500, 1), mixture, folds=1, epochs=20)
+    assert np.isfinite(learned.facts["beyond_prior"]["mean"])
+    x_o, grid = torch.tensor([0.7]), torch.linspace(0, 3, 30_001).double()
+    weighted = learned.importance(x_o, lambda theta: Normal(theta[..., 0], 0.3).log_prob(x_o[0]), 4000)
+    exact = (mixture.log_prob(grid) + Normal(grid, 0.3).log_prob(x_o[0].double())).exp()
+    assert weighted.log_z == pytest.approx(float(torch.trapezoid(exact, grid).log()), abs=0.03)
+
+
+@pytest.mark.parametrize("unit", [2.0**-110, 2.0**-80, 2.0**100])
+@pytest.mark.parametrize("of", ["theta", "x"])
+def test_units_do_not_matter(unit, of):
+    """To the bit, of powers of two; the least and the largest are beyond what float32 can square."""
+    given = dict(zip(("theta", "x"), conjugate(60), strict=True))
+    scaled = {**given, of: given[of] * unit}
+    usual, other = (diffeo.posterior(**each, epochs=2, folds=1) for each in (given, scaled))
+    drawn, same = (made.sample(each["x"][:5], 50, seed=0) for made, each in ((usual, given), (other, scaled)))
+    assert torch.equal(same, drawn * unit if of == "theta" else drawn)
+
+
 def test_importance_gives_the_exact_posterior_and_its_evidence(learned):
     x_o = torch.tensor([0.8, -0.4])
 
@@ -427,6 +468,35 @@ def test_simulations_that_are_not_finite_are_counted():
         diffeo.posterior(theta, x, missing="keep", **QUICK)
 
 
+@pytest.mark.parametrize(
+    ("theta", "x", "message"),
+    [
+        (2_459_000.0, 0.0, r"theta\[0\] \(and 1 more\) of about 245.* subtract an offset from it"),
+        (0.0, 1.7e9, r"x\[0\] \(and 1 more\) of about 1.7e\+09 with a spread of .*; subtract"),
+    ],
+)
+def test_numbers_that_float32_does_not_tell_apart_are_refused(theta, x, message):
+    parameters, observed = (each.double() for each in conjugate(100))
+    with pytest.raises(ValueError, match=message):
+        diffeo.posterior(parameters + theta, observed + x, **QUICK)
+    exact = torch.round(64 * parameters) / 64  # of which float32 loses nothing
+    diffeo.posterior(exact + 1024 * (theta > 0), observed, epochs=1, folds=1)
+
+
+def test_a_posterior_of_few_simulations_is_stored(tmp_path):
+    """One is held out, of which there is no standard error."""
+    made = diffeo.posterior(*conjugate(10), prior(), folds=1, epochs=1, out=tmp_path / "run")
+    assert made.facts["held_out"] == 1
+    assert "±" not in repr(made)
+    assert repr(diffeo.load(tmp_path / "run")) == repr(made)
+
+
+def test_a_training_that_breaks_down_is_said(tmp_path):
+    with pytest.raises(diffeo.UserError, match="held out is possible; lower the learning rate"):
+        diffeo.posterior(*conjugate(200), lr=1e9, folds=1, epochs=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_constant_statistics_are_harmless():
     theta, x = conjugate(100)
     x = torch.cat([x, torch.full((100, 1), 4.0)], 1)
@@ -474,6 +544,31 @@ def test_other_bad_input(learned):
         diffeo.posterior(theta, np.array([["a"]] * 100))
     with pytest.raises(ValueError, match="expected a prior of 2 parameters, as theta has, got one of 3"):
         diffeo.posterior(theta, x, prior(3))
+    with pytest.raises(ValueError, match="expected a prior of 2 parameters, as theta has, got one of 1"):
+        diffeo.posterior(theta, x, torch.distributions.MultivariateNormal(torch.zeros(1), torch.eye(1)))
+    with pytest.raises(ValueError, match=r"a prior whose log_prob takes parameters .*, got Value is not broadcastable"):
+        diffeo.posterior(theta, x, torch.distributions.MultivariateNormal(torch.zeros(4, 2), torch.eye(2)))
+    unknown = type("Unknown", (), {"log_prob": lambda self, theta: theta.sum(-1) * torch.nan})()
+    with pytest.raises(ValueError, match=r"log-density under the prior, got nan in 100 of 100, first theta\[0\]"):
+        diffeo.posterior(theta, x, unknown)
+    with pytest.raises(ValueError, match=r"expected parameters that vary, got theta3 = 1 in all simulations"):
+        diffeo.posterior(torch.cat([theta, torch.ones(100, 1)], 1), x)
+    with pytest.raises(ValueError, match="expected names that differ, got 'a' twice"):
+        diffeo.posterior(theta, x, names=["a", "a"])
+    with pytest.raises(TypeError, match="expected a sequence of names, got 'ab'"):
+        diffeo.posterior(theta, x, names="ab")
+    with pytest.raises(ValueError, match=r"expected an embedding of observations \(3, 2\), got mat1"):
+        diffeo.posterior(theta, x, embedding=nn.Linear(3, 3))
+    with pytest.raises(ValueError, match=r"expected folds >= 1, got 2\.5"):
+        diffeo.posterior(theta, x, folds=2.5)
+    for one in ({"theta": theta}, {"x": x}):
+        with pytest.raises(ValueError, match="expected parameters and their observations, got one of both"):
+            learned.calibration(**one)
+    for few in (x[:30], x[0]):
+        with pytest.raises(ValueError, match="and an observation for each, got"):
+            learned.calibration(theta[:40], few)
+    with pytest.raises(ValueError, match="expected draws >= 1, got 0"):
+        learned.calibration(draws=0)
     with pytest.raises(ValueError, match="expected at least 20 simulations, got 5"):
         learned.calibration(theta[:5], x[:5])
     with pytest.raises(ValueError, match=r"expected theta \(n, D\) and draws \(L, n, D\)"):
@@ -553,11 +648,23 @@ def test_the_calibration_of_a_run_is_plotted(tmp_path):
     assert made["context"] == ["x2"]
 
 
+@pytest.mark.parametrize(("count", "said"), [(3, None), (60, "in sample")])
+def test_few_rows_are_judged_in_sample_or_not_at_all(tmp_path, count, said, capsys):
+    table(count).to_csv(tmp_path / "sims.csv", index=False)
+    words = ["--out", str(tmp_path / "run"), "--parameters", "a,b", "--folds", "1", "--epochs", "1", "--no-figures"]
+    assert main(["posterior", str(tmp_path / "sims.csv"), *words]) == 0
+    shown = capsys.readouterr().out
+    assert ("ranks (SBC)" in shown) == (said is not None)
+    if said:
+        assert said in shown
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "give the columns of the parameters (--parameters COLS); it has 'a', 'b', 'x1', 'x2', 'note'"),
         (["--parameters", "a,c"], "has no column 'c' for --parameters"),
+        (["--parameters", "a,a"], "column 'a' is there twice in --parameters; name each once"),
         (["--parameters", "a", "--observed", "x3"], "has no column 'x3' for --observed"),
         (["--parameters", "a", "--observed", "a"], "column 'a' is a parameter and observed; choose one"),
         (["--parameters", "a,b,x1,x2"], "no column of numbers is left as the observation"),

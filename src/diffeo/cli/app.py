@@ -295,8 +295,8 @@ def posterior(
     """Learn what parameters are likely given an observation, from simulations.
 
     A row of the table holds parameters, drawn from their prior, and what a simulator made of them. The run is
-    calibrated on simulations that it held out, and is used as any: 'diffeo sample RUN --given x=1.5' draws parameters
-    given an observation, 'diffeo check RUN DATA' says whether to trust them.
+    calibrated on simulations that it held out, if there are enough, and is used as any: 'diffeo sample RUN --given
+    x=1.5' draws parameters given an observation, 'diffeo check RUN DATA' says whether to trust them.
     """
 
 

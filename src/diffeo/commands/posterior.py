@@ -84,7 +84,8 @@ def posterior(
         say: called with every note on how the table was read.
 
     Returns:
-        What ``metrics`` of the run directory says, ``calibration`` by held-out simulations among it, and its path.
+        What ``metrics`` of the run directory says, ``calibration`` among it, by simulations that were held out if there
+        are enough of them, and its path.
 
     Raises:
         UserError: for bad input, simulations outside the bounds, or a folder that cannot be written.
@@ -118,11 +119,12 @@ def posterior(
         return summary
     run = open_run(out, device)
     assert isinstance(run, TableRun)
-    examples = run.examples(source, SIMULATIONS, settings.get("seed", 0), {"missing": missing})
-    if len(examples.x) < FEWEST:
+    if sum(summary["rows"].values()) < FEWEST:
         return summary
+    examples = run.examples(source, SIMULATIONS, settings.get("seed", 0), {"missing": missing})
     calibration = run.calibration(examples, settings.get("seed", 0))
-    metrics = {"calibration": {"which": examples.which, **calibration.to_json()}}
+    which = examples.which + (": in sample, so it says nothing of new simulations" if examples.in_sample else "")
+    metrics = {"calibration": {"which": which, **calibration.to_json()}}
     save_metrics(out, metrics)
     if figures:
         path = Figures(Path(out))("calibration")
@@ -145,6 +147,9 @@ def _columns(
         for name in names:
             if name not in table.all_names:
                 raise UserError(f"{table.name}: has no column {name!r} for --{option}; it has {listed}")
+    twice = next((name for name in parameters if parameters.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{table.name}: column {twice!r} is there twice in --parameters; name each once")
     both = [name for name in parameters if name in (*observed, *drop)]
     if both:
         other = "observed" if both[0] in observed else "dropped"

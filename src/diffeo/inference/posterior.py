@@ -15,10 +15,22 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffeo.arguments import expect_whole
 from diffeo.errors import UserError
 from diffeo.flow import Flow
 from diffeo.inference.calibration import DRAWS, Calibration, calibration_of
 from diffeo.inference.importance import Importance, importance
+from diffeo.inference.simulations import (
+    expect_prior,
+    expect_varying,
+    log_prior,
+    names_of,
+    place_of,
+    prior_support,
+    read,
+    shape_text,
+    within,
+)  # fmt: skip
 from diffeo.nets import CNN, Reader
 from diffeo.objectives import FlowMatching, MaximumLikelihood, Objective
 from diffeo.objectives.target import Target
@@ -46,7 +58,6 @@ STEPS, SMALLEST_BATCH, LARGEST_BATCH = 16, 16, 256  # in an epoch, of so many si
 STEADY = 10_000  # simulations from which on a validation loss that has risen for long does not fall again
 KEPT = 1_000  # simulations held out that calibration is judged by, at most
 EMBEDDING_LR = 3e-3  # the highest learning rate where an embedding is no MLP, which bears more
-ON_BOUND = 1e-6  # by which a parameter may be outside its support, for rounding
 
 
 class Simpler(NamedTuple):
@@ -199,11 +210,11 @@ class Posterior(Summarised):
         context, target = self._observed(x_o), Target(log_likelihood)
         if context.shape != self.flow.context_shape:
             raise ValueError(
-                f"expected one observation of shape {_shape(self.x[0].shape)}, got {_shape(context.shape)}"
+                f"expected one observation of shape {shape_text(self.x[0].shape)}, got {shape_text(context.shape)}"
             )
 
         def joint(theta: Tensor) -> Tensor:
-            total = _log_prior(prior, theta)
+            total = log_prior(prior, theta)
             inside = torch.isfinite(total)
             return total.masked_scatter(inside, total[inside] + target(theta[inside]))
 
@@ -223,11 +234,19 @@ class Posterior(Summarised):
             ValueError: for simulations of another shape, or fewer than 20.
         """
         fold, which = self.fold, "simulations held out"
-        if theta is None or x is None:
+        if (theta is None) != (x is None):
+            raise ValueError("expected parameters and their observations, got one of both")
+        if theta is None:
             theta, x = self.theta, self.x
         else:
             theta, x, which = as_tensor(theta, "theta"), self._observed(x), "new simulations"
+            if theta.shape != (len(theta), len(self.names)) or x.shape != (len(theta), *self.flow.context_shape):
+                raise ValueError(
+                    f"expected parameters (n, {len(self.names)}) and an observation for each, got "
+                    f"{shape_text(theta.shape)} and {shape_text(x.shape)}"
+                )
             fold = torch.full((len(theta),), -1)
+        expect_whole(1, draws=draws)
 
         def drawn(flow: Flow, rows: Tensor) -> Tensor:
             return flow.sample(draws, x[rows].to(self.device)).movedim(0, 1)
@@ -267,21 +286,21 @@ class Posterior(Summarised):
         x = as_tensor(x_o, "x_o").to(self.flow.base.device_marker)
         if x.shape[max(0, x.dim() - len(shape)) :] != shape:
             raise ValueError(
-                f"expected observations of shape {_shape(shape)}, as in the simulations, got {_shape(x.shape)}"
+                f"expected observations of shape {shape_text(shape)}, as in the simulations, got {shape_text(x.shape)}"
             )
         if not torch.isfinite(x).all():
             raise ValueError("expected finite observations, got NaN or infinity")
         usual = self.x[0].to(x)
         other = (x != usual) & self.constant.to(x.device)
         if other.any():
-            where = _places(other.reshape(-1, *shape).any(0), "x")
+            where = place_of(other.reshape(-1, *shape).any(0), "x")
             text = f"{where} was the same in all simulations and is another one in this observation: it is ignored"
             warnings.warn(text, stacklevel=3)
             x = torch.where(other, usual, x)
         return x
 
     def _summary(self) -> Summary:
-        facts, shape = self.facts, _shape(self.flow.context_shape)
+        facts, shape = self.facts, shape_text(self.flow.context_shape)
         how = f"{facts['folds']} folds" if facts["folds"] > 1 else f"{facts['held_out']:,} of them held out"
         held_out = f"log q(theta | x) {_pair(facts['log_prob'])} nats"
         if "beyond_prior" in facts:
@@ -369,26 +388,24 @@ def posterior(
     """
     if method not in METHODS:
         raise ValueError(f"expected method among {', '.join(METHODS)}, got {method!r}")
-    labels = _names(theta, names)
-    theta, x, dropped = _simulations(theta, x, missing)
+    handed = theta
+    theta, x, dropped = read(theta, x, missing)
     features = theta.shape[1]
-    labels = [f"theta{k + 1}" for k in range(features)] if labels is None else labels
-    if len(labels) != features:
-        raise ValueError(f"expected a name for each of {features} parameters, got {len(labels)}")
-    shape = getattr(prior, "event_shape", None) or getattr(prior, "batch_shape", None) or theta.shape[1:]
-    if shape.numel() not in (1, features):
-        raise ValueError(f"expected a prior of {features} parameters, as theta has, got one of {shape.numel()}")
-    where = prior if support is None else support
+    labels = names_of(handed, names, features)
+    expect_varying(theta, labels)
+    where = prior_support(prior, features) if support is None else support
     onto = None if where is None else as_support(where, features)
     if onto is not None:
-        theta = _within(onto, theta, labels)
+        theta = within(onto, theta, labels)
+    log_p = expect_prior(prior, theta) if hasattr(prior, "log_prob") else None
     if embedding is None and x.dim() > 2:
         embedding = "cnn"
     if isinstance(embedding, list | tuple) and (x.dim() > 2 or "embedding" not in METHODS[method].arguments):
         raise ValueError(f"expected widths as an embedding of vectors for npe alone, got {embedding!r}; give a module")
     constant = (x == x[:1]).all(0)
     parts = (FOLDS if len(x) <= MOST_FOLDED else 1) if folds is None else folds
-    if parts < 1 or len(x) < 2 * max(2, parts):
+    expect_whole(1, folds=parts, **({} if jobs is None else {"jobs": jobs}))
+    if len(x) < 2 * max(2, parts):
         raise ValueError(f"expected at least {2 * max(2, parts)} simulations for {parts} folds, got {len(x)}")
     notes = _notes(len(x), dropped, constant)
     for note in notes:
@@ -412,13 +429,19 @@ def posterior(
     with nullcontext() if out is None else claimed(out, force=force) as folder:
         learned = _learned(flows, theta, x, parts, METHODS[method].objective, training, most_epochs, jobs, say)
         result, held = learned.result, learned.rows
+        impossible = int(torch.isneginf(learned.log_prob).sum())
+        if impossible == len(held):
+            raise UserError("training broke down: no simulation that was held out is possible; lower the learning rate")
+        if impossible:
+            notes.append(f"{impossible:,} of {len(held):,} simulations that were held out are impossible by the model")
+            say(notes[-1])
         facts = {
             "simulations": len(x), "folds": parts, "held_out": len(held), "log_prob": _mean(learned.log_prob),
             "parameters": sum(parameter.numel() for parameter in learned.flow.parameters()), "epochs": result.epochs,
             "best_epoch": result.best_epoch, "steps": result.steps, "seconds": result.seconds, "seed": seed,
         }  # fmt: skip
-        if hasattr(prior, "log_prob"):
-            facts["beyond_prior"] = _mean(learned.log_prob - _log_prior(prior, theta[held]))
+        if log_p is not None:
+            facts["beyond_prior"] = _mean(learned.log_prob - log_p[held])
         kept = _shuffled(len(held), derive(seed, "kept"))[:KEPT]
         rows = held[kept]
         made = Posterior(
@@ -538,79 +561,18 @@ def _examined(embedding: Any, x: Tensor) -> tuple[nn.Module, int]:
         raise TypeError(f"expected an embedding as a module or a name, got {type(embedding).__name__}")
     net = copy.deepcopy(embedding)
     few = x[:3]
-    made = net.eval()(few)
+    try:
+        made = net.eval()(few)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first = str(error).partition("\n")[0]
+        raise ValueError(f"expected an embedding of observations {shape_text(few.shape)}, got {first}") from error
     if not isinstance(made, Tensor) or made.dim() != 2 or len(made) != len(few):
-        got = f"shape {_shape(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
-        raise ValueError(f"expected an embedding from {_shape(few.shape)} to ({len(few)}, C), got {got}")
+        got = f"shape {shape_text(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+        raise ValueError(f"expected an embedding from {shape_text(few.shape)} to ({len(few)}, C), got {got}")
     alone = net(few[:1])
     if alone.shape != made[:1].shape or not torch.allclose(alone, made[:1], rtol=1e-3, atol=1e-4):
         raise ValueError("expected an embedding of each observation by itself, got one that depends on the batch")
     return net.train(), made.shape[1]
-
-
-def _simulations(theta: Any, x: Any, missing: str) -> tuple[Tensor, Tensor, int]:
-    """Parameters and observations in float32, and how many simulations were left out because they are not finite."""
-    if missing not in ("error", "drop"):
-        raise ValueError(f"expected missing='error' or 'drop', got {missing!r}")
-    parts = {"theta": as_tensor(theta, "theta").cpu().float(), "x": as_tensor(x, "x").cpu().float()}
-    parts = {name: part[:, None] if part.dim() == 1 else part for name, part in parts.items()}
-    theta, x = parts.values()
-    if theta.dim() != 2 or x.dim() < 2 or not min(*theta.shape, *x.shape):
-        raise ValueError(
-            f"expected parameters (N, D) and observations (N, ...), got {_shape(theta.shape)} and {_shape(x.shape)}"
-        )
-    if len(theta) != len(x):
-        raise ValueError(f"expected an observation for each of {len(theta)} parameters, got {len(x)}")
-    finite = {name: torch.isfinite(part) for name, part in parts.items()}
-    good = torch.stack([each.flatten(1).all(1) for each in finite.values()]).all(0)
-    bad = int((~good).sum())
-    if bad and missing == "error":
-        row = int((~good).nonzero()[0])
-        name = next(name for name, each in finite.items() if not each[row].all())
-        where = _places(~finite[name][row], f"{name}[{row}]")
-        raise ValueError(
-            f"expected finite simulations, got NaN or infinity in {bad:,} of {len(good):,}, first in {where}; "
-            "missing='drop' leaves them out"
-        )
-    return theta[good], x[good], bad
-
-
-def _within(onto: Support, theta: Tensor, names: Sequence[str]) -> Tensor:
-    """Parameters within their support; one on its boundary is moved to the nearest number inside."""
-    z, log_det = onto.inverse_and_log_det(theta)
-    outside = ~torch.isfinite(log_det)
-    if not outside.any():
-        return theta
-    nearest = torch.where(outside[:, None], onto.forward(z), theta)
-    off = (nearest - theta).abs() / (1 + theta.abs())
-    far = off.amax(1) > ON_BOUND
-    if far.any():
-        row = int(far.nonzero()[0])
-        column = int(off[row].argmax())
-        raise ValueError(
-            f"expected parameters within the support, got {int(far.sum()):,} of {len(theta):,} outside, first "
-            f"theta[{row}]: {names[column]} = {theta[row, column]:.6g}, the nearest inside is "
-            f"{nearest[row, column]:.6g}; give the prior that they are from"
-        )
-    return nearest
-
-
-def _log_prior(prior: Any, theta: Tensor) -> Tensor:
-    """log p(theta) ``(n,)``, -inf outside the prior's support, where a distribution may raise."""
-    try:
-        inside = prior.support.check(theta)
-        inside = inside.reshape(len(theta), -1).all(1)
-    except (AttributeError, NotImplementedError):
-        inside = torch.ones(len(theta), dtype=torch.bool, device=theta.device)
-    values = torch.as_tensor(prior.log_prob(theta[inside])).to(theta)
-    if values.dim() == 2 and values.shape == theta[inside].shape:  # of each parameter by itself
-        values = values.sum(1)
-    if values.shape != (int(inside.sum()),):
-        raise ValueError(
-            f"expected a prior whose log_prob is ({int(inside.sum())},) for parameters {_shape(theta[inside].shape)}, "
-            f"got {_shape(values.shape)}"
-        )
-    return theta.new_full((len(theta),), -math.inf).masked_scatter(inside, values)
 
 
 def _notes(count: int, dropped: int, constant: Tensor) -> list[str]:
@@ -624,13 +586,8 @@ def _notes(count: int, dropped: int, constant: Tensor) -> list[str]:
     if constant.all():
         notes.append("all observations are the same: the posterior is the prior")
     elif constant.any():
-        notes.append(f"{_places(constant, 'x')} is the same in all simulations, and tells nothing")
+        notes.append(f"{place_of(constant, 'x')} is the same in all simulations, and tells nothing")
     return notes
-
-
-def _names(theta: Any, names: Sequence[str] | None) -> list[str] | None:
-    columns = getattr(theta, "columns", None) if names is None else names
-    return None if columns is None else [str(name) for name in columns]
 
 
 def _shuffled(count: int, seed: int) -> Tensor:
@@ -641,16 +598,7 @@ def _mean(values: Tensor) -> dict[str, float]:
     return mean_and_error(values.double().numpy())
 
 
-def _pair(part: dict[str, float]) -> str:
-    return f"{part['mean']:.3f} ± {part['stderr']:.3f}"
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return str(tuple(shape))
-
-
-def _places(which: Tensor, name: str) -> str:
-    """The first place of a mask, and how many more there are."""
-    places = which.nonzero().tolist()
-    more = f" (and {len(places) - 1:,} more)" if len(places) > 1 else ""
-    return f"{name}[{', '.join(map(str, places[0]))}]{more}"
+def _pair(part: dict[str, float | None]) -> str:
+    """A mean and its standard error, where these are numbers: JSON has none that are not finite."""
+    mean, error = (math.nan if value is None else value for value in (part["mean"], part["stderr"]))
+    return f"{mean:.3f}" + (f" ± {error:.3f}" if math.isfinite(error) else "")

@@ -73,6 +73,7 @@ def calibration(report: Mapping[str, Any]) -> Rows:
     rows = [*result["sbc"].items(), ("coverage (TARP)", result["tarp"])]
     count = f"of {many(result['simulations'], 'simulation')}, {result['draws']:,} draws of the posterior for each"
     return [
+        *([("calibration by", result["which"])] if "which" in result else []),
         ("ranks (SBC)", count),
         *((f"  {name}", f"{part['distance']:.3f} from uniform (p {p_value(part['p'])})") for name, part in rows),
     ]

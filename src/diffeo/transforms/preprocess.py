@@ -76,8 +76,10 @@ class Standardize(DataDependent):
 def _moments(value: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each element, without entries absurdly far (a million spreads) from the rest.
 
-    A single entry of 1e30 would otherwise set the scale for good.
+    A single entry of 1e30 would otherwise set the scale for good. In double precision: the squares of float32's largest
+    and smallest numbers are none of its own.
     """
+    value = value.double()
     middle = value.median(0).values
     deviation = value - middle  # exactly 0 for a constant element, and precise however large the values
     far = deviation.abs()
@@ -127,7 +129,7 @@ class Whiten(DataDependent):
     def initialize(self, x: Tensor) -> None:
         """Take mean and covariance over the rows."""
         mean, std = _moments(x)
-        standardized = ((x - mean) / std).double()
+        standardized = (x - mean) / std
         standardized = torch.where(standardized.abs() <= 1e6, standardized, 0)  # as in the moments
         correlation = standardized.mT @ standardized / len(x)
         diagonal = correlation.diagonal()
