@@ -1,6 +1,7 @@
 """Densities known up to a constant: gradients by hand, weights of known integrals, and doubts where there is reason."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -107,6 +108,14 @@ def test_a_function_may_write_into_its_points(vectorized):
     values = Target(clipping, vectorized)(x)
     assert torch.equal(x, before)
     assert torch.equal(values, clipping(before))
+
+
+def test_a_function_that_makes_a_float_of_each_point_is_called_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        target = Target(lambda point: -(float(point[0]) ** 2))
+        assert torch.equal(target(torch.tensor([[1.0], [2.0]])), torch.tensor([-1.0, -4.0]))
+    assert target.differentiable is False
 
 
 def test_double_precision_of_a_log_density_is_kept():

@@ -518,6 +518,8 @@ def test_on_the_command_line(runs, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "the importance-weighted bound of 3 samples" in shown
     assert "ELBO" in shown
+    assert main(["score", str(runs / "two"), "digits", "--samples", "1", "--out", "-"]) == 0
+    assert "bound of 1 sample\n" in capsys.readouterr().err
     assert main(["sample", str(runs / "two"), "-n", "4", "--means", "--out", str(tmp_path / "m.png")]) == 0
     assert main(["info", str(runs / "two")]) == 0
     assert "-ELBO" in capsys.readouterr().out
@@ -537,6 +539,9 @@ def test_on_the_command_line(runs, tmp_path, capsys):
         (["fit", "digits", "--model", "vae", "--set", "free_bits=-1", "--out", "new"], "expected free_bits >= 0"),
         (["fit", "wine", "--model", "vae", "--out", "new"], "for a VAE"),
         (["distill", "two", "--out", "new"], "VAE"),
+        (["export", "two", "--to", "pt2", "--out", "new"], "expected a flow, got a VAE"),
+        (["fit", "digits", "--model", "vae", "--set", "channels=8,16", "--out", "new"], "expected channels as widths"),
+        (["fit", "digits", "--model", "vae", "--set", "latent=two", "--out", "new"], "expected latent >= 1, got 'two'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(runs, monkeypatch, capsys, words, said):

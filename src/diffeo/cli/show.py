@@ -88,8 +88,9 @@ def _bound(summary: Mapping[str, Any]) -> str:
     """That a mean is one of bounds, and what the samples leave open of it, of a VAE."""
     if "elbo" not in summary:
         return ""
-    alone = words.number(summary["sampling_stderr"])
-    return f", the importance-weighted bound of {summary['samples']:,} samples (± {alone} by these)"
+    error = summary["sampling_stderr"]
+    alone = "" if error is None or not math.isfinite(error) else f" (± {words.number(error)} by these)"
+    return f", the importance-weighted bound of {words.many(summary['samples'], 'sample')}{alone}"
 
 
 def _read(summary: Mapping[str, Any]) -> words.Rows:

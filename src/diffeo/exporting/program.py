@@ -97,10 +97,10 @@ class Program(nn.Module):
         super().__init__()
         if what not in WHAT:
             raise ValueError(f"expected one of {', '.join(WHAT)}, got {what!r}")
+        if flow.has_bound:
+            raise ValueError("expected a flow, got a VAE, which has bounds of a likelihood and is no bijection")
         if what == "log-prob" and not flow.has_log_prob:
             raise ValueError("expected a flow that has a likelihood, got one that has samples alone")
-        if flow.has_bound:
-            raise ValueError("expected a flow, got a VAE, which has bounds of a likelihood")
         self.flow, self.what = flow, what
         # What numbers decide is asked for once: they are not known while a graph is made.
         self.principal = flow.principal if isinstance(flow, Mixture) else flow

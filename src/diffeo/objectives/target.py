@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -85,7 +86,8 @@ class Target:
                 f"{values[0]:g} in a batch, {alone[0]:g} alone"
             )
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a float made of a point that has gradients, as later ones have not
                 self.differentiable = self._values(few.clone().requires_grad_(), contexts).requires_grad
         except (RuntimeError, TypeError):  # numpy takes no tensor that needs a gradient
             self.differentiable = False

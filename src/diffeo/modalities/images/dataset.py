@@ -22,6 +22,7 @@ from diffeo.modalities.images.decoding import PICTURES
 from diffeo.modalities.images.images import IMAGE_SETS, Images, open_images
 from diffeo.nets.resnet import ResNet
 from diffeo.nets.unet import UNet
+from diffeo.training.batches import as_tensor
 from diffeo.training.splitting import count_test, split_rows
 from diffeo.variational import VAE
 
@@ -202,4 +203,4 @@ def one_hot(labels: np.ndarray, classes: int) -> Tensor:
 
 
 def _pixels(images: Images) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images.pixels))
+    return as_tensor(np.ascontiguousarray(images.pixels), "pixels")

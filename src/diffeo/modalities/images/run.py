@@ -21,6 +21,7 @@ from diffeo.modalities.images.images import Images, open_images
 from diffeo.modalities.images.plain import PlainPixels
 from diffeo.report import bounds
 from diffeo.report.check import FEWEST, IMAGES, check
+from diffeo.training.batches import as_tensor
 from diffeo.training.run import Run as StoredRun
 from diffeo.variational import VAE
 
@@ -122,7 +123,7 @@ class ImageRun(OpenRun):
         def chunks() -> Iterator[Chunk]:
             for start in range(0, len(images), CHUNK):
                 part = slice(start, start + CHUNK)
-                x = torch.from_numpy(np.ascontiguousarray(images.pixels[part]))
+                x = as_tensor(np.ascontiguousarray(images.pixels[part]), "pixels")
                 cells = np.arange(start + 1, start + len(x) + 1)[:, None]
                 if images.files:
                     cells = np.stack([cells[:, 0].astype(object), np.array(images.files[part], dtype=object)], axis=1)
@@ -208,7 +209,7 @@ class ImageRun(OpenRun):
             raise UserError(f"{name}: has {len(images)} usable rows, expected at least {FEWEST} to check by")
         rows, which = choose(len(images), min(most, MOST), which, seed)
         context = self.context(images)
-        x = torch.from_numpy(np.ascontiguousarray(images.pixels))[rows]
+        x = as_tensor(np.ascontiguousarray(images.pixels), "pixels")[rows]
         return Examples(name, x, None if context is None else context[rows], which, in_sample)
 
     def examine(self, examples: Examples, seed: int) -> dict[str, Any]:
