@@ -386,7 +386,7 @@ def test_fifty_bad_batches_in_a_row_name_the_module_or_the_parameter():
         train(Broken("forward"), data(), epochs=50)
     with pytest.raises(UserError, match=r"backward pass, in the gradient of flow.inner.1.slope"):
         train(Broken("backward"), data(), epochs=50)
-    flow = recipes.maf(2, hidden=(8,), transforms=1)
+    flow = recipes.maf(2, hidden=(8,), transforms=1, preprocess=())
     with pytest.raises(UserError, match=r"largest entry: row \d+, column 1 holds -?\d[.\d]*e\+30"):
         train(flow, data() * torch.tensor([1.0, 1e30]))
     flow = Gaussian()

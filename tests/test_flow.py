@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import re
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.distributions import Distribution
 
 import diffeo
 from cases import randomise
-from diffeo.bases import Base, GaussianMixture, StandardLogistic, StandardNormal, Uniform
+from diffeo.bases import Base, GaussianMixture, Gaussians, StandardLogistic, StandardNormal, Uniform
 from diffeo.flow import Flow
 from diffeo.nets import Reader
 from diffeo.structure import described, rebuilt
@@ -494,3 +495,32 @@ def test_a_continuous_flow_scores_every_finite_row(preprocess, far):
             log_prob = flow.eval().log_prob(x)
         assert log_prob[0].isfinite()
         assert (log_prob[1:] == -torch.inf).all(), log_prob
+
+
+@pytest.mark.parametrize("far", [0.0, 1e3, 1e7, 1e11])
+@pytest.mark.parametrize("share", [0.001, 0.5])
+def test_gaussians_of_one_covariance_are_precise_however_far_some_are(far, share):
+    """As a graph, too: with cancelled squares a density of rows was up to e^131,000 times too large."""
+    torch.manual_seed(0)
+    width, means = 0.03, torch.randn(1000, 2).double()
+    means[: int(1000 * share), 0] += far
+    base = Gaussians.of(means, width**2 * torch.eye(2).double()[None])
+    z = torch.cat([torch.randn(20, 2).double(), means[:5] + 0.01, means[-5:] - 0.02])
+    exact = torch.logsumexp(-0.5 * ((z[:, None] - means) / width).square().sum(-1), 1)
+    exact = exact - math.log(1000) - 2 * math.log(width) - math.log(2 * math.pi)
+    tolerance = {"rtol": 1e-9, "atol": 1e-6 + 1e-12 * far}  # what doubles that far from zero leave of a difference
+    torch.testing.assert_close(base.log_prob(z), exact, **tolerance)
+    torch.testing.assert_close(torch.func.vmap(base.log_prob)(z[:, None])[:, 0], exact, **tolerance)
+    again = pickle.loads(pickle.dumps(base))
+    torch.testing.assert_close(torch.func.vmap(again.log_prob)(z[:, None])[:, 0], exact, **tolerance)
+
+
+def test_a_distribution_takes_values_of_its_event_alone():
+    flow = diffeo.maf(3, hidden=(8,))
+    for bad in (torch.tensor([[0.7], [1.2]]), torch.tensor(0.7), torch.zeros(2)):
+        with pytest.raises(ValueError, match=r"expected x of shape \(\*batch, 3\)"):
+            flow.distribution().log_prob(bad)
+    with pytest.raises(ValueError, match=r"whose batch broadcasts against \(4,\), got \(2,\)"):
+        flow.distribution().expand((4,)).log_prob(torch.zeros(2, 3))
+    with pytest.raises(TypeError, match=r"expected x as a torch\.Tensor, got list"):
+        flow.distribution().log_prob([0.0, 0.0, 0.0])

@@ -265,6 +265,67 @@ def test_network_has_second_derivatives(plain):
         assert torch.allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
+def tied():
+    """Couplings that share a network, which has one weight twice: inputs that are made of each other, and alike."""
+    net = MLP(1, 2, (6, 6, 6), activation="tanh")
+    net.layers[2].weight = net.layers[1].weight
+    return diffeo.Flow(
+        diffeo.StandardNormal(2), [Coupling(Affine(), mask, net) for mask in ([False, True], [True, False])]
+    )
+
+
+WHOLE = {
+    "maf": lambda: diffeo.maf(3, hidden=(8,), activation="tanh"),
+    "nsf": lambda: diffeo.nsf(3, hidden=(8,), activation="silu"),
+    "iaf": lambda: diffeo.iaf(3, hidden=(8,), activation="tanh"),
+    "realnvp": lambda: diffeo.realnvp(3, hidden=(8,), activation="tanh"),
+    "wavenet": lambda: diffeo.wavenet(12, channels=4, layers=2, cycles=1, skip=4),
+    "tied": tied,
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", WHOLE)
+def test_gradients_of_a_whole_flow_are_the_same_with_a_graph_and_have_a_gradient(plain, name):
+    """Where layers follow each other, what one is given was made by another."""
+    flow = WHOLE[name]()
+    randomise(flow, 0.3)
+    z = torch.randn(5, *flow.base.event_shape)
+    encodes = name != "iaf"  # whose fast direction is the other one
+    ends = z if not encodes else flow.decode(z).detach()
+
+    def gradients(create_graph):
+        x = ends.clone().requires_grad_()
+        total = flow.log_prob(x).sum() if encodes else flow.decode(x).sin().sum()
+        first = torch.autograd.grad(total, [x, *flow.parameters()], create_graph=create_graph)
+        return x, first
+
+    usual, (x, graphed) = gradients(False)[1], gradients(True)
+    for a, b in zip(graphed, usual, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * (1 + b.abs().max().item()))
+    second = torch.autograd.grad(graphed[0].square().sum(), x)[0]
+
+    def expected():
+        x, first = gradients(True)
+        return torch.autograd.grad(first[0].square().sum(), x)[0]
+
+    slow = plain(expected)
+    assert torch.allclose(second, slow, rtol=1e-2, atol=1e-3 * (1 + slow.abs().max().item()))
+
+
+def test_second_derivatives_of_the_sequential_direction_are_refused():
+    """Zero would be silently wrong; torch.func has them."""
+    flow = diffeo.iaf(2, hidden=(4,), transforms=1, activation="tanh").double()
+    randomise(flow)
+    x = torch.randn(2, dtype=torch.double)
+    with pytest.raises(RuntimeError, match=r"expected first derivatives .* torch.func"):
+        torch.autograd.functional.hessian(flow.log_prob, x)
+    step = 1e-5 * torch.eye(2, dtype=torch.double)
+    gradient = torch.func.jacrev(flow.log_prob)
+    differences = torch.stack([(gradient(x + each) - gradient(x - each)) / 2e-5 for each in step])
+    assert torch.allclose(torch.func.jacrev(gradient)(x), differences, atol=1e-5)
+
+
 @needs_compiler
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(

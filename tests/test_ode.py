@@ -2,6 +2,7 @@
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -559,3 +560,15 @@ def test_solves_are_counted_where_they_are_watched():
     with watched_solves() as none:
         pass
     assert none.summary() == {}
+
+
+def test_threads_may_solve_one_flow_at_once():
+    """C reads a description that another thread's call must not take away."""
+    flow = diffeo.flow_matching(2, 1, hidden=(8,)).eval()
+    randomise(flow)
+    context, x = torch.zeros(1), torch.randn(10, 2)
+    with torch.no_grad():
+        expected = flow.log_prob(x, context)
+        with ThreadPoolExecutor(4) as pool:
+            found = [pool.submit(torch.no_grad()(flow.log_prob), x, context) for _ in range(80)]
+            assert all(torch.allclose(each.result(), expected, atol=1e-5) for each in found)

@@ -81,6 +81,16 @@ def test_one_absurd_entry_does_not_set_the_scale():
     assert constant.std.item() == 1
 
 
+def test_two_clusters_far_apart_are_both_data():
+    x = torch.randn(1000, 2)
+    x[::2, 0] += 1e8
+    layer = Standardize(2)
+    layer.initialize(x)
+    z = layer.inverse(x)
+    assert z.abs().max() < 10
+    torch.testing.assert_close(z.std(0, correction=0), torch.ones(2), atol=1e-3, rtol=0)
+
+
 def test_whitened_columns_are_uncorrelated_and_in_their_order():
     x = torch.randn(5000, 3) @ torch.tensor([[3.0, 0.0, 1.0], [0.5, 1e-2, 2.0], [0.0, 40.0, 0.1]]) + 7
     whiten = Whiten((3,)).train()

@@ -367,7 +367,7 @@ def test_a_bound_is_the_same_in_parts_of_any_size(monkeypatch):
         ({"latent": "many"}, "expected latent >= 1, got 'many'; give a whole number"),
         ({"latent": 1.5}, "expected latent >= 1, got 1.5; give a whole number"),
         ({"bins": 0}, "expected bins >= 1, got 0"),
-        ({"channels": "8,16"}, "expected channels as widths of layers such as .* got '8,16'"),
+        ({"channels": "8,16"}, "expected channels such as .* got '8,16'"),
         ({"prior": 3}, "expected a prior among normal, nice.* got 3"),
     ],
 )  # fmt: skip
@@ -540,7 +540,7 @@ def test_on_the_command_line(runs, tmp_path, capsys):
         (["fit", "wine", "--model", "vae", "--out", "new"], "for a VAE"),
         (["distill", "two", "--out", "new"], "VAE"),
         (["export", "two", "--to", "pt2", "--out", "new"], "expected a flow, got a VAE"),
-        (["fit", "digits", "--model", "vae", "--set", "channels=8,16", "--out", "new"], "expected channels as widths"),
+        (["fit", "digits", "--model", "vae", "--set", "channels=8,16", "--out", "new"], "expected channels such as"),
         (["fit", "digits", "--model", "vae", "--set", "latent=two", "--out", "new"], "expected latent >= 1, got 'two'"),
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from diffeo.transforms.base import as_shape, sum_event
 
 __all__ = ["Base", "GaussianMixture", "Gaussians", "StandardLogistic", "StandardNormal", "StudentT", "Uniform"]
 
+NEAR = 1e8  # of squared distances in standard deviations, whose rounding is then 1e-8
 _PAIRS = 2**18  # of rows and Gaussians that are compared at a time: what the caches of a core hold
 
 
@@ -218,6 +219,7 @@ class Gaussians(Base):
     """
 
     has_rsample = False
+    _near = False  # unknown
 
     log_weights: Tensor
     means: Tensor
@@ -265,14 +267,31 @@ class Gaussians(Base):
         total = torch.cat(parts) if parts else rows.new_zeros(0)
         return (total - 0.5 * size * math.log(2 * math.pi)).reshape(z.shape[:-1]).to(z.dtype)
 
+    def settle(self) -> None:
+        """Find out what cannot be asked while a graph is made.
+
+        That is whether Gaussians of one covariance are so near each other that squares, subtracted, keep their digits.
+        """
+        spread = (self.means - self.means.mean(0)) @ self.whitening[0].mT
+        self._near = bool(spread.square().sum(1).max() < NEAR)
+
     def _summed(self, rows: Tensor) -> Tensor:
         log_det = self.whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         if len(self.whitening) == 1:
-            centre = self.means.mean(0)  # differences of squares lose fewer digits
-            white = (rows - centre) @ self.whitening[0].mT
-            means = (self.means - centre) @ self.whitening[0].mT
-            terms = torch.addmm(self.log_weights + log_det - 0.5 * means.square().sum(1), white, means.mT)
-            return torch.logsumexp(terms, 1) - 0.5 * white.square().sum(1)
+            centre = self.means.mean(0)
+            white, means = ((each - centre) @ self.whitening[0].mT for each in (rows, self.means))
+            if not ops.tracing():
+                self.settle()
+            if self._near:  # the square of a row is the same for all
+                terms = torch.addmm(self.log_weights + log_det - 0.5 * means.square().sum(1), white, means.mT)
+                return torch.logsumexp(terms, 1) - 0.5 * white.square().sum(1)
+            if ops.tracing():  # exporters do not know cdist
+                squares = torch.zeros_like(white @ means.mT)
+                for column, mean in zip(white.mT, means.mT, strict=True):
+                    squares = squares + (column[:, None] - mean).square()
+            else:
+                squares = torch.cdist(white, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+            return torch.logsumexp(self.log_weights + log_det - 0.5 * squares, 1)
         pairs = zip(self.means, self.whitening, strict=True)
         squares = torch.stack([((rows - mean) @ factor.mT).square().sum(1) for mean, factor in pairs], 1)
         return torch.logsumexp(self.log_weights + log_det - 0.5 * squares, 1)

@@ -946,7 +946,7 @@ class FlowDistribution(Distribution):
         """Return the log-density of values.
 
         Args:
-            value: ``(*sample, *batch, *event)``.
+            value: ``(*sample, *batch, *event)``, or of a batch that broadcasts against that.
 
         Returns:
             ``(*sample, *batch)``, in nats.
@@ -954,8 +954,16 @@ class FlowDistribution(Distribution):
         Raises:
             ValueError: as ``Flow.log_prob``.
         """
-        outer = value.shape[: value.dim() - len(self.event_shape)]
-        batch = torch.broadcast_shapes(outer, self.batch_shape)
+        rank = len(self.event_shape)
+        if not isinstance(value, Tensor) or value.shape[max(0, value.dim() - rank) :] != self.event_shape:
+            return self.flow.log_prob(value)  # which refuses it
+        outer = value.shape[: value.dim() - rank]
+        try:
+            batch = torch.broadcast_shapes(outer, self.batch_shape)
+        except RuntimeError:
+            raise ValueError(
+                f"expected values whose batch broadcasts against {tuple(self.batch_shape)}, got {tuple(outer)}"
+            ) from None
         return self.flow.log_prob(value.expand(*batch, *self.event_shape), self.context)
 
 

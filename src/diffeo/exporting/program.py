@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffeo.bases import Gaussians
 from diffeo.exporting.noise import KINDS, Leaves, drawn, kinds_of, leaves_of
 from diffeo.flow import Flow, sobol_points
 from diffeo.mixture import Mixture
@@ -113,6 +114,8 @@ class Program(nn.Module):
         for part in flow.modules():
             if isinstance(part, Autoregressive):
                 part.unrolls = self.operations(False) <= UNROLLED
+            elif isinstance(part, Gaussians):
+                part.settle()
         self.plain = PlainTensors(flow) if plain is None else plain
         self.inputs: dict[str, Input] = dict(self._inputs())
         event, draws = flow.event_shape, self.plain.draws

@@ -27,18 +27,18 @@ __all__ = [
 INPUT_BOUND = 3.0
 
 
-def as_widths(widths: Sequence[int], name: str = "hidden") -> tuple[int, ...]:
+def as_widths(widths: Sequence[int], name: str = "hidden widths") -> tuple[int, ...]:
     """The widths of layers.
 
     Args:
         widths: one for each.
-        name: of the argument.
+        name: what they are called.
 
     Raises:
         TypeError: for a number, or what holds no numbers.
     """
     if not isinstance(widths, Sequence) or not all(isinstance(width, int) for width in widths):
-        raise TypeError(f"expected {name} as widths of layers such as [128, 128], got {widths!r}")
+        raise TypeError(f"expected {name} such as (128, 128), got {widths!r}")
     return tuple(widths)
 
 

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from diffeo import ops
 from diffeo.transforms.base import Transform
@@ -195,8 +194,12 @@ class _Implicit(torch.autograd.Function):
         return solution.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        if torch.is_grad_enabled():  # or a second derivative would silently be zero
+            raise RuntimeError(
+                "expected first derivatives of an autoregressive flow's sequential direction, got create_graph=True; "
+                "torch.func (jacrev, hessian) gives second ones"
+            )
         x, context = ctx.saved_tensors
         transform = ctx.transform
         params = transform.net(x, context).detach().requires_grad_()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,11 +45,19 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def second_derivatives(
-    outputs: Sequence[Tensor], grads: Sequence[Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool]
+    function: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor | None],
+    grads: Sequence[Tensor],
+    needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """A kernel's backward pass where a second derivative is asked for: through ``outputs`` of the reference."""
-    wanted = [t for t, need in zip(inputs, needed, strict=True) if need and t is not None]
-    pairs = [(out, grad) for out, grad in zip(outputs, grads, strict=True) if out.requires_grad]
+    """A kernel's backward pass where a second derivative is asked for: through ``function``, the reference.
+
+    The derivatives are partial ones: to each input as it is handed over, though one may be made of another, or twice
+    the same.
+    """
+    views = [None if each is None else each.view_as(each) for each in inputs]
+    wanted = [view for view, need in zip(views, needed, strict=True) if need and view is not None]
+    pairs = [(out, grad) for out, grad in zip(function(*views), grads, strict=False) if out.requires_grad]
     derivatives = iter(
         torch.autograd.grad(
             [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, materialize_grads=True

@@ -104,8 +104,9 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, by_z: Tensor, by_log: Tensor) -> tuple[Tensor | None, ...]:
         x, params = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for
-            outputs = ctx.univariate.normalize(x, params)
-            derivatives = second_derivatives(outputs, (by_z, by_log), (x, params), ctx.needs_input_grad[:2])
+            derivatives = second_derivatives(
+                ctx.univariate.normalize, (x, params), (by_z, by_log), ctx.needs_input_grad[:2]
+            )
             return *derivatives, None, None
         x, flat = x.contiguous(), _flat(params, x)
         by_x = torch.empty_like(x)

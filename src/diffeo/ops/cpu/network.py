@@ -262,12 +262,13 @@ class _Forward(torch.autograd.Function):
         spec, univariate = ctx.description.spec, ctx.univariate
         x, context, value, *tensors = inputs = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for
-            if univariate is None:
-                outputs: Sequence[Tensor] = [reference.network(spec, x, context, tensors)]
-            else:
-                outputs = reference.mapped_network(spec, univariate, x, context, value, tensors, generate=False)
-            grads = [grad, grad_log][: len(outputs)]
-            return None, None, None, *second_derivatives(outputs, grads, inputs, ctx.needs_input_grad[3:])
+
+            def plain(x: Tensor, context: Tensor | None, value: Tensor | None, *tensors: Tensor) -> Sequence[Tensor]:
+                if univariate is None or value is None:
+                    return [reference.network(spec, x, context, tensors)]
+                return reference.mapped_network(spec, univariate, x, context, value, tensors, generate=False)
+
+            return None, None, None, *second_derivatives(plain, inputs, [grad, grad_log], ctx.needs_input_grad[3:])
         needs_x, needs_context, needs_value = ctx.needs_input_grad[3:6]
         by_x = x.new_empty(x.shape) if needs_x else None
         by_value = None if not needs_value else by_x if ctx.same else x.new_empty(value.shape)

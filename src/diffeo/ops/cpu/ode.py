@@ -70,7 +70,8 @@ def adaptive(field: FieldSpec, y: Tensor, control: Control) -> AdaptiveSolution 
     if description is None or not y.numel():
         return None
     weights, y = [each.contiguous() for each in field.tensors], y.contiguous()
-    described = _described(field, ctypes.addressof(description.with_numbers(weights)))
+    network = description.with_numbers(weights)  # to be held until C has returned
+    described = _described(field, ctypes.addressof(network))
     out, error, trouble = torch.empty_like(y), y.new_empty(len(y)), _Trouble()
     evaluations = torch.empty_like(error, dtype=torch.long)
     failed = library().ode_adaptive_f32(

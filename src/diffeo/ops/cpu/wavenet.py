@@ -156,8 +156,12 @@ class _Forward(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, shared, *weights = inputs = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for
-            outputs = [reference.wavenet(ctx.spec, x, shared, weights)]
-            return None, *second_derivatives(outputs, [grad], inputs, ctx.needs_input_grad[1:])
+            needed = ctx.needs_input_grad[1:]
+
+            def plain(x: Tensor, shared: Tensor | None, *weights: Tensor) -> list[Tensor]:
+                return [reference.wavenet(ctx.spec, x, shared, weights)]
+
+            return None, *second_derivatives(plain, inputs, [grad], needed)
         grad = grad.contiguous()
         rows, expanded, tensors = _contiguous(x, shared, weights)
         by_x = torch.empty_like(rows) if ctx.needs_input_grad[1] else None
