@@ -161,7 +161,13 @@ def test_layers_set_themselves_from_many_rows(streamed):
         (dict(x=data(), validation=1.0), ValueError, "fraction of validation rows in"),
         (dict(x=data(), batch_size=0), ValueError, "batch size of at least 1"),
         (dict(x=data(), epochs=0), ValueError, "epochs > 0"),
+        (dict(x=data(), epochs=1.5), ValueError, "expected epochs >= 1, got 1.5; give a whole number"),
+        (dict(x=data(), batch_size=1.5), ValueError, "batch size of at least 1, a whole number, got 1.5"),
+        (dict(x=data(), accumulate=1.5), ValueError, "expected accumulate >= 1, got 1.5"),
         (dict(x=data(), lr=math.nan), ValueError, "lr > 0"),
+        (dict(x=data(), lr=math.inf), ValueError, "lr > 0"),
+        (dict(x=data(), weight_decay=math.nan), ValueError, "weight_decay >= 0"),
+        (dict(x=data(), patience=math.nan), ValueError, "patience >= 0"),
         (dict(x=data(), ema=1.0), ValueError, "ema in"),
         (dict(x=data(), warmup=1.0), ValueError, "warmup in"),
         (dict(x=iter([data()])), TypeError, "got an iterator"),
@@ -174,6 +180,20 @@ def test_layers_set_themselves_from_many_rows(streamed):
 def test_refuses(call, error, message):
     with pytest.raises(error, match=message):
         train(Gaussian(), **call)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 1e30, "epochs": 2, "batch_size": 200}, "no epoch has a finite validation loss; clean the data or"),
+        ({"validation": torch.full((5, 2), math.nan), "epochs": 2}, "no epoch has a finite validation loss"),
+        ({"lr": 1e38, "epochs": 1, "batch_size": 400, "validation": 0, "ema": 0}, "weights are no longer finite"),
+    ],
+)
+def test_a_training_does_not_end_with_nonsense(options, message):
+    flow = recipes.maf(2, hidden=(8,), transforms=2)
+    with pytest.raises(UserError, match=message):
+        train(flow, data(), **options)
 
 
 def test_refuses_an_objective_with_one_number_for_all():

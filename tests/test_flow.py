@@ -515,6 +515,21 @@ def test_gaussians_of_one_covariance_are_precise_however_far_some_are(far, share
     torch.testing.assert_close(torch.func.vmap(again.log_prob)(z[:, None])[:, 0], exact, **tolerance)
 
 
+@pytest.mark.parametrize("make", [diffeo.nsf, diffeo.maf, lambda *a, **k: diffeo.nsf(*a, structure="coupling", **k)])
+def test_samples_of_a_context_that_is_not_finite_are_refused_or_have_no_density(make):
+    flow = make(3, 2, hidden=(8,)).eval()
+    randomise(flow)
+    context = torch.tensor([[0.5, 0.5], [math.nan, 0.5]])
+    for draw in (flow.sample, torch.no_grad()(flow.sample_and_log_prob)):
+        with pytest.raises(
+            ValueError, match="expected finite contexts, got NaN or infinity in 1 of 2 rows, first in row 1"
+        ):
+            draw(3, context)
+    x, log_prob = flow.sample_and_log_prob(3, context)
+    assert log_prob.isnan().all(0).tolist() == [False, True]
+    torch.testing.assert_close(log_prob[:, 0], flow.log_prob(x[:, 0], context[0]), atol=1e-3, rtol=1e-4)
+
+
 def test_a_distribution_takes_values_of_its_event_alone():
     flow = diffeo.maf(3, hidden=(8,))
     for bad in (torch.tensor([[0.7], [1.2]]), torch.tensor(0.7), torch.zeros(2)):

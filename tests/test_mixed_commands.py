@@ -196,6 +196,30 @@ def test_imputing_keeps_what_is_known_and_leaves_no_gap(run, tmp_path):
     assert summary["filled_by_column"] == {n: int(k) for n, k in frame.isna().sum().items() if k}
 
 
+def test_what_a_model_knows_as_constant_or_whole_is_not_put_in_the_place_of_what_is_given(tmp_path):
+    generator = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "a": generator.normal(size=60),
+            "always": 7,
+            "k": generator.poisson(4, 60),
+            "kind": generator.choice([*"pq"], 60),
+        }
+    )
+    commands.fit(frame.assign(a=frame["a"].where(frame["k"] > 2)), tmp_path / "run", **TINY)
+    path = written(tmp_path / "g.csv", "a,always,k,kind\n,8,6,p\n0.5,,2,q\n")
+    commands.impute(tmp_path / "run", path, tmp_path / "full.csv")
+    assert [(row["always"], row["k"], row["kind"]) for row in read(tmp_path / "full.csv")] == [
+        ("8", "6", "p"), ("7", "2", "q"),
+    ]  # fmt: skip
+    path = written(tmp_path / "h.csv", "a,always,k,kind\n0.1,7,6,p\n,7,6.5,p\n")
+    with pytest.raises(
+        UserError, match=r"row 2 \(line 3\), column 'k': holds 6.5, where the model knows whole numbers"
+    ):
+        commands.impute(tmp_path / "run", path, tmp_path / "half.csv")
+    assert not (tmp_path / "half.csv").exists()
+
+
 def test_the_seed_decides_the_weights_and_runs_are_replaced_and_resumed(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     commands.fit(frame_of(), whole, **{**TINY, "epochs": 4})

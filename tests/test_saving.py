@@ -186,3 +186,43 @@ def test_a_damaged_structure_is_named(change, tmp_path):
     with pytest.raises(UserError, match=r"no model can be built from its recipe|does not belong to") as caught:
         diffeo.load(tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def test_a_flow_that_is_no_longer_its_recipes_is_refused_in_words(tmp_path):
+    """The recipe would make another one, whose weights and densities are others."""
+
+    def based(flow):
+        flow.base = StandardLogistic(3)
+
+    def mapped(flow):
+        flow.transform.transforms[0].univariate = transforms.Gated()
+
+    def longer(flow):
+        flow.transform.transforms.append(transforms.LU(3))
+
+    def normed(flow):
+        nn.utils.parametrizations.weight_norm(flow.transform.transforms[0].net.layers[0])
+
+    def broken(flow):
+        flow.transform.transforms[0].net.layers[0].bias.data[1] = torch.nan
+
+    for change, message in (
+        (based, "another base; make it by hand"), (mapped, r"another transform\.transforms\.0\.univariate"),
+        (longer, r"another transform\.transforms"), (normed, r"another transform\.transforms\.0\.net\.layers\.0"),
+        (broken, r"expected finite weights, got NaN or infinity in transform\.transforms\.0\.net\.layers\.0\.bias"),
+    ):  # fmt: skip
+        flow = diffeo.maf(3, hidden=(8,))
+        change(flow)
+        with pytest.raises(ValueError, match=message):
+            flow.save(tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    flow = diffeo.maf(3, hidden=(8,))
+    other = diffeo.Flow(StandardLogistic(3), flow.parts)
+    state = torch.get_rng_state()
+    other.save(tmp_path / "other")
+    diffeo.maf(3, hidden=(8,))
+    torch.set_rng_state(state)
+    flow.save(tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), state), "to look takes no noise from the caller"
+    x = torch.randn(5, 3)
+    assert torch.equal(diffeo.load(tmp_path / "other").log_prob(x), other.eval().log_prob(x))

@@ -107,6 +107,17 @@ def test_the_way_there_and_back(mixed, tmp_path):
     assert text[1].split(",")[1:4] == [str(mixed["count"][0]), str(mixed["flag"][0]).lower(), "7.5"]
 
 
+@pytest.mark.parametrize("at", [20.0, 300.0, 900.0])
+def test_float32_does_not_blur_what_lies_some_spreads_from_zero(generator, at):
+    """Days since 4713 BC are told apart to the minute, seconds since 1970 to the second."""
+    days = 1000 * (at + generator.normal(size=1000))
+    schema = inferred(day=days, second=np.rint(86_400 * days))
+    x = schema.encode(np.stack([days, np.rint(86_400 * days)], 1)).x
+    back = schema.decode(x.astype(np.float32).astype(np.float64))
+    np.testing.assert_allclose(back[:, 0], days, atol=1e-3, rtol=0)
+    assert np.abs(back[:, 1] - np.rint(86_400 * days)).max() <= 16
+
+
 def test_decoding_rounds_and_stays_inside_the_observed_range(generator):
     real = np.concatenate([[1e6, 1e6 + 1], 1e6 + generator.random(498)])  # far from 0, so it has an origin
     schema = inferred(a=generator.integers(-3, 4, 500), b=generator.choice([0.1, 0.2, 5.0], 500), c=real)

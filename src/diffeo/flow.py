@@ -31,7 +31,6 @@ __all__ = [
     "as_sample_shape",
     "bits_per_dim",
     "expect_ode",
-    "not_finite",
     "sobol_points",
 ]
 
@@ -363,7 +362,7 @@ class Flow(Summarised, nn.Module):
         )
         if bad is not None:
             if nan == "error" and not ops.tracing():
-                raise not_finite(bad)
+                raise _not_finite(bad)
             rows = torch.where(bad.reshape(-1, *(1,) * len(self.event_shape)), 0, rows)
             if contexts is not None:
                 contexts = torch.where(bad.reshape(-1, *(1,) * len(self.context_shape)), 0, contexts)
@@ -493,7 +492,7 @@ class Flow(Summarised, nn.Module):
             ``(*shape, *batch, *event)``, in the units of the data.
 
         Raises:
-            ValueError: for what is no shape, or a missing or superfluous context.
+            ValueError: for what is no shape, or a missing or superfluous context, or one that is not finite.
 
         Example:
             >>> flow = diffeo.maf(features=3, context=2, hidden=(8,))
@@ -516,10 +515,13 @@ class Flow(Summarised, nn.Module):
             Samples ``(*shape, *batch, *event)`` and their log-densities ``(*shape, *batch)``, in nats, in their units.
 
         Raises:
-            ValueError: for what is no shape, or a missing or superfluous context.
+            ValueError: for what is no shape, a missing or superfluous context, or, without gradients, one that is not
+                finite; with them its log-density is NaN.
         """
         rows, contexts, batch = self._rows(self._noise(shape, context), context, self.base.event_shape, "z")
         x, log_prob = self._in_chunks(self._generate, rows, contexts)
+        if contexts is not None:  # of NaN in them nothing is known, though some maps leave it as it is
+            log_prob = torch.where(x.flatten(1).isnan().any(1), torch.nan, log_prob)
         return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -748,6 +750,8 @@ class Flow(Summarised, nn.Module):
         self._check_context(context)
         if context is not None:
             batch += context.shape[: context.dim() - len(self.context_shape)]
+            if not torch.is_grad_enabled():  # a training looks at its losses
+                self._expect_finite(context.reshape(-1, *self.context_shape), "contexts")
         return self.base.sample(batch)
 
     def _check_context(self, context: Tensor | None) -> None:
@@ -792,6 +796,13 @@ class Flow(Summarised, nn.Module):
             batch,
         )
 
+    def _expect_finite(self, rows: Tensor | None, name: str = "values") -> None:
+        """Refuse NaN and infinity in rows, but while a graph is made."""
+        if rows is not None and not ops.tracing():
+            bad = self._non_finite(rows, None)
+            if bad is not None:
+                raise _not_finite(bad, name)
+
     @staticmethod
     def _non_finite(rows: Tensor, context: Tensor | None) -> Tensor | None:
         """Which rows hold NaN or infinity, or None; one pass over memory where there are none."""
@@ -806,14 +817,15 @@ class Flow(Summarised, nn.Module):
         return bad
 
 
-def not_finite(bad: Tensor) -> ValueError:
+def _not_finite(bad: Tensor, name: str = "values") -> ValueError:
     """The error for rows some of which hold NaN or infinity.
 
     Args:
         bad: which do, ``(n,)``.
+        name: what they are.
     """
     return ValueError(
-        f"expected finite values, got NaN or infinity in {int(bad.sum())} of {len(bad)} rows, first in row "
+        f"expected finite {name}, got NaN or infinity in {int(bad.sum())} of {len(bad)} rows, first in row "
         f"{int(bad.nonzero()[0, 0])}"
     )
 

@@ -18,7 +18,7 @@ from diffeo.recipes import build
 from diffeo.transforms.univariate import UNIVARIATES, Gated, MixtureOfLogistics, Univariate, as_univariate, describe
 from diffeo.variational import VAE
 
-__all__ = ["described", "rebuilt"]
+__all__ = ["described", "expect_as_made", "rebuilt"]
 
 LARGEST = 100_000  # numbers in a tensor among the arguments: a mask or an order, not weights
 
@@ -83,6 +83,35 @@ def described(flow: Flow) -> dict[str, Any]:
 
 def _recipe_or_structure(flow: Flow) -> dict[str, Any]:
     return {"recipe": flow.recipe} if flow.recipe is not None else described(flow)
+
+
+def expect_as_made(flow: Flow) -> None:
+    """Refuse a recipe's flow that was changed since it was made: the recipe would make another one.
+
+    Args:
+        flow: with a recipe.
+
+    Raises:
+        ValueError: naming the first part that is another one.
+    """
+    assert flow.recipe is not None
+    with torch.random.fork_rng([]):  # what is made draws weights
+        usual = _anatomy(rebuilt({"recipe": flow.recipe}))
+    parts = _anatomy(flow)
+    other = next((name for name in {**usual, **parts} if usual.get(name) != parts.get(name)), None)
+    if other is not None:
+        raise ValueError(
+            f"expected a flow as its recipe {flow.recipe['name']!r} made it, got another {other}; make it by hand, "
+            "diffeo.Flow(base, transforms)"
+        )
+
+
+def _anatomy(flow: Flow) -> dict[str, Any]:
+    """What a flow is made of, by name: kinds of modules and of maps, and shapes of tensors."""
+    modules = {name: type(part) for name, part in flow.named_modules()}
+    maps = {name: getattr(part, "univariate", None) for name, part in flow.named_modules()}
+    kinds = {f"{name}.univariate": describe(each) for name, each in maps.items() if each is not None}
+    return modules | kinds | {name: tensor.shape for name, tensor in flow.state_dict().items()}
 
 
 def rebuilt(structure: Mapping[str, Any]) -> Flow:

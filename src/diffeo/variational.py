@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffeo.arguments import expect_whole
 from diffeo.bases import Base
-from diffeo.flow import Flow, as_sample_shape, not_finite
+from diffeo.flow import Flow, as_sample_shape
 from diffeo.likelihoods import Likelihood
 from diffeo.summary import Summarised, Summary, pair, quantity
 from diffeo.transforms.base import Transform, as_shape
@@ -353,9 +353,7 @@ class VAE(Flow):
     def _finite(self, value: Tensor, shape: torch.Size, name: str) -> tuple[Tensor, torch.Size]:
         """Rows (n, *shape), and their batch shape; NaN and infinity are refused."""
         rows, _, batch = self._rows(value, None, shape, name)
-        bad = self._non_finite(rows, None)
-        if bad is not None:
-            raise not_finite(bad)
+        self._expect_finite(rows)
         return rows, batch
 
     def _read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -321,8 +321,8 @@ class Nothing:
 
 
 def _expect_batch(size: int) -> None:
-    if size < 1:
-        raise ValueError(f"expected a batch size of at least 1, got {size}")
+    if not hasattr(type(size), "__index__") or size < 1:
+        raise ValueError(f"expected a batch size of at least 1, a whole number, got {size}")
 
 
 def _chunk_size(x: Tensor, batch_size: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffeo.arguments import expect_number, expect_whole
 from diffeo.flow import Flow
 from diffeo.nets.precision import bfloat16 as half_precision
 from diffeo.objectives import Objective, WithoutData, as_objective
@@ -17,7 +18,7 @@ from diffeo.summary import Curve, Summarised, Summary, pair, quantity
 from diffeo.training.batches import Nothing, Rows, Stream, default_epochs, default_patience, split
 from diffeo.training.checkpoint import Store, describe, trained
 from diffeo.training.evaluate import evaluate
-from diffeo.training.initialise import breakdown, initialise
+from diffeo.training.initialise import Breakdown, breakdown, initialise
 from diffeo.training.interrupt import Interrupt
 from diffeo.training.journal import Journal
 from diffeo.training.optimizer import learning_rate
@@ -219,12 +220,14 @@ def fit(
         >>> result.best_loss == min(entry["val_loss"] for entry in result.history)
         True
     """
-    for name, number, low in (
-        ("lr", lr, 0.0), ("clip", clip, 0.0), ("epochs", epochs, 0), ("minutes", minutes, 0.0),
-        ("accumulate", accumulate, 0),
-    ):  # fmt: skip
+    for name, number, low in (("clip", clip, 0.0), ("epochs", epochs, 0), ("minutes", minutes, 0.0)):
         if number is not None and not number > low:
             raise ValueError(f"expected {name} > {low}, got {number}")
+    expect_number(0, above=True, lr=lr)
+    expect_number(0, weight_decay=weight_decay)
+    expect_whole(1, accumulate=accumulate, **({} if epochs is None else {"epochs": epochs}))
+    if patience is not None and not patience >= 0:
+        raise ValueError(f"expected patience >= 0, got {patience}")
     if not 0 <= warmup < 1:
         raise ValueError(f"expected warmup in [0, 1), got {warmup}")
 
@@ -392,8 +395,12 @@ def fit(
         save()
         world.wait()  # until it is on the disk for all
         if not best:
+            if valid is not None and state.stopped:
+                raise Breakdown(f"training stopped: no epoch has a finite validation loss; {objective.remedy}")
             with update.average.applied():
                 best = snapshot()
+            if not all(tensor.isfinite().all() for _, tensor in objective.named_parameters()):
+                raise Breakdown(f"training stopped: the weights are no longer finite; {objective.remedy}")
             state.best_epoch = state.epoch
             if valid is None and state.history:
                 state.best_loss = state.history[-1]["loss"]

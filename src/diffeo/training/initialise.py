@@ -11,7 +11,7 @@ from diffeo.training.batches import Batch, Nothing, Rows, Stream, in_proportion
 from diffeo.training.faults import locate
 from diffeo.training.seeding import derive, seed_noise
 
-__all__ = ["breakdown", "initialise"]
+__all__ = ["Breakdown", "breakdown", "initialise"]
 
 
 @torch.no_grad()

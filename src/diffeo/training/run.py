@@ -24,7 +24,7 @@ from diffeo.fields import Number, problem
 from diffeo.flow import Flow
 from diffeo.legible import legible
 from diffeo.recipes.stored import completed
-from diffeo.structure import described, rebuilt
+from diffeo.structure import described, expect_as_made, rebuilt
 from diffeo.training.contents import FORMAT, MODEL_JSON
 from diffeo.training.guard import Allowance
 from diffeo.training.parallel import choose_device
@@ -196,7 +196,10 @@ def trained_recipe(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _recipe(flow: Flow) -> dict[str, Any]:
-    return flow.recipe or {"name": BY_HAND, "arguments": described(flow)}
+    if flow.recipe is None:
+        return {"name": BY_HAND, "arguments": described(flow)}
+    expect_as_made(flow)
+    return flow.recipe
 
 
 def save_metrics(path: StrPath, metrics: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
@@ -266,8 +269,12 @@ def save(flow: Flow, path: StrPath, force: bool = False) -> None:
 
     Raises:
         UserError: if it cannot be written.
-        ValueError: for a flow with parts that are not diffeo's.
+        ValueError: for a flow with parts that are not diffeo's, that is not as its recipe made it, or whose weights are
+            not finite.
     """
+    for name, parameter in flow.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"expected finite weights, got NaN or infinity in {name}")
     with claimed(path, force=force) as folder:
         create_run(folder, flow, provenance=provenance())
         save_weights(folder, flow)

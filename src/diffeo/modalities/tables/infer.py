@@ -72,7 +72,7 @@ RESOLVED = 2000.0  # steps of a grid within the bulk of a column; finer ones are
 MOST_PLACES = 6  # decimals of a column whose samples are rounded to as many
 SAMPLE = 4096  # rows kept for medians
 WHOLE = 2.0**53
-FAR = 1000.0  # times the spread: beyond it float32 loses too much
+FAR = 16.0  # times the spread: beyond it float32 loses what a table tells apart, such as hours of days since 1970
 EXTREME = 1e30  # float32 ends at 3e38, and squares are taken of standardised values only
 
 

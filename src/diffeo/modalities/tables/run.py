@@ -548,7 +548,7 @@ class TableRun(OpenRun):
         def chunks() -> Iterator[tuple[Tensor, np.ndarray]]:
             start = 0
             for values in table.batches(names):
-                self._refuse_infinite(values[:, order], table, start)
+                self._refuse_impossible(values[:, order], table, start)
                 start += len(values)
                 with naming_rows(table):
                     encoded = schema.encode(values[:, order], table.dictionaries, gaps=True)
@@ -556,8 +556,15 @@ class TableRun(OpenRun):
 
         return Gappy(table.num_rows, names, [types[name] for name in names], categories, chunks())
 
-    def _refuse_infinite(self, values: np.ndarray, table: Table, start: int) -> None:
-        """Refuse what is infinite, or as good as that: given it, nothing can be drawn."""
+    def _refuse_impossible(self, values: np.ndarray, table: Table, start: int) -> None:
+        """Refuse what is infinite, or as good as that, and fractions of a whole number: given them nothing is drawn."""
+        whole = np.array([dtype.startswith(("int", "uint")) for dtype in self.schema.dtypes])
+        fractions = whole & np.isfinite(values) & (values != np.rint(values))
+        for row, place in np.argwhere(fractions)[:1].tolist():
+            raise UserError(
+                f"{table.name}: {table.where(start + row + 1)}, column {self.schema.names[place]!r}: holds"
+                f" {values[row, place]:g}, where the model knows whole numbers; correct it, or leave the cell empty"
+            )
         for row, place in np.argwhere(np.abs(values) >= LARGEST)[:1].tolist():
             raise UserError(
                 f"{table.name}: {table.where(start + row + 1)}, column {self.schema.names[place]!r}: holds"
@@ -575,7 +582,8 @@ class TableRun(OpenRun):
                 missing = ~known[:, schema.places[name]].all(1).cpu().numpy()
                 whole[missing, place] = drawn[missing, k]
             else:
-                whole[:, place] = drawn[:, k]  # a constant
+                missing = np.array([cell is None or cell != cell for cell in whole[:, place]], dtype=bool)
+                whole[missing, place] = drawn[missing, k]  # a constant
         return whole
 
     # ---- Checking ---------------------------------------------------------------------------------------------------
