@@ -51,7 +51,8 @@ class Autoregressive(Transform):
     With ``Affine`` this is MAF (Papamakarios et al. 2017, arXiv:1705.07057); its ``Inverse`` is IAF (Kingma et al.
     2016, arXiv:1606.04934). Normalizing (``inverse``) is one parallel pass. Generating is sequential, by the network's
     incremental inversion, which costs about one pass as well. Both directions are differentiable: the gradient of the
-    sequential one is exact, by implicit differentiation, with one transposed solve.
+    sequential one is exact, by implicit differentiation, with one transposed solve; second derivatives of that one are
+    refused (RuntimeError) but within ``torch.func``.
 
     Args:
         univariate: the map of each element, or its name (``as_univariate``).
