@@ -530,6 +530,18 @@ def test_samples_of_a_context_that_is_not_finite_are_refused_or_have_no_density(
     torch.testing.assert_close(log_prob[:, 0], flow.log_prob(x[:, 0], context[0]), atol=1e-3, rtol=1e-4)
 
 
+def test_what_is_no_real_tensor_is_refused():
+    flow = diffeo.maf(3, 2, hidden=(8,))
+    with pytest.raises(TypeError, match=r"expected x as real numbers, got torch\.complex64"):
+        flow.log_prob(torch.zeros(2, 3, dtype=torch.complex64), torch.zeros(2))
+    with pytest.raises(TypeError, match=r"expected a context as a torch\.Tensor, got list"):
+        flow.log_prob(torch.zeros(2, 3), [0.0, 0.0])
+    with pytest.raises(TypeError, match="expected x as real numbers"):
+        diffeo.fit(diffeo.maf(3, hidden=(8,)), torch.zeros(20, 3, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"one loss per example, shape \(\d+,\), got \(\d+, 2\)"):
+        diffeo.fit(diffeo.maf(3, hidden=(8,)), torch.zeros(20, 2, 3))
+
+
 def test_a_distribution_takes_values_of_its_event_alone():
     flow = diffeo.maf(3, hidden=(8,))
     for bad in (torch.tensor([[0.7], [1.2]]), torch.tensor(0.7), torch.zeros(2)):

@@ -759,6 +759,8 @@ class Flow(Summarised, nn.Module):
         if context is None:
             if rank:
                 raise ValueError(f"expected a context of shape (*batch, {_sizes(self.context_shape)}), got none")
+        elif not isinstance(context, Tensor):
+            raise TypeError(f"expected a context as a torch.Tensor, got {type(context).__name__}")
         elif not rank:
             raise ValueError(f"expected no context, got one of shape {tuple(context.shape)}")
         elif context.dim() < rank or context.shape[context.dim() - rank :] != self.context_shape:
@@ -772,6 +774,8 @@ class Flow(Summarised, nn.Module):
         """Check, cast, broadcast and flatten: ``(rows, *event)``, ``(rows, *context)`` and the batch shape."""
         if not isinstance(value, Tensor):
             raise TypeError(f"expected {name} as a torch.Tensor, got {type(value).__name__}")
+        if value.is_complex():
+            raise TypeError(f"expected {name} as real numbers, got {value.dtype}")
         rank = len(event_shape)
         if value.dim() < rank or value.shape[value.dim() - rank :] != event_shape:
             raise ValueError(f"expected {name} of shape (*batch, {_sizes(event_shape)}), got {tuple(value.shape)}")

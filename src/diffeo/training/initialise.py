@@ -31,18 +31,22 @@ def initialise(
     tensors = [*objective.parameters(), *objective.buffers()]
     before = [tensor.clone() for tensor in tensors]
     noise = derive(seed, "initialise")
-    draws = isinstance(objective, WithoutData)
+
+    def finite(rows: Batch) -> Tensor:
+        losses = objective(rows.x, rows.context)
+        if losses.shape != (len(rows.x),):
+            raise ValueError(f"expected one loss per example, shape ({len(rows.x)},), got {tuple(losses.shape)}")
+        return losses.isfinite() | isinstance(objective, WithoutData)
+
     for batch in map(_in_proportion, islice(source.examples(seed), attempts)):
         seed_noise(device, noise)
-        good = objective.eval()(batch.x, batch.context).isfinite() | draws
+        objective.eval()
+        good = finite(batch)
         shown = batch.take(good) if good.any() else batch
         objective.train()
         while len(shown.x):
             seed_noise(device, noise)
-            losses = objective(shown.x, shown.context)
-            if losses.shape != (len(shown.x),):
-                raise ValueError(f"expected one loss per example, shape ({len(shown.x)},), got {tuple(losses.shape)}")
-            good = losses.isfinite() | draws
+            good = finite(shown)
             if good.all():
                 versions = [buffer._version for buffer in objective.buffers()]
                 objective(shown.x, shown.context)
