@@ -430,8 +430,6 @@ def posterior(
         learned = _learned(flows, theta, x, parts, METHODS[method].objective, training, most_epochs, jobs, say)
         result, held = learned.result, learned.rows
         impossible = int(torch.isneginf(learned.log_prob).sum())
-        if impossible == len(held):
-            raise UserError("training broke down: no simulation that was held out is possible; lower the learning rate")
         if impossible:
             notes.append(f"{impossible:,} of {len(held):,} simulations that were held out are impossible by the model")
             say(notes[-1])
