@@ -530,6 +530,29 @@ def test_samples_of_a_context_that_is_not_finite_are_refused_or_have_no_density(
     torch.testing.assert_close(log_prob[:, 0], flow.log_prob(x[:, 0], context[0]), atol=1e-3, rtol=1e-4)
 
 
+def test_far_gaussians_have_second_derivatives_and_half_precision():
+    means = torch.tensor([[0.0, 0.0], [1e6, 0.0], [0.0, 1.0]])
+    base, z = Gaussians.of(means, torch.eye(2)[None]), torch.tensor([0.3, 0.2], dtype=torch.double)
+
+    def exact(z):
+        return torch.logsumexp(-0.5 * (z - means.double()).square().sum(1), 0) - math.log(3 * 2 * math.pi)
+
+    expected = torch.func.jacrev(torch.func.jacrev(exact))(z)
+    torch.testing.assert_close(torch.autograd.functional.hessian(base.log_prob, z), expected)
+    halves = Gaussians.of(means.clamp_max(1e4), torch.eye(2)[None]).half()
+    torch.testing.assert_close(halves.log_prob(z), exact(z), atol=0.05, rtol=0)
+
+
+def test_samples_with_gaps_keep_their_density_given_a_context():
+    columns = [{"steps": [0.0], "gaps": True}, {"steps": [0.0]}]
+    flow = diffeo.recipes.build(
+        "mixed", {"features": 2, "context": 2, "columns": columns, "hidden": 8, "layers": 1, "orders": 2}
+    ).eval()
+    x, log_prob = flow.sample_and_log_prob(200, torch.zeros(2))
+    assert x.isnan().any()
+    assert log_prob.isfinite().all()
+
+
 def test_what_is_no_real_tensor_is_refused():
     flow = diffeo.maf(3, 2, hidden=(8,))
     with pytest.raises(TypeError, match=r"expected x as real numbers, got torch\.complex64"):

@@ -320,6 +320,13 @@ def test_second_derivatives_of_the_sequential_direction_are_refused():
     x = torch.randn(2, dtype=torch.double)
     with pytest.raises(RuntimeError, match=r"expected first derivatives .* torch.func"):
         torch.autograd.functional.hessian(flow.log_prob, x)
+    for penalised in (flow.log_prob, lambda x: flow.log_prob(x) + x.square().sum()):
+        leaf = x.clone().requires_grad_()
+        (score,) = torch.autograd.grad(penalised(leaf), leaf, create_graph=True)
+        usual = torch.autograd.grad(penalised(leaf), leaf)[0]
+        assert torch.allclose(score, usual), "the first one is there"
+        with pytest.raises(RuntimeError, match="got second ones"):
+            score.square().sum().backward()
     step = 1e-5 * torch.eye(2, dtype=torch.double)
     gradient = torch.func.jacrev(flow.log_prob)
     differences = torch.stack([(gradient(x + each) - gradient(x - each)) / 2e-5 for each in step])

@@ -170,6 +170,26 @@ def test_a_prior_may_be_any_object_that_has_what_is_asked_of_it():
         assert ("beyond_prior" in learned.facts) == ("log_prob" in parts)
 
 
+def test_a_prior_may_know_its_support_in_its_own_way():
+    theta, x = uniform(100)
+    theta[0, 0] = 0.0  # on the bound, which a closed support holds
+
+    class Unknown(torch.distributions.Distribution):
+        def __init__(self):
+            super().__init__(event_shape=torch.Size((2,)), validate_args=False)
+
+        def log_prob(self, value):
+            return torch.zeros(len(value))
+
+    box = Independent(Uniform(torch.zeros(2), torch.ones(2)), 1)
+    own = type("Own", (), {"log_prob": lambda self, theta: 0 * theta.sum(-1), "event_shape": None, "support": None})()
+    method = type("Own", (), {"log_prob": lambda self, theta: 0 * theta.sum(-1), "support": lambda self: None})()
+    for known in (Unknown(), box, own, method):
+        learned = diffeo.posterior(theta, x, known, support="real", epochs=1, folds=1)
+        assert np.isfinite(learned.facts["beyond_prior"]["mean"])
+        assert learned.importance(x[0], lambda theta: -theta.square().sum(-1), 50).samples.shape == (50, 2)
+
+
 def test_importance_with_a_mixture_for_a_prior():
     """torch takes the support of a mixture for the intersection of its components'."""
     parts = Uniform(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0]), validate_args=False)
@@ -479,6 +499,9 @@ def test_numbers_that_float32_does_not_tell_apart_are_refused(theta, x, message)
     parameters, observed = (each.double() for each in conjugate(100))
     with pytest.raises(ValueError, match=message):
         diffeo.posterior(parameters + theta, observed + x, **QUICK)
+    tenth = torch.full((100, 1), 0.1, dtype=torch.double)  # of one value, whatever float32 makes of it
+    learned = diffeo.posterior(parameters, torch.cat([observed, tenth], 1), epochs=1, folds=1)
+    assert "note: x[2] is the same in all simulations" in repr(learned)
     exact = torch.round(64 * parameters) / 64  # of which float32 loses nothing
     diffeo.posterior(exact + 1024 * (theta > 0), observed, epochs=1, folds=1)
 

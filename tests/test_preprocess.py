@@ -81,6 +81,15 @@ def test_one_absurd_entry_does_not_set_the_scale():
     assert constant.std.item() == 1
 
 
+@pytest.mark.parametrize(("rows", "absurd"), [(20, 1), (60, 2), (1000, 20)])
+def test_a_few_absurd_entries_do_not_set_the_scale(rows, absurd):
+    x = torch.randn(rows, 1)
+    x[:absurd] = 1e30
+    layer = Standardize(1)
+    layer.initialize(x)
+    torch.testing.assert_close(layer.std, x[absurd:].std(0, correction=0))
+
+
 def test_two_clusters_far_apart_are_both_data():
     x = torch.randn(1000, 2)
     x[::2, 0] += 1e8

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any, Self, SupportsFloat
+import operator
+from typing import Any, Self
 
 __all__ = ["KnowsArguments", "expect_number", "expect_whole"]
 
@@ -22,7 +23,11 @@ def expect_whole(least: int, /, **numbers: Any) -> None:
         ValueError: naming the first such argument.
     """
     for name, number in numbers.items():
-        if isinstance(number, bool) or not hasattr(type(number), "__index__"):
+        try:
+            whole = not isinstance(number, bool) and operator.index(number) is not None
+        except TypeError:
+            whole = False
+        if not whole:
             raise ValueError(f"expected {name} >= {least}, got {number!r}; give a whole number")
         if number < least:
             raise ValueError(f"expected {name} >= {least}, got {number}")
@@ -41,7 +46,10 @@ def expect_number(low: float, high: float = math.inf, /, *, above: bool = False,
         ValueError: naming the first such argument.
     """
     for name, number in numbers.items():
-        real = isinstance(number, SupportsFloat) and not isinstance(number, bool | str) and math.isfinite(number)
+        try:
+            real = not isinstance(number, bool | complex) and math.isfinite(number)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            real = False
         if not real or not low <= number <= high or (above and number == low):
             span = f"{'>' if above else '>='} {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
             raise ValueError(f"expected {name} {span}, got {number!r}")

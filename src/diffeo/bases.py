@@ -272,8 +272,7 @@ class Gaussians(Base):
 
         That is whether Gaussians of one covariance are so near each other that squares, subtracted, keep their digits.
         """
-        spread = (self.means - self.means.mean(0)) @ self.whitening[0].mT
-        self._near = bool(spread.square().sum(1).max() < NEAR)
+        self._near = _are_near((self.means - self.means.mean(0)) @ self.whitening[0].mT)
 
     def _summed(self, rows: Tensor) -> Tensor:
         log_det = self.whitening.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -281,11 +280,12 @@ class Gaussians(Base):
             centre = self.means.mean(0)
             white, means = ((each - centre) @ self.whitening[0].mT for each in (rows, self.means))
             if not ops.tracing():
-                self.settle()
+                self._near = _are_near(means)
             if self._near:  # the square of a row is the same for all
                 terms = torch.addmm(self.log_weights + log_det - 0.5 * means.square().sum(1), white, means.mT)
                 return torch.logsumexp(terms, 1) - 0.5 * white.square().sum(1)
-            if ops.tracing():  # exporters do not know cdist
+            graphed = rows.requires_grad and torch.is_grad_enabled()
+            if ops.tracing() or graphed or white.dtype == torch.float16:  # cdist has no second derivative, nor halves
                 squares = torch.zeros_like(white @ means.mT)
                 for column, mean in zip(white.mT, means.mT, strict=True):
                     squares = squares + (column[:, None] - mean).square()
@@ -308,6 +308,11 @@ class Gaussians(Base):
             result[mine] = torch.linalg.solve_triangular(factors[each], noise[mine].mT, upper=False).mT
         result = result + self.means[chosen]
         return result.reshape(*shape, *self.event_shape).to(self.device_marker.dtype)
+
+
+def _are_near(white: Tensor) -> bool:
+    """Whether points are so near their centre that squares, subtracted, keep their digits."""
+    return bool(white.square().sum(1).max() < NEAR)
 
 
 class StudentT(Base):

@@ -520,8 +520,8 @@ class Flow(Summarised, nn.Module):
         """
         rows, contexts, batch = self._rows(self._noise(shape, context), context, self.base.event_shape, "z")
         x, log_prob = self._in_chunks(self._generate, rows, contexts)
-        if contexts is not None:  # of NaN in them nothing is known, though some maps leave it as it is
-            log_prob = torch.where(x.flatten(1).isnan().any(1), torch.nan, log_prob)
+        if contexts is not None:  # given NaN nothing is known, though some maps take it for a value out of their box
+            log_prob = torch.where(contexts.flatten(1).isfinite().all(1), log_prob, torch.nan)
         return x.reshape(*batch, *self.event_shape), log_prob.reshape(batch)
 
     def encode(self, x: Tensor, context: Tensor | None = None) -> Tensor:

@@ -82,7 +82,10 @@ def described(flow: Flow) -> dict[str, Any]:
 
 
 def _recipe_or_structure(flow: Flow) -> dict[str, Any]:
-    return {"recipe": flow.recipe} if flow.recipe is not None else described(flow)
+    if flow.recipe is None:
+        return described(flow)
+    expect_as_made(flow)
+    return {"recipe": flow.recipe}
 
 
 def expect_as_made(flow: Flow) -> None:

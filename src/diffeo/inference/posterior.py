@@ -393,7 +393,8 @@ def posterior(
     features = theta.shape[1]
     labels = names_of(handed, names, features)
     expect_varying(theta, labels)
-    where = prior_support(prior, features) if support is None else support
+    where = prior_support(prior, features)
+    where = where if support is None else support
     onto = None if where is None else as_support(where, features)
     if onto is not None:
         theta = within(onto, theta, labels)

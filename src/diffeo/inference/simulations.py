@@ -72,11 +72,12 @@ def read(theta: Any, x: Any, missing: str) -> tuple[Tensor, Tensor, int]:
 
 def _expect_resolved(handed: Tensor, single: Tensor, name: str) -> None:
     """Refuse numbers that differ by less than float32 resolves where they are, such as times since 1970."""
-    if handed.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.bool) or len(handed) < 2:
-        return
+    if handed.dtype not in (torch.float64, torch.int64, torch.int32, torch.uint32, torch.uint64) or len(handed) < 2:
+        return  # float32 holds them all
     double = handed.double()
     spread = double.std(0)
     unresolved = (double - single.double()).abs().amax(0) > LOST * spread
+    unresolved &= (double != double[:1]).any(0)  # constants are another matter
     if unresolved.any():
         first = tuple(unresolved.nonzero()[0].tolist())
         raise ValueError(
@@ -140,7 +141,8 @@ def prior_support(prior: Any, features: int) -> Any:
     Raises:
         ValueError: for a prior of another number of parameters.
     """
-    event, batch = (torch.Size(getattr(prior, name, ())) for name in ("event_shape", "batch_shape"))
+    shapes = (getattr(prior, name, None) or () for name in ("event_shape", "batch_shape"))
+    event, batch = (torch.Size((shape,) if isinstance(shape, int) else shape) for shape in shapes)
     sizes = {features} if event else {1, features}
     if (event or batch).numel() not in sizes:
         raise ValueError(
@@ -189,10 +191,7 @@ def log_prior(prior: Any, theta: Tensor) -> Tensor:
     Raises:
         ValueError: for a ``log_prob`` that fails or returns another shape.
     """
-    inside = torch.ones(len(theta), dtype=torch.bool, device=theta.device)
-    support = prior_support(prior, theta.shape[1])
-    if support is not None:
-        inside = torch.isfinite(as_support(support, theta.shape[1]).to(theta.device).inverse_and_log_det(theta)[1])
+    theta, inside = _inside(prior, theta)
     count, shape = int(inside.sum()), shape_text(theta[inside].shape)
     try:
         values = torch.as_tensor(prior.log_prob(theta[inside])).to(theta)
@@ -206,6 +205,23 @@ def log_prior(prior: Any, theta: Tensor) -> Tensor:
             f"expected a prior whose log_prob is ({count},) for parameters {shape}, got {shape_text(values.shape)}"
         )
     return theta.new_full((len(theta),), -math.inf).masked_scatter(inside, values)
+
+
+def _inside(prior: Any, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Parameters off the bounds of a prior's support, and which are within it ``(N,)``, as far as it says so."""
+    support = prior_support(prior, theta.shape[1])
+    everywhere = torch.ones(len(theta), dtype=torch.bool, device=theta.device)
+    if support is None:
+        return theta, everywhere
+    try:
+        onto = as_support(support, theta.shape[1]).to(theta.device)
+    except (NotImplementedError, ValueError, TypeError):  # of a kind of its own
+        try:
+            return theta, prior.support.check(theta).reshape(len(theta), -1).all(1)
+        except (NotImplementedError, AttributeError):
+            return theta, everywhere
+    theta = onto.off_bounds(theta)
+    return theta, torch.isfinite(onto.inverse_and_log_det(theta)[1])
 
 
 def expect_prior(prior: Any, theta: Tensor) -> Tensor:

@@ -47,8 +47,7 @@ class ELBO(_OfBounds):
 
     def __init__(self, flow: nn.Module, *, free_bits: float = 0.0, warmup: int = 0) -> None:
         super().__init__(flow)
-        expect_number(0, free_bits=free_bits)
-        expect_whole(0, warmup=warmup)
+        expect_number(0, free_bits=free_bits, warmup=warmup)
         self.free_bits, self.warmup = free_bits, warmup
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from diffeo.arguments import expect_whole
+from diffeo.arguments import expect_number
 from diffeo.objectives.base import Objective
 from diffeo.objectives.distillation import path_gradient, reparameterized
 from diffeo.objectives.target import LogDensity, Target
@@ -101,7 +101,7 @@ class ReverseKL(WithoutData):
         super().__init__(flow, log_density)
         if not self.flow.has_rsample:
             raise ValueError(f"expected a flow whose draws have gradients, got {type(self.flow.base).__name__} noise")
-        expect_whole(0, tempering=tempering)
+        expect_number(0, tempering=tempering)
         self.estimator = path_gradient if path_gradients else reparameterized
         self.tempering = tempering
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))

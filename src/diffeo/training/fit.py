@@ -225,7 +225,9 @@ def fit(
             raise ValueError(f"expected {name} > {low}, got {number}")
     expect_number(0, above=True, lr=lr)
     expect_number(0, weight_decay=weight_decay)
-    expect_whole(1, accumulate=accumulate, **({} if epochs is None else {"epochs": epochs}))
+    if epochs is not None:
+        expect_whole(1, epochs=int(epochs) if float(epochs).is_integer() else epochs)
+    expect_whole(1, accumulate=accumulate)
     if patience is not None and not patience >= 0:
         raise ValueError(f"expected patience >= 0, got {patience}")
     if not 0 <= warmup < 1:

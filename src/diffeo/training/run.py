@@ -108,7 +108,7 @@ def create_run(
 
     Raises:
         UserError: if the folder is not empty, or cannot be written.
-        ValueError: for a flow with parts that are not diffeo's.
+        ValueError: for a flow with parts that are not diffeo's, or that is not as its recipe made it.
     """
     recipe = _recipe(flow)
     folder = Path(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -190,23 +190,38 @@ class _Implicit(torch.autograd.Function):
     def forward(
         ctx: Any, residual: Tensor, solution: Tensor, context: Tensor | None, transform: Autoregressive
     ) -> Tensor:
-        ctx.save_for_backward(solution, context)
+        ctx.save_for_backward(solution, context, residual)
         ctx.transform = transform
         return solution.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        if torch.is_grad_enabled():  # or a second derivative would silently be zero
-            raise RuntimeError(
-                "expected first derivatives of an autoregressive flow's sequential direction, got create_graph=True; "
-                "torch.func (jacrev, hessian) gives second ones"
-            )
-        x, context = ctx.saved_tensors
+        x, context, residual = ctx.saved_tensors
         transform = ctx.transform
-        params = transform.net(x, context).detach().requires_grad_()
-        with torch.enable_grad():
-            z, log_det = transform.univariate.inverse_and_log_det(x, params)
-            (by_params,) = torch.autograd.grad(z.sum(), params)
-        # J^T u = grad, last element first: J = df^-1/dx is lower triangular
-        diagonal = log_det.detach().exp()
-        return transform.net.solve_transposed(x, context, by_params, diagonal, grad), None, None, None
+        with torch.no_grad():
+            params = transform.net(x, context).requires_grad_()
+            with torch.enable_grad():
+                z, log_det = transform.univariate.inverse_and_log_det(x, params)
+                (by_params,) = torch.autograd.grad(z.sum(), params)
+            # J^T u = grad, last element first: J = df^-1/dx is lower triangular
+            diagonal = log_det.detach().exp()
+            solved: Tensor = transform.net.solve_transposed(x, context, by_params, diagonal, grad)
+        if torch.is_grad_enabled():
+            function: Any = _Once
+            solved = function.apply(solved, residual, grad)
+        return solved, None, None, None
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that has none itself: whoever asks for it sees an error, and no zero."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *depends_on: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> NoReturn:
+        raise RuntimeError(
+            "expected first derivatives of an autoregressive flow's sequential direction, got second ones; torch.func "
+            "(jacrev, hessian) gives them"
+        )

@@ -76,7 +76,7 @@ class Standardize(DataDependent):
 def _moments(value: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each element, without a few entries absurdly far from the rest: a million spreads.
 
-    A single entry of 1e30 would otherwise set the scale for good. What is more than a hundredth is not left out: where
+    A single entry of 1e30 would otherwise set the scale for good. What is more than a fiftieth is not left out: where
     two clusters lie that far from each other, both are data. In double precision: the squares of float32's largest
     and smallest numbers are none of its own.
     """
@@ -86,7 +86,7 @@ def _moments(value: Tensor) -> tuple[Tensor, Tensor]:
     far = deviation.abs()
     spread = far.median(0).values
     keep = (far <= 1e6 * spread) | (spread == 0)
-    keep = keep | ((~keep).sum(0) > max(1, len(value) // 100))
+    keep = keep | ((~keep).sum(0) > min(max(2, len(value) // 50), len(value) // 4))
     deviation = torch.where(keep, deviation, 0)
     count = keep.sum(0)
     shift = deviation.sum(0) / count
